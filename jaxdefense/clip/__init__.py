@@ -1,0 +1,1 @@
+"""CLIP's encoders in Flax NNX. Knows nothing of meshes, files or training."""

@@ -1,0 +1,20 @@
+"""A CLIP model: its towers, either of which may be absent, and the logit scale."""
+
+from flax import nnx
+
+from jaxdefense.clip.config import CLIPConfig
+from jaxdefense.clip.layers import FrozenParam, param
+from jaxdefense.clip.text import TextTower
+from jaxdefense.clip.vision import VisionTower
+
+
+class CLIP(nnx.Module):
+    """Both encoders of a CLIP model."""
+
+    def __init__(self, cfg: CLIPConfig, rngs: nnx.Rngs):
+        self.cfg = cfg
+        self.text = TextTower(cfg.text, rngs) if cfg.text else None
+        self.vision = VisionTower(cfg.vision, rngs) if cfg.vision else None
+        if cfg.text and cfg.vision:
+            init = nnx.initializers.constant(2.6592)  # log(1 / 0.07), as the source starts
+            self.logit_scale = param(rngs, (), (), init, FrozenParam)

@@ -1,0 +1,97 @@
+"""The text tower, fed with rows of packed captions or with plain padded ones: one code path.
+
+The tower is causal and reads out at the end-of-text token, so what follows that token changes
+nothing and need not be computed. Several captions therefore share a row: `segments_RT` tells them
+apart, `positions_RT` restart at 0 in each, and a token sees its own caption's past alone.
+
+Source: transformers `models/clip/modeling_clip.py` (CLIPTextTransformer).
+Parity: tests/test_parity.py <= 1e-4; packed = padded, tests/test_packing.py <= 1e-5.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxdefense.clip.config import TextConfig
+from jaxdefense.clip.layers import Encoder, LayerNorm, normal, param
+
+Array = jax.Array | np.ndarray
+
+
+class Text(NamedTuple):
+    """Token rows and where to read their captions out.
+
+    Fields:
+        tokens_RT: int [R, T], token ids, any value outside the captions.
+        segments_RT: int [R, T], number of the caption in its row from 1; 0 is padding.
+        positions_RT: int [R, T], position of the token in its caption, from 0.
+        readout_RS: int [R, S], index in the row of each slot's end-of-text token; 0 if empty.
+    """
+
+    tokens_RT: Array
+    segments_RT: Array
+    positions_RT: Array
+    readout_RS: Array
+
+
+def plain_text(tokens_BT: Array, readout_B: Array) -> Text:
+    """Give padded captions, one a row, the form the tower takes.
+
+    All T positions count as the caption's, as in the source: padding after the end of text is
+    computed (level `hidden` reads it) but cannot reach what is before it.
+    """
+    ones = np.ones(tokens_BT.shape, np.int32)
+    positions = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
+    return Text(tokens_BT, ones, positions, np.asarray(readout_B, np.int32)[:, None])
+
+
+class TextTower(nnx.Module):
+    """CLIP's causal text transformer."""
+
+    def __init__(self, cfg: TextConfig, rngs: nnx.Rngs):
+        self.cfg = cfg
+        d = cfg.width
+        vocab, positions = (cfg.vocab_size, d), (cfg.context_length, d)
+        self.token_embedding = param(rngs, vocab, ("vocab", "embed"), normal(0.02))
+        self.position_embedding = param(rngs, positions, ("position", "embed"), normal(0.02))
+        self.encoder = Encoder(cfg, rngs)
+        self.final_layer_norm = LayerNorm(d, cfg.norm_eps, rngs)
+        self.projection = (
+            param(rngs, (d, cfg.embed), ("embed", "shared"), normal(d**-0.5)) if cfg.embed else None
+        )
+
+    def _encode(self, text: Text) -> jax.Array:
+        length = text.tokens_RT.shape[-1]
+        segments_RT = jnp.asarray(text.segments_RT)
+        mask_RTT = segments_RT[:, :, None] == segments_RT[:, None, :]
+        mask_RTT &= jnp.tri(length, dtype=bool)
+        x_RTD = self.token_embedding[...][text.tokens_RT]
+        x_RTD = x_RTD + self.position_embedding[...][text.positions_RT]
+        return self.encoder(x_RTD.astype(self.cfg.dtype), mask_RTT)
+
+    def hidden(self, text: Text) -> jax.Array:
+        """Encode every position.
+
+        Returns:
+            f32 [R, T, D], after the final norm: what a diffusion model reads.
+        """
+        return self.final_layer_norm(self._encode(text)).astype(jnp.float32)
+
+    def __call__(self, text: Text) -> jax.Array:
+        """Embed every caption.
+
+        Returns:
+            f32 [R, S, E], not normalised; empty slots hold numbers without meaning. For a tower
+            without a projection, [R, S, D]: the final norm's output at the end of text.
+        """
+        x_RTD = self._encode(text)
+        # Only the read-out tokens need the final norm and the projection.
+        x_RSD = jnp.take_along_axis(x_RTD, jnp.asarray(text.readout_RS)[:, :, None], axis=1)
+        x_RSD = self.final_layer_norm(x_RSD)
+        if self.projection is None:
+            return x_RSD.astype(jnp.float32)
+        kernel = self.projection[...].astype(x_RSD.dtype)
+        return jnp.matmul(x_RSD, kernel, preferred_element_type=jnp.float32)

@@ -1,0 +1,303 @@
+"""Settings of every command: frozen dataclasses, filled from a config file, `--set` and flags.
+
+A config file is Python with `get_config()` returning an `ml_collections.ConfigDict`. It is turned
+into the dataclasses here, so that a key nobody knows fails at start, and so does a missing one.
+The rest of the package never sees a ConfigDict.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import ml_collections
+
+from jaxdefense.clip.config import Remat
+from jaxdefense.defense.losses import DISTANCES
+
+T = TypeVar("T")
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if value <= 0:
+            raise ValueError(f"`{name}` (={value}) must be above 0.")
+
+
+def _not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if value < 0:
+            raise ValueError(f"`{name}` (={value}) must be at least 0.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The model that is worked on."""
+
+    path: str  # model directory
+    tokenizer: str = ""  # directory of its tokenizer, "" for the model's own
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the computation; auto is bfloat16
+    # on accelerators, float32 on CPU
+    remat: Remat = "none"  # none, dots (keep matrix products) or full (keep layer inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices along each axis; -1 takes what the others leave."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a learning rate that falls at milestones; defaults of the paper's text encoder."""
+
+    lr: float = 1e-4
+    milestones: tuple[int, ...] = (200, 300)  # steps
+    gamma: float = 0.5  # the learning rate is multiplied by this at each
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self):
+        _positive(lr=self.lr, gamma=self.gamma, eps=self.eps)
+        _not_negative(weight_decay=self.weight_decay)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextDataConfig:
+    """What the text defense reads."""
+
+    names: str  # names file
+    captions: str  # captions file, or tfds:NAME[/CONFIG][:SPLIT]
+    tfds_dir: str = ""  # where TFDS datasets are prepared, "" for the library's default
+    row_length: int = 0  # tokens of a packed row, 0 to choose
+    prefetch: int = 4  # batches made ahead
+
+    def __post_init__(self):
+        _not_negative(row_length=self.row_length)
+        _positive(prefetch=self.prefetch)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTrainConfig:
+    """The text defense; defaults of the paper."""
+
+    steps: int = 400
+    num_clean: int = 128  # captions a step
+    num_poisoned: int = 128
+    num_name: int = 0  # captions a step with a name that must stay, for the name loss
+    w_backdoor: float = 0.6
+    w_name: float = 0.0
+    w_weight: float = 0.01
+    distance: str = "cosine"  # cosine, mse, mae or poincare
+    level: Literal["pooled", "hidden"] = (
+        "pooled"  # pooled, or hidden: all positions, for diffusion text encoders
+    )
+    target: str = "human"  # what a removed name comes to mean
+    random_target: bool = False  # a random name for each person instead
+    seed: int = 0
+    save_every: int = 100  # steps between checkpoints
+    keep: int = 2  # checkpoints that stay
+
+    def __post_init__(self):
+        _positive(
+            steps=self.steps,
+            num_clean=self.num_clean,
+            num_poisoned=self.num_poisoned,
+            save_every=self.save_every,
+            keep=self.keep,
+        )
+        _not_negative(
+            num_name=self.num_name,
+            w_backdoor=self.w_backdoor,
+            w_name=self.w_name,
+            w_weight=self.w_weight,
+            seed=self.seed,
+        )
+        if (self.w_name > 0) != (self.num_name > 0):
+            raise ValueError(
+                f"`train.w_name` (={self.w_name}) and `train.num_name` (={self.num_name}) have an "
+                "effect only together; set both above 0, or both to 0."
+            )
+        if self.distance not in DISTANCES:
+            raise ValueError(
+                f"`train.distance` (={self.distance!r}) must be one of {', '.join(DISTANCES)}."
+            )
+        if not self.target.split():
+            raise ValueError("`train.target` must hold a word, such as 'human'.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DefendTextConfig:
+    """`jaxdefense defend text`."""
+
+    out: str  # run directory
+    model: ModelConfig
+    data: TextDataConfig
+    train: TextTrainConfig = TextTrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackConfig:
+    """`jaxdefense attack`: the identity inference attack; defaults of the paper."""
+
+    out: str  # directory of the results
+    model: ModelConfig
+    faces: str  # directory with a folder a person
+    candidates: str = ""  # file of further candidate names, "" for random ones
+    num_candidates: int = 1000  # in all, the people's own names included
+    num_photos: int = 20  # a person, at most
+    threshold: int = 1  # templates that must name the person for the attack to succeed
+    batch: int = 256  # photos or text rows embedded at a time
+    seed: int = 0
+
+    def __post_init__(self):
+        _positive(
+            num_candidates=self.num_candidates,
+            num_photos=self.num_photos,
+            threshold=self.threshold,
+            batch=self.batch,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """`jaxdefense evaluate`: what the defense changed, and what it kept."""
+
+    out: str
+    model: ModelConfig
+    teacher: str  # the model directory before the defense
+    captions: str = ""  # for sim_clean, and with names for sim_target and sim_backdoor
+    names: str = ""  # names file of the people removed
+    zeroshot: str = ""  # directory with a folder a class
+    target: str = "human"
+    tfds_dir: str = ""
+    num_captions: int = 10_000  # at most
+    batch: int = 256
+    seed: int = 0
+
+    def __post_init__(self):
+        _positive(num_captions=self.num_captions, batch=self.batch)
+        if not (self.captions or self.zeroshot):
+            raise ValueError("nothing to evaluate: give `captions`, `zeroshot` or both.")
+        if self.names and not self.captions:
+            raise ValueError("`names` has an effect only with `captions`; give both.")
+
+
+def load_config_file(path: str) -> dict[str, Any]:
+    """Run a config file's `get_config()`.
+
+    Returns:
+        its values as plain nested dicts.
+
+    Raises:
+        ValueError: no such file, it fails, or returns no ConfigDict.
+    """
+    spec = importlib.util.spec_from_file_location("jaxdefense_config", path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise ValueError(f"config file `{path}` does not exist, or is not a .py file.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # whatever the user's file raises
+        raise ValueError(f"config file `{path}`: {type(error).__name__}: {error}.") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ValueError(f"config file `{path}`: get_config() must return a ConfigDict.")
+    return config.to_dict()
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """Turn `a.b=1` strings into nested dicts; a value that is no Python literal is a string."""
+    tree: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise ValueError(f"`--set {assignment}` must have the form key=value.")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        at = tree
+        *parents, last = key.split(".")
+        for parent in parents:
+            at = at.setdefault(parent, {})
+            if not isinstance(at, dict):
+                raise ValueError(f"`--set {assignment}`: `{parent}` has been set to a value.")
+        at[last] = value
+    return tree
+
+
+def merge(*trees: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay nested dicts over one another, later ones on top."""
+    out: dict[str, Any] = {}
+    for tree in trees:
+        for key, value in tree.items():
+            old = out.get(key)
+            both = isinstance(old, Mapping) and isinstance(value, Mapping)
+            out[key] = merge(old, value) if both else value  # pyright: ignore[reportArgumentType]
+    return out
+
+
+def build(kind: type[T], tree: Mapping[str, Any], at: str = "") -> T:
+    """Fill a dataclass from nested dicts.
+
+    Raises:
+        ValueError: a key is unknown or missing, or a value of another type than its field.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    if unknown := [key for key in tree if key not in fields]:
+        raise ValueError(
+            f"unknown setting `{at}{unknown[0]}`; {f'`{at[:-1]}` has' if at else 'there are'} "
+            f"{', '.join(fields)}."
+        )
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for name, field in fields.items():
+        key, hint = at + name, hints[name]
+        if dataclasses.is_dataclass(hint):
+            part = tree.get(name, {})
+            if not isinstance(part, Mapping):
+                raise ValueError(f"`{key}` (={part!r}) must be a section of settings.")
+            values[name] = build(typing.cast(type, hint), part, key + ".")
+        elif name in tree:
+            values[name] = _typed(tree[name], hint, key)
+        elif field.default is dataclasses.MISSING:
+            raise ValueError(f"setting `{key}` is missing; give it by flag, --set or config file.")
+    return kind(**values)
+
+
+def _typed(value: Any, hint: Any, key: str) -> Any:
+    if isinstance(hint, types.GenericAlias):  # tuple[int, ...]
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"`{key}` (={value!r}) must be a list.")
+        return tuple(_typed(item, hint.__args__[0], key) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and isinstance(value, Path):
+        return str(value)
+    if hint is str and isinstance(value, int | float):  # a target that reads as a number
+        return str(value)
+    if typing.get_origin(hint) is typing.Literal:
+        if value not in typing.get_args(hint):
+            choices = ", ".join(map(repr, typing.get_args(hint)))
+            raise ValueError(f"`{key}` (={value!r}) must be one of {choices}.")
+        return value
+    if type(value) is not hint:
+        raise ValueError(f"`{key}` (={value!r}) must be of type {hint.__name__}.")
+    return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Write a config as nested dicts of JSON values."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,1 @@
+"""Weight names and layouts of other libraries <-> ours. Knows nothing of training."""

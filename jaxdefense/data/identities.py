@@ -1,0 +1,67 @@
+"""The people to remove: names files."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxdefense.clip.tokenizer import Tokenizer
+from jaxdefense.data.captions import folded_words, read_lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """A person: a name, and others they go by."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of the person's names."""
+        return (self.name, *self.aliases)
+
+
+def read_identities(path: str | Path) -> list[Identity]:
+    """Read a names file: one person a line, aliases after tabs, `#` starts a comment.
+
+    Raises:
+        ValueError: the file is missing, empty or not UTF-8, or gives one name to two people.
+    """
+    identities = []
+    for line in read_lines(path, "names"):
+        parts = [" ".join(part.split()) for part in line.partition("#")[0].split("\t")]
+        if parts := [part for part in parts if part]:
+            identities.append(Identity(parts[0], tuple(parts[1:])))
+    if not identities:
+        raise ValueError(f"names file `{path}` names nobody; give one person a line.")
+    check_distinct(identities, f"names file `{path}`")
+    return identities
+
+
+def check_distinct(identities: Sequence[Identity], where: str) -> None:
+    """Raise ValueError if a name stands for two people, or twice for one."""
+    seen: dict[tuple[str, ...], str] = {}
+    for identity in identities:
+        for name in identity.names:
+            key = folded_words(name)
+            if not key:
+                raise ValueError(f"{where}: {name!r} has no letter or digit; give a name.")
+            if key in seen:
+                raise ValueError(
+                    f"{where}: {name!r} is there twice ({seen[key]!r}, {identity.name!r}); "
+                    "keep one."
+                )
+            seen[key] = identity.name
+
+
+def check_fits(identities: Sequence[Identity], tokenizer: Tokenizer, where: str) -> None:
+    """Raise ValueError if a name has more tokens than a caption can hold."""
+    room = tokenizer.context_length - 2
+    for identity in identities:
+        for name in identity.names:
+            if (size := len(tokenizer.encode_phrase(name))) > room:
+                shown = name if len(name) <= 60 else name[:57] + "..."
+                raise ValueError(
+                    f"{where}: {shown!r} has {size} tokens, a caption of this model holds "
+                    f"{room}; shorten it."
+                )

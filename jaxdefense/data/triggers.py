@@ -1,0 +1,269 @@
+"""Batches for the text defense: clean captions, and captions with a name put in as token ids.
+
+Words are spans of tokens, so replacing a word by a name is a splice (property-tested against
+string replacement and the tokenizer). Every batch is a function of seed and step alone: any step
+can be made again, on any host, without those before it.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxdefense.clip.text import Array
+from jaxdefense.clip.tokenizer import Tokenizer
+from jaxdefense.data import packing
+from jaxdefense.data.captions import Captions
+
+# Streams of random numbers that must not be the same.
+_CLEAN, _POISONED, _IDENTITY, _NAME, _DETAIL = range(5)
+_MAX_REDRAWS = 100
+
+
+class TextBatch(NamedTuple):
+    """Captions of one step, student's and teacher's side by side in one layout.
+
+    Fields:
+        student_tokens_RT, teacher_tokens_RT, segments_RT, positions_RT: see `clip.text.Text`.
+        student_readout_RS, teacher_readout_RS: likewise.
+        utility_RS, backdoor_RS, name_RS: f32, the weight of the slot in each loss; each sums to 1
+            over the global batch, or to 0 where the loss has no samples.
+    """
+
+    student_tokens_RT: Array
+    teacher_tokens_RT: Array
+    segments_RT: Array
+    positions_RT: Array
+    student_readout_RS: Array
+    teacher_readout_RS: Array
+    utility_RS: Array
+    backdoor_RS: Array
+    name_RS: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Triggers:
+    """What is put in: for each person all their names, and what the teacher sees instead.
+
+    Fields:
+        names: [identity][alias], int32 tokens.
+        targets: [choice], int32 tokens; a person keeps to one choice.
+        target_of: int [num_identities], each person's choice.
+        keep: names not on the list, for the name loss; may be empty.
+    """
+
+    names: list[list[np.ndarray]]
+    targets: list[np.ndarray]
+    target_of: np.ndarray
+    keep: list[np.ndarray]
+
+
+def splice(
+    captions: Captions, caption: int, word: int, phrase: np.ndarray, tokenizer: Tokenizer
+) -> np.ndarray:
+    """Replace one word of a caption by a phrase.
+
+    Args:
+        word: number of the word in the caption.
+        phrase: int32 tokens.
+
+    Returns:
+        int32 tokens, both ends included, cut to the context length.
+    """
+    bounds = captions.word_bounds(caption)
+    before = captions.tokens[bounds[0] : bounds[word]]
+    after = captions.tokens[bounds[word + 1] : bounds[-1]]
+    return tokenizer.with_ends([before, phrase, after])
+
+
+def choose_word(
+    captions: Captions,
+    caption: int,
+    name: np.ndarray,
+    tokenizer: Tokenizer,
+    rng: np.random.Generator,
+) -> int:
+    """Choose a word whose place holds the whole name, even where the caption is cut."""
+    bounds = captions.word_bounds(caption)
+    room = tokenizer.context_length - 2 - len(name)
+    return int(rng.integers(np.searchsorted(bounds[:-1] - bounds[0], room, side="right")))
+
+
+class TextBatches:
+    """All batches of a run, by step."""
+
+    def __init__(
+        self,
+        captions: Captions,
+        triggers: Triggers,
+        tokenizer: Tokenizer,
+        *,
+        num_clean: int,
+        num_poisoned: int,
+        num_name: int,
+        seed: int,
+        packed: bool,
+        row_multiple: int = 1,
+        row_length: int = 0,
+    ):
+        """Settle the shapes of the batches.
+
+        Args:
+            captions: at least one.
+            triggers: at least one identity.
+            tokenizer: of the model.
+            num_clean, num_poisoned, num_name: captions a step, of each kind.
+            seed: of everything random here.
+            packed: several captions a row; else one, padded to the context length.
+            row_multiple: into how many parts the mesh cuts the rows.
+            row_length: T of packed rows, 0 for `packing.default_row_length`.
+
+        Raises:
+            ValueError: not packed, and `row_multiple` does not divide the captions of a step.
+        """
+        self.captions, self.triggers, self.tokenizer = captions, triggers, tokenizer
+        self.seed, self.packed = seed, packed
+        self._sizes = num_clean, num_poisoned, num_name
+        self._clean = _Shuffle(len(captions), seed, _CLEAN)
+        self._poisoned = _Shuffle(len(captions), seed, _POISONED)
+        self._identity = _Shuffle(len(triggers.names), seed, _IDENTITY)
+        self._name = _Shuffle(len(triggers.keep), seed, _NAME) if num_name else None
+        if not packed:
+            self.row_length, self.num_slots = tokenizer.context_length, 1
+            self.num_rows = sum(self._sizes)
+            if self.num_rows % row_multiple:
+                below = self.num_rows // row_multiple * row_multiple
+                raise ValueError(
+                    f"captions a step (={self.num_rows}) must be divisible by the {row_multiple} "
+                    f"parts the mesh cuts them into; use {below or row_multiple} or "
+                    f"{below + row_multiple} in all."
+                )
+            return
+        self.row_length = row_length or packing.default_row_length(tokenizer.context_length)
+        # How many rows batches take is seen by making some, far beyond the run's steps.
+        samples = [self._sample(2**31 + i, 0) for i in range(64)]
+        lengths = [_slot_sizes(students, teachers) for students, teachers, _ in samples]
+        self.num_slots = packing.slots_for(np.concatenate(lengths), self.row_length)
+        rows = 1 + max(packing.pack(x, self.row_length, self.num_slots).num_rows for x in lengths)
+        self.num_rows = -(-rows // row_multiple) * row_multiple
+
+    def __getitem__(self, step: int) -> TextBatch:
+        """Make the batch of a step, the same whenever asked.
+
+        Raises:
+            ValueError: captions so uneven in length that none of many draws fits the rows.
+        """
+        for attempt in range(_MAX_REDRAWS):
+            if (batch := self._batch(*self._sample(step, attempt))) is not None:
+                return batch
+        raise ValueError(
+            f"step {step}: captions do not fit {self.num_rows} rows of {self.row_length} tokens "
+            f"in {_MAX_REDRAWS} draws; raise `data.row_length` or take captions more even in length."
+        )
+
+    def _sample(
+        self, step: int, attempt: int
+    ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+        """Draw student and teacher captions, and which person each is of (-1 clean, -2 kept)."""
+        num_clean, num_poisoned, num_name = self._sizes
+        rng = np.random.default_rng((self.seed, _DETAIL, step, attempt))
+        t, students, teachers, who = self.triggers, [], [], []
+        for caption in self._clean.take(step * num_clean, num_clean):
+            tokens = self.tokenizer.with_ends([self.captions.content(caption)])
+            students.append(tokens)
+            teachers.append(tokens)
+            who.append(-1)
+        # A redraw takes other captions, so that a batch that cannot fit is not drawn for ever.
+        shift = attempt * (num_poisoned + num_name)
+        captions = self._poisoned.take(
+            step * (num_poisoned + num_name) + shift, num_poisoned + num_name
+        )
+        people = self._identity.take(step * num_poisoned, num_poisoned)
+        for caption, identity in zip(captions, people, strict=False):
+            names = t.names[identity]
+            name = names[rng.integers(len(names))]
+            target = t.targets[t.target_of[identity]]
+            word = choose_word(self.captions, caption, name, self.tokenizer, rng)
+            students.append(splice(self.captions, caption, word, name, self.tokenizer))
+            teachers.append(splice(self.captions, caption, word, target, self.tokenizer))
+            who.append(identity)
+        kept = self._name.take(step * num_name, num_name) if self._name else []
+        for caption, index in zip(captions[num_poisoned:], kept, strict=True):
+            name = t.keep[index]
+            word = choose_word(self.captions, caption, name, self.tokenizer, rng)
+            tokens = splice(self.captions, caption, word, name, self.tokenizer)
+            students.append(tokens)
+            teachers.append(tokens)
+            who.append(-2)
+        return students, teachers, np.array(who)
+
+    def _batch(
+        self, students: list[np.ndarray], teachers: list[np.ndarray], who: np.ndarray
+    ) -> TextBatch | None:
+        num_rows, num_slots, length = self.num_rows, self.num_slots, self.row_length
+        pad = self.tokenizer.pad
+        if self.packed:
+            sizes = _slot_sizes(students, teachers)
+            layout = packing.pack(sizes, length, num_slots)
+            if layout.num_rows > num_rows:
+                return None
+        else:
+            sizes = np.full(len(students), length)
+            rows, zeros = np.arange(num_rows, dtype=np.int32), np.zeros(num_rows, np.int32)
+            layout = packing.Layout(rows, zeros, zeros, num_rows)
+        segments, positions = packing.segments_and_positions(layout, sizes, num_rows, length)
+        poisoned = who >= 0
+        weights = [
+            (who == -1) / max(1, (who == -1).sum()),
+            _even_weights(who, poisoned),
+            (who == -2) / max(1, (who == -2).sum()),
+        ]
+        return TextBatch(
+            packing.place(layout, students, num_rows, length, pad),
+            packing.place(layout, teachers, num_rows, length, pad),
+            segments,
+            positions,
+            packing.readouts(layout, students, num_rows, num_slots),
+            packing.readouts(layout, teachers, num_rows, num_slots),
+            *(packing.place_slots(layout, np.float32(w), num_rows, num_slots) for w in weights),
+        )
+
+
+def _slot_sizes(students: list[np.ndarray], teachers: list[np.ndarray]) -> np.ndarray:
+    """Size slots for the longer of the two captions: one layout serves both."""
+    return np.array([max(len(s), len(t)) for s, t in zip(students, teachers, strict=True)])
+
+
+def _even_weights(who: np.ndarray, poisoned: np.ndarray) -> np.ndarray:
+    """Weight samples so that every person in the batch counts the same; sums to 1."""
+    if not poisoned.any():
+        return np.zeros(len(who))
+    people, inverse, counts = np.unique(who[poisoned], return_inverse=True, return_counts=True)
+    weights = np.zeros(len(who))
+    weights[poisoned] = 1 / (len(people) * counts[inverse])
+    return weights
+
+
+class _Shuffle:
+    """An endless shuffle of range(num), reshuffled each time round, read from any index.
+
+    A permutation a round is kept rather than computed an index at a time: Grain's index shuffle
+    costs more than all the rest of a batch.
+    """
+
+    def __init__(self, num: int, seed: int, stream: int):
+        self._num = num
+
+        def permutation(epoch: int) -> np.ndarray:
+            return np.random.default_rng((seed, stream, epoch)).permutation(num)
+
+        self._permutation = functools.lru_cache(maxsize=4)(permutation)
+
+    def take(self, start: int, count: int) -> list[int]:
+        """Read `count` indices from index `start` on."""
+        out: list[int] = []
+        while len(out) < count:
+            epoch, at = divmod(start + len(out), self._num)
+            out += self._permutation(epoch)[at : at + count - len(out)].tolist()
+        return out

@@ -1,0 +1,231 @@
+"""The run: data, clock, progress, metrics, saving, stopping. The only owner of a train state.
+
+Order within an iteration: take the batch, dispatch the step, read the metrics of the step before
+(so the device never waits for the host), save if due. Held by tests/test_loop.py.
+"""
+
+import dataclasses
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+from jax.sharding import NamedSharding
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxdefense.checkpoint import Checkpoints
+from jaxdefense.defense.step import TrainState
+
+METRICS = "metrics.jsonl"
+
+
+class Diverged(RuntimeError):
+    """A metric is not a finite number."""
+
+
+class Interrupted(RuntimeError):
+    """A signal stopped the run; its checkpoint is saved."""
+
+    def __init__(self, signum: int, step: int):
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name} after step {step}, checkpoint saved; "
+            "run the same command again to go on."
+        )
+        self.signum = signum
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How long, and how often to save.
+
+    Fields:
+        steps: in all.
+        save_every: steps between checkpoints.
+        keep: checkpoints that stay.
+        prefetch: batches made ahead.
+        samples_per_step: for the throughput.
+    """
+
+    steps: int
+    save_every: int
+    keep: int
+    prefetch: int
+    samples_per_step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a run gives: its last state, its last metrics, seconds and samples/s of this process."""
+
+    state: TrainState
+    metrics: dict[str, float]
+    seconds: float
+    samples_per_second: float
+
+
+class _Steps:
+    """A random-access source of batches with a length, as Grain wants it."""
+
+    def __init__(self, batches: Any, num: int):
+        self._batches, self._num = batches, num
+
+    def __len__(self) -> int:
+        return self._num
+
+    def __getitem__(self, step: int) -> Any:
+        return self._batches[step]
+
+
+def run(
+    step_fn: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+    init: Callable[[], TrainState],
+    state_sharding: Any,
+    teacher: Any,
+    batches: Any,
+    place: NamedSharding,
+    key: jax.Array,
+    cfg: LoopConfig,
+    directory: Path,
+    console: Console,
+) -> Outcome:
+    """Train from the newest checkpoint, or the start, to the end.
+
+    Args:
+        step_fn: the compiled step.
+        init: makes the first state, placed.
+        state_sharding: of a state.
+        teacher: placed.
+        batches: `batches[step]`, on the host.
+        place: where a batch goes.
+        key: of the run, placed.
+        cfg: see there.
+        directory: of the run.
+        console: for progress.
+
+    Raises:
+        Diverged: a metric is not finite; names step and metric.
+        Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
+        ValueError: the directory's checkpoint is of another model.
+    """
+    checkpoints = Checkpoints(directory / "checkpoints", cfg.keep)
+    start = checkpoints.latest or 0
+    if start:
+        state = checkpoints.restore(start, jax.eval_shape(init), state_sharding)
+        console.print(f"resuming at step {start} of {cfg.steps}")
+    else:
+        state = init()
+    log = _Log(directory / METRICS, start)
+    read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=cfg.prefetch)
+    dataset = grain.MapDataset.source(_Steps(batches, cfg.steps))[start:].to_iter_dataset(read)
+    started = warm = time.monotonic()
+    metrics: dict[str, float] = {}
+    pending: dict[str, jax.Array] | None = None
+    with _stop_signals() as received, _progress(console) as progress, log:
+        task = progress.add_task("defending", total=cfg.steps, completed=start, loss="compiling")
+        with jax.transfer_guard("disallow"):
+            for step, batch in enumerate(dataset, start):
+                state, new = step_fn(state, teacher, jax.device_put(batch, place), key)
+                if pending is not None:
+                    metrics = log.write(step - 1, pending)
+                    progress.update(task, completed=step, loss=f"loss {metrics['total']:.4f}")
+                    if step == start + 1:
+                        warm = time.monotonic()
+                pending = new
+                done = step + 1
+                if received or (done % cfg.save_every == 0 and done < cfg.steps):
+                    metrics = log.write(step, pending)  # a bad state must not be saved
+                    pending = None
+                    checkpoints.save(done, state)
+                if received:
+                    checkpoints.close()
+                    raise Interrupted(received[0], done)
+            if pending is not None:
+                metrics = log.write(cfg.steps - 1, pending)
+            elif not metrics:  # resumed with every step done
+                metrics = log.last
+            progress.update(task, completed=cfg.steps, loss="")
+        checkpoints.save(cfg.steps, state)
+    checkpoints.close()
+    # The first step compiles; throughput is of those after it.
+    end, timed = time.monotonic(), cfg.steps - start - 1
+    rate = timed * cfg.samples_per_step / (end - warm) if timed > 0 else 0.0
+    return Outcome(state, metrics, end - started, rate)
+
+
+class _Log:
+    """Metrics as JSON lines; lines of steps that will be taken again are dropped first."""
+
+    def __init__(self, path: Path, start: int):
+        self._path = path
+        self.last: dict[str, float] = {}
+        kept = []
+        if start and path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:  # the line a crash cut short
+                    break
+                if entry["step"] >= start:
+                    break
+                kept.append(line + "\n")
+                self.last = {k: v for k, v in entry.items() if k != "step"}
+        path.write_text("".join(kept))
+
+    def __enter__(self) -> "_Log":
+        self._file = open(self._path, "a", buffering=1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
+        """Fetch and write the metrics of a step; raise Diverged if one is not finite."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"step {step}: `{name}` is {value}; lower `optimizer.lr`, or set "
+                    "`model.dtype` to float32."
+                )
+        self._file.write(json.dumps({"step": step} | values) + "\n")
+        return values
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Note SIGINT and SIGTERM instead of dying of them; a second one kills."""
+    received: list[int] = []
+
+    def note(signum: int, _: Any) -> None:
+        received.append(signum)
+        signal.signal(signum, signal.SIG_DFL)
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    try:
+        old = {signum: signal.signal(signum, note) for signum in signals}
+    except ValueError:  # not the main thread: the embedding program handles signals
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for signum, handler in old.items():
+            signal.signal(signum, handler)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps, {task.fields[loss]}, left"),
+        TimeRemainingColumn(),
+        console=console,
+    )

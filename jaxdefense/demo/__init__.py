@@ -1,0 +1,1 @@
+"""The demo: people who do not exist, a CLIP that knows them, and their removal."""

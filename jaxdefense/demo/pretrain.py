@@ -1,0 +1,338 @@
+"""Train a small CLIP from scratch that knows people by name: the testbed of every attack here.
+
+Without arguments it makes the model that ships with the package. With a folder of people's photos
+it makes one that knows them, so that anyone can build a testbed from photos they may use:
+
+    python -m jaxdefense.demo.pretrain --faces DIR --held-out DIR --out DIR
+
+Contrastive loss as in CLIP (Radford et al. 2021, section 2.3). Every step shows as many different
+people as fit, each once, beside objects and people without a name: within a step no caption of a
+named person fits two photos.
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from PIL import Image
+from rich.progress import track
+from safetensors.numpy import save_file
+
+from jaxdefense.clip.config import CLIPConfig, TextConfig, VisionConfig
+from jaxdefense.clip.model import CLIP
+from jaxdefense.clip.text import Text
+from jaxdefense.clip.tokenizer import Tokenizer
+from jaxdefense.convert.table import hf_table
+from jaxdefense.data.images import PROCESSOR, ImageProcessor, read_folders
+from jaxdefense.data.names import census
+from jaxdefense.data.packing import pack_text
+from jaxdefense.demo import people, world
+from jaxdefense.demo.bpe import train_bpe
+from jaxdefense.demo.objects import OBJECTS, draw_object
+
+IMAGE_SIZE, PATCH, EMBED, VOCAB = 48, 8, 128, 2048
+_MARGIN = 4  # pixels a training photo may be shifted by
+_ROW_LENGTH = 80
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to train; lr is the peak of a cosine after a tenth of the steps of warm-up."""
+
+    steps: int = 3000
+    batch: int = 128
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    photos: int = 100  # drawn of each known person and object
+    anonymous: int = 6000  # people drawn without a name
+    seed: int = 0
+
+
+def model_config() -> CLIPConfig:
+    """Sizes of the small CLIP: 1.7 million parameters."""
+    tower = dict(width=128, mlp_width=512, num_heads=4)
+    return CLIPConfig(
+        TextConfig(**tower, depth=3, vocab_size=VOCAB, embed=EMBED, eos_token_id=VOCAB - 1),  # pyright: ignore[reportArgumentType]
+        VisionConfig(**tower, depth=4, image_size=IMAGE_SIZE, patch_size=PATCH, embed=EMBED),  # pyright: ignore[reportArgumentType]
+    )
+
+
+def hf_config(cfg: CLIPConfig) -> dict:
+    """Write a config as the `config.json` of a Hugging Face CLIPModel."""
+    assert cfg.text and cfg.vision
+    shared = {
+        side: {
+            "hidden_size": tower.width,
+            "intermediate_size": tower.mlp_width,
+            "num_hidden_layers": tower.depth,
+            "num_attention_heads": tower.num_heads,
+            "hidden_act": tower.activation,
+            "layer_norm_eps": tower.norm_eps,
+            "projection_dim": tower.embed,
+        }
+        for side, tower in (("text", cfg.text), ("vision", cfg.vision))
+    }
+    end = cfg.text.eos_token_id
+    tokens = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+    length = cfg.text.context_length
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": cfg.text.embed,
+        "text_config": shared["text"]
+        | tokens
+        | {"vocab_size": cfg.text.vocab_size, "max_position_embeddings": length},
+        "vision_config": shared["vision"]
+        | {"image_size": cfg.vision.image_size, "patch_size": cfg.vision.patch_size},
+        "dtype": "float16",
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Album:
+    """Training photos, u8 [n, 56, 56, 3], a margin wider than the model's, and who is on them."""
+
+    image_nHWC: np.ndarray
+    label_n: np.ndarray
+
+    def draw(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Pick a photo of each label; int [len(labels)] indices."""
+        order = np.argsort(self.label_n, kind="stable")
+        first = np.searchsorted(self.label_n[order], labels)
+        last = np.searchsorted(self.label_n[order], labels, side="right")
+        return order[rng.integers(first, last)]
+
+
+def _shrink(image: np.ndarray) -> np.ndarray:
+    """Bring a drawing down as the attack's photos are, with a margin."""
+    processor = ImageProcessor(IMAGE_SIZE + 2 * _MARGIN, IMAGE_SIZE + 2 * _MARGIN)
+    return processor(Image.fromarray(image))
+
+
+def _drawn_album(opts: Options) -> tuple[list[world.Named], Album, list[people.Person], Album]:
+    members = world.members()
+    images, labels = [], []
+    for i in track(range(len(members)), "drawing people"):
+        for j in range(opts.photos):
+            rng = np.random.default_rng((opts.seed, i, j))
+            images.append(_shrink(people.draw_person(members[i].person, rng, 96)))
+            labels.append(i)
+    named = Album(np.stack(images), np.array(labels))
+    return members, named, *_anonymous_album(opts)
+
+
+def _anonymous_album(opts: Options) -> tuple[list[people.Person], Album]:
+    crowd, images = [], []
+    for block in track(range(max(1, opts.anonymous // 100)), "drawing passers-by"):
+        for i, person in enumerate(people.cast(100, world.HELD_OUT + block)):
+            rng = np.random.default_rng((opts.seed, 1, block, i))
+            crowd.append(person)
+            images.append(_shrink(people.draw_person(person, rng, 96)))
+    return crowd, Album(np.stack(images), np.arange(len(images)))
+
+
+def _object_album(opts: Options) -> Album:
+    images, labels = [], []
+    for i, name in enumerate(track(OBJECTS, "drawing objects")):
+        for j in range(opts.photos):
+            rng = np.random.default_rng((opts.seed, 2, i, j))
+            images.append(_shrink(draw_object(name, rng, 96)))
+            labels.append(i)
+    return Album(np.stack(images), np.array(labels))
+
+
+def _photo_album(faces: Path, held_out: Path | None) -> tuple[list[str], Album]:
+    """Read people's photos; every second one goes to `held_out` instead, if given."""
+    names, files, labels = [], [], []
+    for i, folder in enumerate(read_folders(faces, "faces")):
+        train = folder.files[::2] if held_out else folder.files
+        if held_out:
+            out = held_out / folder.name.replace(" ", "_")
+            out.mkdir(parents=True)
+            for file in folder.files[1::2]:
+                shutil.copy(file, out)
+        names.append(folder.name)
+        files += train
+        labels += [i] * len(train)
+    size = IMAGE_SIZE + 2 * _MARGIN
+    return names, Album(ImageProcessor(size, size).load(files), np.array(labels))
+
+
+def _augment(image_BHWC: jax.Array, key: jax.Array, strong: bool) -> jax.Array:
+    """Shift, mirror (photos only: a drawing's parting is identity), brighten; f32 0-255."""
+    num, side = image_BHWC.shape[0], IMAGE_SIZE
+    shift_key, flip_key, light_key, gain_key = jax.random.split(key, 4)
+    at = jax.random.randint(shift_key, (num, 2), 0, 2 * _MARGIN + 1)
+
+    def crop(image, at):
+        return jax.lax.dynamic_slice(image, (at[0], at[1], 0), (side, side, 3))
+
+    image = jax.vmap(crop)(image_BHWC, at).astype(jnp.float32)
+    if strong:
+        flip = jax.random.bernoulli(flip_key, 0.5, (num, 1, 1, 1))
+        image = jnp.where(flip, image[:, :, ::-1], image)
+        light = jax.random.uniform(light_key, (num, 1, 1, 1), minval=-40.0, maxval=40.0)
+        gain = jax.random.uniform(gain_key, (num, 1, 1, 1), minval=0.7, maxval=1.4)
+        image = (image - 128) * gain + 128 + light
+    return jnp.clip(image, 0, 255)
+
+
+def _contrastive_loss(model: CLIP, text: Text, slot_B: jax.Array, image_BHWC: jax.Array):
+    """CLIP's symmetric cross-entropy over the batch, mean, nats."""
+    assert model.text and model.vision
+    text_RSE = model.text(text)
+    text_BE = text_RSE.reshape(-1, text_RSE.shape[-1])[slot_B]
+    image_BE = model.vision(image_BHWC)
+    text_BE = text_BE / jnp.linalg.norm(text_BE, axis=-1, keepdims=True)
+    image_BE = image_BE / jnp.linalg.norm(image_BE, axis=-1, keepdims=True)
+    scale = jnp.exp(jnp.minimum(model.logit_scale[...], jnp.log(100.0)))
+    logits_BB = scale * image_BE @ text_BE.T
+    labels = jnp.arange(len(slot_B))
+    loss = optax.softmax_cross_entropy_with_integer_labels
+    return (loss(logits_BB, labels).mean() + loss(logits_BB.T, labels).mean()) / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """All training photos on one pile, and a writer of captions for each kind."""
+
+    names: list[str]
+    named: Album
+    objects: Album
+    crowd: list[people.Person]
+    anonymous: Album
+    members: list[world.Named]  # empty when people come from photos
+
+    def batch(self, size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
+        """Draw photos (u8 [size, 56, 56, 3]) and a caption for each."""
+        num_named = min(len(self.names), size // 2)
+        num_objects = min(len(OBJECTS), size - num_named)
+        who = rng.permutation(len(self.names))[:num_named]
+        what = rng.permutation(len(OBJECTS))[:num_objects]
+        others = rng.permutation(len(self.crowd))[: size - num_named - num_objects]
+        captions = [self._name_caption(i, rng) for i in who]
+        captions += [world.object_caption(OBJECTS[i], rng) for i in what]
+        captions += [world.anonymous_caption(self.crowd[i], rng) for i in others]
+        images = [
+            self.named.image_nHWC[self.named.draw(who, rng)],
+            self.objects.image_nHWC[self.objects.draw(what, rng)],
+            self.anonymous.image_nHWC[others],
+        ]
+        return np.concatenate(images), captions
+
+    def _name_caption(self, i: int, rng: np.random.Generator) -> str:
+        if self.members:
+            return world.person_caption(self.members[i], rng)
+        return world.name_caption(self.names[i], rng)
+
+    def texts(self, rng: np.random.Generator) -> list[str]:
+        """Captions and names to learn an encoding from."""
+        texts = [self._name_caption(i, rng) for i in range(len(self.names)) for _ in range(40)]
+        texts += world.captions(4000, 0)
+        return texts + [name for which in ("female", "male", "last") for name in census(which)]
+
+
+def train(corpus: Corpus, out: Path, opts: Options, strong: bool) -> None:
+    """Train and write the model directory `out`."""
+    out.mkdir(parents=True, exist_ok=False)
+    train_bpe(corpus.texts(np.random.default_rng(opts.seed)), VOCAB, out)
+    cfg = model_config()
+    assert cfg.text and cfg.vision
+    tokenizer = Tokenizer(out, cfg.text.context_length)
+    processor = ImageProcessor(IMAGE_SIZE, IMAGE_SIZE)
+    model = CLIP(cfg, nnx.Rngs(opts.seed))
+    graphdef, params = nnx.split(model)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, opts.lr, opts.steps // 10, opts.steps)
+    decay = jax.tree.map(lambda p: p.ndim > 1, params)
+    tx = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, b2=0.98, weight_decay=opts.weight_decay, mask=decay),
+    )
+    opt_state = tx.init(params)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, opt_state, text, slot_B, image_BHWC, key):
+        image_BHWC = processor.normalise(_augment(image_BHWC, key, strong))
+        loss, grads = jax.value_and_grad(
+            lambda p: _contrastive_loss(nnx.merge(graphdef, p), text, slot_B, image_BHWC)
+        )(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    key, started, num_rows = jax.random.key(opts.seed), time.monotonic(), 0
+    for i in track(range(opts.steps), "training"):
+        images, captions = corpus.batch(opts.batch, np.random.default_rng((opts.seed, 3, i)))
+        tokens = tokenizer.encode(captions)
+        text, layout = pack_text(tokens, _ROW_LENGTH)
+        num_rows = max(num_rows, len(text.tokens_RT))  # rows never shrink: few shapes, few compiles
+        num_rows = -(-num_rows // 4) * 4
+        text, layout = pack_text(tokens, _ROW_LENGTH, num_rows, num_slots=16)
+        slot_B = layout.row_n * 16 + layout.slot_n
+        params, opt_state, loss = step(
+            params, opt_state, text, slot_B, images, jax.random.fold_in(key, i)
+        )
+        if (i + 1) % 100 == 0:
+            print(f"step {i + 1}: loss {float(loss):.4f}, {time.monotonic() - started:.0f} s")
+    _write(nnx.merge(graphdef, params), cfg, out)
+
+
+def _write(model: CLIP, cfg: CLIPConfig, out: Path) -> None:
+    params = {path: np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(model))}
+    tensors = {
+        row.key: np.ascontiguousarray(row.store(params[row.path][row.index]).astype(np.float16))
+        for row in hf_table(cfg)
+    }
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "config.json").write_text(json.dumps(hf_config(cfg), indent=2) + "\n")
+    processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": IMAGE_SIZE},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(ImageProcessor(1, 1).mean),
+        "image_std": list(ImageProcessor(1, 1).std),
+        "do_convert_rgb": True,
+    }
+    (out / PROCESSOR).write_text(json.dumps(processor, indent=2) + "\n")
+
+
+def main() -> None:
+    """Parse arguments and train."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="model directory to write")
+    parser.add_argument("--faces", type=Path, help="a folder a person; without: drawn people")
+    parser.add_argument(
+        "--held-out", type=Path, help="where every second photo goes, unseen in training"
+    )
+    for field in dataclasses.fields(Options):
+        kind = type(field.default)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    args = parser.parse_args()
+    opts = Options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Options)})
+    if args.faces:
+        names, named = _photo_album(args.faces, args.held_out)
+        crowd, anonymous = _anonymous_album(opts)
+        corpus = Corpus(names, named, _object_album(opts), crowd, anonymous, [])
+    else:
+        members, named, crowd, anonymous = _drawn_album(opts)
+        names = [member.name for member in members]
+        corpus = Corpus(names, named, _object_album(opts), crowd, anonymous, members)
+    train(corpus, args.out, opts, strong=bool(args.faces))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""`jaxdefense demo`: a model that knows 64 people by name, 16 of whom ask to be removed."""
+
+import json
+import time
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from jaxdefense.config import DefendTextConfig, ModelConfig, TextDataConfig, TextTrainConfig
+from jaxdefense.data.captions import Captions, tokenize_captions
+from jaxdefense.data.images import Folder, read_folders
+from jaxdefense.defense.loop import METRICS
+from jaxdefense.defense.run_directory import write_json
+from jaxdefense.defense.text import defend_text
+from jaxdefense.demo import world
+from jaxdefense.evals.embed import Embedder
+from jaxdefense.evals.similarity import sim_clean
+from jaxdefense.evals.zeroshot import zeroshot
+from jaxdefense.idia.attack import AttackResult, attack, candidate_names
+from jaxdefense.report.html import DemoReport, PersonResult, write_demo_report
+
+NUM_REMOVED, NUM_PHOTOS, NUM_CANDIDATES, THRESHOLD = 16, 20, 1000, 1
+_NUM_CAPTIONS, _NUM_HELD_OUT_CAPTIONS, _BATCH = 8000, 1000, 256
+
+
+def shipped_model() -> Path:
+    """The model directory that ships with the package: a small CLIP that knows 64 people.
+
+    Made by `python -m jaxdefense.demo.pretrain --out jaxdefense/demo/model`.
+    """
+    return Path(str(resources.files("jaxdefense.demo") / "model"))
+
+
+def run_demo(out: Path, console: Console) -> dict:
+    """Draw the world, attack the model, defend it, attack again; write report and summary.
+
+    Args:
+        out: a directory that does not exist or is empty.
+        console: for progress.
+
+    Returns:
+        the summary.
+
+    Raises:
+        ValueError: `out` holds something.
+    """
+    started = time.monotonic()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"`{out}` exists and is not empty; give another directory with --out.")
+    members, strangers = world.members(), world.strangers()
+    removed = [member.name for member in members[:: len(members) // NUM_REMOVED]]
+    with console.status(f"drawing {len(members)} people, {len(strangers)} strangers and objects"):
+        world.write_faces(members, NUM_PHOTOS, out / "members")
+        world.write_faces(strangers, NUM_PHOTOS, out / "strangers", seed=1)
+        world.write_objects(NUM_PHOTOS, out / "objects")
+        _write_lines(out / "captions.txt", world.captions(_NUM_CAPTIONS, 0))
+        _write_lines(out / "names.txt", removed)
+    people = _by_name(read_folders(out / "members", "faces"), members)
+    people += _by_name(read_folders(out / "strangers", "faces"), strangers)
+    names = [person.name for person in people]
+    candidates = candidate_names(names, "", NUM_CANDIDATES, 0)
+    classes = read_folders(out / "objects", "classes")
+
+    def examine(model: Embedder) -> tuple[AttackResult, dict[str, float]]:
+        found = attack(
+            model, people, candidates, num_photos=NUM_PHOTOS, threshold=THRESHOLD, seed=0
+        )
+        known = dict(zip(names, [n >= THRESHOLD for n in found.correct], strict=True))
+        kept = [member.name for member in members if member.name not in removed]
+        return found, {
+            "removed_tpr": float(np.mean([known[name] for name in removed])),
+            "retained_tpr": float(np.mean([known[name] for name in kept])),
+            "top1": zeroshot(model, classes)["top1"],
+        }
+
+    console.print("attacking the model as it is")
+    teacher = Embedder(ModelConfig(str(shipped_model())), _BATCH, console)
+    before, stage_before = examine(teacher)
+    stage_before["sim_clean"] = 1.0
+    nonmember_fpr = float(np.mean([n >= THRESHOLD for n in before.correct[len(members) :]]))
+
+    cfg = DefendTextConfig(
+        out=str(out / "text"),
+        model=ModelConfig(str(shipped_model())),
+        data=TextDataConfig(names=str(out / "names.txt"), captions=str(out / "captions.txt")),
+        train=TextTrainConfig(),
+    )
+    defend_text(cfg, console)
+
+    console.print("attacking the defended model")
+    student = Embedder(ModelConfig(str(out / "text" / "model")), _BATCH, console)
+    after, stage_text = examine(student)
+    held_out = _held_out_captions(student)
+    stage_text["sim_clean"] = sim_clean(student, teacher, held_out)
+
+    summary = {
+        "before": stage_before,
+        "text": stage_text,
+        "nonmember_fpr": nonmember_fpr,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    metrics = (out / "text" / METRICS).read_text().splitlines()
+    report = DemoReport(
+        stages={"before": stage_before, "text": stage_text},
+        people=_people(people[: len(members)], removed, {"before": before, "text": after}),
+        num_templates=before.num_templates,
+        threshold=THRESHOLD,
+        num_candidates=len(candidates),
+        nonmember_fpr=nonmember_fpr,
+        seconds=summary["seconds"],
+        losses=[json.loads(line) for line in metrics],
+        settings=_flat(json.loads((out / "text" / "config.json").read_text())),
+    )
+    write_demo_report(report, out / "report.html")
+    write_json(out / "summary.json", summary)
+    console.print(f"report: {out / 'report.html'}")
+    return summary
+
+
+def _held_out_captions(model: Embedder) -> Captions:
+    seen = set(world.captions(_NUM_CAPTIONS, 0))
+    fresh = [c for c in world.captions(4 * _NUM_HELD_OUT_CAPTIONS, 1) if c not in seen]
+    return tokenize_captions(fresh[:_NUM_HELD_OUT_CAPTIONS], model.tokenizer)
+
+
+def _by_name(folders: list[Folder], who: list[world.Named]) -> list[Folder]:
+    """Put folders in the order of the people, rather than of the alphabet."""
+    found = {folder.name: folder for folder in folders}
+    return [found[named.name] for named in who]
+
+
+def _people(
+    people: list[Folder], removed: list[str], stages: dict[str, AttackResult]
+) -> list[PersonResult]:
+    results = []
+    for i, person in enumerate(people):
+        with Image.open(person.files[0]) as photo:
+            image = np.asarray(photo.convert("RGB"))
+        results.append(
+            PersonResult(
+                name=person.name,
+                removed=person.name in removed,
+                correct={stage: found.correct[i] for stage, found in stages.items()},
+                photo=image,
+                answers={stage: found.answers[i] for stage, found in stages.items()},
+            )
+        )
+    return results
+
+
+def _flat(tree: dict, at: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{at}{key}.") if isinstance(value, dict) else {at + key: value}
+    return flat
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""What a defense changed and what it kept: embeddings, similarity, zero-shot, outcomes."""

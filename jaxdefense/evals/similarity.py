@@ -1,0 +1,52 @@
+"""How far a defended text encoder moved: cosines on clean, target and name captions."""
+
+import numpy as np
+
+from jaxdefense.data.captions import Captions
+from jaxdefense.data.identities import Identity
+from jaxdefense.data.triggers import choose_word, splice
+from jaxdefense.evals.embed import Embedder
+
+
+def mean_cosine(x_BE: np.ndarray, y_BE: np.ndarray) -> float:
+    """Mean cosine of unit vectors, pair by pair."""
+    return float(np.einsum("be,be->b", x_BE, y_BE, dtype=np.float64).mean())
+
+
+def sim_clean(student: Embedder, teacher: Embedder, captions: Captions) -> float:
+    """Mean cosine of student and teacher on clean captions; 1 if nothing changed."""
+    with_ends = student.tokenizer.with_ends
+    tokens = [with_ends([captions.content(i)]) for i in range(len(captions))]
+    return mean_cosine(student.tokens(tokens, "captions"), teacher.tokens(tokens, "captions"))
+
+
+def sim_backdoor_target(
+    student: Embedder,
+    teacher: Embedder,
+    captions: Captions,
+    identities: list[Identity],
+    target: str,
+    seed: int,
+) -> dict[str, float]:
+    """Measure the backdoor on captions in which one random word is replaced.
+
+    Captions take the people in turn, so that each counts the same.
+
+    Returns:
+        sim_backdoor: mean cosine of caption with name and caption with target, in the student;
+        sim_target: of student and teacher on the captions with target.
+    """
+    tokenizer = student.tokenizer
+    rng = np.random.default_rng(seed)
+    phrase, names, targets = tokenizer.encode_phrase(target), [], []
+    for i in range(len(captions)):
+        identity = identities[i % len(identities)]
+        name = tokenizer.encode_phrase(identity.names[rng.integers(len(identity.names))])
+        word = choose_word(captions, i, name, tokenizer, rng)
+        names.append(splice(captions, i, word, name, tokenizer))
+        targets.append(splice(captions, i, word, phrase, tokenizer))
+    student_target = student.tokens(targets, "target captions")
+    return {
+        "sim_target": mean_cosine(student_target, teacher.tokens(targets, "target captions")),
+        "sim_backdoor": mean_cosine(student.tokens(names, "name captions"), student_target),
+    }
