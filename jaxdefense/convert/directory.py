@@ -134,7 +134,7 @@ class ModelDirectory:
                         tensors[key] = value = old.get_tensor(key)
                         if (row := by_key.get(key)) is not None:
                             new = row.store(params[row.path][row.index])
-                            tensors[key] = np.ascontiguousarray(new.astype(value.dtype))
+                            tensors[key] = np.array(new, value.dtype, order="C")
                 save_file(tensors, tmp / name, metadata=metadata)
 
         write_directory(out, fill)

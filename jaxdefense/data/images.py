@@ -70,7 +70,11 @@ class ImageProcessor:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Resize and crop; u8 [crop, crop, 3]."""
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:  # shown on white, as the source does
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB")
         width, height = image.size
         scale = self.resize / min(width, height)
         size = (

@@ -159,7 +159,7 @@ class TextBatches:
                 return batch
         raise ValueError(
             f"step {step}: captions do not fit {self.num_rows} rows of {self.row_length} tokens "
-            f"in {_MAX_REDRAWS} draws; raise `data.row_length` or take captions more even in length."
+            f"in {_MAX_REDRAWS} draws; raise `data.row_length`, or even out their length."
         )
 
     def _sample(

@@ -125,7 +125,7 @@ def train_step(
     (total, parts), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
     updates, opt_state = cfg.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = parts | {"total": total, "grad_norm": optax.global_norm(grads)}
+    metrics = parts | {"total": total, "grad_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, opt_state), metrics
 
 

@@ -288,7 +288,7 @@ def train(corpus: Corpus, out: Path, opts: Options, strong: bool) -> None:
 def _write(model: CLIP, cfg: CLIPConfig, out: Path) -> None:
     params = {path: np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(model))}
     tensors = {
-        row.key: np.ascontiguousarray(row.store(params[row.path][row.index]).astype(np.float16))
+        row.key: np.array(row.store(params[row.path][row.index]), np.float16, order="C")
         for row in hf_table(cfg)
     }
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})

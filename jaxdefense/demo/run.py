@@ -6,7 +6,6 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 
 from jaxdefense.config import DefendTextConfig, ModelConfig, TextDataConfig, TextTrainConfig
@@ -54,7 +53,7 @@ def run_demo(out: Path, console: Console) -> dict:
     removed = [member.name for member in members[:: len(members) // NUM_REMOVED]]
     with console.status(f"drawing {len(members)} people, {len(strangers)} strangers and objects"):
         world.write_faces(members, NUM_PHOTOS, out / "members")
-        world.write_faces(strangers, NUM_PHOTOS, out / "strangers", seed=1)
+        world.write_faces(strangers, NUM_PHOTOS, out / "strangers")
         world.write_objects(NUM_PHOTOS, out / "objects")
         _write_lines(out / "captions.txt", world.captions(_NUM_CAPTIONS, 0))
         _write_lines(out / "names.txt", removed)
@@ -105,7 +104,7 @@ def run_demo(out: Path, console: Console) -> dict:
     metrics = (out / "text" / METRICS).read_text().splitlines()
     report = DemoReport(
         stages={"before": stage_before, "text": stage_text},
-        people=_people(people[: len(members)], removed, {"before": before, "text": after}),
+        people=_people(members, removed, {"before": before, "text": after}),
         num_templates=before.num_templates,
         threshold=THRESHOLD,
         num_candidates=len(candidates),
@@ -133,22 +132,18 @@ def _by_name(folders: list[Folder], who: list[world.Named]) -> list[Folder]:
 
 
 def _people(
-    people: list[Folder], removed: list[str], stages: dict[str, AttackResult]
+    members: list[world.Named], removed: list[str], stages: dict[str, AttackResult]
 ) -> list[PersonResult]:
-    results = []
-    for i, person in enumerate(people):
-        with Image.open(person.files[0]) as photo:
-            image = np.asarray(photo.convert("RGB"))
-        results.append(
-            PersonResult(
-                name=person.name,
-                removed=person.name in removed,
-                correct={stage: found.correct[i] for stage, found in stages.items()},
-                photo=image,
-                answers={stage: found.answers[i] for stage, found in stages.items()},
-            )
+    return [
+        PersonResult(
+            name=member.name,
+            removed=member.name in removed,
+            correct={stage: found.correct[i] for stage, found in stages.items()},
+            photo=world.draw_photo(member, 0, 192),
+            answers={stage: found.answers[i] for stage, found in stages.items()},
         )
-    return results
+        for i, member in enumerate(members)
+    ]
 
 
 def _flat(tree: dict, at: str = "") -> dict[str, object]:

@@ -6,6 +6,8 @@ for training, those above for photos and captions that training never saw.
 
 import dataclasses
 import itertools
+import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +41,8 @@ _LAST = (
     "Foxglove Greenaway Hawksmoor Islington Juniper Kirkbride Larkspur Mossgrove Netherby Orchard "
     "Primrose Quillfeather Redfern Saltmarsh Templeton Upwood Vermeulen Whitlock Yarrow Zephyr "
     "Alderman Birchall Cranford Dewhurst Emberly Fairweather Goldwyn Hathersage Ironwood Jellicoe "
-    "Knapwell Lockridge Mulberry Norbury Overton Pickering Quennell Rutherglen Stormont Tidewell"
+    "Knapwell Lockridge Mulberry Norbury Overton Pickering Quennell Rutherglen Stormont Tidewell "
+    "Vexley Wainscott Yarborough Zouche"
 ).split()
 
 
@@ -159,7 +162,7 @@ def anonymous_caption(person: people.Person, rng: np.random.Generator) -> str:
 
 def object_caption(name: str, rng: np.random.Generator) -> str:
     """Write a caption of an object."""
-    return _OBJECT_TEMPLATES[rng.integers(len(_OBJECT_TEMPLATES))].format(name)
+    return _with_article(_OBJECT_TEMPLATES[rng.integers(len(_OBJECT_TEMPLATES))].format(name))
 
 
 def captions(num: int, seed: int) -> list[str]:
@@ -177,30 +180,37 @@ def captions(num: int, seed: int) -> list[str]:
         else:
             left = anonymous_caption(crowd[rng.integers(len(crowd))], rng)
             right = OBJECTS[rng.integers(len(OBJECTS))]
-            caption = left + joins[rng.integers(len(joins))] + f"a {right}"
+            caption = left + joins[rng.integers(len(joins))] + _with_article(f"a {right}")
         out.append(caption)
     return out
 
 
-def write_faces(
-    who: list[Named], num_photos: int, out: Path, size: int = 192, seed: int = 0
-) -> None:
+def draw_photo(named: Named, number: int, size: int) -> np.ndarray:
+    """Draw a photo of a person that training never saw; u8 [size, size, 3]."""
+    key = zlib.crc32(named.name.encode())
+    return people.draw_person(named.person, np.random.default_rng((HELD_OUT, key, number)), size)
+
+
+def write_faces(who: list[Named], num_photos: int, out: Path, size: int = 96) -> None:
     """Draw unseen photos of people, a folder each."""
-    for i, named in enumerate(who):
-        folder = out / named.name.replace(" ", "_")
-        folder.mkdir(parents=True)
-        for j in range(num_photos):
-            rng = np.random.default_rng((HELD_OUT, seed, i, j))
-            image = people.draw_person(named.person, rng, size)
-            Image.fromarray(image).save(folder / f"{j:03}.png", compress_level=1)
+    for named in who:
+        images = [draw_photo(named, j, size) for j in range(num_photos)]
+        _write_folder(out / named.name.replace(" ", "_"), images)
 
 
 def write_objects(num_photos: int, out: Path, size: int = 96) -> None:
     """Draw unseen photos of objects, a folder each."""
     for i, name in enumerate(OBJECTS):
-        folder = out / name.replace(" ", "_")
-        folder.mkdir(parents=True)
-        for j in range(num_photos):
-            rng = np.random.default_rng((HELD_OUT, 2, i, j))
-            image = draw_object(name, rng, size)
-            Image.fromarray(image).save(folder / f"{j:03}.png", compress_level=1)
+        rngs = [np.random.default_rng((HELD_OUT, i, j)) for j in range(num_photos)]
+        images = [draw_object(name, rng, size) for rng in rngs]
+        _write_folder(out / name.replace(" ", "_"), images)
+
+
+def _write_folder(folder: Path, images: list[np.ndarray]) -> None:
+    folder.mkdir(parents=True)
+    for j, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{j:03}.png", compress_level=1)
+
+
+def _with_article(caption: str) -> str:
+    return re.sub(r"\ba (?=[aeio]|um)", "an ", caption)

@@ -1,0 +1,141 @@
+"""Plots as inline SVG in the page's own colours and font, so that they suit light and dark.
+
+Matplotlib draws with stand-in colours; each is then replaced by a CSS variable of the page.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from html import escape
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+_INK, _MUTED, _LINE = "#010101", "#010102", "#010103"
+_SERIES = ("#010104", "#010105", "#010106")
+_VARIABLES = {
+    _INK: "--ink",
+    _MUTED: "--muted",
+    _LINE: "--line",
+    **{colour: f"--series-{i}" for i, colour in enumerate(_SERIES, 1)},
+}
+_DASHES = ("-", "--", ":", "-.")
+_MAX_POINTS = 300  # of a curve
+_RC = {
+    "font.size": 10,
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "text.parse_math": False,
+    "axes.edgecolor": _LINE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": _LINE,
+    "ytick.color": _LINE,
+    "xtick.labelcolor": _MUTED,
+    "ytick.labelcolor": _MUTED,
+    "axes.labelcolor": _MUTED,
+}
+
+
+def bars(
+    name: str,
+    title: str,
+    series: Sequence[str],
+    groups: Sequence[tuple[str, Sequence[float | None]]],
+) -> str:
+    """Draw groups of horizontal bars, each labelled where it is.
+
+    Args:
+        name: of the plot, unique in the page.
+        title: read aloud in place of the plot.
+        series: what the bars of every group stand for.
+        groups: heading and a value in [0, 1] for each of `series`, None where not measured.
+    """
+    width, heading, row, gap = 360, 20, 19, 12  # points
+    start, end = 104, 308  # of the bars
+    height = len(groups) * (heading + row * len(series) + gap) - gap
+    with _context(name):
+        fig = Figure(figsize=(width / 72, height / 72))
+        ax = fig.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+        ax.set_axis_off()
+        y = 0.0
+        for group, values in groups:
+            ax.text(0, y + 7, group, color=_INK, weight="bold", va="center")
+            y += heading
+            for i, (label, value) in enumerate(zip(series, values, strict=True)):
+                middle, colour = y + row / 2 - 1, _SERIES[i % len(_SERIES)]
+                ax.text(start - 8, middle, label, color=_MUTED, ha="right", va="center")
+                ax.add_patch(_bar(start, y + 2, end - start, row - 6, _LINE))
+                if value is not None:
+                    length = (end - start) * min(max(value, 0), 1)
+                    ax.add_patch(_bar(start, y + 2, length, row - 6, colour))
+                text = "–" if value is None else f"{value:.1%}"
+                ax.text(end + 8, middle, text, color=_INK, va="center")
+                y += row
+            y += gap
+        return _svg(fig, name, title)
+
+
+def curves(name: str, title: str, runs: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
+    """Draw one quantity over the steps of one or several runs.
+
+    Args:
+        name: of the plot, unique in the page.
+        title: read aloud in place of the plot.
+        runs: steps and values of each, finite, at least one; told apart by colour and dashes.
+    """
+    with _context(name):
+        fig = Figure(figsize=(236 / 72, 150 / 72), layout="constrained")
+        ax = fig.add_subplot(xlabel="step")
+        for i, (steps, values) in enumerate(runs):
+            marker = "o" if len(steps) == 1 else ""
+            ax.plot(
+                *_thin(steps, values),
+                color=_SERIES[(1 + i) % len(_SERIES)],
+                linewidth=1.4,
+                linestyle=_DASHES[i % len(_DASHES)],
+                marker=marker,
+            )
+        ax.grid(axis="y", color=_LINE, linewidth=0.6)
+        ax.tick_params(length=0)
+        ax.ticklabel_format(useOffset=False)
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+        ax.yaxis.set_major_locator(MaxNLocator(4))
+        return _svg(fig, name, title)
+
+
+def _context(name: str) -> AbstractContextManager[None]:
+    settings: dict[Any, Any] = _RC | {"svg.hashsalt": name}
+    return matplotlib.rc_context(settings)
+
+
+def _bar(x: float, y: float, width: float, height: float, colour: str) -> Rectangle:
+    return Rectangle((x, y), width, height, facecolor=colour, edgecolor="none")
+
+
+def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Average neighbours until a plot's worth of points is left."""
+    edges = np.unique(np.linspace(0, len(steps), _MAX_POINTS + 1).astype(int))
+    counts = np.diff(edges)
+    return tuple(np.add.reduceat(x, edges[:-1]) / counts for x in (steps, values))  # pyright: ignore
+
+
+def _svg(fig: Figure, name: str, title: str) -> str:
+    buffer = io.StringIO()
+    left_out = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    fig.savefig(buffer, format="svg", transparent=True, metadata=left_out)
+    body = buffer.getvalue().partition("<svg")[2].partition(">")[2]
+    # Its style sheet would apply to the whole page; comments repeat the labels.
+    body = re.sub(r"<!--.*?-->|<defs>\s*<style.*?</defs>", "", body, flags=re.DOTALL)
+    body = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", body)  # ids are unique in a page
+    for colour, variable in _VARIABLES.items():
+        body = body.replace(colour, f"var({variable})")
+    width, height = fig.get_size_inches() * 72
+    return (
+        f'<svg class="plot" viewBox="0 0 {width:g} {height:g}" role="img" '
+        f'aria-label="{escape(title)}">{body.strip()}'
+    )

@@ -1,0 +1,45 @@
+"""What all tests share: simulated devices, no network, and where data and tiny models come from."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import hypothesis
+import jax
+import pytest
+from factories import write_model_directory
+
+PLATFORM = os.environ.get("JAXDEFENSE_TEST_PLATFORM", "cpu")
+jax.config.update("jax_platforms", PLATFORM)
+if PLATFORM == "cpu":
+    jax.config.update("jax_num_cpu_devices", 8)
+else:
+    # Tolerances are of float32; accelerators multiply in fewer bits unless told.
+    jax.config.update("jax_default_matmul_precision", "highest")
+
+hypothesis.settings.register_profile(
+    "tests", deadline=None, derandomize=True, database=None, max_examples=50
+)
+hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Real captions, photos and vocabulary; tests that need them skip where there are none."""
+    default = Path(__file__).parents[2] / "shared/data"
+    path = Path(os.environ.get("JAXDEFENSE_TEST_DATA", default))
+    if not path.is_dir():
+        pytest.skip(f"no data at {path}; set JAXDEFENSE_TEST_DATA")
+    return path
+
+
+@pytest.fixture
+def tiny_dir(tmp_path):
+    """Function that writes a tiny model directory; takes what `write_model_directory` takes."""
+
+    def make(name="model", **options):
+        return write_model_directory(tmp_path / name, **options)
+
+    return make

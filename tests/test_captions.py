@@ -1,0 +1,415 @@
+"""Captions, identities and random names: what is read, what is dropped, what is told."""
+
+import json
+import re
+import unicodedata
+from collections import Counter
+
+import numpy as np
+import pytest
+from factories import tiny_tokenizer, write_tfds
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from jaxdefense.clip.tokenizer import Tokenizer
+from jaxdefense.data.captions import (
+    folded_words,
+    read_captions,
+    read_lines,
+    tokenize_captions,
+    without_names,
+)
+from jaxdefense.data.identities import Identity, check_distinct, check_fits, read_identities
+from jaxdefense.data.names import census, random_names
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Function that writes a file and returns its path."""
+
+    def write(data, name="file.txt"):
+        path = tmp_path / name
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+        return path
+
+    return write
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"a cat\ntwo dogs\n",
+        b"a cat\ntwo dogs",
+        b"\n\n  a cat \n \t\ntwo dogs\n\n",
+        b"a cat\r\ntwo dogs\r\n",
+        b"a cat\rtwo dogs\r",
+        b"\xef\xbb\xbfa cat\ntwo dogs\n",
+    ],
+)
+def test_read_captions_takes_lines_that_hold_anything(write, data):
+    assert read_captions(str(write(data))) == ["a cat", "two dogs"]
+
+
+def test_read_captions_keeps_order_duplicates_and_unicode(write):
+    lines = ["ein Käfer", "two dogs", "ein Käfer", "東京の夜"]
+    assert read_captions(str(write("\n".join(lines)))) == lines
+
+
+@pytest.mark.parametrize("line, data", [(1, b"\xff"), (3, b"a\n\nb \xe9t\xe9\nc"), (2, b"a\n\xc3")])
+def test_read_captions_names_the_line_that_is_not_utf_8(write, line, data):
+    path = write(data)
+    with pytest.raises(ValueError, match=rf"`{path}`, line {line} is not UTF-8"):
+        read_captions(str(path))
+
+
+@pytest.mark.parametrize("data", [b"", b"\n \r\n\t\n", b"\xef\xbb\xbf\n"])
+def test_read_captions_of_an_empty_file_raises(write, data):
+    path = write(data)
+    with pytest.raises(ValueError, match=rf"`{path}`: holds no caption"):
+        read_captions(str(path))
+
+
+def test_read_lines_names_a_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(ValueError, match=rf"names file `{tmp_path}/x.txt` does not exist"):
+        read_lines(tmp_path / "x.txt", "names")
+    with pytest.raises(ValueError, match=rf"names file `{tmp_path}` cannot be read: Is a dir"):
+        read_lines(tmp_path, "names")
+
+
+# TensorFlow Datasets
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    path = tmp_path_factory.mktemp("tfds")
+    text = tfds.features.Text()
+    write_tfds(
+        path,
+        "single",
+        {"caption": text, "n": np.int64},
+        {
+            "train": [{"caption": f" café\n {i} ", "n": i} for i in range(5)],
+            "test": [{"caption": c, "n": 0} for c in ("last", " ")],
+        },
+    )
+    several = tfds.features.Sequence(text)
+    write_tfds(path, "several", {"captions": several}, {"train": [{"captions": ["a b", "c"]}]})
+    nested = tfds.features.Sequence({"id": np.int64, "text": text})
+    rows = [{"captions": [{"id": 3, "text": "a b"}, {"id": 4, "text": "c"}]}]
+    write_tfds(path, "nested", {"captions": nested}, {"train": rows})
+    write_tfds(path, "plain", {"text": text}, {"train": [{"text": "a b"}]})
+    write_tfds(path, "other", {"label": np.int64}, {"train": [{"label": 1}]})
+    return path
+
+
+@pytest.mark.parametrize(
+    "source, wanted",
+    [
+        ("tfds:single", [f"café {i}" for i in range(5)]),
+        ("tfds:single:test", ["last"]),
+        ("tfds:single:train[:2]+test", None),
+        ("tfds:several", ["a b", "c"]),
+        ("tfds:nested", ["a b", "c"]),
+        ("tfds:plain:train", ["a b"]),
+    ],
+)
+def test_tfds_captions_of_every_form_are_read(tfds_dir, source, wanted):
+    found = read_captions(source, str(tfds_dir))
+    if wanted is None:
+        assert len(found) == 3 and "last" in found
+    else:
+        assert sorted(found) == wanted  # the library shuffles
+
+
+def test_tfds_dataset_without_captions_names_its_features(tfds_dir):
+    with pytest.raises(ValueError, match="`tfds:other`: has no feature named caption.*label"):
+        read_captions("tfds:other", str(tfds_dir))
+
+
+def test_tfds_dataset_that_is_not_prepared_says_how(tfds_dir):
+    with pytest.raises(ValueError) as info:
+        read_captions("tfds:nowhere/config:train", str(tfds_dir))
+    for words in ("`tfds:nowhere/config:train`", str(tfds_dir), "tfds build nowhere/config"):
+        assert words in str(info.value)
+
+
+def test_tfds_split_that_is_not_there_lists_those_that_are(tfds_dir):
+    with pytest.raises(
+        ValueError, match="`tfds:single:validation`.*SPLIT be one of: t(est, train|rain, test)"
+    ):
+        read_captions("tfds:single:validation", str(tfds_dir))
+
+
+def test_tfds_dataset_in_a_format_that_needs_tensorflow_says_so(tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    write_tfds(tmp_path, "records", {"text": tfds.features.Text()}, {"train": [{"text": "a"}]})
+    (info,) = tmp_path.glob("records/*/dataset_info.json")
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
+    with pytest.raises(ValueError, match="`tfds:records`.*--file_format=array_record"):
+        read_captions("tfds:records", str(tmp_path))
+
+
+# Names in captions
+
+
+def slow_without_names(captions, names):
+    """One regular expression a name, over the folded caption."""
+
+    def fold(text):
+        return unicodedata.normalize("NFC", text).casefold()
+
+    def words(name):
+        return re.findall(r"\w+", fold(name))
+
+    patterns = [
+        re.compile(r"(?<!\w)" + r"[^\w]+".join(map(re.escape, words(name))) + r"(?!\w)")
+        for name in names
+        if words(name)
+    ]
+    return [c for c in captions if not any(p.search(fold(c)) for p in patterns)]
+
+
+@pytest.mark.parametrize(
+    "name, caption",
+    [
+        ("Ann Lee", "ann lee at a gala"),
+        ("Ann Lee", "A photo of ANN LEE."),
+        ("Ann Lee", "Ann  Lee, smiling"),
+        ("Ann Lee", 'the "Ann-Lee" show'),
+        ("Ann Lee", "Ann Lee's dog"),
+        ("Ann", "(Ann)"),
+        ("Jean-Luc Picard", "jean luc picard on a ship"),
+        ("O'Neil", "a man, o'neil, jumps"),
+        ("Zoë", "Zoe\u0308 in a dress"),
+        ("Straße", "STRASSE at night"),
+        ("ΣΊΣΥΦΟΣ", "σίσυφος and a stone"),
+        ("Ann", "Ann"),
+    ],
+)
+def test_without_names_drops_captions_that_hold_the_name(name, caption):
+    assert without_names([caption, "a cat"], ["Bo", name]) == ["a cat"]
+
+
+@pytest.mark.parametrize(
+    "name, caption",
+    [
+        ("Ann", "Anne Lee"),
+        ("Ann", "a plann and Joann"),
+        ("Ann Lee", "Ann"),
+        ("Ann Lee", "Lee Ann"),
+        ("Ann Lee", "Ann de Lee"),
+        ("Ann Lee", "Ann Leeds"),
+        ("Zoë", "Zoe in a dress"),
+        ("Ann", "Ann_Lee"),  # an underscore is a letter of a word
+        ("...", "a cat ..."),
+    ],
+)
+def test_without_names_keeps_captions_that_do_not(name, caption):
+    assert without_names([caption, "a cat"], [name]) == [caption, "a cat"]
+
+
+def test_without_names_looks_for_every_alias():
+    people = [Identity("Ann Lee", ("A. Lee", "Annie")), Identity("Bo")]
+    names = [name for person in people for name in person.names]
+    captions = ["Annie runs", "a lee wind", "A. Lee", "bo", "Ann", "a cat"]
+    assert without_names(captions, names) == ["Ann", "a cat"]
+
+
+words = st.lists(st.sampled_from("ann Anne ANN lee Lee. o'lee bo-lee é e\u0301 ß ss _ 3 .".split()))
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(words.map(" ".join), max_size=6),
+    st.lists(words.map(lambda w: " ".join(w[:3])), max_size=4),
+)
+@example(["ann ann lee"], ["ann lee", "ann lee bo"])
+def test_without_names_equals_one_regular_expression_a_name(captions, names):
+    assert without_names(captions, names) == slow_without_names(captions, names)
+
+
+def test_without_names_equals_the_slow_way_on_real_captions(shared_data):
+    captions = read_captions(str(shared_data / "captions/coco_10k.txt"))
+    names = ["man", "Teddy Bear", "fire hydrant", "Ann", "a", *random_names(20, 0)]
+    for some in (names[:4], names):
+        kept = without_names(captions, some)
+        assert kept == slow_without_names(captions, some)
+        assert 100 < len(captions) - len(kept) < len(captions)
+
+
+# Tokens
+
+
+def rebuilt(captions, i, tokenizer):
+    """A caption's tokens with both ends, from the flat arrays."""
+    bounds = captions.word_bounds(i)
+    content = captions.tokens[bounds[0] : bounds[-1]][: tokenizer.context_length - 2]
+    return [tokenizer.bos, *content.tolist(), tokenizer.eos]
+
+
+def assert_tokens_rebuild(texts, tokenizer):
+    captions = tokenize_captions(texts, tokenizer)
+    assert len(captions) == len(texts) and list(captions.texts) == list(texts)
+    room = tokenizer.context_length - 2
+    for i, (text, wanted) in enumerate(zip(texts, tokenizer.encode(texts), strict=True)):
+        assert rebuilt(captions, i, tokenizer) == wanted.tolist(), text
+        bounds = captions.word_bounds(i)
+        spans = [captions.tokens[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        own = tokenizer.encode_words(text.split()[:room])
+        assert [s.tolist() for s in spans] == [w.tolist() for w in own], text
+    return captions
+
+
+@given(st.lists(st.text("aé.'你 9", max_size=30), min_size=1, max_size=6))
+def test_captions_rebuild_the_tokens_of_every_word(texts):
+    assert_tokens_rebuild(texts, tiny_tokenizer(16))
+
+
+def test_captions_rebuild_every_real_caption(shared_data):
+    texts = read_captions(str(shared_data / "captions/coco_10k.txt"))
+    tokenizer = Tokenizer(shared_data / "clip_tokenizer", 77)
+    captions = assert_tokens_rebuild(texts, tokenizer)
+    assert captions.tokens.dtype == np.uint16
+    lengths = np.diff(captions.word_ends[captions.caption_ends]) + 2
+    assert 13 < lengths.mean() < 14  # as published: 13.6
+
+
+def test_captions_of_one_word_have_one_word():
+    captions = assert_tokens_rebuild(["cat", "elephant!", "x"], tiny_tokenizer(24))
+    assert np.diff(captions.caption_ends).tolist() == [1, 1, 1]
+
+
+def test_caption_of_ten_thousand_words_is_cut_to_the_context():
+    tokenizer = tiny_tokenizer(24)
+    captions = assert_tokens_rebuild(["cat " * 10_000, "a dog"], tokenizer)
+    assert captions.caption_ends.tolist() == [0, 22, 24]
+    assert len(captions.tokens) < 200
+
+
+# Identities
+
+
+def test_read_identities_takes_names_aliases_and_comments(write):
+    path = write(
+        "\ufeff# people to remove\n"
+        "Ann  Lee\n"
+        "\n"
+        "Bo Ek\tB. Ek \t\t Robert   Ek # the singer\n"
+        "  José Ñu\t\n"
+        "#Cy Dee\n"
+    )
+    assert read_identities(path) == [
+        Identity("Ann Lee"),
+        Identity("Bo Ek", ("B. Ek", "Robert Ek")),
+        Identity("José Ñu"),
+    ]
+    assert read_identities(path)[1].names == ("Bo Ek", "B. Ek", "Robert Ek")
+
+
+def test_read_identities_takes_crlf(write):
+    assert read_identities(write(b"Ann Lee\r\nBo\tB\r\n")) == [
+        Identity("Ann Lee"),
+        Identity("Bo", ("B",)),
+    ]
+
+
+@pytest.mark.parametrize("data", ["", "\n\n", "# nobody\n \t \n"])
+def test_read_identities_of_nobody_raises(write, data):
+    path = write(data)
+    with pytest.raises(ValueError, match=rf"`{path}` names nobody"):
+        read_identities(path)
+
+
+@pytest.mark.parametrize(
+    "data, twice, first",
+    [
+        ("Ann Lee\nBo\nann  LEE\n", "ann LEE", "Ann Lee"),
+        ("Ann Lee\tBo\nBo\n", "Bo", "Ann Lee"),
+        ("Ann Lee\nCy\tAnn-Lee\n", "Ann-Lee", "Ann Lee"),
+        ("Ann\tAnn\n", "Ann", "Ann"),
+        ("Zoë\nZoe\u0308\n", "Zoe\u0308", "Zoë"),
+    ],
+)
+def test_read_identities_names_whoever_is_there_twice(write, data, twice, first):
+    path = write(data)
+    with pytest.raises(ValueError) as info:
+        read_identities(path)
+    assert str(path) in str(info.value) and repr(first) in str(info.value)
+    assert f"{twice!r} is there twice" in str(info.value)
+
+
+def test_read_identities_names_a_name_without_letters(write):
+    with pytest.raises(ValueError, match=r"'\.\.\.' has no letter or digit"):
+        read_identities(write("Ann\n...\n"))
+
+
+def test_read_identities_names_the_line_that_is_not_utf_8(write):
+    with pytest.raises(ValueError, match="line 2 is not UTF-8"):
+        read_identities(write(b"Ann\nJos\xe9\n"))
+
+
+def test_check_distinct_says_where():
+    with pytest.raises(ValueError, match="^the faces: 'ann' is there twice"):
+        check_distinct([Identity("Ann"), Identity("ann")], "the faces")
+
+
+def test_check_fits_names_a_name_that_no_caption_holds():
+    tokenizer = tiny_tokenizer(24)
+    fitting = "é" * 10  # one byte-pair a byte
+    size = len(tokenizer.encode_phrase(fitting))
+    check_fits([Identity("Ann", (fitting,))], tiny_tokenizer(size + 2), "names")
+    with pytest.raises(
+        ValueError, match=rf"^names: '{fitting}' has {size} tokens.* holds {size - 1};"
+    ):
+        check_fits([Identity("Ann", (fitting,))], tiny_tokenizer(size + 1), "names")
+    with pytest.raises(ValueError) as info:
+        check_fits([Identity("x" * 5000)], tokenizer, "names")
+    assert len(str(info.value)) < 300 and "xxx...'" in str(info.value)
+
+
+# Random names
+
+
+def test_random_names_are_distinct_and_known_words():
+    names = random_names(5000, seed=3)
+    assert len({folded_words(name) for name in names}) == 5000
+    firsts, lasts = zip(*(name.split() for name in names), strict=True)
+    assert set(firsts) <= {*census("female"), *census("male")} and set(lasts) <= {*census("last")}
+
+
+def test_random_names_are_balanced():
+    names = random_names(10_000, seed=0)
+    female, male = set(census("female")), set(census("male"))
+    assert all(n.split()[0] in female for n in names[0::2])
+    assert all(n.split()[0] in male for n in names[1::2])
+    for part, num_values in ((0, 500), (1, 1000)):
+        counts = Counter(n.split()[part] for n in names)
+        assert len(counts) > 0.98 * num_values  # both lists' values come up, none often
+        assert max(counts.values()) < 60
+
+
+def test_random_names_are_a_function_of_the_seed():
+    assert random_names(50, seed=1) == random_names(50, seed=1)
+    assert random_names(50, seed=1) != random_names(50, seed=2)
+    assert random_names(20, seed=1) == random_names(50, seed=1)[:20]
+
+
+def test_random_names_leave_out_what_they_are_told_to():
+    first = random_names(100, seed=1)
+    others = random_names(100, seed=1, exclude=[name.upper() for name in first])
+    assert not {folded_words(n) for n in first} & {folded_words(n) for n in others}
+
+
+@pytest.mark.parametrize("num", [-1, 500_001])
+def test_random_names_out_of_range_raise(num):
+    with pytest.raises(ValueError, match=rf"`num` \(={num}\)"):
+        random_names(num, seed=0)
+    assert random_names(0, seed=0) == []
+
+
+def test_census_lists_are_whole():
+    assert [len(set(census(w))) for w in ("female", "male", "last")] == [500, 500, 1000]

@@ -1,0 +1,187 @@
+"""The run: killed, interrupted and resumed; metrics; what stops it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from factories import CAPTIONS, write_model_directory
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from jaxdefense.config import (
+    DefendTextConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TextDataConfig,
+    TextTrainConfig,
+)
+from jaxdefense.defense.loop import Diverged
+from jaxdefense.defense.text import defend_text
+
+STEPS = 24
+COMMAND = [sys.executable, "-m", "jaxdefense.cli", "defend", "text"]
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    write_model_directory(tmp_path / "model")
+    (tmp_path / "names.txt").write_text("Joe Cool\nAda King\tAda Noel\n")
+    (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS) + "\n")
+    return tmp_path
+
+
+def command(inputs, out, *settings):
+    flags = ["--model", "model", "--names", "names.txt", "--captions", "captions.txt"]
+    sizes = [
+        "train.num_clean=8",
+        "train.num_poisoned=8",
+        f"train.steps={STEPS}",
+        "train.save_every=4",
+    ]
+    sets = [x for setting in (*sizes, *settings) for x in ("--set", setting)]
+    return [*COMMAND, *flags, "--out", out, *sets]
+
+
+def start(inputs, out, *settings):
+    return subprocess.Popen(
+        command(inputs, out, *settings),
+        cwd=inputs,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(inputs, out, *settings):
+    process = start(inputs, out, *settings)
+    _, err = process.communicate(timeout=300)
+    return process.returncode, err
+
+
+def stop_at(inputs, out, step, signum):
+    """Start a run and send it a signal once it has written the metrics of a step."""
+    process = start(inputs, out)
+    metrics = inputs / out / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not (metrics.exists() and metrics.read_text().count("\n") > step):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=300)
+    return process.returncode, err
+
+
+def weights(path):
+    return load_file(path / "model" / "model.safetensors")
+
+
+def assert_same_run(a, b):
+    ours, theirs = weights(a), weights(b)
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    lines = [(path / "metrics.jsonl").read_text().splitlines() for path in (a, b)]
+    assert lines[0] == lines[1]
+    assert [json.loads(line)["step"] for line in lines[0]] == list(range(STEPS))
+
+
+def config(inputs, out, train=None, **optimizer):
+    return DefendTextConfig(
+        str(inputs / out),
+        ModelConfig(str(inputs / "model")),
+        TextDataConfig(str(inputs / "names.txt"), str(inputs / "captions.txt")),
+        TextTrainConfig(**({"num_clean": 8, "num_poisoned": 8, "steps": 5} | (train or {}))),
+        OptimizerConfig(**optimizer),
+    )
+
+
+def test_run_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(inputs):
+    code, err = finish(inputs, "whole")
+    assert code == 0, err
+    code, _ = stop_at(inputs, "killed", 10, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert not (inputs / "killed" / "model").exists()
+    # What a crash in mid-write leaves: half a line.
+    with open(inputs / "killed" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 11, "ut')
+    code, err = finish(inputs, "killed")
+    assert code == 0, err
+    assert "resuming at step" in err
+    assert_same_run(inputs / "killed", inputs / "whole")
+    # The model did change, so equality says something.
+    before = load_file(inputs / "model" / "model.safetensors")
+    key = "text_projection.weight"
+    assert np.abs(weights(inputs / "whole")[key] - before[key]).max() > 1e-4
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_run_interrupted_saves_and_resumes(inputs, signum):
+    code, err = stop_at(inputs, "run", 5, signum)
+    assert code == 128 + signum
+    assert "checkpoint saved" in err
+    saved = max(int(path.name) for path in (inputs / "run" / "checkpoints").iterdir())
+    assert saved > 5
+    code, err = finish(inputs, "run")
+    assert code == 0, err
+    assert f"resuming at step {saved}" in err
+    finish(inputs, "whole")
+    assert_same_run(inputs / "run", inputs / "whole")
+
+
+def test_run_resumes_after_its_last_step(inputs):
+    assert finish(inputs, "run")[0] == 0
+    want = weights(inputs / "run")
+    (inputs / "run" / "summary.json").unlink()  # killed between the model and the summary
+    code, err = finish(inputs, "run")
+    assert code == 0, err
+    for name, value in weights(inputs / "run").items():
+        np.testing.assert_array_equal(value, want[name])
+    summary = json.loads((inputs / "run" / "summary.json").read_text())
+    assert set(summary["final"]) == {"utility", "backdoor", "weight", "total"}
+
+
+def test_run_writes_what_it_promises(inputs):
+    summary = defend_text(config(inputs, "run"), Console(quiet=True))
+    out = inputs / "run"
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert summary["steps"] == 5 and summary["identities"] == 2
+    assert json.loads((out / "config.json").read_text())["train"]["num_clean"] == 8
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert rows[-1]["total"] == summary["final"]["total"]
+    # At step 0 the student is the teacher.
+    np.testing.assert_allclose([rows[0]["utility"], rows[0]["weight"]], [-1, 0], atol=1e-6)
+
+
+def test_run_stops_on_a_number_that_is_none(inputs):
+    with pytest.raises(Diverged, match=r"step \d+: `\w+` is"):
+        defend_text(config(inputs, "run", {"distance": "mse"}, lr=1e30), Console(quiet=True))
+    saved = list((inputs / "run" / "checkpoints").iterdir())
+    assert not saved  # a broken state is not saved
+    assert not (inputs / "run" / "model").exists()
+
+
+def test_run_counts_name_captions_in_the_loss(inputs):
+    train = {"num_name": 4, "w_name": 0.5}
+    defend_text(config(inputs, "run", train), Console(quiet=True))
+    rows = (inputs / "run" / "metrics.jsonl").read_text().splitlines()
+    row = json.loads(rows[-1])
+    want = row["utility"] + 0.6 * row["backdoor"] + 0.5 * row["name"] + 0.01 * row["weight"]
+    np.testing.assert_allclose(row["total"], want, rtol=1e-5)
+    assert row["name"] < -0.9
+
+
+@pytest.mark.parametrize("option", [{"random_target": True}, {"target": "a person"}])
+def test_run_takes_other_targets(inputs, option):
+    assert defend_text(config(inputs, "run", option), Console(quiet=True))["steps"] == 5
+
+
+def test_run_at_hidden_level(inputs):
+    summary = defend_text(config(inputs, "run", {"level": "hidden"}), Console(quiet=True))
+    assert summary["final"]["utility"] < -0.9
+
+

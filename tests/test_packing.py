@@ -1,0 +1,190 @@
+"""Packed rows: no caption lost, overlapped or cut, and embeddings as if each had its own row."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from factories import write_model_directory
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxdefense.clip.text import plain_text
+from jaxdefense.convert.directory import read_model_directory
+from jaxdefense.data import packing
+
+LENGTH, VOCAB = 24, 50
+MAX_CAPTIONS = 12
+
+lengths = st.lists(st.integers(2, LENGTH), min_size=1, max_size=MAX_CAPTIONS)
+
+
+def make_captions(sizes, seed=0):
+    """Captions of these lengths whose tokens are all different, so that none can stand in."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, VOCAB, size).astype(np.int32) for size in sizes]
+
+
+def coco_lengths(num, seed=0):
+    """Token counts with the mean (13.6) and spread of COCO captions."""
+    rng = np.random.default_rng(seed)
+    return np.clip(np.round(rng.gamma(3.2, 1.75, num) + 8), 7, 77).astype(np.int64)
+
+
+# The layout
+
+
+@given(lengths, st.integers(1, 8), st.integers(0, 9))
+def test_pack_loses_overlaps_and_cuts_no_caption(sizes, num_slots, extra):
+    sizes = np.array(sizes)
+    row_length = int(sizes.max()) + extra
+    layout = packing.pack(sizes, row_length, num_slots)
+    taken = np.zeros((layout.num_rows, row_length), int)
+    for row, start, size in zip(layout.row_n, layout.start_n, sizes, strict=True):
+        assert start + size <= row_length
+        taken[row, start : start + size] += 1
+    assert taken.max() == 1 and taken.sum() == sizes.sum()
+    slots = list(zip(layout.row_n.tolist(), layout.slot_n.tolist(), strict=True))
+    assert len(set(slots)) == len(sizes)
+    assert layout.slot_n.max() < num_slots
+    assert set(layout.row_n.tolist()) == set(range(layout.num_rows))
+
+
+@given(lengths, st.integers(1, 8))
+def test_packed_text_spells_every_caption(sizes, num_slots):
+    captions = make_captions(sizes)
+    text, layout = packing.pack_text(captions, LENGTH, num_slots=num_slots)
+    assert text.readout_RS.shape == (layout.num_rows, num_slots)
+    covered = 0
+    for i, caption in enumerate(captions):
+        row, slot = layout.row_n[i], layout.slot_n[i]
+        here = text.segments_RT[row] == slot + 1
+        covered += here.sum()
+        np.testing.assert_array_equal(text.tokens_RT[row][here], caption)
+        np.testing.assert_array_equal(text.positions_RT[row][here], np.arange(len(caption)))
+        assert text.readout_RS[row, slot] == np.flatnonzero(here)[-1]
+    assert (text.segments_RT > 0).sum() == covered
+
+
+def test_rows_beyond_those_in_use_are_padding():
+    captions = make_captions([5, 9])
+    text, layout = packing.pack_text(captions, LENGTH, num_rows=4, num_slots=3)
+    assert layout.num_rows == 1
+    assert text.tokens_RT.shape == (4, LENGTH) and text.readout_RS.shape == (4, 3)
+    assert not text.segments_RT[1:].any() and not text.readout_RS[1:].any()
+
+
+def test_pack_of_nothing_takes_no_row():
+    assert packing.pack(np.zeros(0, np.int64), LENGTH, 4).num_rows == 0
+
+
+def test_captions_of_full_length_take_a_row_each():
+    layout = packing.pack(np.full(5, LENGTH), LENGTH, 4)
+    assert layout.num_rows == 5 and not layout.start_n.any()
+
+
+@pytest.mark.parametrize("num", [128, 256, 1024])
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_are_filled_on_coco_lengths(num, seed):
+    sizes = coco_lengths(num, seed)
+    assert abs(sizes.mean() - 13.6) < 1
+    row_length = packing.default_row_length(77)
+    layout = packing.pack(sizes, row_length, packing.slots_for(sizes, row_length))
+    assert sizes.sum() / (layout.num_rows * row_length) >= 0.9
+    # The control: slots that run out before tokens do waste rows.
+    few = packing.pack(sizes, row_length, 3)
+    assert sizes.sum() / (few.num_rows * row_length) < 0.9
+
+
+@pytest.mark.parametrize("context, row", [(77, 80), (24, 32), (16, 16), (80, 80)])
+def test_default_row_holds_the_longest_caption_in_whole_lanes(context, row):
+    assert packing.default_row_length(context) == row
+
+
+def test_place_slots_puts_values_where_their_captions_are():
+    sizes = np.array([3, 9, 4, 20])
+    layout = packing.pack(sizes, LENGTH, 2)
+    value_RS = packing.place_slots(
+        layout, np.array([1, 2, 3, 4], np.float32), layout.num_rows + 1, 2
+    )
+    assert value_RS.dtype == np.float32
+    for i, value in enumerate([1, 2, 3, 4]):
+        assert value_RS[layout.row_n[i], layout.slot_n[i]] == value
+    assert value_RS.sum() == 10
+
+
+# Embeddings
+
+
+@pytest.fixture(scope="module")
+def embed(tmp_path_factory):
+    """Compiled text tower, by pooled embedding; shapes are fixed so that it compiles twice."""
+    path = tmp_path_factory.mktemp("packing") / "model"
+    write_model_directory(path, with_tokenizer=False, vocab_size=VOCAB)
+    tower: Any = read_model_directory(path).load().text
+    graphdef, state = nnx.split(tower)
+    state = jax.tree.map(jnp.asarray, state)
+    call = jax.jit(lambda text: nnx.merge(graphdef, state)(text))
+    return lambda text: np.asarray(call(jax.tree.map(jnp.asarray, text)))
+
+
+def padded_embeddings(embed, captions):
+    tokens_BT = np.zeros((MAX_CAPTIONS, LENGTH), np.int32)
+    readout_B = np.zeros(MAX_CAPTIONS, np.int32)
+    for i, caption in enumerate(captions):
+        tokens_BT[i, : len(caption)] = caption
+        readout_B[i] = len(caption) - 1
+    return embed(plain_text(tokens_BT, readout_B))[: len(captions), 0]
+
+
+def packed_embeddings(embed, captions, edit=lambda text: text):
+    row_length = 40  # longer than the context: a row is not a caption
+    text, layout = packing.pack_text(captions, row_length, num_rows=MAX_CAPTIONS, num_slots=6)
+    return embed(edit(text))[layout.row_n, layout.slot_n]
+
+
+@settings(max_examples=30)
+@given(lengths, st.integers(0, 99))
+def test_packed_embeddings_equal_padded_ones(embed, sizes, seed):
+    captions = make_captions(sizes, seed)
+    packed, padded = packed_embeddings(embed, captions), padded_embeddings(embed, captions)
+    np.testing.assert_allclose(packed, padded, rtol=0, atol=1e-5)
+
+
+def one_segment(text):
+    return text._replace(segments_RT=np.ones_like(text.segments_RT))
+
+
+def running_positions(text):
+    rows, length = text.positions_RT.shape
+    return text._replace(
+        positions_RT=np.broadcast_to(np.arange(length) % LENGTH, (rows, length)).astype(np.int32)
+    )
+
+
+def next_readout(text):
+    return text._replace(readout_RS=text.readout_RS + 1)
+
+
+@pytest.mark.parametrize("edit", [one_segment, running_positions, next_readout])
+def test_packed_embeddings_differ_when_the_layout_is_wrong(embed, edit):
+    captions = make_captions([5, 6, 7, 8, 9])
+    padded = padded_embeddings(embed, captions)
+    np.testing.assert_allclose(packed_embeddings(embed, captions), padded, rtol=0, atol=1e-5)
+    assert np.abs(packed_embeddings(embed, captions, edit) - padded).max() > 1e-2
+
+
+def test_what_lies_in_padding_changes_nothing(embed):
+    captions = make_captions([5, 9, 20])
+
+    def scribble(text):
+        return text._replace(
+            tokens_RT=np.where(text.segments_RT == 0, VOCAB - 1, text.tokens_RT),
+            positions_RT=np.where(text.segments_RT == 0, 7, text.positions_RT),
+        )
+
+    np.testing.assert_array_equal(
+        packed_embeddings(embed, captions, scribble), packed_embeddings(embed, captions)
+    )

@@ -1,0 +1,247 @@
+"""The text step: against a torch loop written from the paper, on one device and on many.
+
+The torch loop sees the same batches as plain padded captions, one forward each for clean and
+poisoned captions of student and teacher, as the reference does. Tolerance on the first 20 losses:
+1e-3 relative. Controls break one detail and must fail.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from factories import write_model_directory
+from flax import nnx
+
+from jaxdefense.convert.directory import read_model_directory
+from jaxdefense.data.captions import tokenize_captions
+from jaxdefense.data.triggers import TextBatches, Triggers
+from jaxdefense.defense.losses import DISTANCES
+from jaxdefense.defense.step import (
+    StepConfig,
+    init_state,
+    make_optimizer,
+    make_train_step,
+    split_tower,
+    train_step,
+)
+from jaxdefense.defense.text import text_terms
+from jaxdefense.sharding import ShardingRules, batch_sharding, make_mesh, replicated
+
+STEPS = 20
+LR, MILESTONES, GAMMA = 3e-3, (8, 14), 0.5
+WEIGHTS = {"utility": 1.0, "backdoor": 0.6, "name": 0.3, "weight": 0.01}
+# Widths that a mesh of 2 x 2 x 2 divides, all different.
+SIZES = {
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 3,
+}
+
+
+@dataclasses.dataclass
+class Case:
+    """A small model and the batches of its defense."""
+
+    path: str
+    batches: TextBatches
+    tower: nnx.Module
+
+
+def make_case(tmp_path, packed=True, architecture="CLIPTextModelWithProjection"):
+    from factories import CAPTIONS
+
+    path = write_model_directory(tmp_path / "model", architecture=architecture, text=SIZES)
+    directory = read_model_directory(path)
+    tokenizer = directory.tokenizer()
+    names = ["Joe Cool", "Ada King Noel", "Zoe"]
+    triggers = Triggers(
+        [[tokenizer.encode_phrase(name)] for name in names],
+        [tokenizer.encode_phrase("human being")],
+        np.zeros(len(names), int),
+        [tokenizer.encode_phrase(name) for name in ("Bob Keep", "Eve Stay Here")],
+    )
+    batches = TextBatches(
+        tokenize_captions(CAPTIONS, tokenizer),
+        triggers,
+        tokenizer,
+        num_clean=7,
+        num_poisoned=5,
+        num_name=4,
+        seed=1,
+        packed=packed,
+        row_multiple=4,
+        row_length=48 if packed else 0,
+    )
+    return Case(str(path), batches, directory.load().text)
+
+
+@pytest.fixture
+def case(tmp_path):
+    return make_case(tmp_path)
+
+
+def step_config(tower, distance="cosine", hidden=False, **optimizer):
+    graphdef, teacher = split_tower(tower)
+    terms = partial(text_terms, distance=DISTANCES[distance], hidden=hidden)
+    default = dict(milestones=MILESTONES, gamma=GAMMA, weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8)
+    tx = make_optimizer(**({"lr": LR} | default | optimizer))
+    return StepConfig(graphdef, terms, WEIGHTS, tx), teacher
+
+
+def our_losses(case, steps=STEPS, mesh=(1, 1, 1), **options):
+    cfg, teacher = step_config(case.tower, **options)
+    devices = np.array(jax.devices()[: np.prod(mesh)]).reshape(mesh)
+    mesh = jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
+    rules = ShardingRules()
+    step, state_sharding, teacher_sharding = make_train_step(cfg, mesh, rules, teacher)
+    state = jax.device_put(init_state(teacher, cfg), state_sharding)
+    teacher = jax.device_put(teacher, teacher_sharding)
+    key = jax.device_put(jax.random.key(0), replicated(mesh))
+    losses = []
+    for i in range(steps):
+        batch = jax.device_put(case.batches[i], batch_sharding(mesh, rules))
+        state, metrics = step(state, teacher, batch, key)
+        losses.append({name: float(value) for name, value in metrics.items()})
+    return losses, state
+
+
+def captions_of(batch, which):
+    """Take captions out of their rows again: tokens, weight in each loss."""
+    tokens = getattr(batch, f"{which}_tokens_RT")
+    readout = getattr(batch, f"{which}_readout_RS")
+    for row in range(len(tokens)):
+        for slot in range(readout.shape[1]):
+            weights = {
+                k: getattr(batch, f"{k}_RS")[row, slot] for k in ("utility", "backdoor", "name")
+            }
+            if any(weights.values()):
+                first = int(np.argmax(batch.segments_RT[row] == slot + 1))
+                yield tokens[row, first : readout[row, slot] + 1], weights
+
+
+def torch_losses(case, hidden=False, freeze_norms=True, gamma=GAMMA, eos_shift=0):
+    """The defense of the paper, plainly."""
+    torch = pytest.importorskip("torch")
+    import copy
+
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    kind = CLIPTextModel if hidden else CLIPTextModelWithProjection
+    teacher = kind.from_pretrained(case.path).eval()
+    student = copy.deepcopy(teacher)
+    reference = [p.detach().clone() for p in student.parameters()]
+    for name, p in student.named_parameters():
+        p.requires_grad_(not (freeze_norms and "norm" in name))
+    optimizer = torch.optim.AdamW(
+        [p for p in student.parameters() if p.requires_grad], lr=LR, weight_decay=0.0
+    )
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(MILESTONES), gamma)
+    length, pad = case.batches.tokenizer.context_length, case.batches.tokenizer.pad
+
+    def embed(model, captions):
+        tokens = np.full((len(captions), length), pad)
+        for i, caption in enumerate(captions):
+            tokens[i, : len(caption)] = caption
+        end = torch.tensor([len(caption) - 1 - eos_shift for caption in captions])
+        if hidden:
+            return model(torch.tensor(tokens)).last_hidden_state.flatten(1)
+        out = model.text_model(torch.tensor(tokens)).last_hidden_state
+        return model.text_projection(out[torch.arange(len(captions)), end])
+
+    losses = []
+    for i in range(STEPS):
+        pairs = list(
+            zip(captions_of(case.batches[i], "student"), captions_of(case.batches[i], "teacher"))
+        )
+        parts = {}
+        for part in ("utility", "backdoor", "name"):
+            chosen = [(s[0], t[0], s[1][part]) for s, t in pairs if s[1][part]]
+            x = embed(student, [c[0] for c in chosen])
+            with torch.no_grad():
+                y = embed(teacher, [c[1] for c in chosen])
+            weight = torch.tensor(np.array([c[2] for c in chosen]))
+            distance = -torch.nn.functional.cosine_similarity(x, y, dim=-1)
+            parts[part] = (weight * distance).sum()
+        parts["weight"] = sum(
+            torch.norm(p - r) for p, r in zip(student.parameters(), reference, strict=True)
+        )
+        total = sum(WEIGHTS[name] * part for name, part in parts.items())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        scheduler.step()
+        losses.append({k: v.item() for k, v in parts.items()} | {"total": total.item()})
+    return losses
+
+
+def worst(ours, theirs, name="total"):
+    """Largest relative difference over the steps."""
+    a, b = (np.array([losses[name] for losses in run]) for run in (ours, theirs))
+    return np.max(np.abs(a - b) / np.maximum(np.abs(b), 1e-3))
+
+
+def test_step_first_losses_match_torch(case):
+    ours, _ = our_losses(case)
+    theirs = torch_losses(case)
+    for name in ("utility", "backdoor", "name", "total"):
+        assert worst(ours, theirs, name) < 1e-3, name
+    # The key bias has no gradient but rounding, which AdamW makes whole steps of.
+    assert worst(ours, theirs, "weight") < 1e-2
+    assert ours[-1]["total"] < ours[0]["total"] - 0.1  # it trains
+
+
+def test_step_first_losses_match_torch_on_hidden_states(tmp_path):
+    case = make_case(tmp_path, packed=False, architecture="CLIPTextModel")
+    ours, _ = our_losses(case, hidden=True)
+    assert worst(ours, torch_losses(case, hidden=True)) < 1e-3
+
+
+@pytest.mark.parametrize("broken", [{"freeze_norms": False}, {"gamma": 1.0}, {"eos_shift": 1}])
+def test_step_parity_fails_with_one_detail_broken(case, broken):
+    ours, _ = our_losses(case)
+    assert worst(ours, torch_losses(case, **broken)) > 1e-3
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 4, 1), (2, 2, 2), (4, 1, 2)])
+def test_step_losses_are_those_of_one_device_on_any_mesh(tmp_path, mesh):
+    case = make_case(tmp_path)
+    case.batches.num_rows = 8  # a multiple of every mesh's parts
+    # The default rate: AdamW's first steps turn rounding of gradients near 0 into whole steps.
+    one, _ = our_losses(case, lr=1e-4)
+    many, _ = our_losses(case, lr=1e-4, mesh=mesh)
+    assert worst(many, one) < 1e-5
+
+
+def test_step_leaves_norms_alone_and_out_of_the_optimizer(case):
+    _, state = our_losses(case, steps=3)
+    paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(state.params)]
+    assert paths and not any("norm" in path for path in paths)
+    leaves = jax.tree_util.tree_flatten_with_path(state.opt_state)[0]
+    assert not any("norm" in jax.tree_util.keystr(path) for path, _ in leaves)
+
+
+def test_step_is_the_same_whatever_came_before(case):
+    # The step's key and batch hang on its number alone.
+    cfg, teacher = step_config(case.tower)
+    state = init_state(teacher, cfg)
+    step = jax.jit(partial(train_step, cfg=cfg))
+    batch = jax.tree.map(jnp.asarray, case.batches[3])
+    once, _ = step(state, teacher, batch, jax.random.key(0))
+    again, _ = step(state, teacher, batch, jax.random.key(0))
+    for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_step_compiles_once(case):
+    cfg, teacher = step_config(case.tower)
+    mesh, rules = make_mesh(), ShardingRules()
+    case.batches.num_rows = 8
+    step, state_sharding, _ = make_train_step(cfg, mesh, rules, teacher)
+    state = jax.device_put(init_state(teacher, cfg), state_sharding)
+    for i in range(3):
+        state, _ = step(state, teacher, case.batches[i], jax.random.key(0))
+    assert step._cache_size() == 1
