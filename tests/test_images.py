@@ -61,7 +61,7 @@ def assert_equal_to_transformers(image, resize, crop):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", [(97, 61), (61, 97), (64, 64), (40, 30)])
 def test_processor_equals_transformers_on_every_mode(mode, size):
-    assert_equal_to_transformers(draw(*size, mode), 48, 48)
+    assert_equal_to_transformers(draw(size[0], size[1], mode), 48, 48)
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB"])

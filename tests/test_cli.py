@@ -1,0 +1,234 @@
+"""The command line: what a user can get wrong gives exit code 2, one line, and writes nothing."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+from factories import CAPTIONS, write_model_directory
+from PIL import Image
+
+from jaxdefense.cli import main
+from jaxdefense.convert import directory
+
+SMALL = ["train.num_clean=8", "train.num_poisoned=8", "train.steps=3"]
+
+
+@pytest.fixture
+def inputs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_model_directory(tmp_path / "model")
+    (tmp_path / "names.txt").write_text("Joe Cool\nAda King\tAda Noel\n")
+    (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS) + "\n")
+    for name in ("Joe_Cool", "Zoe"):
+        (tmp_path / "faces" / name).mkdir(parents=True)
+        image = np.random.default_rng(0).integers(0, 255, (14, 14, 3), np.uint8)
+        Image.fromarray(image).save(tmp_path / "faces" / name / "0.png")
+    return tmp_path
+
+
+def defend(*flags, settings=()):
+    defaults = {
+        "--model": "model",
+        "--names": "names.txt",
+        "--captions": "captions.txt",
+        "--out": "run",
+    }
+    defaults |= dict(zip(flags[::2], flags[1::2], strict=True))
+    sets = [x for setting in (*SMALL, *settings) for x in ("--set", setting)]
+    return main(["defend", "text", *(x for pair in defaults.items() for x in pair), *sets])
+
+
+def assert_refused(capsys, code, *words):
+    err = capsys.readouterr().err.strip()
+    assert code == 2, err
+    assert err.count("\n") == 0 and err.startswith("jaxdefense: error: "), err
+    for word in words:
+        assert word in err, err
+
+
+def write(data):
+    def wrong(inputs):
+        (inputs / "names.txt").write_bytes(data)
+
+    return wrong
+
+
+def captions(data):
+    def wrong(inputs):
+        (inputs / "captions.txt").write_bytes(data)
+
+    return wrong
+
+
+def truncated(inputs):
+    file = inputs / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+def not_clip(inputs):
+    (inputs / "model" / "config.json").write_text(
+        json.dumps({"architectures": ["BertModel"], "model_type": "bert"})
+    )
+
+
+def no_tokenizer(inputs):
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        (inputs / "model" / name).unlink()
+
+
+def another_run(inputs):
+    (inputs / "run").mkdir()
+    (inputs / "run" / "config.json").write_text('{"train": {"steps": 9}}')
+
+
+def finished_run(inputs):
+    another_run(inputs)
+    (inputs / "run" / "summary.json").write_text("{}")
+
+
+def other_files(inputs):
+    (inputs / "run").mkdir()
+    (inputs / "run" / "thesis.tex").write_text("x")
+
+
+WRONG = {
+    "names missing": (lambda i: (i / "names.txt").unlink(), ["names.txt", "does not exist"]),
+    "names a directory": (
+        lambda i: ((i / "names.txt").unlink(), (i / "names.txt").mkdir()),
+        ["names.txt", "cannot be read"],
+    ),
+    "names empty": (write(b"\n# nobody\n\n"), ["names.txt", "nobody"]),
+    "names twice": (write(b"Joe Cool\nAda\njoe  cool\n"), ["'joe cool'", "twice"]),
+    "alias of another": (write(b"Joe Cool\nAda\tJoe Cool\n"), ["twice"]),
+    "name too long": (write(b"Joe\n" + b"Jo " * 40), ["tokens", "holds 22", "shorten"]),
+    "name one endless word": (write(b"x" * 4000), ["tokens", "shorten"]),
+    "names not UTF-8": (write(b"Joe\nJos\xe9\n"), ["line 2", "UTF-8"]),
+    "captions missing": (lambda i: (i / "captions.txt").unlink(), ["captions.txt", "not exist"]),
+    "captions empty": (captions(b"\n \n"), ["captions.txt", "no caption"]),
+    "captions not UTF-8": (captions(b"a\n\xff\xfe\n"), ["captions.txt", "line 2", "UTF-8"]),
+    "captions all named": (captions(b"Joe Cool at sea\nada king\n"), ["all 2", "listed name"]),
+    "model missing": (lambda i: (i / "model").rename(i / "elsewhere"), ["config.json", "model"]),
+    "model without tokenizer": (no_tokenizer, ["holds no tokenizer"]),
+    "model truncated": (truncated, ["model.safetensors", "not a whole safetensors file"]),
+    "model not CLIP": (not_clip, ["BertModel", "CLIPModel"]),
+    "out another run": (another_run, ["run", "another run"]),
+    "out finished": (finished_run, ["run", "finished run"]),
+    "out other files": (other_files, ["run", "holds no run"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_defend_text_refuses(inputs, capsys, case):
+    spoil, words = WRONG[case]
+    spoil(inputs)
+    before = sorted(path.name for path in (inputs / "run").rglob("*"))
+    assert_refused(capsys, defend(), *words)
+    assert sorted(path.name for path in (inputs / "run").rglob("*")) == before
+
+
+SETTINGS = {
+    "train.stepps=3": ["train.stepps", "num_clean"],
+    "train.steps=0": ["steps", "above 0"],
+    "train.steps=many": ["train.steps", "int"],
+    "train.distance=euclid": ["distance", "cosine"],
+    "train.level=deep": ["train.level", "'hidden'"],
+    "train.w_name=1.0": ["train.num_name", "only together"],
+    "train": ["key=value"],
+    "train=3": ["`train` (=3)", "section"],
+    "mesh.data=3": ["mesh", "8"],
+    "optimizer.lr=-1": ["lr", "above 0"],
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_defend_text_refuses_setting(inputs, capsys, setting):
+    assert_refused(capsys, defend(settings=[setting]), *SETTINGS[setting])
+    assert not (inputs / "run").exists()
+
+
+def test_defend_text_refuses_rows_the_mesh_does_not_divide(inputs, capsys):
+    code = defend(settings=["train.level=hidden", "train.num_clean=5", "train.num_poisoned=4"])
+    assert_refused(capsys, code, "(=9)", "use 8 or 16")
+
+
+def test_defend_text_names_a_missing_flag(inputs, capsys):
+    code = main(["defend", "text", "--model", "model", "--out", "run"])
+    assert_refused(capsys, code, "`data.names` is missing")
+
+
+@pytest.mark.parametrize(
+    "text,words",
+    [
+        (b"cat\ndog\n\n\nhorse\n", []),
+        (b"word " * 10_000 + b"\na cat\n", []),
+        ("\ufeffein Hund läuft\r\n猫が走る\r\n".encode(), []),
+    ],
+)
+def test_defend_text_takes_odd_captions(inputs, capsys, text, words):
+    (inputs / "captions.txt").write_bytes(text)
+    assert defend() == 0
+    assert (inputs / "run" / "model" / "model.safetensors").exists()
+    assert (inputs / "run" / "report.html").exists()
+
+
+def test_defend_text_takes_a_name_that_just_fits(inputs, capsys):
+    (inputs / "names.txt").write_text("Jo " * 11)  # 22 tokens
+    assert defend() == 0
+
+
+def test_full_disk_at_the_end_loses_nothing(inputs, capsys, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.safetensors")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directory, "save_file", full)
+        code = defend()
+    err = capsys.readouterr().err
+    assert code == 2 and "No space left on device" in err.splitlines()[-1]
+    left = {path.name for path in (inputs / "run").iterdir()}
+    assert left == {"config.json", "metrics.jsonl", "checkpoints"}
+    assert defend() == 0  # goes on from the checkpoint
+    assert "resuming at step 3" in capsys.readouterr().err
+
+
+def test_attack_names_what_is_wrong(inputs, capsys):
+    flags = ["--model", "model", "--out", "results", "--set", "num_candidates=5"]
+    assert_refused(capsys, main(["attack", *flags, "--faces", "none"]), "none", "not exist")
+    (inputs / "faces" / "Zoe" / "0.png").write_bytes(b"not a photo")
+    code = main(["attack", *flags, "--faces", "faces"])
+    err = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 2 and "0.png" in err and "photo" in err
+
+
+def test_config_file_and_flags_in_order(inputs, capsys):
+    (inputs / "config.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "  return ConfigDict({'data': {'names': 'nowhere.txt', 'captions': 'captions.txt'},\n"
+        "    'train': {'steps': 7, 'num_clean': 8, 'num_poisoned': 8, 'seed': 5}})\n"
+    )
+    flags = ["--model", "model", "--names", "names.txt", "--out", "run", "--config", "config.py"]
+    assert main(["defend", "text", *flags, "--set", "train.steps=3"]) == 0
+    config = json.loads((inputs / "run" / "config.json").read_text())
+    assert config["train"]["seed"] == 5  # the file's
+    assert config["train"]["steps"] == 3  # --set over the file
+    assert config["data"]["names"] == "names.txt"  # flags over all
+    assert config["train"]["w_backdoor"] == 0.6  # the default
+
+
+@pytest.mark.parametrize(
+    "text,words",
+    [
+        ("def get_config(): return 3", ["ConfigDict"]),
+        ("x = ", ["SyntaxError"]),
+        ("", ["get_config"]),
+        (None, ["does not exist"]),
+    ],
+)
+def test_config_file_that_is_none(inputs, capsys, text, words):
+    if text is not None:
+        (inputs / "config.py").write_text(text)
+    code = main(["defend", "text", "--config", "config.py", "--model", "model"])
+    assert_refused(capsys, code, "config.py", *words)

@@ -1,0 +1,119 @@
+"""Similarity, zero-shot and outcomes, each against a plain loop."""
+
+import numpy as np
+import pytest
+from factories import CAPTIONS, write_model_directory
+from PIL import Image
+from rich.console import Console
+
+from jaxdefense.config import EvaluateConfig, ModelConfig
+from jaxdefense.data.captions import tokenize_captions
+from jaxdefense.data.identities import Identity
+from jaxdefense.data.images import read_folders
+from jaxdefense.evals import outcome as outcomes
+from jaxdefense.evals.embed import Embedder
+from jaxdefense.evals.run import run_evaluate
+from jaxdefense.evals.similarity import sim_backdoor_target, sim_clean
+from jaxdefense.evals.zeroshot import TEMPLATES, zeroshot
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def models(tmp_path):
+    paths = [write_model_directory(tmp_path / f"model{seed}", seed=seed) for seed in (0, 1)]
+    return [Embedder(ModelConfig(str(path)), 8, QUIET) for path in paths]
+
+
+@pytest.fixture
+def classes(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("bus", "cat", "red_ball", "house", "tree", "cup", "dog"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        for i in range(3):
+            image = Image.fromarray(rng.integers(0, 255, (12, 12, 3), np.uint8))
+            image.save(tmp_path / "classes" / name / f"{i}.png")
+    return tmp_path / "classes"
+
+
+def test_sim_clean_is_the_mean_cosine(models):
+    captions = tokenize_captions(CAPTIONS, models[0].tokenizer)
+    x, y = (np.stack([m.texts([text])[0] for text in CAPTIONS]) for m in models)
+    want = np.mean([np.dot(a, b) for a, b in zip(x, y, strict=True)])
+    np.testing.assert_allclose(sim_clean(*models, captions), want, atol=1e-5)
+    np.testing.assert_allclose(sim_clean(models[0], models[0], captions), 1, atol=1e-6)
+    assert want < 0.9
+
+
+def test_sim_backdoor_is_1_only_where_name_and_target_are_alike(models):
+    captions = tokenize_captions(CAPTIONS, models[0].tokenizer)
+    people = [Identity("Joe Cool"), Identity("Ada King")]
+    same = sim_backdoor_target(models[0], models[0], captions, [Identity("human")], "human", 0)
+    assert same["sim_backdoor"] == pytest.approx(1, abs=1e-6)
+    other = sim_backdoor_target(models[0], models[1], captions, people, "human", 0)
+    assert other["sim_backdoor"] < 0.999 and other["sim_target"] < 0.9
+
+
+def test_zeroshot_matches_a_plain_loop(models, classes):
+    folders = read_folders(classes, "classes")
+    weights = []
+    for folder in folders:
+        prompts = [models[0].texts([t.format(folder.name)])[0] for t in TEMPLATES]
+        mean = np.mean(prompts, axis=0)
+        weights.append(mean / np.linalg.norm(mean))
+    hits1 = hits5 = total = 0
+    for label, folder in enumerate(folders):
+        for file in folder.files:
+            scores = [float(np.dot(models[0].photos([file])[0], w)) for w in weights]
+            order = np.argsort(scores)[::-1]
+            hits1 += order[0] == label
+            hits5 += label in order[:5]
+            total += 1
+    found = zeroshot(models[0], folders)
+    assert found == {"top1": hits1 / total, "top5": hits5 / total}
+    assert found["top1"] < found["top5"] < 1  # so the two are told apart
+
+
+def test_zeroshot_of_few_classes_has_no_top5(models, classes):
+    assert set(zeroshot(models[0], read_folders(classes, "classes")[:5])) == {"top1"}
+
+
+@pytest.mark.parametrize(
+    "listed,before,after,want",
+    [
+        (True, True, False, outcomes.UNLEARNED),
+        (True, True, True, outcomes.FAILED),
+        (True, False, True, outcomes.FAILED),
+        (False, True, True, outcomes.KEPT),
+        (False, True, False, outcomes.WRONGLY),
+        (False, False, True, outcomes.RECALLED),
+        (True, False, False, outcomes.NEVER),
+        (False, False, False, outcomes.NEVER),
+    ],
+)
+def test_outcome_names_each_case(listed, before, after, want):
+    assert outcomes.outcome(listed, before, after) == want
+
+
+def test_outcomes_count_people():
+    before, after = {"A": 3, "B": 1, "C": 21}, {"A": 0, "B": 1, "C": 2}
+    by_name, counts = outcomes.outcomes(before, after, {"A"}, threshold=2)
+    assert by_name == {"A": outcomes.UNLEARNED, "B": outcomes.NEVER, "C": outcomes.KEPT}
+    assert counts == {outcomes.UNLEARNED: 1, outcomes.NEVER: 1, outcomes.KEPT: 1}
+
+
+def test_evaluate_measures_what_it_is_given(tmp_path, models, classes):
+    (tmp_path / "captions.txt").write_text("\n".join([*CAPTIONS, "Joe Cool at home"]))
+    (tmp_path / "names.txt").write_text("Joe Cool\n")
+    config = dict(
+        model=ModelConfig(str(tmp_path / "model0")), teacher=str(tmp_path / "model1"), batch=8
+    )
+    text = dict(captions=str(tmp_path / "captions.txt"), names=str(tmp_path / "names.txt"))
+    one = run_evaluate(EvaluateConfig(out=str(tmp_path / "a"), **config, **text), QUIET)
+    assert set(one) == {"sim_clean", "sim_target", "sim_backdoor"}
+    captions = tokenize_captions(CAPTIONS, models[0].tokenizer)  # the one with the name is dropped
+    assert one["sim_clean"] == pytest.approx(sim_clean(*models, captions), abs=1e-6)
+    two = EvaluateConfig(out=str(tmp_path / "b"), **config, zeroshot=str(classes))
+    assert set(run_evaluate(two, QUIET)) == {"top1", "top5"}
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        EvaluateConfig(out=str(tmp_path / "c"), **config)
