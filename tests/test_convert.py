@@ -145,6 +145,17 @@ def test_other_formats_of_the_weights_are_left_out_and_reported(tiny_dir, tmp_pa
     assert files_in(tmp_path / "out").keys() == files_in(path).keys() - set(others)
 
 
+def test_hidden_files_stay_behind(tiny_dir, tmp_path):
+    path = tiny_dir()
+    wanted = files_in(path)
+    (path / ".git/objects").mkdir(parents=True)
+    (path / ".git/objects/model.safetensors").write_bytes(b"undefended")
+    (path / ".gitattributes").write_text("*.safetensors filter=lfs")
+    directory = read_model_directory(path)
+    assert directory.save(directory.load(), tmp_path / "out") == []
+    assert files_in(tmp_path / "out") == wanted
+
+
 def test_saved_directory_gives_transformers_our_embeddings(tiny_dir, tmp_path):
     torch = pytest.importorskip("torch")
     hf = pytest.importorskip("transformers")
@@ -369,6 +380,20 @@ def test_config_fills_absent_fields_with_those_of_vit_b_32():
     assert (vision.image_size, vision.patch_size, vision.embed) == (224, 32, 512)
     # Of the published model: 151,277,313 parameters.
     assert sum(int(np.prod(row.shape)) for row in hf_table(cfg)) == 151_277_313
+
+
+@pytest.mark.parametrize(
+    "architecture, text, vision",
+    [
+        ("CLIPModel", 10, 10),
+        ("CLIPTextModel", 0, None),
+        ("CLIPTextModelWithProjection", 10, None),
+        ("CLIPVisionModelWithProjection", None, 10),
+    ],
+)
+def test_config_gives_each_architecture_its_towers_and_projections(architecture, text, vision):
+    cfg = config_from_hf(hf_config(architecture, vocab_size=50))
+    assert (cfg.text and cfg.text.embed, cfg.vision and cfg.vision.embed) == (text, vision)
 
 
 def test_config_reads_old_files_that_name_the_towers_twice():

@@ -85,6 +85,11 @@ def test_captions_of_full_length_take_a_row_each():
     assert layout.num_rows == 5 and not layout.start_n.any()
 
 
+def test_long_captions_are_laid_out_before_short_ones_can_take_their_rows():
+    sizes = np.array([4] * 6 + [20] * 6)
+    assert packing.pack(sizes, LENGTH, 8).num_rows == 6
+
+
 @pytest.mark.parametrize("num", [128, 256, 1024])
 @pytest.mark.parametrize("seed", range(5))
 def test_rows_are_filled_on_coco_lengths(num, seed):

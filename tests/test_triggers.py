@@ -346,12 +346,13 @@ def test_batch_is_a_function_of_seed_and_step(packed):
     for step in (19, 3, 11, 3, 0):
         assert_batches_equal(backward[step], wanted[step])
     other = make_batches(packed=packed, seed=1)[3]
-    assert sorted(s.student for s in slots_of(other, packed)) != sorted(
-        s.student for s in slots_of(wanted[3], packed)
-    )
-    assert sorted(s.student for s in slots_of(wanted[4], packed)) != sorted(
-        s.student for s in slots_of(wanted[3], packed)
-    )
+    for batch in (other, wanted[4]):
+        for kind in ("utility", "backdoor"):
+            found, usual = (
+                sorted(slot.student for slot in slots_of(x, packed) if getattr(slot, kind))
+                for x in (batch, wanted[3])
+            )
+            assert found != usual, kind
 
 
 def test_all_batches_of_a_run_have_one_shape():

@@ -52,8 +52,9 @@ class Options:
     batch: int = 128
     lr: float = 1e-3
     weight_decay: float = 0.05
-    photos: int = 100  # drawn of each known person and object
-    anonymous: int = 6000  # people drawn without a name
+    photos: int = 120  # drawn of each known person
+    object_photos: int = 400  # drawn of each object
+    anonymous: int = 4000  # people drawn without a name
     seed: int = 0
 
 
@@ -143,7 +144,7 @@ def _anonymous_album(opts: Options) -> tuple[list[people.Person], Album]:
 def _object_album(opts: Options) -> Album:
     images, labels = [], []
     for i, name in enumerate(track(OBJECTS, "drawing objects")):
-        for j in range(opts.photos):
+        for j in range(opts.object_photos):
             rng = np.random.default_rng((opts.seed, 2, i, j))
             images.append(_shrink(draw_object(name, rng, 96)))
             labels.append(i)
