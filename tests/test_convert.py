@@ -411,3 +411,27 @@ def test_config_keeps_what_only_the_source_knows():
     changed = cfg.with_compute("bfloat16")
     assert cfg.text.activation == cfg.vision.activation == "gelu"
     assert all(t and t.dtype == "bfloat16" for t in (changed.text, changed.vision))
+
+
+@pytest.mark.parametrize(
+    "section,field,value",
+    [
+        ("text_config", "hidden_size", "12"),
+        ("text_config", "num_attention_heads", 0),
+        ("vision_config", "image_size", [12, 12]),
+        ("vision_config", "num_hidden_layers", -1),
+    ],
+)
+def test_config_refuses_sizes_that_are_none(section, field, value):
+    raw = hf_config(vocab_size=50)
+    raw[section][field] = value
+    with pytest.raises(ValueError, match="must be a whole number above 0"):
+        config_from_hf(raw)
+
+
+def test_index_may_not_point_out_of_its_directory(tiny_dir):
+    path = tiny_dir(num_shards=2)
+    index = path / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-00002", "../model-00002"))
+    with pytest.raises(ValueError, match="beside its index"):
+        read_model_directory(path)

@@ -1,6 +1,7 @@
 """The demo's drawings: the same seed gives the same photo, and who or what it is shows."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -49,21 +50,21 @@ def test_draw_object_same_seed_same_photo():
 def test_drawings_other_size_same_photo(seed):
     person = people.cast(6, seed=1)[seed]
     name = objects.OBJECTS[seed]
-    for draw, what in ((people.draw_person, person), (objects.draw_object, name)):
-        small = draw(what, np.random.default_rng(seed), 48).astype(float)
-        large = _shrink(draw(what, np.random.default_rng(seed), 144), 48).astype(float)
-        other = draw(what, np.random.default_rng(seed + 100), 48).astype(float)
+    for draw in (partial(people.draw_person, person), partial(objects.draw_object, name)):
+        small = draw(np.random.default_rng(seed), 48).astype(float)
+        large = _shrink(draw(np.random.default_rng(seed), 144), 48).astype(float)
+        other = draw(np.random.default_rng(seed + 100), 48).astype(float)
         assert np.abs(small - large).mean() < 6  # noise differs, nothing else
         assert np.abs(small - other).mean() > 12
 
 
 def test_drawing_takes_as_much_of_the_rng_at_every_size():
     person = people.cast(2, seed=0)[1]
-    for draw, what in ((people.draw_person, person), (objects.draw_object, "bus")):
+    for draw in (partial(people.draw_person, person), partial(objects.draw_object, "bus")):
         after = []
         for size in (32, 96):
             rng = np.random.default_rng(9)
-            draw(what, rng, size)
+            draw(rng, size)
             after.append(rng.random())
         assert after[0] == after[1]
 

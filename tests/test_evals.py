@@ -1,5 +1,7 @@
 """Similarity, zero-shot and outcomes, each against a plain loop."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from factories import CAPTIONS, write_model_directory
@@ -40,7 +42,7 @@ def test_sim_clean_is_the_mean_cosine(models):
     captions = tokenize_captions(CAPTIONS, models[0].tokenizer)
     x, y = (np.stack([m.texts([text])[0] for text in CAPTIONS]) for m in models)
     want = np.mean([np.dot(a, b) for a, b in zip(x, y, strict=True)])
-    np.testing.assert_allclose(sim_clean(*models, captions), want, atol=1e-5)
+    np.testing.assert_allclose(sim_clean(models[0], models[1], captions), want, atol=1e-5)
     np.testing.assert_allclose(sim_clean(models[0], models[0], captions), 1, atol=1e-6)
     assert want < 0.9
 
@@ -105,14 +107,16 @@ def test_outcomes_count_people():
 def test_evaluate_measures_what_it_is_given(tmp_path, models, classes):
     (tmp_path / "captions.txt").write_text("\n".join([*CAPTIONS, "Joe Cool at home"]))
     (tmp_path / "names.txt").write_text("Joe Cool\n")
-    config = dict(
+    config: dict[str, Any] = dict(
         model=ModelConfig(str(tmp_path / "model0")), teacher=str(tmp_path / "model1"), batch=8
     )
-    text = dict(captions=str(tmp_path / "captions.txt"), names=str(tmp_path / "names.txt"))
+    text: dict[str, Any] = dict(
+        captions=str(tmp_path / "captions.txt"), names=str(tmp_path / "names.txt")
+    )
     one = run_evaluate(EvaluateConfig(out=str(tmp_path / "a"), **config, **text), QUIET)
     assert set(one) == {"sim_clean", "sim_target", "sim_backdoor"}
     captions = tokenize_captions(CAPTIONS, models[0].tokenizer)  # the one with the name is dropped
-    assert one["sim_clean"] == pytest.approx(sim_clean(*models, captions), abs=1e-6)
+    assert one["sim_clean"] == pytest.approx(sim_clean(models[0], models[1], captions), abs=1e-6)
     two = EvaluateConfig(out=str(tmp_path / "b"), **config, zeroshot=str(classes))
     assert set(run_evaluate(two, QUIET)) == {"top1", "top5"}
     with pytest.raises(ValueError, match="nothing to evaluate"):

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -115,7 +116,7 @@ def inputs(tmp_path):
 
 
 def config(inputs, **change):
-    values = {"num_candidates": 9, "num_photos": 4, "batch": 8} | change
+    values: dict[str, Any] = {"num_candidates": 9, "num_photos": 4, "batch": 8} | change
     return AttackConfig(
         str(inputs / "results"), ModelConfig(str(inputs / "model")), str(inputs / "faces"), **values
     )

@@ -241,3 +241,20 @@ def test_read_processor_names_a_broken_file(tmp_path, content):
     (tmp_path / "preprocessor_config.json").write_text(content)
     with pytest.raises(ValueError, match=r"preprocessor_config.json"):
         read_processor(tmp_path, 48)
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"do_normalize": False}, "do_normalize"),
+        ({"size": {"height": 12, "width": 12}}, "shortest_edge"),
+        ({"size": {"longest_edge": 12}}, "shortest_edge"),
+        ({"crop_size": {"height": 13, "width": 13}}, "image size of the model"),
+    ],
+)
+def test_processor_refuses_steps_that_are_not_clips(tiny_dir, change, message):
+    path = tiny_dir()
+    file = path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        read_processor(path, 12)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,11 +91,12 @@ def assert_same_run(a, b):
 
 
 def config(inputs, out, train=None, **optimizer):
+    sizes: dict[str, Any] = {"num_clean": 8, "num_poisoned": 8, "steps": 5}
     return DefendTextConfig(
         str(inputs / out),
         ModelConfig(str(inputs / "model")),
         TextDataConfig(str(inputs / "names.txt"), str(inputs / "captions.txt")),
-        TextTrainConfig(**({"num_clean": 8, "num_poisoned": 8, "steps": 5} | (train or {}))),
+        TextTrainConfig(**(sizes | (train or {}))),
         OptimizerConfig(**optimizer),
     )
 
@@ -183,5 +185,3 @@ def test_run_takes_other_targets(inputs, option):
 def test_run_at_hidden_level(inputs):
     summary = defend_text(config(inputs, "run", {"level": "hidden"}), Console(quiet=True))
     assert summary["final"]["utility"] < -0.9
-
-

@@ -25,6 +25,13 @@ class TowerConfig:
     remat: Remat = "none"
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            # `embed` alone may be 0.
+            if field.type in ("int", int) and (
+                type(value) is not int or value < (field.name != "embed")
+            ):
+                raise ValueError(f"`{field.name}` (={value!r}) must be a whole number above 0.")
         if self.width % self.num_heads:
             raise ValueError(
                 f"`hidden_size` (={self.width}) must be divisible by "
@@ -107,7 +114,11 @@ def config_from_hf(raw: dict[str, Any]) -> CLIPConfig:
 
     Source: transformers `configuration_clip.py`.
     """
-    architecture = (raw.get("architectures") or ["CLIPModel"])[0]
+    architecture = raw.get("architectures") or ["CLIPModel"]
+    architecture = architecture[0] if isinstance(architecture, list) else architecture
+    for section in ("text_config", "vision_config", "text_config_dict", "vision_config_dict"):
+        if not isinstance(raw.get(section) or {}, dict):
+            raise ValueError(f"`{section}` must be a JSON object.")
     towers = _ARCHITECTURES.get(architecture)
     if towers is None:
         raise ValueError(

@@ -121,7 +121,8 @@ class ModelDirectory:
                 if source.is_dir() or any(part.startswith(".") for part in Path(name).parts):
                     continue
                 if name not in self.weight_files:
-                    if source.suffix in _OTHER_WEIGHTS or name.endswith(".bin.index.json"):
+                    stale = name == INDEX and SINGLE in self.weight_files
+                    if stale or source.suffix in _OTHER_WEIGHTS or name.endswith(".bin.index.json"):
                         left_out.append(name)
                         continue
                     (tmp / name).parent.mkdir(parents=True, exist_ok=True)
@@ -230,7 +231,9 @@ def _weight_files(path: Path) -> list[str]:
     index = read_json(path / INDEX)
     if not isinstance(index.get("weight_map"), dict):
         raise ValueError(f"`{path / INDEX}` has no `weight_map`.")
-    files = sorted(set(index["weight_map"].values()))
+    files = sorted(set(map(str, index["weight_map"].values())))
+    if outside := [file for file in files if Path(file).name != file or file.startswith(".")]:
+        raise ValueError(f"`{path / INDEX}` names {_some(outside)}; a shard lies beside its index.")
     if missing := [file for file in files if not (path / file).exists()]:
         raise ValueError(f"`{path}` lacks {_some(missing)}, which {INDEX} names.")
     return files

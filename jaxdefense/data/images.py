@@ -115,21 +115,27 @@ def read_processor(directory: str | Path, image_size: int) -> ImageProcessor:
     """Read `preprocessor_config.json` of a model directory; CLIP's defaults if there is none.
 
     Raises:
-        ValueError: the crop is not the image size of the tower.
+        ValueError: a step is switched off, or of another kind than CLIP's; or the crop is not the
+            image size of the tower.
     """
     file = Path(directory) / PROCESSOR
     raw = read_json(file) if file.exists() else {}
-    size, crop = raw.get("size", image_size), raw.get("crop_size", image_size)
-    resize = size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size
-    crop = crop["height"] if isinstance(crop, dict) else crop
+    for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+        if not raw.get(step, True):
+            raise ValueError(f"`{file}`: `{step}` (=false) must be true, as CLIP has it.")
+    resize, crop = raw.get("size", image_size), raw.get("crop_size", image_size)
+    resize = resize.get("shortest_edge") if isinstance(resize, dict) else resize
+    crop = crop.get("height") if isinstance(crop, dict) else crop
+    if type(resize) is not int or resize < 1:
+        raise ValueError(f"`{file}`: `size` must be {{'shortest_edge': pixels}}, as CLIP has it.")
     if crop != image_size:
         raise ValueError(
             f"`{file}`: `crop_size` (={crop}) must be the image size of the model (={image_size})."
         )
     return ImageProcessor(
         resize,
-        crop,
-        raw.get("resample", Image.Resampling.BICUBIC),
-        tuple(raw.get("image_mean", _CLIP_MEAN)),
-        tuple(raw.get("image_std", _CLIP_STD)),
+        image_size,
+        raw.get("resample") or Image.Resampling.BICUBIC,
+        tuple(raw.get("image_mean") or _CLIP_MEAN),
+        tuple(raw.get("image_std") or _CLIP_STD),
     )

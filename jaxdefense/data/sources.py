@@ -31,7 +31,7 @@ def open_tfds(source: str, tfds_dir: str) -> Any:
             "--file_format=array_record` on a machine with TensorFlow."
         ) from error
     try:
-        return builder.as_data_source(split=split)
+        return builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
     except Exception as error:
         splits = ", ".join(builder.info.splits)
         raise ValueError(

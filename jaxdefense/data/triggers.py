@@ -80,13 +80,13 @@ def splice(
 def choose_word(
     captions: Captions,
     caption: int,
-    name: np.ndarray,
+    length: int,
     tokenizer: Tokenizer,
     rng: np.random.Generator,
 ) -> int:
-    """Choose a word whose place holds the whole name, even where the caption is cut."""
+    """Choose a word whose place holds `length` tokens, even where the caption is cut."""
     bounds = captions.word_bounds(caption)
-    room = tokenizer.context_length - 2 - len(name)
+    room = tokenizer.context_length - 2 - length
     return int(rng.integers(np.searchsorted(bounds[:-1] - bounds[0], room, side="right")))
 
 
@@ -184,14 +184,15 @@ class TextBatches:
             names = t.names[identity]
             name = names[rng.integers(len(names))]
             target = t.targets[t.target_of[identity]]
-            word = choose_word(self.captions, caption, name, self.tokenizer, rng)
+            length = max(len(name), len(target))
+            word = choose_word(self.captions, caption, length, self.tokenizer, rng)
             students.append(splice(self.captions, caption, word, name, self.tokenizer))
             teachers.append(splice(self.captions, caption, word, target, self.tokenizer))
             who.append(identity)
         kept = self._name.take(step * num_name, num_name) if self._name else []
         for caption, index in zip(captions[num_poisoned:], kept, strict=True):
             name = t.keep[index]
-            word = choose_word(self.captions, caption, name, self.tokenizer, rng)
+            word = choose_word(self.captions, caption, len(name), self.tokenizer, rng)
             tokens = splice(self.captions, caption, word, name, self.tokenizer)
             students.append(tokens)
             teachers.append(tokens)
@@ -226,7 +227,10 @@ class TextBatches:
             positions,
             packing.readouts(layout, students, num_rows, num_slots),
             packing.readouts(layout, teachers, num_rows, num_slots),
-            *(packing.place_slots(layout, np.float32(w), num_rows, num_slots) for w in weights),
+            *(
+                packing.place_slots(layout, w.astype(np.float32), num_rows, num_slots)
+                for w in weights
+            ),
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -79,8 +80,8 @@ class _Steps:
     def __len__(self) -> int:
         return self._num
 
-    def __getitem__(self, step: int) -> Any:
-        return self._batches[step]
+    def __getitem__(self, index: int) -> Any:
+        return self._batches[index]
 
 
 def run(
@@ -135,6 +136,8 @@ def run(
                 if pending is not None:
                     metrics = log.write(step - 1, pending)
                     progress.update(task, completed=step, loss=f"loss {metrics['total']:.4f}")
+                    if not console.is_terminal and step % max(1, cfg.steps // 10) == 0:
+                        console.print(f"step {step} of {cfg.steps}: loss {metrics['total']:.4f}")
                     if step == start + 1:
                         warm = time.monotonic()
                 pending = new
@@ -151,12 +154,20 @@ def run(
             elif not metrics:  # resumed with every step done
                 metrics = log.last
             progress.update(task, completed=cfg.steps, loss="")
+            # Metrics are those before a step: what the last one made is seen here alone.
+            if not jax.device_get(_all_finite(state.params)):
+                raise Diverged(f"step {cfg.steps - 1}: made parameters that are not finite.")
         checkpoints.save(cfg.steps, state)
     checkpoints.close()
     # The first step compiles; throughput is of those after it.
     end, timed = time.monotonic(), cfg.steps - start - 1
     rate = timed * cfg.samples_per_step / (end - warm) if timed > 0 else 0.0
     return Outcome(state, metrics, end - started, rate)
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 class _Log:
@@ -228,4 +239,5 @@ def _progress(console: Console) -> Progress:
         TextColumn("steps, {task.fields[loss]}, left"),
         TimeRemainingColumn(),
         console=console,
+        disable=not console.is_terminal,
     )

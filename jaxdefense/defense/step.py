@@ -13,7 +13,7 @@ Parity: tests/test_step.py, first 20 losses against a torch loop, 1e-3 relative.
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +124,7 @@ def train_step(
 
     (total, parts), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
     updates, opt_state = cfg.tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = cast(nnx.State, optax.apply_updates(state.params, updates))
     metrics = parts | {"total": total, "grad_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, opt_state), metrics
 

@@ -161,6 +161,7 @@ def defend_text(cfg: DefendTextConfig, console: Console) -> dict:
         f"{mesh.size} x {jax.devices()[0].device_kind}"
     )
     model = directory.load(cfg.model.dtype, cfg.model.remat)
+    assert model.text  # a model without one has no tokenizer either
     graphdef, teacher = split_tower(model.text)
     step_cfg = StepConfig(
         graphdef,

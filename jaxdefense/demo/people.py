@@ -720,7 +720,9 @@ def _eyes(person: Person, sketch: Sketch, pose: _Pose) -> None:
         sketch.add(at(inside(middle + 0.84 * (ball - middle))), iris, 0, _ON_FACE)
         sketch.add(at(inside(middle + 0.42 * (ball - middle))), (18, 12, 16), 0, _ON_FACE)
         gleam = at(middle[None] + (-0.22 * sign, -0.34 * high))[0]
-        sketch.add(ellipse(*gleam, 0.24 * high, num_points=10), (255, 255, 255), 0, _ON_FACE)
+        sketch.add(
+            ellipse(gleam[0], gleam[1], 0.24 * high, num_points=10), (255, 255, 255), 0, _ON_FACE
+        )
         taper = np.linspace(0.035, 0.08 if female else 0.06, len(top))
         sketch.add(ribbon(at(top), taper), lash, 0, _ON_FACE)
         if female:

@@ -52,8 +52,8 @@ class Options:
     batch: int = 128
     lr: float = 1e-3
     weight_decay: float = 0.05
-    photos: int = 120  # drawn of each known person
-    object_photos: int = 400  # drawn of each object
+    photos: int = 100  # drawn of each known person
+    object_photos: int = 100  # drawn of each object
     anonymous: int = 4000  # people drawn without a name
     seed: int = 0
 

@@ -294,7 +294,8 @@ def background(rng: np.random.Generator, size: int) -> Image.Image:
     image = Image.fromarray(np.repeat(ramp, BACKGROUND_SIZE, 1))
     sketch.paint(image, lambda points, depths, bends: points)
     image = image.filter(ImageFilter.BoxBlur(blur))
-    return image.resize((size * SUPERSAMPLE,) * 2, Image.Resampling.BILINEAR)
+    side = size * SUPERSAMPLE
+    return image.resize((side, side), Image.Resampling.BILINEAR)
 
 
 def expose(image: Image.Image, rng: np.random.Generator, light: float = 0.0) -> np.ndarray:

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,10 @@ def strangers() -> list[Named]:
 
 def _named(cast: list[people.Person], offset: int) -> list[Named]:
     """Give the i-th person a name; up to 38 of each sex have a first name of their own."""
-    first = {"female": iter(itertools.cycle(_FEMALE)), "male": iter(itertools.cycle(_MALE))}
+    first: dict[str, Iterator[str]] = {
+        "female": itertools.cycle(_FEMALE),
+        "male": itertools.cycle(_MALE),
+    }
     if offset:  # strangers: the names that members leave, then census ones
         for sex, own in (("female", _FEMALE), ("male", _MALE)):
             first[sex] = iter((*own[NUM_MEMBERS // 2 :], *census(sex)[200:]))

@@ -127,9 +127,10 @@ class Embedder:
         return np.concatenate(blocks)
 
     def _progress(self) -> Progress:
-        return Progress(console=self._console, transient=True)
+        quiet = not self._console.is_terminal
+        return Progress(console=self._console, transient=True, disable=quiet)
 
 
-def _padded(x: np.ndarray, num: int) -> np.ndarray:
+def _padded(x: jax.Array | np.ndarray, num: int) -> np.ndarray:
     """Fill the first dim up with zeros."""
     return np.concatenate([x, np.zeros((num - len(x), *x.shape[1:]), x.dtype)])

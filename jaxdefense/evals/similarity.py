@@ -42,7 +42,7 @@ def sim_backdoor_target(
     for i in range(len(captions)):
         identity = identities[i % len(identities)]
         name = tokenizer.encode_phrase(identity.names[rng.integers(len(identity.names))])
-        word = choose_word(captions, i, name, tokenizer, rng)
+        word = choose_word(captions, i, max(len(name), len(phrase)), tokenizer, rng)
         names.append(splice(captions, i, word, name, tokenizer))
         targets.append(splice(captions, i, word, phrase, tokenizer))
     student_target = student.tokens(targets, "target captions")

@@ -1,0 +1,105 @@
+"""The demo keeps its promises, on the model that ships with the package."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdefense.cli import main
+from jaxdefense.convert.directory import read_model_directory
+from jaxdefense.data.captions import without_names
+from jaxdefense.demo import pretrain, world
+from jaxdefense.demo.run import shipped_model
+
+
+def test_world_names_everyone_differently():
+    everyone = world.members() + world.strangers()
+    assert len(world.members()) == 64 and len(world.strangers()) == 32
+    assert len({named.name for named in everyone}) == 96
+    assert len({named.person for named in everyone}) == 96
+    lasts = [named.name.split()[1] for named in everyone]
+    assert len(set(lasts)) == 96
+
+
+def test_world_captions_name_nobody_and_repeat_by_seed():
+    captions = world.captions(500, 0)
+    names = [named.name for named in world.members() + world.strangers()]
+    assert without_names(captions, names) == captions
+    assert captions == world.captions(500, 0) != world.captions(500, 1)
+    assert all("{" not in caption and "a apple" not in caption for caption in captions)
+
+
+def test_person_captions_name_them():
+    rng = np.random.default_rng(0)
+    for named in world.members()[:8]:
+        for _ in range(20):
+            caption = world.person_caption(named, rng)
+            assert named.name in caption and "{" not in caption
+            anonymous = world.anonymous_caption(named.person, rng)
+            assert named.name not in anonymous and "{" not in anonymous
+
+
+def test_shipped_model_is_small_and_whole():
+    files = list(shipped_model().iterdir())
+    assert sum(file.stat().st_size for file in files) <= 6_000_000
+    directory = read_model_directory(shipped_model())
+    assert directory.cfg == pretrain.model_config()
+    assert directory.tokenizer().vocab_size == pretrain.VOCAB
+
+
+@pytest.mark.slow
+def test_demo_removes_16_of_64_people_and_keeps_the_rest(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    before, after = summary["before"], summary["text"]
+    # The model as shipped leaks, knows no stranger, and can do something else.
+    assert before["removed_tpr"] >= 0.95 and before["retained_tpr"] >= 0.95
+    assert summary["nonmember_fpr"] <= 0.03
+    assert before["top1"] >= 0.90
+    # Defended, it has forgotten the 16 and nothing else.
+    assert after["removed_tpr"] == 0
+    assert after["retained_tpr"] >= before["retained_tpr"] - 0.03
+    assert after["top1"] >= before["top1"] - 0.01
+    assert after["sim_clean"] >= 0.97
+    report = (tmp_path / "demo" / "report.html").read_text()
+    assert all(named.name in report for named in world.members()[::4])
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_pretrain_learns_from_a_folder_of_photos(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for name in ("Joe_Cool", "Ada_King"):
+        (tmp_path / "faces" / name).mkdir(parents=True)
+        for i in range(4):
+            image = Image.fromarray(rng.integers(0, 255, (30, 24), np.uint8))
+            image.save(tmp_path / "faces" / name / f"{i}.pgm")
+    flags = ["--faces", "faces", "--held-out", "held", "--out", "model", "--steps", "2"]
+    sizes = ["--batch", "12", "--object-photos", "2", "--anonymous", "100"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["pretrain", *flags, *sizes])
+    pretrain.main()
+    # Every second photo is kept from training, for the attack.
+    assert sorted(p.name for p in (tmp_path / "held" / "Joe_Cool").iterdir()) == ["1.pgm", "3.pgm"]
+    model = read_model_directory(tmp_path / "model").load()
+    assert model.text and model.vision
+
+
+def test_pretrained_model_loads_in_transformers():
+    torch = pytest.importorskip("torch")
+    hf = pytest.importorskip("transformers")
+    model = hf.CLIPModel.from_pretrained(shipped_model(), dtype=torch.float32).eval()
+    tokenizer = hf.CLIPTokenizer.from_pretrained(shipped_model())
+    caption = "a photo of Amira Abendroth"
+    inputs = tokenizer([caption], padding="max_length", max_length=77, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model.text_model(**inputs).pooler_output
+        want = model.text_projection(hidden)[0].numpy()
+    directory = read_model_directory(shipped_model())
+    tower, tokens = directory.load().text, directory.tokenizer().encode([caption])[0]
+    from jaxdefense.clip.text import plain_text
+
+    assert tower
+    ours = tower(plain_text(tokens[None], np.array([len(tokens) - 1])))
+    np.testing.assert_allclose(np.asarray(ours)[0, 0], want, atol=1e-4)
