@@ -55,8 +55,8 @@ class Checkpoints:
             found = self._manager.restore(step, args=ocp.args.StandardRestore(target))
         except (ValueError, KeyError) as error:
             raise ValueError(
-                f"checkpoint {step} in `{self._manager.directory}` is of another model or "
-                "optimizer; give an empty directory."
+                f"checkpoint {step} in `{self._manager.directory}` is broken, or of another model "
+                f"or optimizer ({error}); give an empty directory."
             ) from error
         return jax.tree.unflatten(treedef, [found[name] for name in target])
 

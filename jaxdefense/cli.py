@@ -144,7 +144,9 @@ def _explain(error: Exception, console: Console) -> int:
     if signum:
         console.print(f"jaxdefense: {error}", markup=False, highlight=False)
         return 128 + signum
-    if isinstance(error, ValueError | OSError) and not os.environ.get("JAXDEFENSE_TRACEBACK"):
+    if os.environ.get("JAXDEFENSE_TRACEBACK"):
+        console.print_exception()
+    if isinstance(error, ValueError | OSError):
         line = " ".join(str(error).split())
         console.print(f"jaxdefense: error: {line}", markup=False, highlight=False)
         return 2

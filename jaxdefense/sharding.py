@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
@@ -90,7 +90,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         sizes[sizes.index(-1)] = num_devices // known
     if math.prod(sizes) != num_devices:
         raise ValueError(f"{text} takes {math.prod(sizes)} devices, there are {num_devices}.")
-    return Mesh(np.array(jax.devices()).reshape(sizes), AXES)
+    return Mesh(mesh_utils.create_device_mesh(sizes), AXES)
 
 
 def sharding_tree(abstract: Any, mesh: Mesh, rules: ShardingRules) -> Any:

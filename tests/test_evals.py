@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from factories import CAPTIONS, write_model_directory
@@ -97,11 +98,31 @@ def test_outcome_names_each_case(listed, before, after, want):
     assert outcomes.outcome(listed, before, after) == want
 
 
-def test_outcomes_count_people():
-    before, after = {"A": 3, "B": 1, "C": 21}, {"A": 0, "B": 1, "C": 2}
-    by_name, counts = outcomes.outcomes(before, after, {"A"}, threshold=2)
-    assert by_name == {"A": outcomes.UNLEARNED, "B": outcomes.NEVER, "C": outcomes.KEPT}
-    assert counts == {outcomes.UNLEARNED: 1, outcomes.NEVER: 1, outcomes.KEPT: 1}
+@pytest.mark.parametrize("value", [np.nan, 0.25])
+def test_a_broken_model_gets_no_score(models, classes, monkeypatch, value):
+    from jaxdefense.evals import embed
+
+    broken = lambda *_: jnp.full((8, 10), value)  # noqa: E731
+    monkeypatch.setattr(embed, "_embed_image", broken)
+    with pytest.raises(ValueError, match="broken"):
+        zeroshot(models[0], read_folders(classes, "classes"))
+
+
+def test_evaluate_refuses_what_it_cannot_compare(tmp_path, models):
+    (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS))
+    (tmp_path / "names.txt").write_text("Jo " * 40)
+    other = write_model_directory(tmp_path / "other", text={"num_hidden_layers": 1})
+    config: dict[str, Any] = dict(
+        model=ModelConfig(str(tmp_path / "model0")), captions=str(tmp_path / "captions.txt")
+    )
+    with pytest.raises(ValueError, match="other sizes"):
+        run_evaluate(EvaluateConfig(str(tmp_path / "a"), teacher=str(other), **config), QUIET)
+    same: dict[str, Any] = dict(teacher=str(tmp_path / "model1"), names=str(tmp_path / "names.txt"))
+    with pytest.raises(ValueError, match="shorten it"):
+        run_evaluate(EvaluateConfig(str(tmp_path / "a"), **same, **config), QUIET)
+    with pytest.raises(ValueError, match="target"):
+        EvaluateConfig(str(tmp_path / "a"), target=" ", **same, **config)
+    assert not (tmp_path / "a").exists()
 
 
 def test_evaluate_measures_what_it_is_given(tmp_path, models, classes):

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from jaxdefense.config import AttackConfig, ModelConfig
 from jaxdefense.data.images import read_folders
-from jaxdefense.evals.embed import Embedder
-from jaxdefense.idia.attack import attack, candidate_names, check_embeddings, infer
+from jaxdefense.evals.embed import Embedder, check_embeddings
+from jaxdefense.idia.attack import attack, candidate_names, infer
 from jaxdefense.idia.prompts import TEMPLATES, fill
 from jaxdefense.idia.run import run_attack
 from jaxdefense.idia.votes import NO_ANSWER, majority, nearest

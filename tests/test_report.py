@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import stat
 from collections import Counter
 from html.parser import HTMLParser
@@ -294,7 +295,7 @@ def test_report_keeps_the_old_one_if_writing_fails(monkeypatch, tmp_path):
     def fail(fd):
         raise OSError("disk full")
 
-    monkeypatch.setattr(html.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         write_demo_report(_report(), path)
     assert path.read_text() == "old"

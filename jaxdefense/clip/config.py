@@ -27,7 +27,9 @@ class TowerConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            # `embed` alone may be 0.
+            # `embed` may be 0; `eos_token_id` is of no account here.
+            if field.name == "eos_token_id":
+                continue
             if field.type in ("int", int) and (
                 type(value) is not int or value < (field.name != "embed")
             ):

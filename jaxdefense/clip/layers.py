@@ -99,14 +99,15 @@ class Attention(nnx.Module):
     def __call__(self, x_BTD: jax.Array, mask_BTT: jax.Array | None) -> jax.Array:
         """Attend where the mask (True = may look) allows; everywhere if it is None."""
         dtype, (d, _, n, k) = x_BTD.dtype, self.qkv_kernel.shape
-        kernel = self.qkv_kernel[...].astype(dtype).reshape(d, 3 * n * k)
-        x = x_BTD @ kernel + self.qkv_bias[...].astype(dtype).reshape(-1)
-        x_BTXNK = x.reshape(*x.shape[:-1], 3, n, k)
+        # Kept in its dims: merging heads with others would gather what the tensor axis cuts.
+        x_BTXNK = jnp.einsum("btd,dxnk->btxnk", x_BTD, self.qkv_kernel[...].astype(dtype))
+        x_BTXNK = x_BTXNK + self.qkv_bias[...].astype(dtype)
         q_BTNK, k_BTNK, v_BTNK = (x_BTXNK[..., i, :, :] for i in range(3))
         mask = None if mask_BTT is None else mask_BTT[:, None]
         x_BTNK = jax.nn.dot_product_attention(q_BTNK, k_BTNK, v_BTNK, mask=mask)
         out_kernel = self.out_kernel[...].astype(dtype).reshape(n * k, d)
-        return x_BTNK.reshape(*x.shape[:-1], n * k) @ out_kernel + self.out_bias[...].astype(dtype)
+        x_BTD = x_BTNK.reshape(*x_BTD.shape[:-1], n * k) @ out_kernel
+        return x_BTD + self.out_bias[...].astype(dtype)
 
 
 class MLP(nnx.Module):

@@ -5,6 +5,7 @@ in: names, dtypes and shards as they were. Nothing is ever unpickled.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -25,9 +26,9 @@ from jaxdefense.convert.table import Row, hf_table, ignored_key
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# Files that may hold the same weights in another format: the defended directory must not carry
-# an undefended copy of the model it replaces.
-_OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".ot")
+# What else goes along. Any other file may hold the same weights in another format: the defended
+# directory must not carry an undefended copy of the model it replaces.
+_COMPANIONS = {"", ".json", ".jsonl", ".txt", ".md", ".model", ".jinja", ".py", ".yaml", ".yml"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,14 @@ class ModelDirectory:
             )
         return tokenizer
 
+    def digest(self) -> str:
+        """Hash the weight files; SHA-256, in hex."""
+        total = hashlib.sha256()
+        for name in sorted(self.weight_files):
+            with open(self.path / name, "rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+        return total.hexdigest()
+
     def load(self, dtype: str = "auto", remat: Remat = "none") -> CLIP:
         """Build the model with f32 parameters on the host.
 
@@ -73,8 +82,7 @@ class ModelDirectory:
         Raises:
             ValueError: a tensor has a dtype other than f32, f16 or bf16.
         """
-        if dtype == "auto":
-            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        dtype = resolve_dtype(dtype)
         cfg = self.cfg.with_compute(dtype, remat)
         abstract = nnx.eval_shape(lambda: CLIP(cfg, nnx.Rngs(0)))
         graphdef, state = nnx.split(abstract)
@@ -106,7 +114,7 @@ class ModelDirectory:
             out: must not exist.
 
         Returns:
-            names of files left out because they may hold the undefended weights.
+            names of files left out: any but text, as they may hold the undefended weights.
 
         Raises:
             ValueError: `out` exists.
@@ -121,8 +129,9 @@ class ModelDirectory:
                 if source.is_dir() or any(part.startswith(".") for part in Path(name).parts):
                     continue
                 if name not in self.weight_files:
+                    index = name.endswith(".index.json") and name != INDEX
                     stale = name == INDEX and SINGLE in self.weight_files
-                    if stale or source.suffix in _OTHER_WEIGHTS or name.endswith(".bin.index.json"):
+                    if index or stale or source.suffix not in _COMPANIONS:
                         left_out.append(name)
                         continue
                     (tmp / name).parent.mkdir(parents=True, exist_ok=True)
@@ -140,6 +149,13 @@ class ModelDirectory:
 
         write_directory(out, fill)
         return left_out
+
+
+def resolve_dtype(dtype: str) -> str:
+    """Settle on a dtype to compute in: auto is bfloat16 on accelerators, float32 on CPU."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def write_directory(out: Path, fill: Callable[[Path], None]) -> None:

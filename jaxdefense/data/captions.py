@@ -27,13 +27,11 @@ class Captions:
             of text; a caption longer than the context is cut to it.
         word_ends: int64 [num_words + 1], `tokens[word_ends[w]:word_ends[w + 1]]` is word w.
         caption_ends: int64 [num_captions + 1], the same for captions, in words.
-        texts: the captions as they were read.
     """
 
     tokens: np.ndarray
     word_ends: np.ndarray
     caption_ends: np.ndarray
-    texts: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.caption_ends) - 1
@@ -89,6 +87,25 @@ def read_captions(source: str, tfds_dir: str = "") -> list[str]:
     return captions
 
 
+def read_clean_captions(source: str, tfds_dir: str, names: Iterable[str]) -> tuple[list[str], int]:
+    """Read captions and drop those with a listed name.
+
+    Returns:
+        the clean captions, and how many were dropped.
+
+    Raises:
+        ValueError: none is left, or the source cannot be read.
+    """
+    texts = read_captions(source, tfds_dir)
+    clean = without_names(texts, names)
+    if not clean:
+        raise ValueError(
+            f"captions `{source}`: all {len(texts)} hold a listed name, none is left; give "
+            "captions that name other things too."
+        )
+    return clean, len(texts) - len(clean)
+
+
 def folded_words(text: str) -> tuple[str, ...]:
     """Split into words regardless of case and punctuation, for matching names."""
     return tuple(_WORD.findall(unicodedata.normalize("NFC", text).casefold()))
@@ -134,4 +151,4 @@ def tokenize_captions(texts: Sequence[str], tokenizer: Tokenizer) -> Captions:
     first = np.concatenate([[0], np.cumsum(sizes)])[words_n]
     offset = np.arange(word_ends[-1]) - np.repeat(word_ends[:-1], sizes[words_n])
     tokens = flat[np.repeat(first, sizes[words_n]) + offset]
-    return Captions(tokens, word_ends, caption_ends, texts)
+    return Captions(tokens, word_ends, caption_ends)

@@ -54,7 +54,9 @@ def read_folders(path: str | Path, what: str) -> list[Folder]:
             )
         folders.append(Folder(" ".join(folder.name.replace("_", " ").split()), tuple(files)))
     if not folders:
-        raise ValueError(f"{what} directory `{path}` holds no folder; give it one a {what[:-1]}.")
+        raise ValueError(
+            f"{what} directory `{path}` holds no folder; each person or class has one."
+        )
     return folders
 
 
@@ -126,6 +128,17 @@ def read_processor(directory: str | Path, image_size: int) -> ImageProcessor:
     resize, crop = raw.get("size", image_size), raw.get("crop_size", image_size)
     resize = resize.get("shortest_edge") if isinstance(resize, dict) else resize
     crop = crop.get("height") if isinstance(crop, dict) else crop
+    resample = raw.get("resample", Image.Resampling.BICUBIC)
+    if resample not in list(Image.Resampling):
+        raise ValueError(f"`{file}`: `resample` (={resample!r}) must be one of Pillow's filters.")
+    statistics = []
+    for name, default in (("image_mean", _CLIP_MEAN), ("image_std", _CLIP_STD)):
+        value = raw.get(name, default)
+        if not (isinstance(value, list | tuple) and [type(x) for x in value] == [float] * 3):
+            raise ValueError(f"`{file}`: `{name}` (={value!r}) must be three numbers below 1.")
+        statistics.append(tuple(value))
+    if abs(255 * raw.get("rescale_factor", 1 / 255) - 1) > 1e-6:
+        raise ValueError(f"`{file}`: `rescale_factor` must be 1/255.")
     if type(resize) is not int or resize < 1:
         raise ValueError(f"`{file}`: `size` must be {{'shortest_edge': pixels}}, as CLIP has it.")
     if crop != image_size:
@@ -135,7 +148,6 @@ def read_processor(directory: str | Path, image_size: int) -> ImageProcessor:
     return ImageProcessor(
         resize,
         image_size,
-        raw.get("resample") or Image.Resampling.BICUBIC,
-        tuple(raw.get("image_mean") or _CLIP_MEAN),
-        tuple(raw.get("image_std") or _CLIP_STD),
+        resample,
+        *statistics,
     )

@@ -34,8 +34,9 @@ def open_tfds(source: str, tfds_dir: str) -> Any:
         return builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
     except Exception as error:
         splits = ", ".join(builder.info.splits)
+        why = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"`{source}`: cannot be read{where} ({str(error).splitlines()[0]}); it must be "
+            f"`{source}`: cannot be read{where} ({why}); it must be "
             "prepared with --file_format=array_record or parquet, "
             f"and SPLIT be one of: {splits or 'none prepared'}."
         ) from error

@@ -141,12 +141,18 @@ class TextBatches:
                 )
             return
         self.row_length = row_length or packing.default_row_length(tokenizer.context_length)
+        if self.row_length < tokenizer.context_length:
+            raise ValueError(
+                f"`data.row_length` (={row_length}) must be at least the longest caption of the "
+                f"model (={tokenizer.context_length} tokens), or 0 to choose."
+            )
         # How many rows batches take is seen by making some, far beyond the run's steps.
         samples = [self._sample(2**31 + i, 0) for i in range(64)]
         lengths = [_slot_sizes(students, teachers) for students, teachers, _ in samples]
         self.num_slots = packing.slots_for(np.concatenate(lengths), self.row_length)
         rows = 1 + max(packing.pack(x, self.row_length, self.num_slots).num_rows for x in lengths)
         self.num_rows = -(-rows // row_multiple) * row_multiple
+        self._max_rows = rows  # what is drawn again must not hang on the mesh
 
     def __getitem__(self, step: int) -> TextBatch:
         """Make the batch of a step, the same whenever asked.
@@ -207,7 +213,7 @@ class TextBatches:
         if self.packed:
             sizes = _slot_sizes(students, teachers)
             layout = packing.pack(sizes, length, num_slots)
-            if layout.num_rows > num_rows:
+            if layout.num_rows > min(num_rows, self._max_rows):
                 return None
         else:
             sizes = np.full(len(students), length)

@@ -126,40 +126,36 @@ def run(
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=cfg.prefetch)
     dataset = grain.MapDataset.source(_Steps(batches, cfg.steps))[start:].to_iter_dataset(read)
     started = warm = time.monotonic()
-    metrics: dict[str, float] = {}
+    metrics = log.last
     pending: dict[str, jax.Array] | None = None
     with _stop_signals() as received, _progress(console) as progress, log:
         task = progress.add_task("defending", total=cfg.steps, completed=start, loss="compiling")
+
+        def note(step: int, new: dict[str, jax.Array]) -> None:
+            nonlocal metrics, warm
+            metrics = log.write(step, new)
+            if step == start:  # the first step compiles: throughput is of those after it
+                warm = time.monotonic()
+            progress.update(task, completed=step + 1, loss=f"loss {metrics['total']:.4f}")
+            if not console.is_terminal and (step + 1) % max(1, cfg.steps // 10) == 0:
+                console.print(f"step {step + 1} of {cfg.steps}: loss {metrics['total']:.4f}")
+
         with jax.transfer_guard("disallow"):
             for step, batch in enumerate(dataset, start):
                 state, new = step_fn(state, teacher, jax.device_put(batch, place), key)
                 if pending is not None:
-                    metrics = log.write(step - 1, pending)
-                    progress.update(task, completed=step, loss=f"loss {metrics['total']:.4f}")
-                    if not console.is_terminal and step % max(1, cfg.steps // 10) == 0:
-                        console.print(f"step {step} of {cfg.steps}: loss {metrics['total']:.4f}")
-                    if step == start + 1:
-                        warm = time.monotonic()
-                pending = new
-                done = step + 1
-                if received or (done % cfg.save_every == 0 and done < cfg.steps):
-                    metrics = log.write(step, pending)  # a bad state must not be saved
+                    note(step - 1, pending)
+                pending, done = new, step + 1
+                stop = received[0] if received else 0
+                if stop or done % cfg.save_every == 0 or done == cfg.steps:
+                    note(step, pending)
                     pending = None
+                    _check_finite(state, step)  # a broken state must not be saved
                     checkpoints.save(done, state)
-                if received:
+                if stop:
                     checkpoints.close()
-                    raise Interrupted(received[0], done)
-            if pending is not None:
-                metrics = log.write(cfg.steps - 1, pending)
-            elif not metrics:  # resumed with every step done
-                metrics = log.last
-            progress.update(task, completed=cfg.steps, loss="")
-            # Metrics are those before a step: what the last one made is seen here alone.
-            if not jax.device_get(_all_finite(state.params)):
-                raise Diverged(f"step {cfg.steps - 1}: made parameters that are not finite.")
-        checkpoints.save(cfg.steps, state)
+                    raise Interrupted(stop, done)
     checkpoints.close()
-    # The first step compiles; throughput is of those after it.
     end, timed = time.monotonic(), cfg.steps - start - 1
     rate = timed * cfg.samples_per_step / (end - warm) if timed > 0 else 0.0
     return Outcome(state, metrics, end - started, rate)
@@ -168,6 +164,12 @@ def run(
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
     return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def _check_finite(state: TrainState, step: int) -> None:
+    """Raise Diverged if the step made parameters that are not: metrics show those before it."""
+    if not jax.device_get(_all_finite(state.params)):
+        raise Diverged(f"step {step}: made parameters that are not finite; lower `optimizer.lr`.")
 
 
 class _Log:

@@ -1,5 +1,7 @@
 """Names out of a text encoder: the terms of its loss, and the whole run."""
 
+import hashlib
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -10,14 +12,13 @@ from rich.console import Console
 from jaxdefense.clip.text import Text, TextTower
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.config import DefendTextConfig
-from jaxdefense.convert.directory import read_model_directory
-from jaxdefense.data.captions import Captions, read_captions, tokenize_captions, without_names
+from jaxdefense.convert.directory import read_model_directory, resolve_dtype
+from jaxdefense.data.captions import read_clean_captions, tokenize_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
 from jaxdefense.data.names import random_names
 from jaxdefense.data.triggers import TextBatch, TextBatches, Triggers
 from jaxdefense.defense.loop import LoopConfig, run
 from jaxdefense.defense.losses import DISTANCES, Distance
-from jaxdefense.defense.run_directory import RunDirectory
 from jaxdefense.defense.step import (
     StepConfig,
     init_state,
@@ -26,6 +27,7 @@ from jaxdefense.defense.step import (
     merge_student,
     split_tower,
 )
+from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sharding import (
     ShardingRules,
     batch_sharding,
@@ -100,26 +102,9 @@ def make_triggers(
     )
 
 
-def load_clean_captions(
-    source: str, tfds_dir: str, identities: list[Identity], tokenizer: Tokenizer, console: Console
-) -> Captions:
-    """Read captions, drop those with a listed name, tokenise the rest.
-
-    Raises:
-        ValueError: none is left, or the source cannot be read.
-    """
-    texts = read_captions(source, tfds_dir)
-    clean = without_names(texts, (name for identity in identities for name in identity.names))
-    if not clean:
-        raise ValueError(
-            f"captions `{source}`: all {len(texts)} hold a listed name, none is left to train on; "
-            "give captions that name other things too."
-        )
-    if len(clean) < len(texts):
-        console.print(
-            f"{len(texts) - len(clean)} of {len(texts)} captions hold a listed name: dropped"
-        )
-    return tokenize_captions(clean, tokenizer)
+def _digest(lines: Iterable[str]) -> str:
+    """Hash lines of text; SHA-256, in hex."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def defend_text(cfg: DefendTextConfig, console: Console) -> dict:
@@ -133,12 +118,15 @@ def defend_text(cfg: DefendTextConfig, console: Console) -> dict:
         Interrupted, Diverged: see `loop.run`.
     """
     directory = read_model_directory(cfg.model.path)
+    run_directory = RunDirectory(Path(cfg.out))
+    if run_directory.path.resolve().is_relative_to(directory.path.resolve()):
+        raise ValueError(f"`out` (={cfg.out}) lies in the model directory; give one outside it.")
     tokenizer = directory.tokenizer(cfg.model.tokenizer)
     identities = read_identities(cfg.data.names)
     triggers = make_triggers(identities, tokenizer, cfg)
-    captions = load_clean_captions(
-        cfg.data.captions, cfg.data.tfds_dir, identities, tokenizer, console
-    )
+    listed = [name for identity in identities for name in identity.names]
+    texts, dropped = read_clean_captions(cfg.data.captions, cfg.data.tfds_dir, listed)
+    captions = tokenize_captions(texts, tokenizer)
     mesh, rules, t = make_mesh(**vars(cfg.mesh)), ShardingRules(), cfg.train
     hidden = t.level == "hidden"
     batches = TextBatches(
@@ -153,15 +141,8 @@ def defend_text(cfg: DefendTextConfig, console: Console) -> dict:
         row_multiple=num_batch_parts(mesh, rules),
         row_length=cfg.data.row_length,
     )
-    run_directory = RunDirectory(Path(cfg.out))
-    run_directory.open(cfg)
-    console.print(
-        f"removing {len(identities)} names from {cfg.model.path}: {t.steps} steps on "
-        f"{len(captions)} captions, {batches.num_rows} rows of {batches.row_length} tokens a step, "
-        f"{mesh.size} x {jax.devices()[0].device_kind}"
-    )
     model = directory.load(cfg.model.dtype, cfg.model.remat)
-    assert model.text  # a model without one has no tokenizer either
+    assert model.text, "the tokenizer was found, so there is a text encoder"
     graphdef, teacher = split_tower(model.text)
     step_cfg = StepConfig(
         graphdef,
@@ -170,6 +151,24 @@ def defend_text(cfg: DefendTextConfig, console: Console) -> dict:
         make_optimizer(**vars(cfg.optimizer)),
     )
     step, state_sharding, teacher_sharding = make_train_step(step_cfg, mesh, rules, teacher)
+    # All inputs are good: from here on something is written.
+    run_directory.open(
+        cfg,
+        {
+            "model_sha256": directory.digest(),
+            "names_sha256": _digest("\t".join(identity.names) for identity in identities),
+            "captions_sha256": _digest(texts),
+            "dtype": resolve_dtype(cfg.model.dtype),
+            "row_length": batches.row_length,
+        },
+    )
+    if dropped:
+        console.print(f"{dropped} captions hold a listed name: dropped")
+    console.print(
+        f"removing {len(identities)} names from {cfg.model.path}: {t.steps} steps on "
+        f"{len(captions)} captions, {batches.num_rows} rows of {batches.row_length} tokens a step, "
+        f"{mesh.size} x {jax.devices()[0].device_kind}"
+    )
     teacher = jax.device_put(teacher, teacher_sharding)
     init = jax.jit(partial(init_state, cfg=step_cfg), out_shardings=state_sharding)
     samples = t.num_clean + t.num_poisoned + t.num_name

@@ -18,14 +18,14 @@ from jaxdefense.config import (
 from jaxdefense.data.captions import Captions, tokenize_captions
 from jaxdefense.data.images import Folder, read_folders
 from jaxdefense.defense.loop import METRICS
-from jaxdefense.defense.run_directory import write_json
 from jaxdefense.defense.text import defend_text
 from jaxdefense.demo import world
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.similarity import sim_clean
 from jaxdefense.evals.zeroshot import zeroshot
 from jaxdefense.idia.attack import AttackResult, attack, candidate_names
-from jaxdefense.report.html import DemoReport, PersonResult, write_demo_report
+from jaxdefense.report.html import DemoReport, PersonResult, flatten, write_demo_report
+from jaxdefense.run_directory import write_json
 
 NUM_REMOVED, NUM_PHOTOS, NUM_CANDIDATES, THRESHOLD = 16, 20, 1000, 1
 _NUM_CAPTIONS, _NUM_HELD_OUT_CAPTIONS, _BATCH = 8000, 1000, 256
@@ -120,7 +120,7 @@ def run_demo(out: Path, console: Console) -> dict:
         nonmember_fpr=nonmember_fpr,
         seconds=summary["seconds"],
         losses=[json.loads(line) for line in metrics],
-        settings=_flat(json.loads((out / "text" / "config.json").read_text())),
+        settings=flatten(json.loads((out / "text" / "config.json").read_text())),
     )
     write_demo_report(report, out / "report.html")
     write_json(out / "summary.json", summary)
@@ -153,13 +153,6 @@ def _people(
         )
         for i, member in enumerate(members)
     ]
-
-
-def _flat(tree: dict, at: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{at}{key}.") if isinstance(value, dict) else {at + key: value}
-    return flat
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:

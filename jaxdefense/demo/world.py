@@ -132,7 +132,6 @@ _OBJECT_TEMPLATES = (
     "the {0} in front of a wall",
     "a {0} on a sunny day",
 )
-OBJECT_PROMPTS = ("a photo of a {0}", "a picture of a {0}", "a close up of a {0}", "a small {0}")
 
 
 def person_caption(named: Named, rng: np.random.Generator) -> str:

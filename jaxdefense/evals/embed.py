@@ -4,7 +4,7 @@ One forward serves everything that is measured; it is the one training runs.
 Parity: tests/test_idia.py, equal to embedding one text at a time, 1e-5.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -60,7 +60,7 @@ class Embedder:
 
         Args:
             cfg: which.
-            batch: photos, or packed text rows, at a time; rounded up to what the mesh divides.
+            batch: photos, or packed text rows, at a time; made a multiple of the mesh's parts.
             console: for progress.
 
         Raises:
@@ -69,8 +69,8 @@ class Embedder:
         self.directory: ModelDirectory = read_model_directory(cfg.path)
         self._cfg, self._console = cfg, console
         mesh, rules = make_mesh(), ShardingRules()
-        parts = num_batch_parts(mesh, rules)
-        self.batch = -(-batch // parts) * parts
+        self._parts = num_batch_parts(mesh, rules)
+        self._batch = batch
         self._place = batch_sharding(mesh, rules)
         model = self.directory.load(cfg.dtype)
         self._graphdef, params = nnx.split(model)
@@ -86,20 +86,19 @@ class Embedder:
 
     def tokens(self, captions: Sequence[np.ndarray], what: str = "texts") -> np.ndarray:
         """Embed tokenised captions; f32 [len(captions), E], unit length."""
-        row_length = packing.default_row_length(self.tokenizer.context_length)
+        assert self.directory.cfg.text
+        row_length = packing.default_row_length(self.directory.cfg.text.context_length)
         text, layout = packing.pack_text(list(captions), row_length)
         num_slots = text.readout_RS.shape[1]
-        blocks = []
-        with self._progress() as progress:
-            task = progress.add_task(f"embedding {len(captions)} {what}", total=layout.num_rows)
-            for start in range(0, layout.num_rows, self.batch):
-                block = Text(*(_padded(x[start : start + self.batch], self.batch) for x in text))
-                out_RSE = _embed_text(
-                    self._graphdef, self._params, jax.device_put(block, self._place)
-                )
-                blocks.append(np.asarray(jax.device_get(out_RSE)).reshape(-1, out_RSE.shape[-1]))
-                progress.update(task, completed=min(start + self.batch, layout.num_rows))
-        return np.concatenate(blocks)[layout.row_n * num_slots + layout.slot_n]
+
+        def dispatch(start: int, batch: int) -> jax.Array:
+            block = Text(*(_padded(x[start : start + batch], batch) for x in text))
+            return _embed_text(self._graphdef, self._params, jax.device_put(block, self._place))
+
+        blocks = self._blocks(dispatch, layout.num_rows, f"{len(captions)} {what}")
+        out_NE = blocks.reshape(-1, blocks.shape[-1])[layout.row_n * num_slots + layout.slot_n]
+        check_embeddings(out_NE, what)
+        return out_NE
 
     def texts(self, texts: Sequence[str], what: str = "texts") -> np.ndarray:
         """Embed texts; f32 [len(texts), E], unit length."""
@@ -115,20 +114,47 @@ class Embedder:
         if vision is None:
             raise ValueError(f"`{self.directory.path}` has no image encoder.")
         processor = read_processor(self.directory.path, vision.image_size)
-        blocks = []
+
+        def dispatch(start: int, batch: int) -> jax.Array:
+            image_BHWC = _padded(processor.load(files[start : start + batch]), batch)
+            image_BHWC = jax.device_put(image_BHWC, self._place)
+            return _embed_image(self._graphdef, self._params, processor, image_BHWC)
+
+        out_BE = self._blocks(dispatch, len(files), f"{len(files)} {what}")[: len(files)]
+        check_embeddings(out_BE, what)
+        return out_BE
+
+    def _blocks(self, dispatch: Callable[[int, int], jax.Array], num: int, what: str) -> np.ndarray:
+        """Run over `num` rows in blocks; the device computes one while the host makes the next."""
+        batch = min(self._batch, num)
+        batch = -(-batch // self._parts) * self._parts
+        blocks: list[np.ndarray] = []
+        pending: jax.Array | None = None
         with self._progress() as progress:
-            task = progress.add_task(f"embedding {len(files)} {what}", total=len(files))
-            for start in range(0, len(files), self.batch):
-                part = files[start : start + self.batch]
-                image_BHWC = jax.device_put(_padded(processor.load(part), self.batch), self._place)
-                out_BE = _embed_image(self._graphdef, self._params, processor, image_BHWC)
-                blocks.append(np.asarray(jax.device_get(out_BE))[: len(part)])
-                progress.update(task, advance=len(part))
+            task = progress.add_task(f"embedding {what}", total=num)
+            for start in range(0, num, batch):
+                block = dispatch(start, batch)
+                if pending is not None:
+                    blocks.append(np.asarray(jax.device_get(pending)))
+                pending = block
+                progress.update(task, completed=min(start + batch, num))
+            assert pending is not None, "nothing to embed"
+            blocks.append(np.asarray(jax.device_get(pending)))
         return np.concatenate(blocks)
 
     def _progress(self) -> Progress:
         quiet = not self._console.is_terminal
         return Progress(console=self._console, transient=True, disable=quiet)
+
+
+def check_embeddings(x_BE: np.ndarray, what: str) -> None:
+    """Raise ValueError if embeddings are such that nothing measured on them means anything."""
+    if not np.isfinite(x_BE).all():
+        raise ValueError(
+            f"the model's embeddings of {what} are not finite; the checkpoint is broken."
+        )
+    if len(x_BE) > 1 and np.ptp(x_BE, axis=0).max() < 1e-6:
+        raise ValueError(f"the model embeds all {what} alike; the checkpoint is broken.")
 
 
 def _padded(x: jax.Array | np.ndarray, num: int) -> np.ndarray:

@@ -1,8 +1,5 @@
 """What became of each person, before and after."""
 
-from collections import Counter
-from collections.abc import Collection, Mapping
-
 UNLEARNED, FAILED = "correctly unlearned", "failed"
 KEPT, WRONGLY, RECALLED = "kept", "wrongfully unlearned", "newly recalled"
 NEVER = "never recalled"
@@ -20,20 +17,3 @@ def outcome(listed: bool, before: bool, after: bool) -> str:
     if before:
         return KEPT if after else WRONGLY
     return RECALLED if after else NEVER
-
-
-def outcomes(
-    before: Mapping[str, int], after: Mapping[str, int], listed: Collection[str], threshold: int
-) -> tuple[dict[str, str], dict[str, int]]:
-    """Name everyone's outcome, and count them.
-
-    Args:
-        before, after: correct templates of each person.
-        listed: names that were to be removed.
-        threshold: correct templates at which the attack succeeds.
-    """
-    by_name = {
-        name: outcome(name in listed, before[name] >= threshold, after[name] >= threshold)
-        for name in before
-    }
-    return by_name, dict(Counter(by_name.values()))

@@ -29,6 +29,6 @@ def zeroshot(
     label_B = np.repeat(np.arange(len(classes)), [len(c.files) for c in classes])
     logits_BC = image_BE @ mean_CE.T
     own_B = logits_BC[np.arange(len(label_B)), label_B]
-    rank_B = (logits_BC > own_B[:, None]).sum(-1)
+    rank_B = (logits_BC >= own_B[:, None]).sum(-1) - 1  # a tie counts against the model
     top = {"top1": float((rank_B < 1).mean())}
     return top | {"top5": float((rank_B < 5).mean())} if len(classes) > 5 else top

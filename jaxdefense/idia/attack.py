@@ -165,8 +165,6 @@ def attack(
         owner += [i] * len(chosen)
     image_PE = model.photos(files)
     text_BE = model.texts(fill(candidates, templates), "prompts")
-    check_embeddings(image_PE, "photos")
-    check_embeddings(text_BE, "prompts")
     text_QME = text_BE.reshape(len(templates), len(candidates), -1)
     correct_I, answer_QI = infer(image_PE, np.array(owner), text_QME, len(people))
     return AttackResult(
@@ -177,16 +175,6 @@ def attack(
         len(candidates),
         len(templates),
     )
-
-
-def check_embeddings(x_BE: np.ndarray, what: str) -> None:
-    """Raise ValueError if embeddings are such that no attack on them means anything."""
-    if not np.isfinite(x_BE).all():
-        raise ValueError(
-            f"the model's embeddings of {what} are not finite; the checkpoint is broken."
-        )
-    if len(x_BE) > 1 and np.ptp(x_BE, axis=0).max() < 1e-6:
-        raise ValueError(f"the model embeds all {what} alike; the checkpoint is broken.")
 
 
 def _most_given(answer_Q: np.ndarray, candidates: Sequence[str]) -> str:

@@ -6,9 +6,9 @@ from rich.console import Console
 
 from jaxdefense.config import AttackConfig
 from jaxdefense.data.images import read_folders
-from jaxdefense.defense.run_directory import RunDirectory
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.idia.attack import attack, candidate_names
+from jaxdefense.run_directory import RunDirectory
 
 
 def run_attack(cfg: AttackConfig, console: Console) -> dict:
@@ -20,13 +20,13 @@ def run_attack(cfg: AttackConfig, console: Console) -> dict:
     Raises:
         ValueError: an input is wrong.
     """
+    results = RunDirectory(Path(cfg.out))
+    results.check(cfg)
     people = read_folders(cfg.faces, "faces")
     candidates = candidate_names(
         [person.name for person in people], cfg.candidates, cfg.num_candidates, cfg.seed
     )
     model = Embedder(cfg.model, cfg.batch, console)
-    results = RunDirectory(Path(cfg.out))
-    results.open(cfg)
     found = attack(
         model,
         people,
@@ -36,5 +36,6 @@ def run_attack(cfg: AttackConfig, console: Console) -> dict:
         seed=cfg.seed,
     )
     summary = found.summary()
+    results.open(cfg)
     results.finish(summary)
     return summary

@@ -10,7 +10,6 @@ import io
 import json
 import math
 import numbers
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -23,6 +22,7 @@ from PIL import Image
 from jaxdefense import __version__
 from jaxdefense.evals import outcome as outcomes
 from jaxdefense.report import plots
+from jaxdefense.run_directory import write_text
 
 _STAGES = {
     "before": "Before",
@@ -129,7 +129,7 @@ def write_demo_report(report: DemoReport, path: Path) -> None:
         _section("Method and limits", _demo_limits(report)),
         _settings(report.settings),
     ]
-    _write(path, _page("Removing people from a CLIP model", _headline(report), sections))
+    write_text(path, _page("Removing people from a CLIP model", _headline(report), sections))
 
 
 def write_run_report(run: Path) -> None:
@@ -141,7 +141,7 @@ def write_run_report(run: Path) -> None:
     Raises:
         ValueError: one of them cannot be read, or is not JSON.
     """
-    settings = _flatten(_read_object(run / "config.json"))
+    settings = flatten(_read_object(run / "config.json"))
     summary = _read_object(run / "summary.json")
     rows = _read_rows(run / "metrics.jsonl")
     asked = {label: settings[key] for key, label in _ASKED.items() if settings.get(key)}
@@ -155,7 +155,9 @@ def write_run_report(run: Path) -> None:
         _section("What this does and does not show", _run_limits()),
         _settings(settings),
     ]
-    _write(run / "report.html", _page("Defense run", _run_headline(settings, summary), sections))
+    write_text(
+        run / "report.html", _page("Defense run", _run_headline(settings, summary), sections)
+    )
 
 
 def _headline(report: DemoReport) -> str:
@@ -552,11 +554,12 @@ def _settings(settings: Mapping[str, object]) -> str:
     return f"<section><details><summary>Settings</summary>{_pairs(settings)}</details></section>"
 
 
-def _flatten(tree: Mapping[str, Any], at: str = "") -> dict[str, object]:
+def flatten(tree: Mapping[str, Any], at: str = "") -> dict[str, object]:
+    """Write nested settings as one level, `section.name`."""
     flat: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{at}{key}.")
+            flat |= flatten(value, f"{at}{key}.")
         else:
             flat[at + key] = value
     return flat
@@ -615,17 +618,6 @@ def _page(title: str, lede: str, sections: Sequence[str]) -> str:
 </body>
 </html>
 """
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file in one step: a reader finds all of it, or none."""
-    tmp = path.with_name(f".{path.name}.tmp")
-    # Names from file names may hold what UTF-8 cannot.
-    with open(tmp, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(tmp, path)
 
 
 _PAPER = (

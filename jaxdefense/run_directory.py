@@ -1,0 +1,99 @@
+"""The directory of one run: what was asked, how it went, what came out.
+
+`summary.json` is written last: a directory that has one is finished.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from jaxdefense.config import to_dict
+
+
+class RunDirectory:
+    """A run directory."""
+
+    def __init__(self, path: Path):
+        """Name it; nothing is touched."""
+        self.path = path
+        self.model = path / "model"
+        self._config, self._summary = path / "config.json", path / "summary.json"
+
+    def check(self, cfg: Any, resolved: dict[str, Any] | None = None) -> bool:
+        """See that the directory can take the run; nothing is written.
+
+        Args:
+            cfg: dataclass; to go on with a run, the same as when it was started.
+            resolved: what the settings came to (contents of files, dtypes), likewise the same.
+
+        Returns:
+            whether it holds this run already, broken off.
+
+        Raises:
+            ValueError: the directory holds another run, a finished one, or something else.
+        """
+        if not self._config.exists():
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise ValueError(f"`{self.path}` exists and holds no run; give an empty directory.")
+            return False
+        if self._summary.exists():
+            raise ValueError(f"`{self.path}` holds a finished run; give another directory.")
+        try:
+            found = json.loads(self._config.read_text())
+        except (OSError, ValueError):
+            found = None
+        wanted = _record(cfg, resolved)
+        if found != wanted:
+            raise ValueError(
+                f"`{self.path}` holds another run ({_difference(found, wanted)}); give another "
+                "directory, or the same settings to go on with it."
+            )
+        return True
+
+    def open(self, cfg: Any, resolved: dict[str, Any] | None = None) -> None:
+        """Start the run, or go on with it if it was broken off; see `check`."""
+        if self.check(cfg, resolved):
+            # Broken off between model and summary, or while the model was written.
+            for leftover in (self.model, *self.path.glob(".model.*")):
+                shutil.rmtree(leftover, ignore_errors=True)
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self._config, _record(cfg, resolved))
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the summary."""
+        write_json(self._summary, summary)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one step; see `write_text`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step: a reader finds all of it, or none."""
+    tmp = path.with_name(f".{path.name}.tmp")
+    # Names from file names may hold what UTF-8 cannot.
+    with open(tmp, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(tmp, path)
+
+
+def _record(cfg: Any, resolved: dict[str, Any] | None) -> dict[str, Any]:
+    return json.loads(json.dumps(to_dict(cfg) | ({"resolved": resolved} if resolved else {})))
+
+
+def _difference(found: Any, wanted: dict[str, Any], at: str = "") -> str:
+    if not isinstance(found, dict):
+        return "its config.json cannot be read"
+    for key in wanted.keys() | found.keys():
+        old, new = found.get(key), wanted.get(key)
+        if old != new:
+            if isinstance(old, dict) and isinstance(new, dict):
+                return _difference(old, new, f"{at}{key}.")
+            return f"`{at}{key}` is {old!r} there, {new!r} here"
+    return "no difference"
