@@ -129,10 +129,11 @@ def check_divides(
         axes = (axis,) if isinstance(axis, str) else axis or ()
         parts = math.prod(sharding.mesh.shape[a] for a in axes)
         if size % parts:
-            below = size // parts * parts
+            # The model's size is given; only the mesh can give way.
+            fit = [str(n) for n in range(parts, 0, -1) if size % n == 0]
             raise ValueError(
                 f"`{name}`: dim `{dim}` (={size}) must be divisible by mesh axis "
-                f"`{'*'.join(axes)}` (={parts}); use {below or parts} or {below + parts}."
+                f"`{'*'.join(axes)}` (={parts}); make it {' or '.join(fit[:2])}."
             )
 
 

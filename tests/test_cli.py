@@ -139,6 +139,8 @@ SETTINGS = {
     "train=3": ["`train` (=3)", "section"],
     "mesh.data=3": ["mesh", "8"],
     "optimizer.lr=-1": ["lr", "above 0"],
+    "data.row_length=16": ["data.row_length", "(=24 tokens)"],
+    "mesh.tensor=8": ["mlp", "mesh axis `tensor` (=8)", "make it 5 or 4"],
 }
 
 
@@ -146,6 +148,24 @@ SETTINGS = {
 def test_defend_text_refuses_setting(inputs, capsys, setting):
     assert_refused(capsys, defend(settings=[setting]), *SETTINGS[setting])
     assert not (inputs / "run").exists()
+
+
+def test_defend_text_refuses_to_write_into_the_model(inputs, capsys):
+    before = sorted((inputs / "model").iterdir())
+    assert_refused(capsys, defend("--out", "model/run"), "model/run", "outside")
+    assert sorted((inputs / "model").iterdir()) == before
+
+
+@pytest.mark.parametrize("file", ["names.txt", "captions.txt", "model/model.safetensors"])
+def test_defend_text_refuses_to_go_on_with_other_inputs(inputs, capsys, file):
+    assert defend() == 0
+    (inputs / "run" / "summary.json").unlink()  # as if broken off
+    data = bytearray((inputs / file).read_bytes())
+    data[-2] ^= 1
+    (inputs / file).write_bytes(data)
+    capsys.readouterr()
+    assert_refused(capsys, defend(), "another run", "sha256")
+    assert (inputs / "run" / "model").exists()
 
 
 def test_defend_text_refuses_rows_the_mesh_does_not_divide(inputs, capsys):

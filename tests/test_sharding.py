@@ -10,13 +10,21 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 import jaxdefense
-from jaxdefense.clip.config import CLIPConfig, TextConfig, VisionConfig, config_from_hf
+from jaxdefense.clip.config import (
+    CLIPConfig,
+    TextConfig,
+    TowerConfig,
+    VisionConfig,
+    config_from_hf,
+)
+from jaxdefense.clip.layers import Attention
 from jaxdefense.clip.model import CLIP
 from jaxdefense.data import packing
 from jaxdefense.sharding import (
+    AXES,
     DATA,
     FSDP,
     TENSOR,
@@ -202,11 +210,11 @@ def test_optimizer_state_lies_where_its_parameters_do():
     [
         (
             {"tensor": 4},
-            r"dim `heads` \(=6\) must be divisible by mesh axis `tensor` \(=4\); use 4 or 8",
+            r"dim `heads` \(=6\) must be divisible by mesh axis `tensor` \(=4\); make it 3 or 2",
         ),
         (
             {"fsdp": 8},
-            r"dim `embed` \(=12\) must be divisible by mesh axis `fsdp` \(=8\); use 8 or 16",
+            r"dim `embed` \(=12\) must be divisible by mesh axis `fsdp` \(=8\); make it 6 or 4",
         ),
     ],
 )
@@ -246,3 +254,18 @@ def test_sharded_towers_equal_those_on_one_device(sizes):
     for ours, right in zip(found, wanted, strict=True):
         assert len(ours.sharding.device_set) == 8
         np.testing.assert_allclose(ours, right, rtol=0, atol=1e-5)
+
+
+def test_tensor_axis_cuts_the_attention_without_gathering_it():
+    mesh = Mesh(np.array(jax.devices()[:2]).reshape(1, 1, 2), AXES)
+    cfg = TowerConfig(width=12, mlp_width=20, depth=1, num_heads=2)
+    graphdef, params = nnx.split(Attention(cfg, nnx.Rngs(0)))
+    place = sharding_tree(params, mesh, ShardingRules())
+    run = jax.jit(
+        lambda params, x: nnx.merge(graphdef, params)(x, None),
+        in_shardings=(place, replicated(mesh)),
+        out_shardings=replicated(mesh),
+    )
+    hlo = run.lower(params, jnp.ones((4, 5, 12))).compile().as_text()
+    assert "all-reduce" in hlo  # of the output projection's parts
+    assert "all-gather" not in hlo
