@@ -1,5 +1,6 @@
 """Similarity, zero-shot and outcomes, each against a plain loop."""
 
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from rich.console import Console
 from jaxdefense.config import EvaluateConfig, ModelConfig
 from jaxdefense.data.captions import tokenize_captions
 from jaxdefense.data.identities import Identity
-from jaxdefense.data.images import read_folders
+from jaxdefense.data.images import Folder, read_folders
 from jaxdefense.evals import outcome as outcomes
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.run import run_evaluate
@@ -75,6 +76,25 @@ def test_zeroshot_matches_a_plain_loop(models, classes):
     found = zeroshot(models[0], folders)
     assert found == {"top1": hits1 / total, "top5": hits5 / total}
     assert found["top1"] < found["top5"] < 1  # so the two are told apart
+
+
+def test_zeroshot_normalises_the_mean_of_a_class():
+    # Prompts of the first class agree, those of the second do not: its mean is short.
+    text = np.array([[1, 0], [1, 0], [0.8, 0.6], [-0.6, 0.8]], np.float32)
+
+    class Fake:
+        def texts(self, *_):
+            return text
+
+        def photos(self, *_):
+            return np.array([[0.7, 0.714], [0.7, 0.714]], np.float32)
+
+    folders = [Folder("a", (Path("a"),)), Folder("b", (Path("b"),))]
+    fake: Any = Fake()
+    # Nearest to the second class's mean direction, (0.14, 0.99); its mean itself is shorter.
+    assert zeroshot(fake, folders, ("{0}", "x {0}"))["top1"] == 0.5
+    means = text.reshape(2, 2, 2).mean(1)
+    assert means[0] @ [0.7, 0.714] > means[1] @ [0.7, 0.714]
 
 
 def test_zeroshot_of_few_classes_has_no_top5(models, classes):

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from factories import CAPTIONS, write_model_directory
@@ -20,6 +21,7 @@ from jaxdefense.config import (
     TextDataConfig,
     TextTrainConfig,
 )
+from jaxdefense.defense import loop
 from jaxdefense.defense.loop import Diverged
 from jaxdefense.defense.text import defend_text
 
@@ -164,6 +166,16 @@ def test_run_stops_on_a_number_that_is_none(inputs):
         defend_text(config(inputs, "run", {"distance": "mse"}, lr=1e30), Console(quiet=True))
     saved = list((inputs / "run" / "checkpoints").iterdir())
     assert not saved  # a broken state is not saved
+    assert not (inputs / "run" / "model").exists()
+
+
+def test_run_stops_on_parameters_that_are_none(inputs, monkeypatch):
+    # The metrics of a step are those before it: the last step's result never shows in them.
+    assert loop._all_finite({"a": jnp.ones(3), "b": jnp.ones(2)})
+    assert not loop._all_finite({"a": jnp.ones(3), "b": jnp.array([1, jnp.inf])})
+    monkeypatch.setattr(loop, "_all_finite", lambda tree: np.array(False))
+    with pytest.raises(Diverged, match="step 0: made parameters"):
+        defend_text(config(inputs, "run", {"steps": 1}), Console(quiet=True))
     assert not (inputs / "run" / "model").exists()
 
 
