@@ -435,3 +435,11 @@ def test_index_may_not_point_out_of_its_directory(tiny_dir):
     index.write_text(index.read_text().replace("model-00002", "../model-00002"))
     with pytest.raises(ValueError, match="beside its index"):
         read_model_directory(path)
+
+
+def test_saved_weights_keep_the_mode_of_their_file(tiny_dir, tmp_path):
+    path = tiny_dir()
+    (path / "model.safetensors").chmod(0o644)
+    directory = read_model_directory(path)
+    directory.save(directory.load(), tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mode & 0o777 == 0o644

@@ -146,6 +146,7 @@ class ModelDirectory:
                             new = row.store(params[row.path][row.index])
                             tensors[key] = np.array(new, value.dtype, order="C")
                 save_file(tensors, tmp / name, metadata=metadata)
+                shutil.copymode(source, tmp / name)  # the library writes for its owner alone
 
         write_directory(out, fill)
         return left_out

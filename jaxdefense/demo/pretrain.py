@@ -293,6 +293,7 @@ def _write(model: CLIP, cfg: CLIPConfig, out: Path) -> None:
         for row in hf_table(cfg)
     }
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)  # the library writes for its owner alone
     (out / "config.json").write_text(json.dumps(hf_config(cfg), indent=2) + "\n")
     processor = {
         "image_processor_type": "CLIPImageProcessor",
