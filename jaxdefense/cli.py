@@ -44,19 +44,16 @@ def _demo(args: argparse.Namespace, console: Console) -> None:
 
 
 def _config(kind: type, args: argparse.Namespace) -> Any:
-    from jaxdefense.config import build, load_config_file, merge, parse_assignments
+    from jaxdefense.config import build, load_config_file, merge, nest, parse_assignments
 
     file = load_config_file(args.config) if args.config else {}
     # A flag's name is the setting's path: `--model` is stored as `model.path`.
-    flags = [(k, v) for k, v in vars(args).items() if k.startswith("cfg:") and v is not None]
-    tree: dict[str, Any] = {}
-    for name, value in flags:
-        at = tree
-        *parents, last = name.removeprefix("cfg:").split(".")
-        for parent in parents:
-            at = at.setdefault(parent, {})
-        at[last] = value
-    return build(kind, merge(file, parse_assignments(args.set), tree))
+    flags = {
+        name.removeprefix("cfg:"): value
+        for name, value in vars(args).items()
+        if name.startswith("cfg:") and value is not None
+    }
+    return build(kind, merge(file, parse_assignments(args.set), nest(flags.items())))
 
 
 def _parser() -> argparse.ArgumentParser:

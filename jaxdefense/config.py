@@ -10,7 +10,7 @@ import dataclasses
 import importlib.util
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -216,7 +216,7 @@ def load_config_file(path: str) -> dict[str, Any]:
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     """Turn `a.b=1` strings into nested dicts; a value that is no Python literal is a string."""
-    tree: dict[str, Any] = {}
+    pairs = []
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
@@ -225,12 +225,24 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = text
+        pairs.append((key, value))
+    return nest(pairs)
+
+
+def nest(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Turn dotted keys and their values into nested dicts.
+
+    Raises:
+        ValueError: a key lies below one that has a value.
+    """
+    tree: dict[str, Any] = {}
+    for key, value in pairs:
         at = tree
         *parents, last = key.split(".")
         for parent in parents:
             at = at.setdefault(parent, {})
             if not isinstance(at, dict):
-                raise ValueError(f"`--set {assignment}`: `{parent}` has been set to a value.")
+                raise ValueError(f"`{key}`: `{parent}` has been set to a value.")
         at[last] = value
     return tree
 

@@ -22,7 +22,13 @@ from safetensors.numpy import save_file
 from jaxdefense.clip.config import CLIPConfig, Remat, config_from_hf
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.tokenizer import Tokenizer
-from jaxdefense.convert.table import Row, hf_table, ignored_key
+from jaxdefense.convert.table import (
+    Row,
+    hf_table,
+    host_params,
+    ignored_key,
+    source_tensor,
+)
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -119,7 +125,7 @@ class ModelDirectory:
         Raises:
             ValueError: `out` exists.
         """
-        params = {path: np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(model))}
+        params = host_params(model)
         by_key = {row.key: row for row in self.rows}
         left_out = []
 
@@ -143,8 +149,7 @@ class ModelDirectory:
                     for key in self.weight_files[name]:
                         tensors[key] = value = old.get_tensor(key)
                         if (row := by_key.get(key)) is not None:
-                            new = row.store(params[row.path][row.index])
-                            tensors[key] = np.array(new, value.dtype, order="C")
+                            tensors[key] = source_tensor(params, row, value.dtype)
                 save_file(tensors, tmp / name, metadata=metadata)
                 shutil.copymode(source, tmp / name)  # the library writes for its owner alone
 

@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Callable, Iterable
 
 import numpy as np
+from flax import nnx
+from numpy.typing import DTypeLike
 
 from jaxdefense.clip.config import CLIPConfig, TowerConfig
 
@@ -53,6 +55,17 @@ def hf_table(cfg: CLIPConfig, bare_text: bool = False) -> list[Row]:
     if cfg.text and cfg.vision:
         rows.append(Row("logit_scale", (), ("logit_scale",)))
     return rows
+
+
+def host_params(model: nnx.Module) -> dict[Path, np.ndarray]:
+    """Fetch a model's parameters by path."""
+    flat = nnx.to_flat_state(nnx.state(model))
+    return {tuple(map(str, path)): np.asarray(v[...]) for path, v in flat}
+
+
+def source_tensor(params: dict[Path, np.ndarray], row: Row, dtype: DTypeLike) -> np.ndarray:
+    """Give one tensor of the source from our parameters, contiguous; a scalar stays one."""
+    return np.array(row.store(params[row.path][row.index]), dtype, order="C")
 
 
 def ignored_key(key: str) -> bool:

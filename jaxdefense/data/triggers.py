@@ -220,10 +220,9 @@ class TextBatches:
             rows, zeros = np.arange(num_rows, dtype=np.int32), np.zeros(num_rows, np.int32)
             layout = packing.Layout(rows, zeros, zeros, num_rows)
         segments, positions = packing.segments_and_positions(layout, sizes, num_rows, length)
-        poisoned = who >= 0
         weights = [
             (who == -1) / max(1, (who == -1).sum()),
-            _even_weights(who, poisoned),
+            _even_weights(who),
             (who == -2) / max(1, (who == -2).sum()),
         ]
         return TextBatch(
@@ -245,10 +244,9 @@ def _slot_sizes(students: list[np.ndarray], teachers: list[np.ndarray]) -> np.nd
     return np.array([max(len(s), len(t)) for s, t in zip(students, teachers, strict=True)])
 
 
-def _even_weights(who: np.ndarray, poisoned: np.ndarray) -> np.ndarray:
+def _even_weights(who: np.ndarray) -> np.ndarray:
     """Weight samples so that every person in the batch counts the same; sums to 1."""
-    if not poisoned.any():
-        return np.zeros(len(who))
+    poisoned = who >= 0
     people, inverse, counts = np.unique(who[poisoned], return_inverse=True, return_counts=True)
     weights = np.zeros(len(who))
     weights[poisoned] = 1 / (len(people) * counts[inverse])

@@ -31,7 +31,7 @@ from jaxdefense.clip.config import CLIPConfig, TextConfig, VisionConfig
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.text import Text
 from jaxdefense.clip.tokenizer import Tokenizer
-from jaxdefense.convert.table import hf_table
+from jaxdefense.convert.table import hf_table, host_params, source_tensor
 from jaxdefense.data.images import PROCESSOR, ImageProcessor, read_folders
 from jaxdefense.data.names import census
 from jaxdefense.data.packing import pack_text
@@ -287,11 +287,8 @@ def train(corpus: Corpus, out: Path, opts: Options, strong: bool) -> None:
 
 
 def _write(model: CLIP, cfg: CLIPConfig, out: Path) -> None:
-    params = {path: np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(model))}
-    tensors = {
-        row.key: np.array(row.store(params[row.path][row.index]), np.float16, order="C")
-        for row in hf_table(cfg)
-    }
+    params = host_params(model)
+    tensors = {row.key: source_tensor(params, row, np.float16) for row in hf_table(cfg)}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)  # the library writes for its owner alone
     (out / "config.json").write_text(json.dumps(hf_config(cfg), indent=2) + "\n")

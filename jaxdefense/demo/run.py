@@ -61,7 +61,8 @@ def run_demo(out: Path, console: Console) -> dict:
         world.write_faces(members, NUM_PHOTOS, out / "members")
         world.write_faces(strangers, NUM_PHOTOS, out / "strangers")
         world.write_objects(NUM_PHOTOS, out / "objects")
-        _write_lines(out / "captions.txt", world.captions(_NUM_CAPTIONS, 0))
+        captions = world.captions(_NUM_CAPTIONS, 0)
+        _write_lines(out / "captions.txt", captions)
         _write_lines(out / "names.txt", removed)
     people = _by_name(read_folders(out / "members", "faces"), members)
     people += _by_name(read_folders(out / "strangers", "faces"), strangers)
@@ -101,7 +102,7 @@ def run_demo(out: Path, console: Console) -> dict:
     console.print("attacking the defended model")
     student = Embedder(ModelConfig(str(out / "text" / "model")), _BATCH, console)
     after, stage_text = examine(student)
-    held_out = _held_out_captions(student)
+    held_out = _held_out_captions(captions, student)
     stage_text["sim_clean"] = sim_clean(student, teacher, held_out)
 
     summary = {
@@ -128,8 +129,8 @@ def run_demo(out: Path, console: Console) -> dict:
     return summary
 
 
-def _held_out_captions(model: Embedder) -> Captions:
-    seen = set(world.captions(_NUM_CAPTIONS, 0))
+def _held_out_captions(trained_on: list[str], model: Embedder) -> Captions:
+    seen = set(trained_on)
     fresh = [c for c in world.captions(4 * _NUM_HELD_OUT_CAPTIONS, 1) if c not in seen]
     return tokenize_captions(fresh[:_NUM_HELD_OUT_CAPTIONS], model.tokenizer)
 
