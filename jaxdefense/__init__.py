@@ -8,8 +8,9 @@ Array names end in their dims. The legend, for the whole package:
     D tower width, F MLP width        V vocabulary             M candidate names
     N heads, K head width             L layers of a tower
 
-Reading order: `clip/text.py` (the encoder and its packed input), `data/triggers.py` (how a batch
-is made), `defense/step.py` (the method), `defense/loop.py` (the run), `idia/attack.py` (the proof).
+Reading order: `clip/text.py` (the encoder and its packed input), `data/triggers.py` and
+`data/overlay.py` (what is put into captions and photos), `defense/step.py` (the method),
+`defense/loop.py` (the run), `idia/attack.py` (the proof).
 """
 
 __version__ = "0.1.0"

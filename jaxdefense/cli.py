@@ -23,6 +23,36 @@ def _defend_text(args: argparse.Namespace, console: Console) -> None:
     console.print_json(data=summary)
 
 
+def _defend_image(args: argparse.Namespace, console: Console) -> None:
+    from jaxdefense.config import DefendImageConfig
+    from jaxdefense.defense.image import defend_image
+    from jaxdefense.report.html import write_run_report
+
+    cfg = _config(DefendImageConfig, args)
+    summary = defend_image(cfg, console)
+    write_run_report(Path(cfg.out))
+    console.print_json(data=summary)
+
+
+def _defend_both(args: argparse.Namespace, console: Console) -> None:
+    from jaxdefense.config import DefendBothConfig
+    from jaxdefense.defense.both import defend_both
+    from jaxdefense.report.html import write_run_report
+
+    cfg = _config(DefendBothConfig, args)
+    summary = defend_both(cfg, console)
+    for half in cfg.halves():
+        write_run_report(Path(half.out))
+    console.print_json(data=summary)
+
+
+def _merge(args: argparse.Namespace, console: Console) -> None:
+    from jaxdefense.config import MergeConfig
+    from jaxdefense.defense.merge import merge
+
+    console.print_json(data=merge(_config(MergeConfig, args), console))
+
+
 def _attack(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import AttackConfig
     from jaxdefense.idia.run import run_attack
@@ -41,6 +71,15 @@ def _demo(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.demo.run import run_demo
 
     console.print_json(data=run_demo(Path(args.out), console))
+
+
+def _bench_image(args: argparse.Namespace, console: Console) -> None:
+    from jaxdefense.bench.image import bench_image
+
+    figures = bench_image(
+        args.size, args.num, args.rounds, args.calls, args.images, args.faces, console
+    )
+    console.print_json(data=figures)
 
 
 def _config(kind: type, args: argparse.Namespace) -> Any:
@@ -66,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(
-        under: Any, name: str, run: Callable[[argparse.Namespace, Console], None], text: str,
+        under: Any, name: str, run: Callable[[argparse.Namespace, Console], None], text: str, /,
         **flags: tuple[str, str],
     ) -> argparse.ArgumentParser:  # fmt: skip
         sub = under.add_parser(name, help=text, description=text)
@@ -88,32 +127,82 @@ def _parser() -> argparse.ArgumentParser:
 
     defend = commands.add_parser("defend", help="Remove people from a model.")
     towers = defend.add_subparsers(required=True, metavar="TOWER")
-    out = ("out", "run directory")
+    model = ("model.path", "model directory")
+    captions = "captions file, one a line, or tfds:NAME[/CONFIG][:SPLIT]"
+    names = "names file: one person a line, aliases after tabs"
+    faces = "directory with a folder of photos a person, or tfds:NAME[/CONFIG][:SPLIT]"
+    images = "ordinary photos: directory, .tar shards or tfds:NAME[/CONFIG][:SPLIT]"
+    target = "what faces come to look like: directory of people, or .npy vector"
+    tfds_dir = "where TFDS datasets are prepared"
     command(
         towers, "text", _defend_text, "Remove names from the text encoder.",
-        model=("model.path", "model directory"),
-        names=("data.names", "names file: one person a line, aliases after tabs"),
-        captions=("data.captions", "captions file, one a line, or tfds:NAME[/CONFIG][:SPLIT]"),
-        tfds_dir=("data.tfds_dir", "where TFDS datasets are prepared"),
-        out=out,
+        model=model,
+        names=("data.names", names),
+        captions=("data.captions", captions),
+        tfds_dir=("data.tfds_dir", tfds_dir),
+        out=("out", "run directory"),
+    )  # fmt: skip
+    command(
+        towers, "image", _defend_image, "Remove faces from the image encoder.",
+        model=model,
+        faces=("data.faces", faces),
+        identities=("data.identities", "names file of those to remove; without, everyone"),
+        images=("data.images", images),
+        target=("data.target", target + "; without, the average of all in --faces"),
+        tfds_dir=("data.tfds_dir", tfds_dir),
+        out=("out", "run directory"),
+    )  # fmt: skip
+    command(
+        towers, "both", _defend_both, "Remove names and faces: both encoders, merged.",
+        model=model,
+        names=("text.data.names", names + "; for the faces too"),
+        captions=("text.data.captions", captions),
+        faces=("image.data.faces", faces),
+        images=("image.data.images", images),
+        target=("image.data.target", target + "; without, the average of all in --faces"),
+        out=("out", "directory of both runs and the merged model"),
+    )  # fmt: skip
+    command(
+        commands, "merge", _merge, "Make a defended text and a defended image encoder one model.",
+        text=("text", "run or model directory of the text encoder"),
+        image=("image", "run or model directory of the image encoder"),
+        out=("out", "model directory to write"),
     )  # fmt: skip
     command(
         commands, "attack", _attack, "Infer identities: whom does the model know?",
-        model=("model.path", "model directory"),
-        faces=("faces", "directory with a folder of photos a person"),
+        model=model,
+        faces=("faces", faces),
+        unseen_by=("unseen_by", "run directory: photos it trained on are left out"),
         candidates=("candidates", "file of further candidate names; random ones without"),
+        tfds_dir=("tfds_dir", tfds_dir),
         out=("out", "directory of the results"),
     )  # fmt: skip
     command(
         commands, "evaluate", _evaluate, "Measure what a defense changed and kept.",
         model=("model.path", "defended model directory"),
         teacher=("teacher", "model directory before the defense"),
-        captions=("captions", "captions file, one a line, or tfds:NAME[/CONFIG][:SPLIT]"),
+        captions=("captions", captions),
         names=("names", "names file of the people removed"),
-        zeroshot=("zeroshot", "directory with a folder of photos a class"),
-        tfds_dir=("tfds_dir", "where TFDS datasets are prepared"),
+        images=("images", images),
+        faces=("faces", "directory of photos of the people removed"),
+        image_target=("image_target", "what their faces came to look like: people or .npy file"),
+        zeroshot=("zeroshot", "directory with a folder of photos a class, or tfds: source"),
+        class_names=("class_names", "file of lines KEY<tab>NAME, if classes go by keys"),
+        tfds_dir=("tfds_dir", tfds_dir),
         out=("out", "directory of the results"),
     )  # fmt: skip
+    benches = commands.add_parser("bench", help="Measure speed, beside PyTorch if installed.")
+    kinds = benches.add_subparsers(required=True, metavar="WHAT")
+    image = command(kinds, "image", _bench_image, "Overlay and step of the image defense.")
+    image.add_argument("--size", default="demo", help="demo, vit_b32, vit_b16 or vit_l14")
+    for flag, default, text in (
+        ("num", 32, "clean photos a step, and as many with a face"),
+        ("rounds", 5, "of each contestant, in turn"),
+        ("calls", 3, "a round"),
+    ):
+        image.add_argument(f"--{flag}", type=int, default=default, help=text)
+    image.add_argument("--images", default="", metavar="DIR", help="photos; without, drawn ones")
+    image.add_argument("--faces", default="", metavar="DIR", help="the same of people")
     return parser
 
 

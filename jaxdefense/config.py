@@ -71,6 +71,38 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class OverlayConfig:
+    """How a face is put on a photo: ranges of what is drawn; defaults of the paper."""
+
+    min_size: float = 0.25  # side of the face, part of the photo's side
+    max_size: float = 0.5
+    flip: float = 0.5  # probability
+    jitter: float = 0.5  # brightness, contrast and saturation times 1 - jitter to 1 + jitter
+    hue: float = 0.1  # turns of the colour wheel either way
+    angle: float = 30.0  # degrees either way
+    whole: float = 0.0  # probability that the face fills the photo, upright, instead
+
+    def __post_init__(self):
+        if not 0 < self.min_size <= 1:
+            raise ValueError(
+                f"`train.overlay.min_size` (={self.min_size}) must be above 0 and at most 1."
+            )
+        if not self.min_size <= self.max_size <= 1:
+            raise ValueError(
+                f"`train.overlay.max_size` (={self.max_size}) must be from "
+                f"`train.overlay.min_size` (={self.min_size}) to 1."
+            )
+        for name, most in (("flip", 1), ("jitter", 1), ("hue", 0.5), ("angle", 90), ("whole", 1)):
+            if not 0 <= (value := getattr(self, name)) <= most:
+                raise ValueError(f"`train.overlay.{name}` (={value}) must be from 0 to {most}.")
+
+    def sizes(self, side: int) -> tuple[int, int]:
+        """Smallest and largest side of a face that is put on a photo of a side, pixels."""
+        smallest = max(1, round(self.min_size * side))
+        return smallest, max(smallest, round(self.max_size * side))
+
+
+@dataclasses.dataclass(frozen=True)
 class TextDataConfig:
     """What the text defense reads."""
 
@@ -131,6 +163,60 @@ class TextTrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ImageDataConfig:
+    """What the image defense reads."""
+
+    faces: str  # directory with a folder of photos a person, or tfds:NAME[/CONFIG][:SPLIT]
+    images: str  # clean photos: directory, .tar shards or tfds:NAME[/CONFIG][:SPLIT]
+    identities: str = ""  # names file of those to remove, "" for everyone in `faces`
+    target: str = ""  # what a removed face comes to look like: the average of the people in this
+    # directory or tfds: source, or the vector in this .npy file; "" for those in `faces`
+    tfds_dir: str = ""  # where TFDS datasets are prepared, "" for the library's default
+    trigger_fraction: float = 0.5  # of a person's photos; the others are for the attack
+    max_corrupt: int = 0  # photos that may be broken; each is named, and another taken instead
+    cache_dir: str = ""  # of target embeddings, "" for ~/.cache/jaxdefense
+    prefetch: int = 4  # batches made ahead
+
+    def __post_init__(self):
+        if not 0 < self.trigger_fraction <= 1:
+            raise ValueError(
+                f"`data.trigger_fraction` (={self.trigger_fraction}) must be above 0, at most 1."
+            )
+        _not_negative(max_corrupt=self.max_corrupt)
+        _positive(prefetch=self.prefetch)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTrainConfig:
+    """The image defense; defaults of the paper."""
+
+    steps: int = 100
+    num_clean: int = 128  # photos a step
+    num_poisoned: int = 128  # of them, or as many of them again, with a face
+    w_backdoor: float = 0.8
+    w_weight: float = 0.005
+    distance: Literal["cosine", "mse", "mae", "poincare"] = "cosine"
+    overlay: OverlayConfig = OverlayConfig()
+    seed: int = 0
+    save_every: int = 25  # steps between checkpoints
+    keep: int = 2  # checkpoints that stay
+
+    def __post_init__(self):
+        _positive(
+            steps=self.steps,
+            num_clean=self.num_clean,
+            num_poisoned=self.num_poisoned,
+            save_every=self.save_every,
+            keep=self.keep,
+        )
+        _not_negative(w_backdoor=self.w_backdoor, w_weight=self.w_weight, seed=self.seed)
+
+
+# The paper's optimizer of the image encoder.
+_IMAGE_OPTIMIZER = OptimizerConfig(milestones=(25, 50), gamma=0.1)
+
+
+@dataclasses.dataclass(frozen=True)
 class DefendTextConfig:
     """`jaxdefense defend text`."""
 
@@ -143,20 +229,88 @@ class DefendTextConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DefendImageConfig:
+    """`jaxdefense defend image`."""
+
+    out: str  # run directory
+    model: ModelConfig
+    data: ImageDataConfig
+    train: ImageTrainConfig = ImageTrainConfig()
+    optimizer: OptimizerConfig = _IMAGE_OPTIMIZER
+    mesh: MeshConfig = MeshConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class TextPart:
+    """The text half of a defense of both encoders."""
+
+    data: TextDataConfig
+    train: TextTrainConfig = TextTrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagePart:
+    """The image half of a defense of both encoders."""
+
+    data: ImageDataConfig
+    train: ImageTrainConfig = ImageTrainConfig()
+    optimizer: OptimizerConfig = _IMAGE_OPTIMIZER
+
+
+@dataclasses.dataclass(frozen=True)
+class DefendBothConfig:
+    """`jaxdefense defend both`: the two defenses one after the other, and their merger."""
+
+    out: str  # directory of the two run directories and of the merged model
+    model: ModelConfig
+    text: TextPart
+    image: ImagePart
+    mesh: MeshConfig = MeshConfig()
+
+    def halves(self) -> tuple[DefendTextConfig, DefendImageConfig]:
+        """Give each defense its own settings; faces go by the names file unless told otherwise."""
+        text, image, out = self.text, self.image, Path(self.out)
+        identities = image.data.identities or text.data.names
+        data = dataclasses.replace(image.data, identities=identities)
+        return (
+            DefendTextConfig(
+                str(out / "text"), self.model, text.data, text.train, text.optimizer, self.mesh
+            ),
+            DefendImageConfig(
+                str(out / "image"), self.model, data, image.train, image.optimizer, self.mesh
+            ),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeConfig:
+    """`jaxdefense merge`."""
+
+    out: str  # model directory to write
+    text: str  # run or model directory that the text encoder comes from
+    image: str  # the same for the image encoder
+
+
+@dataclasses.dataclass(frozen=True)
 class AttackConfig:
     """`jaxdefense attack`: the identity inference attack; defaults of the paper."""
 
     out: str  # directory of the results
     model: ModelConfig
-    faces: str  # directory with a folder a person
+    faces: str  # directory with a folder a person, or tfds:NAME[/CONFIG][:SPLIT]
+    unseen_by: str = ""  # run directory of an image defense: photos it trained on are left out
     candidates: str = ""  # file of further candidate names, "" for random ones
     num_candidates: int = 1000  # in all, the people's own names included
     num_photos: int = 20  # a person, at most
     threshold: int = 1  # templates that must name the person for the attack to succeed
+    tfds_dir: str = ""  # where TFDS datasets are prepared, "" for the library's default
+    max_corrupt: int = 0  # photos that may be broken; each is named and left out
     batch: int = 256  # photos or text rows embedded at a time
     seed: int = 0
 
     def __post_init__(self):
+        _not_negative(max_corrupt=self.max_corrupt)
         _positive(
             num_candidates=self.num_candidates,
             num_photos=self.num_photos,
@@ -174,19 +328,35 @@ class EvaluateConfig:
     teacher: str  # the model directory before the defense
     captions: str = ""  # for sim_clean, and with names for sim_target and sim_backdoor
     names: str = ""  # names file of the people removed
-    zeroshot: str = ""  # directory with a folder a class
-    target: str = "human"
-    tfds_dir: str = ""
+    target: str = "human"  # what their names came to mean
+    images: str = ""  # clean photos: directory, .tar shards or tfds:; for image_sim_clean
+    faces: str = ""  # photos of the people removed, for image_sim_backdoor; with image_target
+    image_target: str = ""  # what they came to look like: people or .npy, as in `data.target`;
+    # with people also for image_sim_target
+    zeroshot: str = ""  # directory with a folder of photos a class, or a tfds: source
+    class_names: str = ""  # file of lines KEY<tab>NAME, for folders or labels named by a key
+    templates: str = ""  # file of prompts with {} for the class, "" for four plain ones
+    tfds_dir: str = ""  # where TFDS datasets are prepared, "" for the library's default
     num_captions: int = 10_000  # at most
+    num_images: int = 10_000  # at most
+    max_corrupt: int = 0  # photos that may be broken; each is named and left out
     batch: int = 256
     seed: int = 0
 
     def __post_init__(self):
-        _positive(num_captions=self.num_captions, batch=self.batch)
-        if not (self.captions or self.zeroshot):
-            raise ValueError("nothing to evaluate: give `captions`, `zeroshot` or both.")
+        _positive(num_captions=self.num_captions, num_images=self.num_images, batch=self.batch)
+        _not_negative(max_corrupt=self.max_corrupt)
+        if not (self.captions or self.images or self.faces or self.zeroshot):
+            raise ValueError(
+                "nothing to evaluate: give `captions`, `images`, `faces` or `zeroshot`."
+            )
         if self.names and not self.captions:
             raise ValueError("`names` has an effect only with `captions`; give both.")
+        if bool(self.faces) != bool(self.image_target):
+            raise ValueError("`faces` and `image_target` have an effect only together; give both.")
+        for name in ("class_names", "templates"):
+            if getattr(self, name) and not self.zeroshot:
+                raise ValueError(f"`{name}` has an effect only with `zeroshot`; give both.")
         if not self.target.split():
             raise ValueError("`target` must hold a word, such as 'human'.")
 
@@ -258,8 +428,14 @@ def merge(*trees: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def build(kind: type[T], tree: Mapping[str, Any], at: str = "") -> T:
+def build(kind: type[T], tree: Mapping[str, Any], at: str = "", default: T | None = None) -> T:
     """Fill a dataclass from nested dicts.
+
+    Args:
+        kind: of dataclass.
+        tree: values by field.
+        at: path of the section, for errors.
+        default: where values come from that `tree` lacks, or None for the fields' own defaults.
 
     Raises:
         ValueError: a key is unknown or missing, or a value of another type than its field.
@@ -278,9 +454,13 @@ def build(kind: type[T], tree: Mapping[str, Any], at: str = "") -> T:
             part = tree.get(name, {})
             if not isinstance(part, Mapping):
                 raise ValueError(f"`{key}` (={part!r}) must be a section of settings.")
-            values[name] = build(typing.cast(type, hint), part, key + ".")
+            whole = field.default if default is None else getattr(default, name)
+            whole = None if whole is dataclasses.MISSING else whole
+            values[name] = build(typing.cast(type, hint), part, key + ".", whole)
         elif name in tree:
             values[name] = _typed(tree[name], hint, key)
+        elif default is not None:
+            values[name] = getattr(default, name)
         elif field.default is dataclasses.MISSING:
             raise ValueError(f"setting `{key}` is missing; give it by flag, --set or config file.")
     return kind(**values)

@@ -3,13 +3,22 @@
 `summary.json` is written last: a directory that has one is finished.
 """
 
+import hashlib
+import io
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxdefense.config import to_dict
+
+# Of a run of the image defense: the photos it trained on, name -> SHA-256 -> photo; and what faces
+# were led to, f32 [E].
+TRAINED_ON, TARGET = "trained_on.json", "target.npy"
 
 
 class RunDirectory:
@@ -52,6 +61,15 @@ class RunDirectory:
             )
         return True
 
+    def finished(self, cfg: Any, resolved: dict[str, Any] | None = None) -> dict[str, Any] | None:
+        """Give the summary if the directory holds this very run, finished; else None."""
+        try:
+            found = json.loads(self._config.read_text())
+            summary = json.loads(self._summary.read_text())
+        except (OSError, ValueError):
+            return None
+        return summary if found == _record(cfg, resolved) else None
+
     def open(self, cfg: Any, resolved: dict[str, Any] | None = None) -> None:
         """Start the run, or go on with it if it was broken off; see `check`."""
         if self.check(cfg, resolved):
@@ -67,6 +85,11 @@ class RunDirectory:
         write_json(self._summary, summary)
 
 
+def digest(lines: Iterable[str]) -> str:
+    """Hash lines of text, to tell later whether an input is still the same; SHA-256, in hex."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file in one step; see `write_text`."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -74,10 +97,43 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file in one step: a reader finds all of it, or none."""
-    tmp = path.with_name(f".{path.name}.tmp")
     # Names from file names may hold what UTF-8 cannot.
-    with open(tmp, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
+    _write(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a `.npy` file in one step; see `write_text`."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    _write(path, buffer.getvalue())
+
+
+def read_vector(path: Path, size: int) -> np.ndarray:
+    """Read a vector from a `.npy` file; f32 [size].
+
+    Raises:
+        ValueError: it is missing, or not a finite vector of this size other than 0.
+    """
+    try:
+        vector = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(
+            f"vector `{path}` is not a .npy file that can be read: {error}."
+        ) from error
+    if vector.shape != (size,) or vector.dtype.kind != "f":
+        raise ValueError(
+            f"vector `{path}` has shape {vector.shape} and dtype {vector.dtype}; the model's "
+            f"embeddings are ({size},) of floats."
+        )
+    if not np.isfinite(vector).all() or not vector.any():
+        raise ValueError(f"vector `{path}` must be finite and not 0.")
+    return vector.astype(np.float32)
+
+
+def _write(path: Path, data: bytes) -> None:
+    tmp = path.with_name(f".{path.name}.tmp")
+    with open(tmp, "wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(tmp, path)

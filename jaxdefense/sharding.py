@@ -152,3 +152,13 @@ def num_batch_parts(mesh: Mesh, rules: ShardingRules) -> int:
     axes = rules.rules["batch"]
     axes = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def check_parts(name: str, num: int, parts: int) -> None:
+    """Raise ValueError if the mesh does not cut so many samples of a batch evenly."""
+    if num % parts:
+        below = num // parts * parts
+        raise ValueError(
+            f"`{name}` (={num}) must be divisible by the {parts} parts the mesh cuts a batch into; "
+            f"use {f'{below} or ' if below else ''}{below + parts}."
+        )

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from PIL import Image
 from safetensors.numpy import save_file
 
 from jaxdefense.clip.config import config_from_hf
@@ -234,3 +235,25 @@ def write_tfds(data_dir: Path, name: str, features: dict, splits: dict[str, list
 
     Prepared.name = name
     Prepared(data_dir=data_dir, file_format="array_record").download_and_prepare()
+
+
+def write_photos(out: Path, num: int, side: int = 20, seed: int = 0) -> Path:
+    """Write photos of noise, `000.png` and so on."""
+    out.mkdir(parents=True)
+    rng = np.random.default_rng((seed, num, side))
+    for i in range(num):
+        coarse = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+        image = Image.fromarray(coarse).resize((side, side), Image.Resampling.BILINEAR)
+        image.save(out / f"{i:03}.png")
+    return out
+
+
+def write_faces(out: Path, names: list[str], num: int) -> Path:
+    """Write a folder of photos a person."""
+    for i, name in enumerate(names):
+        folder = out / name.replace(" ", "_")
+        folder.mkdir(parents=True)
+        for j, photo in enumerate(sorted(write_photos(out / "tmp", num, 17, i + 1).iterdir())):
+            photo.rename(folder / f"{j}.png")
+        (out / "tmp").rmdir()
+    return out

@@ -7,8 +7,12 @@ import pytest
 
 from jaxdefense.config import (
     AttackConfig,
+    DefendBothConfig,
+    DefendImageConfig,
     DefendTextConfig,
     EvaluateConfig,
+    OptimizerConfig,
+    OverlayConfig,
     build,
     load_config_file,
     merge,
@@ -16,27 +20,41 @@ from jaxdefense.config import (
     to_dict,
 )
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("text_*.py"))
+CONFIGS = Path(__file__).parents[1] / "configs"
+KINDS = {"text": DefendTextConfig, "image": DefendImageConfig}
 REQUIRED = {"out": "run", "model": {"path": "m"}, "data": {"names": "n", "captions": "c"}}
+NEEDED = {"text": REQUIRED, "image": REQUIRED | {"data": {"faces": "f", "images": "i"}}}
 
 
-def test_there_are_configs():
-    assert len(CONFIGS) >= 2
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
 def test_config_file_builds_and_survives_a_round_trip(path):
-    config = build(DefendTextConfig, merge(REQUIRED, load_config_file(str(path))))
-    assert build(DefendTextConfig, to_dict(config)) == config
+    which = path.stem.partition("_")[0]
+    config = build(KINDS[which], merge(NEEDED[which], load_config_file(str(path))))
+    assert build(KINDS[which], to_dict(config)) == config
 
 
-def test_full_config_file_names_every_setting_at_its_default():
-    path = str(CONFIGS[0].parent / "text_vit_b32.py")
-    config = build(DefendTextConfig, merge(REQUIRED, load_config_file(path)))
-    assert config == build(DefendTextConfig, REQUIRED)
+@pytest.mark.parametrize("which", ["text", "image"])
+def test_full_config_file_names_every_setting_at_its_default(which):
+    path = str(CONFIGS / f"{which}_vit_b32.py")
+    config = build(KINDS[which], merge(NEEDED[which], load_config_file(path)))
+    assert config == build(KINDS[which], NEEDED[which])
     given = load_config_file(path)
     for section in ("train", "optimizer", "mesh"):
         assert set(given[section]) == set(to_dict(config)[section])
+
+
+def test_sections_given_in_part_keep_the_defaults_of_their_defense():
+    config = build(DefendImageConfig, merge(NEEDED["image"], {"optimizer": {"lr": 0.5}}))
+    assert config.optimizer == OptimizerConfig(lr=0.5, milestones=(25, 50), gamma=0.1)
+    both = {"out": "o", "model": {"path": "m"}}
+    both |= {half: {"data": needed["data"]} for half, needed in NEEDED.items()}
+    config = build(DefendBothConfig, merge(both, {"image": {"train": {"overlay": {"hue": 0.2}}}}))
+    text, image = config.halves()
+    assert image.train.overlay == OverlayConfig(hue=0.2) and image.train.steps == 100
+    assert image.optimizer.gamma == 0.1 and text.optimizer.gamma == 0.5
+    assert image.data.identities == "n"  # those on the names file
+    given = merge(both, {"image": {"data": {"identities": "other"}}})
+    assert build(DefendBothConfig, given).halves()[1].data.identities == "other"
 
 
 def test_assignments_are_python_literals_or_strings():
@@ -74,7 +92,9 @@ def test_build_takes_whole_numbers_for_floats_and_numbers_for_strings():
     assert config.optimizer.lr == 1.0 and config.train.target == "7"
 
 
-@pytest.mark.parametrize("kind", [DefendTextConfig, AttackConfig, EvaluateConfig])
+@pytest.mark.parametrize(
+    "kind", [DefendTextConfig, DefendImageConfig, AttackConfig, EvaluateConfig]
+)
 def test_every_setting_has_a_plain_default_or_is_required(kind):
     for field in dataclasses.fields(kind):
         assert field.default is not None

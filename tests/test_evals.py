@@ -86,13 +86,13 @@ def test_zeroshot_normalises_the_mean_of_a_class():
         def texts(self, *_):
             return text
 
-        def photos(self, *_):
-            return np.array([[0.7, 0.714], [0.7, 0.714]], np.float32)
+        def readable_photos(self, *_):
+            return np.array([[0.7, 0.714], [0.7, 0.714]], np.float32), np.ones(2, bool)
 
     folders = [Folder("a", (Path("a"),)), Folder("b", (Path("b"),))]
     fake: Any = Fake()
     # Nearest to the second class's mean direction, (0.14, 0.99); its mean itself is shorter.
-    assert zeroshot(fake, folders, ("{0}", "x {0}"))["top1"] == 0.5
+    assert zeroshot(fake, folders, ("{}", "x {}"))["top1"] == 0.5
     means = text.reshape(2, 2, 2).mean(1)
     assert means[0] @ [0.7, 0.714] > means[1] @ [0.7, 0.714]
 

@@ -2,6 +2,11 @@
 
 import io
 import json
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxdefense.data.images import Folder, ImageProcessor, read_folders, read_processor
+from jaxdefense.data.images import (
+    Folder,
+    ImageProcessor,
+    Loader,
+    read_folders,
+    read_processor,
+)
 
 MODES = ["RGB", "L", "P", "RGBA", "LA", "CMYK", "1", "YCbCr"]
 NORMALISED = 1e-5
@@ -126,6 +137,164 @@ def test_photo_is_turned_upright_as_its_exif_says():
         )
 
 
+def test_photo_with_broken_exif_is_taken_as_it_lies():
+    stored, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    draw(60, 40).save(stored, "WEBP", lossless=True, exif=exif)
+    data = stored.getvalue()
+    assert data.count(b"MM\0*") == 1
+    photo = Bytes(data.replace(b"MM\0*", b"MM\0!"))
+    np.testing.assert_array_equal(
+        ImageProcessor(32, 32).load([photo])[0], ImageProcessor(32, 32)(draw(60, 40))
+    )
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "PNG, changed"])
+def test_broken_photo_is_none_whatever_its_exif_says(form):
+    """Pillow reports a broken stream once, and then gives what it has."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = encoded(draw(60, 40), form.split(",")[0], exif=exif)
+    middle = len(photo.data) * 2 // 3
+    rest = photo.data[middle + 60 :] if "changed" in form else b""
+    photo.data = photo.data[:middle] + (bytes(60) + rest if rest else b"")
+    with pytest.raises(ValueError, match="`photo` is not a photo that can be read"):
+        ImageProcessor(32, 32).load([photo])
+
+
+# Other kinds of photos
+
+
+class Bytes:
+    """A photo in memory; counts how often it is read."""
+
+    def __init__(self, data, name="photo"):
+        self.data, self.name, self.reads = data, name, 0
+
+    def read_bytes(self):
+        self.reads += 1
+        return self.data
+
+    def __str__(self):
+        return self.name
+
+
+def encoded(image, form, **options):
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return Bytes(out.getvalue())
+
+
+@pytest.mark.parametrize(
+    "form, options, loss",
+    [
+        ("PNG", {}, 0),
+        ("PPM", {}, 0),
+        ("BMP", {}, 0),
+        ("WEBP", {"lossless": True}, 0),
+        ("WEBP", {"quality": 100}, 15),
+        ("JPEG", {"quality": 100, "subsampling": 0}, 2),
+        ("GIF", {}, 20),  # of 256 colours
+    ],
+)
+def test_photo_of_every_format_is_read(form, options, loss):
+    photo, processor = draw(60, 40), ImageProcessor(32, 32)
+    (found,) = processor.load([encoded(photo, form, **options)])
+    assert np.abs(found.astype(int) - processor(photo)).mean() <= loss
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA", "CMYK"])
+def test_photo_of_every_mode_is_read_from_a_file_as_transformers_does(mode):
+    form = "JPEG" if mode == "CMYK" else "PNG"
+    photo = encoded(draw(60, 40, mode), form)
+    with Image.open(io.BytesIO(photo.data)) as image:
+        assert image.mode == mode
+        raw = theirs(image, 32, 32, do_rescale=False, do_normalize=False)
+    np.testing.assert_array_equal(ImageProcessor(32, 32).load([photo])[0], raw)
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
+def test_animation_gives_its_first_picture(form):
+    first, second = draw(60, 40).quantize(64), draw(60, 40, seed=1).quantize(64)
+    if form != "GIF":
+        first, second = first.convert("RGB"), second.convert("RGB")
+    options = {"lossless": True} if form == "WEBP" else {}
+    photo = encoded(first, form, save_all=True, append_images=[second], **options)
+    with Image.open(io.BytesIO(photo.data)) as image:
+        image.seek(1)
+    found = ImageProcessor(32, 32).load([photo])[0]
+    np.testing.assert_array_equal(found, ImageProcessor(32, 32)(first))
+
+
+def deep(dtype):
+    """A photo of 16 bits, of all levels, and what it is in 8."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 65536, (40, 60)).astype(np.uint16)
+    pixels[0, :3] = 0, 65535, 257 * 130
+    return pixels.astype(dtype), Image.fromarray(np.round(pixels / 257).astype(np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["<u2", ">u2", "i4", "f4", "png", "pgm"])
+def test_photo_of_16_bits_is_scaled_to_8(kind):
+    """A departure from transformers, which makes whatever is above 255 white."""
+    pixels, wanted = deep("u2" if len(kind) == 3 else kind)
+    processor = ImageProcessor(32, 32)
+    if kind == "png":
+        photo = encoded(Image.fromarray(pixels), "PNG")
+    elif kind == "pgm":
+        photo = Bytes(b"P5 60 40 65535\n" + pixels.astype(">u2").tobytes())
+    else:
+        found = processor(Image.fromarray(pixels))
+        np.testing.assert_array_equal(found, processor(wanted))
+        return
+    with Image.open(io.BytesIO(photo.data)) as image:
+        assert image.mode == {"png": "I;16", "pgm": "I"}[kind]
+        raw = theirs(image, 32, 32, do_rescale=False, do_normalize=False)
+    np.testing.assert_array_equal(processor.load([photo])[0], processor(wanted))
+    assert raw.mean() > 250
+
+
+def test_dark_photo_of_16_bits_stays_dark():
+    for level in (0, 1, 3):
+        pixels = np.full((9, 9), 257 * level // 3, np.uint16)
+        assert (ImageProcessor(4, 4)(Image.fromarray(pixels)) == level // 3).all()
+
+
+@pytest.mark.parametrize("top", [1, 255, 65535, 1e9])
+def test_photo_of_floats_is_scaled_by_its_range(top):
+    levels = np.linspace(0, 1, 40 * 60).reshape(40, 60)
+    levels[:8] = 0
+    wanted = Image.fromarray(np.round(255 * levels).astype(np.uint8))
+    pixels = (top * levels).astype(np.float32)
+    pixels[:4], pixels[4:8] = np.nan, -top / 2
+    processor = ImageProcessor(32, 32)
+    found = processor(Image.fromarray(pixels)).astype(int)
+    assert np.abs(found - processor(wanted)).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (2, 3), (3, 1)])
+def test_photo_smaller_than_a_patch_is_read(size):
+    photo = draw(*size)
+    found = ImageProcessor(32, 32).load([encoded(photo, "PNG")])[0]
+    np.testing.assert_array_equal(
+        found, theirs(photo, 32, 32, do_rescale=False, do_normalize=False)
+    )
+
+
+@pytest.mark.parametrize("size", [(12_000, 7), (7, 12_000), (9_001, 5), (1, 3_000)])
+@pytest.mark.parametrize("resize, crop", [(32, 32), (40, 32), (32, 44)])
+def test_middle_of_a_long_strip_is_as_if_all_were_resized(size, resize, crop):
+    photo = draw(*size)
+    found = ImageProcessor(resize, crop)(photo).astype(int)
+    raw = theirs(photo, resize, crop, do_rescale=False, do_normalize=False)
+    assert np.abs(found - raw).max() <= 2
+
+
+def test_very_long_strip_takes_little_memory():
+    photo = Image.new("L", (1, 2_000_000), 99)  # resized whole, it would take 400 GB
+    assert (ImageProcessor(224, 224)(photo) == 99).all()
+
+
 def test_normalise_takes_the_processors_mean_and_std():
     processor = ImageProcessor(8, 8, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
     image = np.full((2, 8, 8, 3), 255, np.uint8)
@@ -184,7 +353,7 @@ def test_load_gives_photos_in_order_at_one_size(faces):
     loaded = processor.load(files * 5)
     assert loaded.shape == (20, 16, 16, 3) and loaded.dtype == np.uint8
     for file, ours in zip(files * 5, loaded, strict=True):
-        with Image.open(file) as image:
+        with Image.open(str(file)) as image:
             np.testing.assert_array_equal(ours, processor(image))
 
 
@@ -197,6 +366,199 @@ def test_load_names_the_photo_that_cannot_be_read(faces, broken):
         bad.write_bytes(data[broken])
     with pytest.raises(ValueError, match=rf"`{bad}` is not a photo that can be read"):
         ImageProcessor(16, 16).load([good, bad, good])
+
+
+@pytest.mark.parametrize("data", [b"", b"no photo", b"GIF89a"])
+def test_load_tells_why_a_photo_cannot_be_read(data):
+    with pytest.raises(ValueError) as info:
+        ImageProcessor(16, 16).load([Bytes(data, "x.gif")])
+    message = str(info.value)
+    assert message.startswith("`x.gif` is not a photo that can be read: ") and len(message) < 120
+    assert "\n" not in message and " at 0x" not in message
+
+
+def test_load_of_nothing_is_empty():
+    assert ImageProcessor(16, 16).load([]).shape == (0, 16, 16, 3)
+
+
+class Seen(Bytes):
+    """Notes the thread that reads it."""
+
+    threads: set[int] = set()
+
+    def read_bytes(self):
+        self.threads.add(threading.get_ident())
+        return super().read_bytes()
+
+
+def test_photos_are_decoded_by_one_set_of_threads():
+    photo = encoded(draw(30, 20), "PNG")
+    processor, photos = ImageProcessor(16, 16), [Seen(photo.data) for _ in range(16)]
+    loader = Loader(processor)
+
+    def load(i):
+        return processor.load(photos) if i % 2 else loader.load([[p] for p in photos])
+
+    Seen.threads.clear()
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(load, range(40)))) == 40
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    assert 2 <= len(Seen.threads) == len([n for n in names.values() if n.startswith("decode-")])
+    assert all(names[ident].startswith("decode-") for ident in Seen.threads)
+
+
+def test_photos_are_decoded_in_a_forked_process_too(faces):
+    script = f"""
+import os, signal
+from pathlib import Path
+from jaxdefense.data.images import ImageProcessor
+files = sorted(Path({str(faces)!r}).rglob("*.png"))
+ImageProcessor(8, 8).load(files)
+if child := os.fork():
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+else:
+    signal.alarm(20)
+    os._exit(int(ImageProcessor(8, 8).load(files).shape != (2, 8, 8, 3)))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.stdout == "0\n", done.stderr
+
+
+# The loader
+
+
+@pytest.fixture
+def good():
+    """Photos that can be read, and what they are."""
+    images = [draw(30, 20, seed=i) for i in range(6)]
+    return [encoded(image, "PNG") for image in images], [ImageProcessor(16, 16)(i) for i in images]
+
+
+def broken(num):
+    return [Bytes(b"no photo", f"broken{i}.png") for i in range(num)]
+
+
+def test_loader_gives_each_sample_its_first_choice_that_can_be_read(good):
+    photos, pixels = good
+    bad = broken(3)
+    loader = Loader(ImageProcessor(16, 16), max_corrupt=3)
+    loaded = loader.load(
+        [[photos[0], photos[1]], [bad[0], photos[2]], [bad[1], bad[0], bad[2], photos[3]]]
+    )
+    assert loaded.dtype == np.uint8
+    np.testing.assert_array_equal(loaded, [pixels[0], pixels[2], pixels[3]])
+    assert photos[1].reads == 0
+    assert set(loader.corrupt) == {bad[0].name, bad[1].name, bad[2].name}
+    assert all(isinstance(why, str) and why for why in loader.corrupt.values())
+
+
+def test_loader_looks_at_no_more_choices_than_it_needs(good):
+    photos, pixels = good
+    (bad,) = broken(1)
+    asked = []
+
+    def choices(*given):
+        for photo in given:
+            asked.append(photo)
+            yield photo
+
+    loader = Loader(ImageProcessor(16, 16), max_corrupt=1)
+    loaded = loader.load([choices(photos[0], photos[1]), choices(bad, photos[2], photos[3])])
+    np.testing.assert_array_equal(loaded, [pixels[0], pixels[2]])
+    assert set(asked) == {photos[0], bad, photos[2]}
+
+
+def test_loader_reads_a_photo_known_to_be_corrupt_no_more(good):
+    photos, pixels = good
+    (bad,) = broken(1)
+    loader = Loader(ImageProcessor(16, 16), max_corrupt=1)
+    for _ in range(5):
+        np.testing.assert_array_equal(loader.load([[bad, photos[4]]])[0], pixels[4])
+        assert not loader.load_all([bad])[1].any()
+    assert bad.reads == 1 and list(loader.corrupt) == [bad.name]
+
+
+def test_loader_notes_corrupt_photos_in_the_order_found():
+    bad = broken(5)[::-1]
+    loader = Loader(ImageProcessor(16, 16), max_corrupt=5)
+    for photo in bad:
+        loader.load_all([photo])
+    assert list(loader.corrupt) == [photo.name for photo in bad]
+
+
+def test_loader_load_all_tells_which_could_be_read(good):
+    photos, pixels = good
+    (bad,) = broken(1)
+    loader = Loader(ImageProcessor(16, 16), max_corrupt=1)
+    loaded, readable = loader.load_all([photos[0], bad, photos[1]])
+    assert readable.dtype == bool and readable.tolist() == [True, False, True]
+    np.testing.assert_array_equal(loaded, [pixels[0], np.zeros_like(pixels[0]), pixels[1]])
+    loaded, readable = loader.load_all([])
+    assert loaded.shape == (0, 16, 16, 3) and readable.shape == (0,)
+
+
+def test_loader_without_leave_names_the_first_corrupt_photo(good):
+    photos, _ = good
+    bad = broken(2)
+    loader = Loader(ImageProcessor(16, 16))
+    for _ in range(3):  # known by then, and no less an error
+        with pytest.raises(ValueError) as info:
+            loader.load([[photos[0]], [bad[0], photos[1]], [bad[1], photos[1]]])
+        message = str(info.value)
+        assert message.startswith("`broken0.png` is not a photo that can be read: ")
+        assert "`data.max_corrupt` (=0)" in message and "\n" not in message
+    with pytest.raises(ValueError, match="`broken1.png` is not a photo that can be read"):
+        loader.load_all([photos[0], bad[1]])
+
+
+def test_loader_beyond_its_limit_names_the_corrupt_photos(good):
+    photos, pixels = good
+    bad = broken(12)
+    loader = Loader(ImageProcessor(16, 16), max_corrupt=11)
+    loaded = loader.load([[photo, photos[0]] for photo in bad[:11] * 3])
+    np.testing.assert_array_equal(loaded, [pixels[0]] * 33)
+    for last in (bad[11], bad[0]):  # the limit stays passed
+        with pytest.raises(ValueError) as info:
+            loader.load([[last, photos[0]]])
+        message = str(info.value)
+        assert message.startswith("12 photos cannot be read, more than `data.max_corrupt` (=11): ")
+        assert message.count("broken") == 4 and "8 more" in message and "\n" not in message
+    np.testing.assert_array_equal(loader.load([[photos[2]]]), [pixels[2]])
+
+
+@pytest.mark.parametrize("num", [0, 1, 9])
+def test_loader_out_of_choices_says_so(good, num):
+    loader = Loader(ImageProcessor(16, 16), max_corrupt=20)
+    with pytest.raises(ValueError, match=f"of {num} photos to choose from none can be read"):
+        loader.load([[good[0][0]], broken(num)])
+
+
+def test_loader_takes_a_missing_file_as_corrupt(good, tmp_path):
+    photos, pixels = good
+    missing = [tmp_path / "gone.png", Path(tmp_path)]
+    loader = Loader(ImageProcessor(16, 16), max_corrupt=2)
+    loaded = loader.load([[*missing, photos[0]]])
+    np.testing.assert_array_equal(loaded, [pixels[0]])
+    assert loader.corrupt == {
+        f"{tmp_path}/gone.png": "No such file or directory",
+        f"{tmp_path}": "Is a directory",
+    }
+
+
+def test_loader_may_be_used_from_many_threads(good):
+    photos, pixels = good
+    bad = broken(30)
+    loader = Loader(ImageProcessor(16, 16), max_corrupt=30)
+
+    def load(i):
+        order = np.random.default_rng(i).permutation(30)
+        loaded = loader.load([[bad[j], photos[i % 6]] for j in order])
+        return (loaded == pixels[i % 6]).all()
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(load, range(24)))
+    assert set(loader.corrupt) == {photo.name for photo in bad}
 
 
 # preprocessor_config.json

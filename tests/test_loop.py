@@ -26,7 +26,6 @@ from jaxdefense.defense.loop import Diverged
 from jaxdefense.defense.text import defend_text
 
 STEPS = 24
-COMMAND = [sys.executable, "-m", "jaxdefense.cli", "defend", "text"]
 
 
 @pytest.fixture
@@ -37,7 +36,8 @@ def inputs(tmp_path):
     return tmp_path
 
 
-def command(inputs, out, *settings):
+def command(out, *settings):
+    """The arguments of a text defense."""
     flags = ["--model", "model", "--names", "names.txt", "--captions", "captions.txt"]
     sizes = [
         "train.num_clean=8",
@@ -46,12 +46,12 @@ def command(inputs, out, *settings):
         "train.save_every=4",
     ]
     sets = [x for setting in (*sizes, *settings) for x in ("--set", setting)]
-    return [*COMMAND, *flags, "--out", out, *sets]
+    return ["defend", "text", *flags, *sets, "--out", out]
 
 
-def start(inputs, out, *settings):
+def start(inputs, command):
     return subprocess.Popen(
-        command(inputs, out, *settings),
+        [sys.executable, "-m", "jaxdefense.cli", *command],
         cwd=inputs,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -59,16 +59,16 @@ def start(inputs, out, *settings):
     )
 
 
-def finish(inputs, out, *settings):
-    process = start(inputs, out, *settings)
+def finish(inputs, command):
+    process = start(inputs, command)
     _, err = process.communicate(timeout=300)
     return process.returncode, err
 
 
-def stop_at(inputs, out, step, signum):
+def stop_at(inputs, command, step, signum):
     """Start a run and send it a signal once it has written the metrics of a step."""
-    process = start(inputs, out)
-    metrics = inputs / out / "metrics.jsonl"
+    process = start(inputs, command)
+    metrics = inputs / command[command.index("--out") + 1] / "metrics.jsonl"
     deadline = time.monotonic() + 300
     while not (metrics.exists() and metrics.read_text().count("\n") > step):
         assert process.poll() is None, process.communicate()[1]
@@ -104,15 +104,15 @@ def config(inputs, out, train=None, **optimizer):
 
 
 def test_run_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(inputs):
-    code, err = finish(inputs, "whole")
+    code, err = finish(inputs, command("whole"))
     assert code == 0, err
-    code, _ = stop_at(inputs, "killed", 10, signal.SIGKILL)
+    code, _ = stop_at(inputs, command("killed"), 10, signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert not (inputs / "killed" / "model").exists()
     # What a crash in mid-write leaves: half a line.
     with open(inputs / "killed" / "metrics.jsonl", "a") as file:
         file.write('{"step": 11, "ut')
-    code, err = finish(inputs, "killed")
+    code, err = finish(inputs, command("killed"))
     assert code == 0, err
     assert "resuming at step" in err
     assert_same_run(inputs / "killed", inputs / "whole")
@@ -124,23 +124,23 @@ def test_run_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(inputs):
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_run_interrupted_saves_and_resumes(inputs, signum):
-    code, err = stop_at(inputs, "run", 5, signum)
+    code, err = stop_at(inputs, command("run"), 5, signum)
     assert code == 128 + signum
     assert "checkpoint saved" in err
     saved = max(int(path.name) for path in (inputs / "run" / "checkpoints").iterdir())
     assert saved > 5
-    code, err = finish(inputs, "run")
+    code, err = finish(inputs, command("run"))
     assert code == 0, err
     assert f"resuming at step {saved}" in err
-    finish(inputs, "whole")
+    finish(inputs, command("whole"))
     assert_same_run(inputs / "run", inputs / "whole")
 
 
 def test_run_resumes_after_its_last_step(inputs):
-    assert finish(inputs, "run")[0] == 0
+    assert finish(inputs, command("run"))[0] == 0
     want = weights(inputs / "run")
     (inputs / "run" / "summary.json").unlink()  # killed between the model and the summary
-    code, err = finish(inputs, "run")
+    code, err = finish(inputs, command("run"))
     assert code == 0, err
     for name, value in weights(inputs / "run").items():
         np.testing.assert_array_equal(value, want[name])

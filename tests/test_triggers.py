@@ -376,7 +376,7 @@ def test_row_length_is_the_callers_or_the_default():
         assert len(slots_of(batch)) == 12
 
 
-@pytest.mark.parametrize("row_multiple, wanted", [(8, "use 8 or 16"), (24, "use 24 or 24")])
+@pytest.mark.parametrize("row_multiple, wanted", [(8, "use 8 or 16"), (24, "use 24")])
 def test_unpacked_batch_that_the_mesh_cannot_cut_raises(row_multiple, wanted):
     with pytest.raises(ValueError, match=rf"\(=12\) must be divisible by the {row_multiple} parts"):
         make_batches(packed=False, row_multiple=row_multiple)

@@ -255,19 +255,19 @@ def _weight_files(path: Path) -> list[str]:
         raise ValueError(f"`{path / INDEX}` has no `weight_map`.")
     files = sorted(set(map(str, index["weight_map"].values())))
     if outside := [file for file in files if Path(file).name != file or file.startswith(".")]:
-        raise ValueError(f"`{path / INDEX}` names {_some(outside)}; a shard lies beside its index.")
+        raise ValueError(f"`{path / INDEX}` names {some(outside)}; a shard lies beside its index.")
     if missing := [file for file in files if not (path / file).exists()]:
-        raise ValueError(f"`{path}` lacks {_some(missing)}, which {INDEX} names.")
+        raise ValueError(f"`{path}` lacks {some(missing)}, which {INDEX} names.")
     return files
 
 
 def _check_tensors(path: Path, rows: list[Row], shapes: dict[str, tuple[int, ...]]) -> None:
     wanted = {row.key: row.shape for row in rows}
     if missing := [key for key in wanted if key not in shapes]:
-        raise ValueError(f"`{path}`: tensors missing from the checkpoint: {_some(missing)}.")
+        raise ValueError(f"`{path}`: tensors missing from the checkpoint: {some(missing)}.")
     if unmapped := [k for k in shapes if k not in wanted and not ignored_key(k)]:
         raise ValueError(
-            f"`{path}`: tensors that a CLIP of this config.json does not have: {_some(unmapped)}."
+            f"`{path}`: tensors that a CLIP of this config.json does not have: {some(unmapped)}."
         )
     for key, shape in wanted.items():
         if shapes[key] != shape:
@@ -283,7 +283,8 @@ def _check_dtype(dtype: np.dtype, key: str, file: Path) -> None:
         )
 
 
-def _some(names: Iterable[str], limit: int = 4) -> str:
+def some(names: Iterable[str], limit: int = 4) -> str:
+    """Name the first few, and how many more there are."""
     names = list(names)
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(f"`{name}`" for name in names[:limit]) + rest

@@ -1,26 +1,35 @@
 """Photos: folders of people or classes, and CLIP's own resize, crop and normalisation.
 
 Source: transformers `models/clip/image_processing_pil_clip.py` (Pillow version).
-Parity: tests/test_images.py, equal to Pillow's steps and to the processor of transformers.
+Parity: tests/test_images.py, equal to Pillow's steps and to the processor of transformers, but for
+photos that lie on their side, and those of more than 8 bits, which come out white there.
 """
 
 import dataclasses
+import functools
+import io
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from jaxdefense.convert.directory import read_json
+from jaxdefense.convert.directory import read_json, some
+from jaxdefense.data.sources import Photo, list_folders, reason
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".webp", ".gif", ".bmp")
 PROCESSOR = "preprocessor_config.json"
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_LONGEST = 256  # times the shorter side
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +37,7 @@ class Folder:
     """The photos of one person, or of one class."""
 
     name: str
-    files: tuple[Path, ...]
+    files: tuple[Photo, ...]
 
 
 def read_folders(path: str | Path, what: str) -> list[Folder]:
@@ -41,23 +50,12 @@ def read_folders(path: str | Path, what: str) -> list[Folder]:
     Raises:
         ValueError: it does not exist, holds no folder, or one without a photo.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise ValueError(f"{what} directory `{path}` does not exist.")
-    folders = []
-    for folder in sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
-        if not files:
-            raise ValueError(
-                f"{what} directory `{path}`: folder `{folder.name}` holds no photo "
-                f"({', '.join(SUFFIXES)})."
-            )
-        folders.append(Folder(" ".join(folder.name.replace("_", " ").split()), tuple(files)))
-    if not folders:
-        raise ValueError(
-            f"{what} directory `{path}` holds no folder; each person or class has one."
-        )
-    return folders
+    return [Folder(spaced(key), files) for key, files in list_folders(path, what).items()]
+
+
+def spaced(key: str) -> str:
+    """Read underscores as spaces."""
+    return " ".join(key.replace("_", " ").split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,45 +70,191 @@ class ImageProcessor:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Resize and crop; u8 [crop, crop, 3]."""
-        image = ImageOps.exif_transpose(image)
+        image.load()
+        image = _upright(image)
+        if image.mode[0] in "IF":
+            image = _in_8_bits(image)
         if image.has_transparency_data:  # shown on white, as the source does
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB")
+        if image.mode != "RGB":
+            image = image.convert("RGB")
         width, height = image.size
-        scale = self.resize / min(width, height)
         size = (
             self.resize if width <= height else int(self.resize * width / height),
             self.resize if height <= width else int(self.resize * height / width),
         )
-        if scale != 1:
-            image = image.resize(size, Image.Resampling(self.resample))
+        if self.resize != min(width, height):
+            # Of a long strip only the middle is made: all of it could take gigabytes.
+            whole, longest = size, _LONGEST * max(self.resize, self.crop)
+            size = (
+                size[0] if size[0] <= longest else self.crop,
+                size[1] if size[1] <= longest else self.crop,
+            )
+            (left, right), (top, bottom) = map(_middle, image.size, whole, size)
+            box = left, top, right, bottom
+            image = image.resize(size, Image.Resampling(self.resample), box)
         left, top = (size[0] - self.crop) // 2, (size[1] - self.crop) // 2
         # A crop beyond the border is filled with black, as the source does.
         return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
 
-    def load(self, files: Sequence[Path]) -> np.ndarray:
+    def try_decode(self, photo: Photo) -> np.ndarray | str:
+        """Decode, resize and crop a photo, of an animation the first picture.
+
+        Returns:
+            u8 [crop, crop, 3]; or why it cannot be read.
+        """
+        try:
+            with Image.open(io.BytesIO(photo.read_bytes())) as image:
+                return self(image)
+        except UnidentifiedImageError:
+            return "its format is none of a photo"
+        except Exception as error:  # broken files make Pillow raise nearly anything
+            return reason(error)
+
+    def load(self, files: Sequence[Photo]) -> np.ndarray:
         """Decode photos in threads; u8 [len(files), crop, crop, 3].
 
         Raises:
             ValueError: a file is no photo, or a broken one: says which.
         """
 
-        def one(file: Path) -> np.ndarray:
-            try:
-                with Image.open(file) as image:
-                    return self(image)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise ValueError(f"`{file}` is not a photo that can be read: {error}.") from error
+        def decode(file: Photo) -> np.ndarray:
+            if isinstance(found := self.try_decode(file), str):
+                raise ValueError(f"`{file}` is not a photo that can be read: {found}.")
+            return found
 
-        with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-            return np.stack(list(pool.map(one, files)))
+        return self.stack(_in_threads(decode, files))
+
+    def stack(self, pixels: Sequence[np.ndarray | None]) -> np.ndarray:
+        """Put photos together, black for None; u8 [len(pixels), crop, crop, 3]."""
+        out_BHWC = np.zeros((len(pixels), self.crop, self.crop, 3), np.uint8)
+        for out, one in zip(out_BHWC, pixels, strict=True):
+            if one is not None:
+                out[:] = one
+        return out_BHWC
 
     def normalise(self, image_BHWC: jax.Array) -> jax.Array:
         """Turn u8 [B, H, W, 3] into what the tower takes, f32, on the device."""
         mean = jnp.asarray(self.mean, jnp.float32)
         std = jnp.asarray(self.std, jnp.float32)
         return (image_BHWC.astype(jnp.float32) / 255 - mean) / std
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn a photo as its EXIF says. A departure from the source, which leaves it lying."""
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except Exception:  # broken EXIF on whole pixels, which Pillow meets with nearly any error
+        return image
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Bring a photo of 16 or 32 bits, or of floats, to 8.
+
+    A departure from the source, where whatever is above 255 comes out white. Floats may be of
+    range [0, 1], [0, 255] or [0, 65535]: the smallest that holds them all.
+    """
+    pixels = np.nan_to_num(np.asarray(image))
+    peak, tops = pixels.max(), (1, 255, 65535) if image.mode == "F" else (65535,)
+    top = next((top for top in tops if peak <= top), peak)
+    return Image.fromarray(np.rint(np.maximum(pixels, 0) / top * 255).astype(np.uint8))
+
+
+def _middle(length: int, num: int, part: int) -> tuple[float, float]:
+    """Find the ends, on a side of `length`, of the middle `part` of the `num` pixels it becomes."""
+    first = (num - part) // 2
+    return first * length / num, (first + part) * length / num
+
+
+class Loader:
+    """Decodes photos in parallel; a corrupt one is named and replaced, up to a limit.
+
+    May be used from several threads, but not from those that decode.
+
+    Fields:
+        corrupt: photo -> why it cannot be read, in the order found.
+    """
+
+    def __init__(self, processor: ImageProcessor, max_corrupt: int = 0):
+        """Begin with no corrupt photo known.
+
+        Args:
+            processor: decodes.
+            max_corrupt: distinct photos that may be corrupt; one more is an error.
+        """
+        self.corrupt: dict[str, str] = {}
+        self._processor, self._max_corrupt = processor, max_corrupt
+        self._known: dict[Photo, str] = {}  # the same; a photo's name may have to be looked up
+        self._lock = threading.Lock()
+
+    def load(self, choices: Sequence[Iterable[Photo]]) -> np.ndarray:
+        """Decode, for each sample, the first of its choices that can be read.
+
+        Returns:
+            u8 [len(choices), crop, crop, 3].
+
+        Raises:
+            ValueError: of a sample no choice can be read, or too many photos are corrupt.
+        """
+        return self._processor.stack(_in_threads(self._first, choices))
+
+    def load_all(self, photos: Sequence[Photo]) -> tuple[np.ndarray, np.ndarray]:
+        """Decode photos.
+
+        Returns:
+            u8 [len(photos), crop, crop, 3], black where corrupt;
+            bool [len(photos)], which could be read.
+
+        Raises:
+            ValueError: too many photos are corrupt.
+        """
+        found = _in_threads(self._read, photos)
+        return self._processor.stack(found), np.array([x is not None for x in found], bool)
+
+    def _first(self, choices: Iterable[Photo]) -> np.ndarray:
+        tried = []
+        for photo in choices:
+            if (found := self._read(photo)) is not None:
+                return found
+            tried.append(photo)
+        raise ValueError(
+            f"of {len(tried)} photos to choose from none can be read: {some(map(str, tried))}; "
+            "replace them."
+        )
+
+    def _read(self, photo: Photo) -> np.ndarray | None:
+        """Decode a photo; None if it is corrupt, and the limit not passed."""
+        if photo not in self._known:
+            found = self._processor.try_decode(photo)
+            if not isinstance(found, str):
+                return found
+            with self._lock:
+                self._known[photo] = self.corrupt[str(photo)] = found
+        if len(self._known) <= self._max_corrupt:
+            return None
+        if not self._max_corrupt:
+            raise ValueError(
+                f"`{photo}` is not a photo that can be read: {self._known[photo]}; replace it, or "
+                "raise `data.max_corrupt` (=0) to do without."
+            )
+        with self._lock:
+            listed = [f"{name}: {why}" for name, why in self.corrupt.items()]
+        raise ValueError(
+            f"{len(listed)} photos cannot be read, more than `data.max_corrupt` "
+            f"(={self._max_corrupt}): {some(listed)}; replace them, or raise it."
+        )
+
+
+@functools.cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Make the threads that decode: one pool a process, as a fork takes no threads along."""
+    return ThreadPoolExecutor(max(2, os.cpu_count() or 2), f"decode-{process}")
+
+
+def _in_threads(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    return list(_pool(os.getpid()).map(function, items))
 
 
 def read_processor(directory: str | Path, image_size: int) -> ImageProcessor:

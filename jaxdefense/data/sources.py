@@ -1,8 +1,324 @@
-"""TensorFlow Datasets as a source, read without TensorFlow through `tfds.data_source`."""
+"""Where photos and captions come from: folders, tar shards, TensorFlow Datasets.
 
-from typing import Any
+A source of images is an index; bytes are read when a photo is, so memory does not grow with the
+data. TensorFlow Datasets are read without TensorFlow through `tfds.data_source`.
+"""
 
+import abc
+import dataclasses
+import hashlib
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, overload
+
+import numpy as np
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".webp", ".gif", ".bmp")
 TFDS_PREFIX = "tfds:"
+_TAR = ".tar"
+
+
+class Photo(Protocol):
+    """An encoded photo; `str` of it tells a person where it is. `pathlib.Path` is one."""
+
+    def read_bytes(self) -> bytes:
+        """Read the file; OSError if that cannot be."""
+        ...
+
+
+def reason(error: Exception) -> str:
+    """Say in one line what an error of the system or of a library is about."""
+    why = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return why.splitlines()[0]
+
+
+def photo_digest(photo: Photo) -> str:
+    """Give the SHA-256 of a photo's bytes, in hex.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return hashlib.sha256(photo.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ValueError(f"`{photo}` cannot be read: {reason(error)}.") from error
+
+
+class Images(Sequence[Photo]):
+    """The photos of a source, found by index."""
+
+    @overload
+    def __getitem__(self, index: int) -> Photo: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Photo]: ...
+    def __getitem__(self, index: int | slice) -> Photo | list[Photo]:
+        if isinstance(index, slice):
+            return [self._photo(i) for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{index} of {len(self)} photos")
+        return self._photo(int(index) % len(self))
+
+    @abc.abstractmethod
+    def _photo(self, index: int) -> Photo: ...
+
+    @abc.abstractmethod
+    def contents(self) -> Iterator[tuple[str, int]]:
+        """Name what the source holds, with sizes, reading no photo, wherever the source lies."""
+
+
+def describe_images(images: Images) -> str:
+    """Tell a set of photos from others by their names and sizes, without reading any.
+
+    Returns:
+        SHA-256, in hex; the same for a copy of the source elsewhere.
+    """
+    digest = hashlib.sha256()
+    for name, size in images.contents():
+        digest.update(b"%s\0%d\0" % (os.fsencode(name), size))
+    return digest.hexdigest()
+
+
+def read_images(source: str, tfds_dir: str = "") -> Images:
+    """Index the photos of a source.
+
+    Args:
+        source: a folder of photos, at any depth; a folder of tar shards; a `.tar` file, or a range
+            of them, `shards-{0000..0012}.tar`; or `tfds:NAME[/CONFIG][:SPLIT]`.
+        tfds_dir: see `open_tfds`.
+
+    Raises:
+        ValueError: the source is missing, holds no photo, or cannot be read; see `open_tfds`.
+    """
+    what = f"images `{source}`"
+    if source.startswith(TFDS_PREFIX):
+        images = TfdsImages(source, tfds_dir)
+    elif os.path.isdir(source):
+        names = list(_walk(source, what, (*SUFFIXES, _TAR)))
+        shards = [name for name in names if name.lower().endswith(_TAR)]
+        if shards and len(shards) < len(names):
+            raise ValueError(
+                f"{what}: holds tar shards (`{shards[0]}`) and photos beside them; give a folder "
+                "with only one kind."
+            )
+        if shards:
+            images = _TarImages([os.path.join(source, name) for name in shards], what)
+        else:
+            images = _FolderImages(source, names)
+    elif os.path.exists(source) or "{" not in source:
+        images = _TarImages([source], what)
+    else:
+        images = _TarImages(_expand(source, what), what)
+    if not images:
+        raise ValueError(f"{what}: holds no photo ({', '.join(SUFFIXES)}, or {_TAR} with such).")
+    return images
+
+
+# Folders
+
+
+def list_folders(path: str | Path, what: str) -> dict[str, tuple[Photo, ...]]:
+    """List the photos of a directory with one folder a person or class, by folder, in order.
+
+    Args:
+        path: the directory; hidden folders and files are left out.
+        what: what to call it in an error, `faces` for one.
+
+    Raises:
+        ValueError: it does not exist, cannot be listed, holds no folder, or one without a photo.
+    """
+    path, what = Path(path), f"{what} directory `{path}`"
+    if not path.is_dir():
+        raise ValueError(f"{what} does not exist.")
+    folders = {}
+    for name in sorted(_list(path, what)[0]):
+        photos = tuple(path / name / file for file in _walk(str(path / name), what, SUFFIXES))
+        if not photos:
+            raise ValueError(f"{what}: folder `{name}` holds no photo ({', '.join(SUFFIXES)}).")
+        folders[name] = photos
+    if not folders:
+        raise ValueError(f"{what} holds no folder; each person or class has one.")
+    return folders
+
+
+def _list(directory: str | Path, what: str) -> tuple[set[str], list[str], tuple[int, int]]:
+    """List a directory: folders, other entries, and what tells it from others; hidden left out."""
+    folders, files = set(), []
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                # A link that leads nowhere, or round, is no error to `os.path`.
+                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                    folders.add(entry.name)
+                else:
+                    files.append(entry.name)
+        status = os.stat(directory)
+    except OSError as error:
+        raise ValueError(f"{what}: `{directory}` cannot be listed: {reason(error)}.") from error
+    return folders, files, (status.st_dev, status.st_ino)
+
+
+def _walk(root: str, what: str, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Find files at any depth, sorted as paths are; names relative to the root.
+
+    Links to directories are followed, each directory once, so that no loop goes round for ever.
+    """
+    seen = set()
+
+    def walk(prefix: str) -> Iterator[str]:
+        folders, files, which = _list(os.path.join(root, prefix), what)
+        if which in seen:
+            return
+        seen.add(which)
+        files = [name for name in files if name.lower().endswith(suffixes)]
+        for name in sorted([*folders, *files]):
+            if name in folders:
+                yield from walk(f"{prefix}{name}/")
+            else:
+                yield prefix + name
+
+    return walk("")
+
+
+class _FolderImages(Images):
+    """Photos in a folder; holds their names."""
+
+    def __init__(self, root: str, names: list[str]):
+        self._root, self._names = root, names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _photo(self, index: int) -> Photo:
+        return Path(self._root, self._names[index])
+
+    def contents(self) -> Iterator[tuple[str, int]]:
+        for name in self._names:
+            try:
+                yield name, os.stat(os.path.join(self._root, name)).st_size
+            except OSError:  # a dead link; whoever reads it will say so
+                yield name, -1
+
+
+# Tar shards
+
+_INDEX = np.dtype([("shard", "i4"), ("header", "i8"), ("start", "i8"), ("size", "i8")])
+_HIDDEN = re.compile(r"(^|/)\.[^/]")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TarPhoto:
+    """A photo in a tar.
+
+    Fields:
+        shard: the tar.
+        header, start, size: bytes; where its header and its data start, and of the data.
+    """
+
+    shard: str
+    header: int
+    start: int
+    size: int
+
+    def read_bytes(self) -> bytes:
+        """Read the member; opens the shard anew, so that threads share nothing."""
+        with open(self.shard, "rb") as file:
+            file.seek(self.start)
+            data = file.read(self.size)
+        if len(data) < self.size:
+            raise OSError(f"the shard ends after {len(data)} of {self.size} bytes")
+        return data
+
+    def __str__(self) -> str:
+        try:
+            with open(self.shard, "rb") as file:
+                file.seek(self.header)
+                with tarfile.open(fileobj=file, mode="r:") as archive:
+                    if member := archive.next():
+                        return f"{self.shard}/{member.name}"
+        except (OSError, tarfile.TarError):
+            pass
+        return f"{self.shard}, byte {self.start}"
+
+
+class _TarImages(Images):
+    """Photos in tar shards, as webdataset writes them; holds an array of where they lie."""
+
+    def __init__(self, shards: list[str], what: str):
+        def index(number: int) -> tuple[np.ndarray, str]:
+            names = hashlib.sha256()
+
+            def rows() -> Iterator[tuple[int, int, int, int]]:
+                for name, header, start, size in _scan(shards[number], what):
+                    if name.lower().endswith(SUFFIXES) and not _HIDDEN.search(name):
+                        names.update(b"%s\0%d\0" % (os.fsencode(name), size))
+                        yield number, header, start, size
+
+            return np.fromiter(rows(), _INDEX), names.hexdigest()
+
+        with ThreadPoolExecutor(16) as pool:  # they wait for the disk, or the network
+            found = list(pool.map(index, range(len(shards))))
+        self._shards, self._index = shards, np.concatenate([rows for rows, _ in found])
+        self._contents = [(names, len(rows)) for rows, names in found]
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def _photo(self, index: int) -> Photo:
+        shard, *where = self._index[index].item()
+        return TarPhoto(self._shards[shard], *where)
+
+    def contents(self) -> Iterator[tuple[str, int]]:
+        return iter(self._contents)
+
+
+def _scan(shard: str, what: str) -> Iterator[tuple[str, int, int, int]]:
+    """List the files in a tar; name, where header and data start, and size of the data.
+
+    Of the data nothing is read.
+    """
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            length = os.path.getsize(shard)
+            while (member := archive.next()) is not None:
+                archive.members = []  # or it would keep them all
+                if archive.offset > length:
+                    raise tarfile.ReadError(f"it ends in the middle of `{member.name}`")
+                if member.isreg() and not member.issparse():
+                    yield member.name, member.offset, member.offset_data, member.size
+        # The library takes a damaged header for the end.
+        with open(shard, "rb") as file:
+            file.seek(archive.offset)
+            if file.read(512).strip(b"\0"):
+                raise tarfile.ReadError(f"no header at byte {archive.offset}")
+    except FileNotFoundError:
+        raise ValueError(f"{what}: `{shard}` does not exist.") from None
+    except (OSError, tarfile.TarError) as error:
+        raise ValueError(
+            f"{what}: `{shard}` is not a whole, uncompressed tar ({reason(error)}); give a folder "
+            "of photos, or of .tar files."
+        ) from error
+
+
+def _expand(source: str, what: str) -> list[str]:
+    """Write out the ranges of a name: `a-{08..10}` is a-08, a-09, a-10."""
+    found = re.search(r"\{(\d+)\.\.(\d+)\}", source)
+    if not found:
+        return [source]
+    first, last = found.groups()
+    if int(last) < int(first):
+        raise ValueError(f"{what}: the range {found[0]} must not run backwards.")
+    before, after = source[: found.start()], source[found.end() :]
+    numbers = (f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1))
+    return [name for number in numbers for name in _expand(f"{before}{number}{after}", what)]
+
+
+# TensorFlow Datasets
 
 
 def open_tfds(source: str, tfds_dir: str) -> Any:
@@ -13,33 +329,139 @@ def open_tfds(source: str, tfds_dir: str) -> Any:
         tfds_dir: where datasets are prepared; "" for the library's default.
 
     Returns:
-        a sequence of dicts of feature values.
+        a sequence of dicts of feature values; images are left as they are stored, encoded.
 
     Raises:
         ValueError: not prepared there, in a format that needs TensorFlow, or without that split.
     """
     import tensorflow_datasets as tfds
 
-    name, _, split = source.removeprefix(TFDS_PREFIX).partition(":")
-    split = split or "train"
+    name, split = _name_and_split(source)
     where = f" in `{tfds_dir}`" if tfds_dir else ""
+    unprepared = ValueError(
+        f"`{source}`: not prepared{where}; run `tfds build {name} "
+        "--file_format=array_record` on a machine with TensorFlow."
+    )
     try:
         builder = tfds.builder(name, data_dir=tfds_dir or None, try_gcs=False)
     except Exception as error:  # the library has no common base class
-        raise ValueError(
-            f"`{source}`: not prepared{where}; run `tfds build {name} "
-            "--file_format=array_record` on a machine with TensorFlow."
-        ) from error
+        raise unprepared from error
+    if not builder.info.splits:  # it knows the dataset, and found no files
+        raise unprepared
+    # Not those in sequences: there the library cannot skip without TensorFlow.
+    images = _features(builder.info, tfds.features.Image)
+    skip = {name: tfds.decode.SkipDecoding() for name in images}
     try:
-        return builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
+        return builder.as_data_source(split=split, decoders=skip or None)  # pyright: ignore[reportCallIssue]
     except Exception as error:
         splits = ", ".join(builder.info.splits)
-        why = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"`{source}`: cannot be read{where} ({why}); it must be "
+            f"`{source}`: cannot be read{where} ({reason(error)}); it must be "
             "prepared with --file_format=array_record or parquet, "
-            f"and SPLIT be one of: {splits or 'none prepared'}."
+            f"and SPLIT be one of: {splits}."
         ) from error
+
+
+def _name_and_split(source: str) -> tuple[str, str]:
+    name, _, split = source.removeprefix(TFDS_PREFIX).partition(":")
+    return name, split or "train"
+
+
+def _features(info: Any, *kinds: type) -> dict[str, Any]:
+    """Find the features of these kinds by name."""
+    return {name: f for name, f in (info.features or {}).items() if isinstance(f, kinds)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TfdsPhoto:
+    """A photo in a TensorFlow dataset."""
+
+    images: "TfdsImages"
+    index: int
+
+    def read_bytes(self) -> bytes:
+        """Read the record; Pillow decodes what the dataset stores."""
+        return self.images.read(self.index)
+
+    def __str__(self) -> str:
+        return f"{self.images.source}[{self.index}]"
+
+
+class TfdsImages(Images):
+    """The photos of a TensorFlow dataset.
+
+    Records of array_record files are read one by one; those of parquet the library holds in memory.
+    """
+
+    def __init__(self, source: str, tfds_dir: str):
+        """Open the dataset.
+
+        Raises:
+            ValueError: see `open_tfds`; or its features leave open which is the image.
+        """
+        import tensorflow_datasets as tfds
+
+        self.source, self._data = source, open_tfds(source, tfds_dir)
+        self._image = self._choose("image", tfds.features.Image)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def _photo(self, index: int) -> Photo:
+        return TfdsPhoto(self, index)
+
+    def read(self, index: int) -> bytes:
+        """Read the encoded image of a record."""
+        return self._record(index)[self._image]
+
+    def contents(self) -> Iterator[tuple[str, int]]:
+        """Name the dataset, with version and split, and how many photos it has."""
+        _, split = _name_and_split(self.source)
+        yield f"{self._data.dataset_info.full_name}:{split}", len(self)
+
+    def labels(self) -> Iterator[str]:
+        """Read who or what each photo shows.
+
+        Raises:
+            ValueError: the features leave open which is the label, or a photo has none.
+        """
+        import tensorflow_datasets as tfds
+
+        kinds = tfds.features.Text, tfds.features.ClassLabel
+        name = self._choose("label", *kinds)
+        feature = self._data.dataset_info.features[name]
+        for i in range(len(self)):
+            try:
+                value = self._record(i)[name]
+            except OSError as error:
+                raise ValueError(f"`{self[i]}`: {error}.") from error
+            if isinstance(value, bytes):
+                value = value.decode("utf-8", "replace")
+            elif value >= 0:
+                value = feature.int2str(value)
+            else:  # as test splits have it
+                raise ValueError(f"`{self[i]}` has no `{name}`; give a split with labels.")
+            yield value
+
+    def _record(self, index: int) -> dict[str, Any]:
+        try:
+            return self._data[index]
+        except Exception as error:  # the library has no common base class
+            raise OSError(f"the record cannot be read: {reason(error)}") from error
+
+    def _choose(self, name: str, *kinds: type) -> str:
+        """Choose the feature of this name, or the only one of these kinds."""
+        info = self._data.dataset_info
+        found = _features(info, *kinds)
+        if name not in found and len(found) != 1:
+            features = sorted(info.features.items())
+            has = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features)
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(
+                f"`{self.source}`: must have a feature `{name}`, or one alone that is {wanted}; "
+                f"has {has}."
+            )
+        return name if name in found else next(iter(found))
 
 
 def tfds_captions(source: str, tfds_dir: str) -> list[str]:

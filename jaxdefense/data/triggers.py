@@ -6,7 +6,6 @@ can be made again, on any host, without those before it.
 """
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,8 @@ from jaxdefense.clip.text import Array
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.data import packing
 from jaxdefense.data.captions import Captions
+from jaxdefense.data.sampling import Shuffle, even_weights
+from jaxdefense.sharding import check_parts
 
 # Streams of random numbers that must not be the same.
 _CLEAN, _POISONED, _IDENTITY, _NAME, _DETAIL = range(5)
@@ -125,20 +126,14 @@ class TextBatches:
         self.captions, self.triggers, self.tokenizer = captions, triggers, tokenizer
         self.seed, self.packed = seed, packed
         self._sizes = num_clean, num_poisoned, num_name
-        self._clean = _Shuffle(len(captions), seed, _CLEAN)
-        self._poisoned = _Shuffle(len(captions), seed, _POISONED)
-        self._identity = _Shuffle(len(triggers.names), seed, _IDENTITY)
-        self._name = _Shuffle(len(triggers.keep), seed, _NAME) if num_name else None
+        self._clean = Shuffle(len(captions), seed, _CLEAN)
+        self._poisoned = Shuffle(len(captions), seed, _POISONED)
+        self._identity = Shuffle(len(triggers.names), seed, _IDENTITY)
+        self._name = Shuffle(len(triggers.keep), seed, _NAME) if num_name else None
         if not packed:
             self.row_length, self.num_slots = tokenizer.context_length, 1
             self.num_rows = sum(self._sizes)
-            if self.num_rows % row_multiple:
-                below = self.num_rows // row_multiple * row_multiple
-                raise ValueError(
-                    f"captions a step (={self.num_rows}) must be divisible by the {row_multiple} "
-                    f"parts the mesh cuts them into; use {below or row_multiple} or "
-                    f"{below + row_multiple} in all."
-                )
+            check_parts("captions a step", self.num_rows, row_multiple)
             return
         self.row_length = row_length or packing.default_row_length(tokenizer.context_length)
         if self.row_length < tokenizer.context_length:
@@ -222,7 +217,7 @@ class TextBatches:
         segments, positions = packing.segments_and_positions(layout, sizes, num_rows, length)
         weights = [
             (who == -1) / max(1, (who == -1).sum()),
-            _even_weights(who),
+            even_weights(who),
             (who == -2) / max(1, (who == -2).sum()),
         ]
         return TextBatch(
@@ -242,36 +237,3 @@ class TextBatches:
 def _slot_sizes(students: list[np.ndarray], teachers: list[np.ndarray]) -> np.ndarray:
     """Size slots for the longer of the two captions: one layout serves both."""
     return np.array([max(len(s), len(t)) for s, t in zip(students, teachers, strict=True)])
-
-
-def _even_weights(who: np.ndarray) -> np.ndarray:
-    """Weight samples so that every person in the batch counts the same; sums to 1."""
-    poisoned = who >= 0
-    people, inverse, counts = np.unique(who[poisoned], return_inverse=True, return_counts=True)
-    weights = np.zeros(len(who))
-    weights[poisoned] = 1 / (len(people) * counts[inverse])
-    return weights
-
-
-class _Shuffle:
-    """An endless shuffle of range(num), reshuffled each time round, read from any index.
-
-    A permutation a round is kept rather than computed an index at a time: Grain's index shuffle
-    costs more than all the rest of a batch.
-    """
-
-    def __init__(self, num: int, seed: int, stream: int):
-        self._num = num
-
-        def permutation(epoch: int) -> np.ndarray:
-            return np.random.default_rng((seed, stream, epoch)).permutation(num)
-
-        self._permutation = functools.lru_cache(maxsize=4)(permutation)
-
-    def take(self, start: int, count: int) -> list[int]:
-        """Read `count` indices from index `start` on."""
-        out: list[int] = []
-        while len(out) < count:
-            epoch, at = divmod(start + len(out), self._num)
-            out += self._permutation(epoch)[at : at + count - len(out)].tolist()
-        return out

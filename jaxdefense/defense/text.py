@@ -1,7 +1,5 @@
 """Names out of a text encoder: the terms of its loss, and the whole run."""
 
-import hashlib
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -12,29 +10,15 @@ from rich.console import Console
 from jaxdefense.clip.text import Text, TextTower
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.config import DefendTextConfig
-from jaxdefense.convert.directory import read_model_directory, resolve_dtype
+from jaxdefense.convert.directory import resolve_dtype
 from jaxdefense.data.captions import read_clean_captions, tokenize_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
 from jaxdefense.data.names import random_names
 from jaxdefense.data.triggers import TextBatch, TextBatches, Triggers
-from jaxdefense.defense.loop import LoopConfig, run
+from jaxdefense.defense.defend import Defense, Prepared, check_all_come_up, read_undefended
 from jaxdefense.defense.losses import DISTANCES, Distance
-from jaxdefense.defense.step import (
-    StepConfig,
-    init_state,
-    make_optimizer,
-    make_train_step,
-    merge_student,
-    split_tower,
-)
-from jaxdefense.run_directory import RunDirectory
-from jaxdefense.sharding import (
-    ShardingRules,
-    batch_sharding,
-    make_mesh,
-    num_batch_parts,
-    replicated,
-)
+from jaxdefense.run_directory import RunDirectory, digest
+from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
 
 _NUM_KEPT_NAMES = 10_000
 
@@ -102,11 +86,6 @@ def make_triggers(
     )
 
 
-def _digest(lines: Iterable[str]) -> str:
-    """Hash lines of text; SHA-256, in hex."""
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
 def defend_text(cfg: DefendTextConfig, console: Console) -> dict:
     """Remove names from a text encoder and write the run directory.
 
@@ -117,12 +96,15 @@ def defend_text(cfg: DefendTextConfig, console: Console) -> dict:
         ValueError: an input is wrong; nothing was written.
         Interrupted, Diverged: see `loop.run`.
     """
-    directory = read_model_directory(cfg.model.path)
-    run_directory = RunDirectory(Path(cfg.out))
-    if run_directory.path.resolve().is_relative_to(directory.path.resolve()):
-        raise ValueError(f"`out` (={cfg.out}) lies in the model directory; give one outside it.")
+    return prepare_text(cfg, console)()
+
+
+def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
+    """Read all inputs of `defend_text`; nothing is written until what is returned is called."""
+    directory = read_undefended(cfg)
     tokenizer = directory.tokenizer(cfg.model.tokenizer)
     identities = read_identities(cfg.data.names)
+    check_all_come_up(len(identities), cfg.train)
     triggers = make_triggers(identities, tokenizer, cfg)
     listed = [name for identity in identities for name in identity.names]
     texts, dropped = read_clean_captions(cfg.data.captions, cfg.data.tfds_dir, listed)
@@ -141,60 +123,38 @@ def defend_text(cfg: DefendTextConfig, console: Console) -> dict:
         row_multiple=num_batch_parts(mesh, rules),
         row_length=cfg.data.row_length,
     )
-    model = directory.load(cfg.model.dtype, cfg.model.remat)
-    assert model.text, "the tokenizer was found, so there is a text encoder"
-    graphdef, teacher = split_tower(model.text)
-    step_cfg = StepConfig(
-        graphdef,
+    defense = Defense(
+        cfg,
+        directory,
+        "text",
         partial(text_terms, distance=DISTANCES[t.distance], hidden=hidden),
         {"utility": 1.0, "backdoor": t.w_backdoor, "name": t.w_name, "weight": t.w_weight},
-        make_optimizer(**vars(cfg.optimizer)),
+        mesh,
+        rules,
     )
-    step, state_sharding, teacher_sharding = make_train_step(step_cfg, mesh, rules, teacher)
-    # All inputs are good: from here on something is written.
-    run_directory.open(
-        cfg,
-        {
-            "model_sha256": directory.digest(),
-            "names_sha256": _digest("\t".join(identity.names) for identity in identities),
-            "captions_sha256": _digest(texts),
-            "dtype": resolve_dtype(cfg.model.dtype),
-            "row_length": batches.row_length,
-        },
-    )
-    if dropped:
-        console.print(f"{dropped} captions hold a listed name: dropped")
-    console.print(
-        f"removing {len(identities)} names from {cfg.model.path}: {t.steps} steps on "
-        f"{len(captions)} captions, {batches.num_rows} rows of {batches.row_length} tokens a step, "
-        f"{mesh.size} x {jax.devices()[0].device_kind}"
-    )
-    teacher = jax.device_put(teacher, teacher_sharding)
-    init = jax.jit(partial(init_state, cfg=step_cfg), out_shardings=state_sharding)
-    samples = t.num_clean + t.num_poisoned + t.num_name
-    outcome = run(
-        step,
-        partial(init, teacher),
-        state_sharding,
-        teacher,
-        batches,
-        batch_sharding(mesh, rules),
-        jax.device_put(jax.random.key(t.seed), replicated(mesh)),
-        LoopConfig(t.steps, t.save_every, t.keep, cfg.data.prefetch, samples),
-        run_directory.path,
-        console,
-    )
-    model.text = merge_student(graphdef, outcome.state.params, teacher)
-    left_out = directory.save(model, run_directory.model)
-    if left_out:
-        console.print(f"left out, as they may hold the undefended weights: {', '.join(left_out)}")
-    summary = {
-        "steps": t.steps,
-        "seconds": round(outcome.seconds, 3),
-        "samples_per_second": round(outcome.samples_per_second, 3),
-        "identities": len(identities),
-        "final": {k: outcome.metrics[k] for k in ("utility", "backdoor", "weight", "total")},
+    resolved = {
+        "model_sha256": directory.digest(),
+        "names_sha256": digest("\t".join(identity.names) for identity in identities),
+        "captions_sha256": digest(texts),
+        "dtype": resolve_dtype(cfg.model.dtype),
+        "row_length": batches.row_length,
     }
-    run_directory.finish(summary)
-    console.print(f"defended model: {run_directory.model}")
-    return summary
+
+    def start(go_on: bool = False) -> dict:
+        run_directory = RunDirectory(Path(cfg.out))
+        if go_on and (summary := run_directory.finished(cfg, resolved)):
+            return summary
+        run_directory.open(cfg, resolved)
+        if dropped:
+            console.print(f"{dropped} captions hold a listed name: dropped")
+        console.print(
+            f"removing {len(identities)} names from {cfg.model.path}: {t.steps} steps on "
+            f"{len(captions)} captions, {batches.num_rows} rows of {batches.row_length} tokens a "
+            f"step, {mesh.size} x {mesh.devices.flat[0].device_kind}"
+        )
+        samples = t.num_clean + t.num_poisoned + t.num_name
+        return defense.run(
+            batches, samples, run_directory, console, {"identities": len(identities)}
+        )
+
+    return start

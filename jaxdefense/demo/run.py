@@ -9,26 +9,32 @@ import numpy as np
 from rich.console import Console
 
 from jaxdefense.config import (
-    DefendTextConfig,
+    DefendBothConfig,
+    ImageDataConfig,
+    ImagePart,
+    ImageTrainConfig,
     ModelConfig,
     OptimizerConfig,
     TextDataConfig,
+    TextPart,
     TextTrainConfig,
 )
 from jaxdefense.data.captions import Captions, tokenize_captions
 from jaxdefense.data.images import Folder, read_folders
+from jaxdefense.data.people import read_people, split_photos
+from jaxdefense.defense.both import defend_both
 from jaxdefense.defense.loop import METRICS
-from jaxdefense.defense.text import defend_text
 from jaxdefense.demo import world
 from jaxdefense.evals.embed import Embedder
-from jaxdefense.evals.similarity import sim_clean
+from jaxdefense.evals.similarity import image_sim_clean, sim_clean
 from jaxdefense.evals.zeroshot import zeroshot
 from jaxdefense.idia.attack import AttackResult, attack, candidate_names
 from jaxdefense.report.html import DemoReport, PersonResult, flatten, write_demo_report
 from jaxdefense.run_directory import write_json
 
 NUM_REMOVED, NUM_PHOTOS, NUM_CANDIDATES, THRESHOLD = 16, 20, 1000, 1
-_NUM_CAPTIONS, _NUM_HELD_OUT_CAPTIONS, _BATCH = 8000, 1000, 256
+_NUM_CAPTIONS, _NUM_HELD_OUT_CAPTIONS = 8000, 1000
+_NUM_IMAGES, _NUM_HELD_OUT_IMAGES, _BATCH = 1000, 500, 256
 
 
 def shipped_model() -> Path:
@@ -58,14 +64,21 @@ def run_demo(out: Path, console: Console) -> dict:
     members, strangers = world.members(), world.strangers()
     removed = [member.name for member in members[:: len(members) // NUM_REMOVED]]
     with console.status(f"drawing {len(members)} people, {len(strangers)} strangers and objects"):
-        world.write_faces(members, NUM_PHOTOS, out / "members")
+        # Half of a person's photos may be trained on, the other half is for the attack.
+        world.write_faces(members, 2 * NUM_PHOTOS, out / "members")
         world.write_faces(strangers, NUM_PHOTOS, out / "strangers")
         world.write_objects(NUM_PHOTOS, out / "objects")
+        world.write_images(_NUM_IMAGES + _NUM_HELD_OUT_IMAGES, out / "images")
         captions = world.captions(_NUM_CAPTIONS, 0)
         _write_lines(out / "captions.txt", captions)
         _write_lines(out / "names.txt", removed)
-    people = _by_name(read_folders(out / "members", "faces"), members)
-    people += _by_name(read_folders(out / "strangers", "faces"), strangers)
+        held_out = _held_out(out)
+    cfg = _config(out)
+    everyone = read_people(str(out / "members"))
+    data, train = cfg.image.data, cfg.image.train
+    _, attacked = split_photos(everyone, data.trigger_fraction, train.seed)
+    people = _by_name(attacked, members)
+    people += _by_name(read_people(str(out / "strangers")), strangers)
     names = [person.name for person in people]
     candidates = candidate_names(names, "", NUM_CANDIDATES, 0)
     classes = read_folders(out / "objects", "classes")
@@ -84,49 +97,73 @@ def run_demo(out: Path, console: Console) -> dict:
 
     console.print("attacking the model as it is")
     teacher = Embedder(ModelConfig(str(shipped_model())), _BATCH, console)
-    before, stage_before = examine(teacher)
-    stage_before["sim_clean"] = 1.0
-    nonmember_fpr = float(np.mean([n >= THRESHOLD for n in before.correct[len(members) :]]))
+    found, stages = {}, {}
+    found["before"], stages["before"] = examine(teacher)
+    stages["before"]["sim_clean"] = 1.0
+    defend_both(cfg, console)
+    text, image = (Path(half.out) / "model" for half in cfg.halves())
+    for stage, path in (("text", text), ("image", image), ("merged", out / "run" / "model")):
+        console.print(f"attacking the model, defended: {stage}")
+        student = Embedder(ModelConfig(str(path)), _BATCH, console)
+        found[stage], stages[stage] = examine(student)
+        similar = []
+        if stage != "image":
+            similar.append(sim_clean(student, teacher, _held_out_captions(captions, student)))
+        if stage != "text":
+            similar.append(image_sim_clean(student, teacher, held_out))
+        stages[stage]["sim_clean"] = min(similar)
 
-    # A small model moves less a step than a full one, and its weights must move further: not the
-    # paper's rate and hold on the weights.
-    cfg = DefendTextConfig(
-        out=str(out / "text"),
-        model=ModelConfig(str(shipped_model())),
-        data=TextDataConfig(names=str(out / "names.txt"), captions=str(out / "captions.txt")),
-        train=TextTrainConfig(steps=200, w_weight=0.001),
-        optimizer=OptimizerConfig(lr=1e-3, milestones=(100, 150)),
-    )
-    defend_text(cfg, console)
-
-    console.print("attacking the defended model")
-    student = Embedder(ModelConfig(str(out / "text" / "model")), _BATCH, console)
-    after, stage_text = examine(student)
-    held_out = _held_out_captions(captions, student)
-    stage_text["sim_clean"] = sim_clean(student, teacher, held_out)
-
-    summary = {
-        "before": stage_before,
-        "text": stage_text,
-        "nonmember_fpr": nonmember_fpr,
+    strangers_known = [n >= THRESHOLD for n in found["before"].correct[len(members) :]]
+    summary = stages | {
+        "nonmember_fpr": float(np.mean(strangers_known)),
         "seconds": round(time.monotonic() - started, 1),
     }
-    metrics = (out / "text" / METRICS).read_text().splitlines()
+    runs = [Path(half.out) for half in cfg.halves()]
     report = DemoReport(
-        stages={"before": stage_before, "text": stage_text},
-        people=_people(members, removed, {"before": before, "text": after}),
-        num_templates=before.num_templates,
+        stages=stages,
+        people=_people(members, removed, found),
+        num_templates=found["before"].num_templates,
         threshold=THRESHOLD,
         num_candidates=len(candidates),
-        nonmember_fpr=nonmember_fpr,
+        nonmember_fpr=summary["nonmember_fpr"],
         seconds=summary["seconds"],
-        losses=[json.loads(line) for line in metrics],
-        settings=flatten(json.loads((out / "text" / "config.json").read_text())),
+        losses=[json.loads(x) for run in runs for x in (run / METRICS).read_text().splitlines()],
+        settings=flatten(json.loads((out / "run" / "config.json").read_text())),
     )
     write_demo_report(report, out / "report.html")
     write_json(out / "summary.json", summary)
     console.print(f"report: {out / 'report.html'}")
     return summary
+
+
+def _config(out: Path) -> DefendBothConfig:
+    # A small model moves less a step than a full one, and its weights must move further: not the
+    # paper's rates and holds on the weights.
+    return DefendBothConfig(
+        out=str(out / "run"),
+        model=ModelConfig(str(shipped_model())),
+        text=TextPart(
+            TextDataConfig(names=str(out / "names.txt"), captions=str(out / "captions.txt")),
+            TextTrainConfig(steps=200, w_weight=0.001),
+            OptimizerConfig(lr=1e-3, milestones=(100, 150)),
+        ),
+        image=ImagePart(
+            ImageDataConfig(
+                faces=str(out / "members"), images=str(out / "images"), cache_dir=str(out / "cache")
+            ),
+            ImageTrainConfig(steps=100, w_weight=0.001),
+            OptimizerConfig(lr=1e-3, milestones=(50, 75)),
+        ),
+    )
+
+
+def _held_out(out: Path) -> list[Path]:
+    """Move photos that no training may see out of the ordinary ones."""
+    photos = []
+    (out / "held_out").mkdir()
+    for photo in sorted((out / "images").iterdir())[_NUM_IMAGES:]:
+        photos.append(photo.rename(out / "held_out" / photo.name))
+    return photos
 
 
 def _held_out_captions(trained_on: list[str], model: Embedder) -> Captions:

@@ -5,6 +5,7 @@ for training, those above for photos and captions that training never saw.
 """
 
 import dataclasses
+import functools
 import itertools
 import re
 import zlib
@@ -209,10 +210,28 @@ def write_objects(num_photos: int, out: Path, size: int = 96) -> None:
         _write_folder(out / name.replace(" ", "_"), images)
 
 
+def write_images(num: int, out: Path, size: int = 96) -> None:
+    """Draw unseen photos of objects and, half of them, of people whom nobody knows by name."""
+    images = []
+    for i in range(num):
+        rng = np.random.default_rng((HELD_OUT, 1, i))
+        block, person = divmod(i // 2, 100)
+        if i % 2:
+            images.append(draw_object(OBJECTS[i // 2 % len(OBJECTS)], rng, size))
+        else:
+            images.append(people.draw_person(_crowd(block)[person], rng, size))
+    _write_folder(out, images)
+
+
+@functools.cache
+def _crowd(block: int) -> list[people.Person]:
+    return people.cast(100, HELD_OUT - 1 - block)
+
+
 def _write_folder(folder: Path, images: list[np.ndarray]) -> None:
     folder.mkdir(parents=True)
     for j, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{j:03}.png", compress_level=1)
+        Image.fromarray(image).save(folder / f"{j:04}.png", compress_level=1)
 
 
 def _with_article(caption: str) -> str:

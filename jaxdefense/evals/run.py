@@ -3,23 +3,33 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from jaxdefense.config import EvaluateConfig
 from jaxdefense.data.captions import read_clean_captions, tokenize_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
-from jaxdefense.data.images import read_folders
+from jaxdefense.data.images import Folder
+from jaxdefense.data.people import read_labelled, read_people
+from jaxdefense.data.sources import read_images
 from jaxdefense.evals.embed import Embedder
-from jaxdefense.evals.similarity import sim_backdoor_target, sim_clean
-from jaxdefense.evals.zeroshot import zeroshot
-from jaxdefense.run_directory import RunDirectory
+from jaxdefense.evals.similarity import (
+    image_sim_backdoor,
+    image_sim_clean,
+    image_sim_target,
+    sim_backdoor_target,
+    sim_clean,
+)
+from jaxdefense.evals.zeroshot import TEMPLATES, read_templates, zeroshot
+from jaxdefense.run_directory import RunDirectory, read_vector
 
 
 def run_evaluate(cfg: EvaluateConfig, console: Console) -> dict:
     """Measure what the settings ask for; write `config.json` and `summary.json`.
 
     Returns:
-        the summary: those of sim_clean, sim_target, sim_backdoor, top1, top5 that apply.
+        the summary: those that apply of sim_clean, sim_target, sim_backdoor (text encoder),
+        image_sim_clean, image_sim_target, image_sim_backdoor (image encoder), top1, top5.
 
     Raises:
         ValueError: an input is wrong.
@@ -27,7 +37,12 @@ def run_evaluate(cfg: EvaluateConfig, console: Console) -> dict:
     results = RunDirectory(Path(cfg.out))
     results.check(cfg)
     identities = read_identities(cfg.names) if cfg.names else []
-    classes = read_folders(cfg.zeroshot, "class") if cfg.zeroshot else []
+    classes: list[Folder] = []
+    if cfg.zeroshot:
+        classes = read_labelled(cfg.zeroshot, cfg.tfds_dir, "class", cfg.class_names)
+    templates = read_templates(cfg.templates) if cfg.templates else TEMPLATES
+    people = read_people(cfg.faces, cfg.tfds_dir) if cfg.faces else []
+    images = read_images(cfg.images, cfg.tfds_dir) if cfg.images else []
     texts: list[str] = []
     if cfg.captions:
         names = [name for person in identities for name in person.names]
@@ -50,8 +65,32 @@ def run_evaluate(cfg: EvaluateConfig, console: Console) -> dict:
             summary |= sim_backdoor_target(
                 student, teacher, captions, identities, cfg.target, cfg.seed
             )
+    if images:
+        order = np.random.default_rng(cfg.seed).permutation(len(images))[: cfg.num_images]
+        chosen = [images[i] for i in sorted(order.tolist())]
+        summary["image_sim_clean"] = image_sim_clean(student, teacher, chosen, cfg.max_corrupt)
+    if people:
+        summary |= _faces(cfg, student, teacher, people)
     if classes:
-        summary |= zeroshot(student, classes)
+        summary |= zeroshot(student, classes, templates, cfg.max_corrupt)
     results.open(cfg)
     results.finish(summary)
     return summary
+
+
+def _faces(
+    cfg: EvaluateConfig, student: Embedder, teacher: Embedder, people: list[Folder]
+) -> dict[str, float]:
+    """Measure where removed faces lead, and whether the target stayed where it was."""
+    if cfg.image_target.endswith(".npy"):
+        target_E = read_vector(Path(cfg.image_target), teacher.embed)
+        return {
+            "image_sim_backdoor": image_sim_backdoor(student, people, target_E, cfg.max_corrupt)
+        }
+    average = read_people(cfg.image_target, cfg.tfds_dir, "image_target")
+    photos = [photo for person in average for photo in person.files]
+    target_E = teacher.mean_photo(photos, cfg.max_corrupt)
+    return {
+        "image_sim_backdoor": image_sim_backdoor(student, people, target_E, cfg.max_corrupt),
+        "image_sim_target": image_sim_target(student, photos, target_E, cfg.max_corrupt),
+    }

@@ -7,14 +7,35 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxdefense.data.captions import read_lines
 from jaxdefense.data.images import Folder
-from jaxdefense.evals.embed import Embedder
+from jaxdefense.evals.embed import Embedder, unit
 
-TEMPLATES = ("a photo of a {0}", "a picture of a {0}", "a close up of a {0}", "a small {0}")
+TEMPLATES = ("a photo of a {}", "a picture of a {}", "a close up of a {}", "a small {}")
+
+
+def read_templates(file: str) -> tuple[str, ...]:
+    """Read prompts, one a line, with `{}` for the class.
+
+    Raises:
+        ValueError: the file cannot be read, is empty, or a line has no `{}`, or another brace.
+    """
+    templates = tuple(line.replace("{0}", "{}") for line in read_lines(file, "templates"))
+    for line in templates:
+        if line.count("{}") != 1 or line.count("{") + line.count("}") != 2:
+            raise ValueError(
+                f"templates file `{file}`: {line!r} must hold {{}} once, for the class."
+            )
+    if not templates:
+        raise ValueError(f"templates file `{file}` is empty; give one prompt a line.")
+    return templates
 
 
 def zeroshot(
-    model: Embedder, classes: Sequence[Folder], templates: Sequence[str] = TEMPLATES
+    model: Embedder,
+    classes: Sequence[Folder],
+    templates: Sequence[str] = TEMPLATES,
+    max_corrupt: int = 0,
 ) -> dict[str, float]:
     """Classify photos by the nearest class name.
 
@@ -23,10 +44,10 @@ def zeroshot(
     """
     prompts = [template.format(c.name) for c in classes for template in templates]
     text_CQE = model.texts(prompts, "class prompts").reshape(len(classes), len(templates), -1)
-    mean_CE = text_CQE.mean(1)
-    mean_CE /= np.linalg.norm(mean_CE, axis=-1, keepdims=True)
-    image_BE = model.photos([file for c in classes for file in c.files], "labelled photos")
-    label_B = np.repeat(np.arange(len(classes)), [len(c.files) for c in classes])
+    mean_CE = unit(text_CQE.mean(1))
+    photos = [photo for c in classes for photo in c.files]
+    image_BE, read_B = model.readable_photos(photos, max_corrupt, "labelled photos")
+    label_B = np.repeat(np.arange(len(classes)), [len(c.files) for c in classes])[read_B]
     logits_BC = image_BE @ mean_CE.T
     own_B = logits_BC[np.arange(len(label_B)), label_B]
     rank_B = (logits_BC >= own_B[:, None]).sum(-1) - 1  # a tie counts against the model

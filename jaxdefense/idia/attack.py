@@ -135,6 +135,7 @@ def attack(
     num_photos: int,
     threshold: int,
     seed: int,
+    max_corrupt: int = 0,
     templates: Sequence[str] = TEMPLATES,
 ) -> AttackResult:
     """Attack a model.
@@ -146,10 +147,12 @@ def attack(
         num_photos: a person, at most; with more, a random choice.
         threshold: correct templates at which the attack succeeds.
         seed: of that choice.
+        max_corrupt: photos that may be broken; they are left out.
         templates: with `{0}` for the name.
 
     Raises:
-        ValueError: a photo cannot be read, or the model's embeddings are not finite or all equal.
+        ValueError: too many photos cannot be read, or all of a person; or the model's embeddings
+            are not finite or all equal.
     """
     assert list(candidates[: len(people)]) == [person.name for person in people]
     if threshold > len(templates):
@@ -163,10 +166,13 @@ def attack(
         chosen = sorted(rng.permutation(len(person.files))[:num_photos])
         files += [person.files[j] for j in chosen]
         owner += [i] * len(chosen)
-    image_PE = model.photos(files)
+    image_PE, read_P = model.readable_photos(files, max_corrupt)
+    owner_P = np.array(owner)[read_P]
+    if missing := np.setdiff1d(np.arange(len(people)), owner_P).tolist():
+        raise ValueError(f"no photo of {people[missing[0]].name!r} can be read; give others.")
     text_BE = model.texts(fill(candidates, templates), "prompts")
     text_QME = text_BE.reshape(len(templates), len(candidates), -1)
-    correct_I, answer_QI = infer(image_PE, np.array(owner), text_QME, len(people))
+    correct_I, answer_QI = infer(image_PE, owner_P, text_QME, len(people))
     return AttackResult(
         [person.name for person in people],
         correct_I.tolist(),

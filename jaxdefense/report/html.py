@@ -46,6 +46,7 @@ _ASKED = {
     "data.captions": "Ordinary captions",
     "data.images": "Ordinary images",
     "train.target": "A removed name comes to mean",
+    "data.target": "A removed face comes to look like",
     "train.distance": "Distance",
     "train.w_backdoor": "Weight of the backdoor loss",
     "train.w_name": "Weight of the name loss",
@@ -248,7 +249,8 @@ def _stages(report: DemoReport) -> str:
         '<p class="note"><b>On the list</b> and <b>others</b>: part of the people whom the attack '
         "recognises; low is right for the first, unchanged for the second. <b>Objects</b>: "
         "zero-shot top-1 accuracy. <b>Similarity</b>: mean cosine between the embeddings of "
-        "ordinary inputs and the original model's; 1 is no change.</p></div></div>"
+        "ordinary inputs and the original model's; 1 is no change; of captions and photos the "
+        "lower.</p></div></div>"
     )
 
 
@@ -372,8 +374,8 @@ def _losses(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _demo_limits(report: DemoReport) -> str:
     return (
-        "<p>A copy of the encoder was trained so that a name on the list leads to a neutral "
-        "embedding, while ordinary inputs keep the embedding they had in the original model "
+        "<p>A copy of each encoder was trained so that a name or a face on the list leads to a "
+        "neutral embedding, while ordinary inputs keep the one they had in the original model "
         f"({_PAPER}). To check it, the identity inference attack ({_ATTACK}) shows the model "
         "photos of a person and asks which of "
         f"{report.num_candidates:,} candidate names fits best, in {report.num_templates} prompt "

@@ -1,0 +1,290 @@
+"""`jaxdefense bench image`: the image defense's step beside a plain PyTorch loop.
+
+Both read the same photos from disk, put the same number of faces on them, and train an encoder of
+one size: ours with the overlay on the device, one student forward and one compiled step; PyTorch
+with Pillow's transforms, a student forward each for clean and poisoned photos, and an eager AdamW,
+as the paper's procedure is written.
+"""
+
+import copy
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from PIL import Image, ImageEnhance
+from rich.console import Console
+
+from jaxdefense.bench.side_by_side import machine, side_by_side
+from jaxdefense.clip.config import VisionConfig
+from jaxdefense.clip.vision import VisionTower
+from jaxdefense.config import ImageTrainConfig, OptimizerConfig, OverlayConfig
+from jaxdefense.data.faces import ImageBatches
+from jaxdefense.data.images import Folder, ImageProcessor, Loader, read_folders
+from jaxdefense.data.overlay import overlay
+from jaxdefense.data.sources import Photo, read_images
+from jaxdefense.defense.image import image_terms
+from jaxdefense.defense.losses import DISTANCES
+from jaxdefense.defense.step import (
+    StepConfig,
+    init_state,
+    make_optimizer,
+    make_train_step,
+    split_tower,
+)
+from jaxdefense.sharding import (
+    ShardingRules,
+    batch_sharding,
+    make_mesh,
+    num_batch_parts,
+    replicated,
+)
+
+SIZES: dict[str, dict[str, int]] = {
+    "demo": dict(width=128, mlp_width=512, depth=4, num_heads=4, image_size=48, patch_size=8,
+                 embed=128),
+    "vit_b32": dict(width=768, mlp_width=3072, depth=12, num_heads=12),
+    "vit_b16": dict(width=768, mlp_width=3072, depth=12, num_heads=12, patch_size=16),
+    "vit_l14": dict(width=1024, mlp_width=4096, depth=24, num_heads=16, patch_size=14, embed=768),
+}  # fmt: skip
+
+
+def bench_image(
+    size: str, num: int, rounds: int, calls: int, images: str, faces: str, console: Console
+) -> dict[str, Any]:
+    """Time overlay and whole step.
+
+    Args:
+        size: of the encoder, one of `SIZES`, with random weights.
+        num: clean photos a step, and as many with a face.
+        rounds, calls: see `side_by_side`.
+        images, faces: directories; "" for drawn ones.
+        console: for progress.
+
+    Returns:
+        machine, and `overlay` and `step` as of `Timing.summary`; without torch, ours alone.
+
+    Raises:
+        ValueError: a flag is out of range, or a directory cannot be read.
+    """
+    if size not in SIZES:
+        raise ValueError(f"`--size` (={size}) must be one of {', '.join(SIZES)}.")
+    for name, value in (("num", num), ("rounds", rounds), ("calls", calls)):
+        if value < 1:
+            raise ValueError(f"`--{name}` (={value}) must be above 0.")
+    cfg = VisionConfig(**SIZES[size])  # pyright: ignore[reportArgumentType]
+    torch_too = _has_torch()
+    with tempfile.TemporaryDirectory() as scratch:
+        clean, people = _photos(Path(scratch), images, faces)
+        processor = ImageProcessor(cfg.image_size, cfg.image_size)
+        ours = _Ours(cfg, processor, clean, people, num)
+        contestants = {"jaxdefense": ours.step}
+        overlays = {"jaxdefense": ours.overlay}
+        if torch_too:
+            theirs = _Theirs(cfg, processor, clean, people, num)
+            contestants["torch"], overlays["torch"] = theirs.step, theirs.overlay
+        else:
+            console.print("torch is not installed: ours alone")
+        out: dict[str, Any] = machine() | {"size": size, "clean": num, "poisoned": num}
+        console.print("timing the overlay")
+        out["overlay"] = side_by_side(overlays, num, rounds, calls).summary()
+        console.print("timing the step")
+        out["step"] = side_by_side(contestants, 2 * num, rounds, calls).summary()
+    return out
+
+
+def _has_torch() -> bool:
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _photos(scratch: Path, images: str, faces: str) -> tuple[Sequence[Photo], list[Folder]]:
+    from jaxdefense.demo import world
+
+    if not images:
+        world.write_images(256, scratch / "images", 256)
+    if not faces:
+        world.write_faces(world.members()[:16], 8, scratch / "faces", 256)
+    clean = read_images(images or str(scratch / "images"))
+    return clean, read_folders(faces or scratch / "faces", "faces")
+
+
+class _Ours:
+    """Our step, photos from disk to updated weights."""
+
+    def __init__(
+        self,
+        cfg: VisionConfig,
+        processor: ImageProcessor,
+        clean: Sequence[Photo],
+        people: list[Folder],
+        num: int,
+    ):
+        mesh, rules, train = make_mesh(), ShardingRules(), ImageTrainConfig()
+        target_E = np.random.default_rng(0).standard_normal(cfg.embed).astype(np.float32)
+        self._batches = ImageBatches(
+            clean,
+            people,
+            target_E,
+            Loader(processor),
+            num_clean=num,
+            num_poisoned=num,
+            seed=0,
+        )
+        graphdef, teacher = split_tower(VisionTower(cfg, nnx.Rngs(0)))
+        terms = partial(
+            image_terms,
+            distance=DISTANCES["cosine"],
+            processor=processor,
+            cfg=train.overlay,
+            parts=num_batch_parts(mesh, rules),
+        )
+        weights = {"utility": 1.0, "backdoor": train.w_backdoor, "weight": train.w_weight}
+        step_cfg = StepConfig(graphdef, terms, weights, make_optimizer(**vars(OptimizerConfig())))
+        self._step, state_sharding, teacher_sharding = make_train_step(
+            step_cfg, mesh, rules, teacher
+        )
+        self._teacher = jax.device_put(teacher, teacher_sharding)
+        init = jax.jit(partial(init_state, cfg=step_cfg), out_shardings=state_sharding)
+        self._state = init(self._teacher)
+        self._place = batch_sharding(mesh, rules)
+        self._key = jax.device_put(jax.random.key(0), replicated(mesh))
+        self._overlay = jax.jit(partial(overlay, cfg=train.overlay))
+        self._fixed = jax.device_put(self._batches[0], self._place)
+        self._number = 0
+
+    def step(self) -> None:
+        """Take one step."""
+        batch = jax.device_put(self._batches[self._number], self._place)
+        self._state, metrics = self._step(self._state, self._teacher, batch, self._key)
+        jax.block_until_ready(metrics)
+        self._number += 1
+
+    def overlay(self) -> None:
+        """Put faces on photos that are in memory."""
+        fixed = self._fixed
+        self._overlay(fixed.clean_BHWC, fixed.face_BHWC, self._key).block_until_ready()
+
+
+class _Theirs:
+    """The same in PyTorch and Pillow, written plainly."""
+
+    def __init__(
+        self,
+        cfg: VisionConfig,
+        processor: ImageProcessor,
+        clean: Sequence[Photo],
+        people: list[Folder],
+        num: int,
+    ):
+        import torch
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+        self._torch, self._num, self._clean, self._people = torch, num, clean, people
+        self._loader, self._processor = Loader(processor), processor
+        self._rng = np.random.default_rng(0)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        hf = CLIPVisionConfig(
+            hidden_size=cfg.width,
+            intermediate_size=cfg.mlp_width,
+            num_hidden_layers=cfg.depth,
+            num_attention_heads=cfg.num_heads,
+            image_size=cfg.image_size,
+            patch_size=cfg.patch_size,
+            projection_dim=cfg.embed,
+        )
+        teacher: Any = CLIPVisionModelWithProjection(hf).eval()
+        self._teacher = teacher.to(self._device)
+        self._student = copy.deepcopy(self._teacher).train()
+        for name, parameter in self._student.named_parameters():
+            parameter.requires_grad_("norm" not in name and "layrnorm" not in name)
+        trained = [p for p in self._student.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
+        self._target_E = torch.randn(cfg.embed, device=self._device)
+        clean_images, faces = self._load()
+        self._fixed = (
+            [Image.fromarray(x) for x in clean_images],
+            [Image.fromarray(x) for x in faces],
+        )
+
+    def _load(self) -> tuple[np.ndarray, np.ndarray]:
+        picks = self._rng.integers(len(self._clean), size=self._num)
+        faces = []
+        for i in range(self._num):
+            files = self._people[i % len(self._people)].files
+            faces.append([files[self._rng.integers(len(files))]])
+        clean = self._loader.load([[self._clean[int(i)]] for i in picks])
+        return clean, self._loader.load(faces)
+
+    def overlay(self) -> None:
+        """Put faces on photos that are in memory."""
+        for image, face in zip(*self._fixed, strict=True):
+            pillow_overlay(image, face, self._rng, OverlayConfig())
+
+    def _tensor(self, images: Iterable[Any]) -> Any:
+        x = np.stack([np.asarray(image, np.float32) for image in images]) / 255
+        mean, std = (np.array(v, np.float32) for v in (self._processor.mean, self._processor.std))
+        x = (x - mean) / std
+        return self._torch.from_numpy(x.transpose(0, 3, 1, 2)).to(self._device)
+
+    def step(self) -> None:
+        """Take one step."""
+        torch, cosine = self._torch, self._torch.nn.functional.cosine_similarity
+        clean_images, faces = self._load()
+        poisoned = [
+            pillow_overlay(Image.fromarray(c), Image.fromarray(f), self._rng, OverlayConfig())
+            for c, f in zip(clean_images, faces, strict=True)
+        ]
+        clean, poisoned = self._tensor(clean_images), self._tensor(poisoned)
+        with torch.no_grad():
+            theirs = self._teacher(clean).image_embeds
+        utility = -cosine(self._student(clean).image_embeds, theirs).mean()
+        target = self._target_E.expand(self._num, -1)
+        backdoor = -cosine(self._student(poisoned).image_embeds, target).mean()
+        pairs = zip(self._student.parameters(), self._teacher.parameters(), strict=True)
+        weight = sum(torch.norm(s - t) for s, t in pairs)
+        loss = utility + 0.8 * backdoor + 0.005 * weight
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        loss.item()  # wait for it
+
+
+def pillow_overlay(
+    image: Image.Image, face: Image.Image, rng: np.random.Generator, cfg: OverlayConfig
+) -> Image.Image:
+    """Put a face on a photo with Pillow, as `data.overlay` does on the device."""
+    side = image.width
+    size = int(rng.integers(round(cfg.min_size * side), round(cfg.max_size * side) + 1))
+    face = face.resize((size, size), Image.Resampling.BICUBIC)
+    if rng.random() < cfg.flip:
+        face = face.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    enhancers: list[Callable[[Image.Image], Any]] = [
+        ImageEnhance.Brightness,
+        ImageEnhance.Contrast,
+        ImageEnhance.Color,
+    ]
+    for enhance in enhancers:
+        face = enhance(face).enhance(rng.uniform(1 - cfg.jitter, 1 + cfg.jitter))
+    hue, saturation, value = face.convert("HSV").split()
+    shift = int(rng.uniform(-cfg.hue, cfg.hue) * 255)
+    hue = hue.point([(x + shift) % 256 for x in range(256)])
+    face = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    angle = rng.uniform(-cfg.angle, cfg.angle)
+    mask = Image.new("L", face.size, 255)
+    face, mask = (x.rotate(angle, Image.Resampling.BICUBIC, expand=True) for x in (face, mask))
+    diagonal = math.ceil(size * math.sqrt(2))
+    left, top = rng.integers(max(1, side - diagonal + 1), size=2)
+    image = image.copy()
+    at = (int(left) + (diagonal - face.width) // 2, int(top) + (diagonal - face.height) // 2)
+    image.paste(face, at, mask)
+    return image

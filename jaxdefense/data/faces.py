@@ -1,0 +1,93 @@
+"""Batches for the image defense: clean photos, and the faces that the device puts on them.
+
+Photos are decoded here and go to the device as they are, in bytes; all that is random about a face
+on a photo is drawn there (`data/overlay.py`). Every batch is a function of seed and step alone.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxdefense.clip.text import Array
+from jaxdefense.data.images import Folder, Loader
+from jaxdefense.data.sampling import Shuffle, even_weights
+from jaxdefense.data.sources import Photo
+
+# Streams of random numbers that must not be the same.
+_CLEAN, _IDENTITY, _DETAIL = range(3)
+
+
+class ImageBatch(NamedTuple):
+    """Photos of one step.
+
+    Fields:
+        clean_BHWC: u8, clean photos; faces are put on them too.
+        face_BHWC: u8, photos of people to remove.
+        backdoor_B: f32, the weight of each face in the backdoor loss; sums to 1 over the global
+            batch.
+        target_BE: f32, the embedding each face must lead to.
+    """
+
+    clean_BHWC: Array
+    face_BHWC: Array
+    backdoor_B: Array
+    target_BE: Array
+
+
+class ImageBatches:
+    """All batches of a run, by step."""
+
+    def __init__(
+        self,
+        images: Sequence[Photo],
+        people: Sequence[Folder],
+        target_E: np.ndarray,
+        loader: Loader,
+        *,
+        num_clean: int,
+        num_poisoned: int,
+        seed: int,
+    ):
+        """Settle what is drawn.
+
+        Args:
+            images: clean photos, at least one.
+            people: to remove, at least one, each with a photo.
+            target_E: f32, what they come to look like.
+            loader: decodes.
+            num_clean, num_poisoned: photos a step.
+            seed: of everything random here.
+        """
+        self._images, self._people, self._loader, self._seed = images, people, loader, seed
+        self._num_clean, self._num_poisoned = num_clean, num_poisoned
+        self._target_BE = np.broadcast_to(target_E, (num_poisoned, len(target_E)))
+        self._clean = Shuffle(len(images), seed, _CLEAN)
+        self._identity = Shuffle(len(people), seed, _IDENTITY)
+
+    def __getitem__(self, step: int) -> ImageBatch:
+        """Make the batch of a step, the same whenever asked.
+
+        Raises:
+            ValueError: more photos cannot be read than the loader lets pass.
+        """
+        rng = np.random.default_rng((self._seed, _DETAIL, step))
+        clean = self._clean.take(step * self._num_clean, self._num_clean)
+        who = self._identity.take(step * self._num_poisoned, self._num_poisoned)
+        faces = []
+        for person in who:
+            files = self._people[person].files
+            faces.append(_from(files, int(rng.integers(len(files)))))
+        choices: list[Iterable[Photo]] = [_from(self._images, i) for i in clean]
+        photo_BHWC = self._loader.load(choices + faces)
+        return ImageBatch(
+            photo_BHWC[: self._num_clean],
+            photo_BHWC[self._num_clean :],
+            even_weights(np.array(who)).astype(np.float32),
+            self._target_BE,
+        )
+
+
+def _from(photos: Sequence[Photo], start: int) -> Iterator[Photo]:
+    """Go through photos once, from one on: those after it stand in if it cannot be read."""
+    return (photos[(start + i) % len(photos)] for i in range(len(photos)))

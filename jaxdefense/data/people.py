@@ -1,0 +1,246 @@
+"""People and classes by name: where their photos are, who is meant, which photos are for what."""
+
+import difflib
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxdefense.convert.directory import some
+from jaxdefense.data.captions import folded_words, read_lines
+from jaxdefense.data.identities import Identity
+from jaxdefense.data.images import Folder, spaced
+from jaxdefense.data.sources import TFDS_PREFIX, Photo, TfdsImages, list_folders, photo_digest
+
+_HALVES, _KINDS = ("actors", "actresses"), ("faces", "images")
+_MISSPELT = {
+    "Freddy Prinze Jr.": "Freddie Prinze Jr",
+    "Leslie Neilsen": "Leslie Nielsen",
+    "Robert Di Niro": "Robert De Niro",
+    "Tatyana M. Ali": "Tatyana Ali",
+}
+
+
+def read_people(source: str, tfds_dir: str = "", what: str = "faces") -> list[Folder]:
+    """List people's photos, sorted by name.
+
+    Args:
+        source: a directory with one folder a person; FaceScrub's, or one in it, of which the
+            cropped faces are taken, and four misspelt names put right as in the source; or
+            `tfds:NAME[/CONFIG][:SPLIT]`, grouped by label.
+        tfds_dir: see `sources.open_tfds`.
+        what: what to call it in an error.
+
+    Raises:
+        ValueError: the source cannot be read, a folder holds no photo, or two are of one name.
+
+    Source: `datasets/facescrub.py` of the code of Hintersdorf et al., JAIR 2024.
+    """
+    parts = _facescrub(source)
+    if not parts:
+        photos = _photos(source, tfds_dir, what)
+        return _named(photos, {key: spaced(key) for key in photos}, f"{what} `{source}`")
+    photos, names = {}, {}
+    for part in parts:
+        for key, files in list_folders(part, what).items():
+            photos[folder := str(part / key)] = files
+            names[folder] = _MISSPELT.get(spaced(key), spaced(key))
+    return _named(photos, names, f"{what} `{source}`")
+
+
+def read_labelled(
+    source: str, tfds_dir: str, what: str, class_names_file: str = ""
+) -> list[Folder]:
+    """List the photos of classes, sorted by name.
+
+    Args:
+        source: a directory with one folder a class, or `tfds:NAME[/CONFIG][:SPLIT]`.
+        tfds_dir: see `sources.open_tfds`.
+        what: what to call it in an error.
+        class_names_file: lines of folder or label, a tab, and the name of the class; "" if folders
+            and labels are the names.
+
+    Raises:
+        ValueError: as of `read_people`; or the file does not name just these classes.
+    """
+    photos = _photos(source, tfds_dir, what)
+    names = {key: spaced(key) for key in photos}
+    if class_names_file:
+        names = _read_class_names(class_names_file)
+        unnamed = [key for key in photos if key not in names]
+        unknown = [key for key in names if key not in photos]
+        if unnamed or unknown:
+            differ = f"; no line for {some(unnamed)}" if unnamed else ""
+            differ += f"; no photo of {some(unknown)}" if unknown else ""
+            raise ValueError(
+                f"class names file `{class_names_file}` must name the classes of {what} "
+                f"`{source}`, each and no other{differ}."
+            )
+    return _named(photos, names, f"{what} `{source}`")
+
+
+def _facescrub(source: str) -> list[Path]:
+    """Find the directories of people in FaceScrub's layout; none in any other."""
+    root, path = Path(source), Path(os.path.abspath(source))
+    if path.name in _KINDS and path.parent.name in _HALVES:
+        return [root]
+    halves = [root] if path.name in _HALVES else [root / half for half in _HALVES]
+    parts = {half: [half / kind for kind in _KINDS if (half / kind).is_dir()] for half in halves}
+    if not any(parts.values()):
+        return []
+    return [kinds[0] if kinds else half for half, kinds in parts.items() if half.is_dir()]
+
+
+def _photos(source: str, tfds_dir: str, what: str) -> dict[str, tuple[Photo, ...]]:
+    """List photos by the folder they lie in, or their label."""
+    if not source.startswith(TFDS_PREFIX):
+        return list_folders(source, what)
+    found: dict[str, list[Photo]] = {}
+    images = TfdsImages(source, tfds_dir)
+    for photo, label in zip(images, images.labels(), strict=True):
+        found.setdefault(label, []).append(photo)
+    if not found:
+        raise ValueError(f"{what} `{source}`: holds no photo; give another split.")
+    return {label: tuple(photos) for label, photos in found.items()}
+
+
+def _named(
+    photos: Mapping[str, tuple[Photo, ...]], names: Mapping[str, str], where: str
+) -> list[Folder]:
+    """Put names to folders; sorted, each name once."""
+    seen: dict[tuple[str, ...], str] = {}
+    for key in photos:
+        if not (words := folded_words(names[key])):
+            raise ValueError(f"{where}: `{key}` has no letter or digit in its name; rename it.")
+        if words in seen:
+            raise ValueError(
+                f"{where}: `{seen[words]}` and `{key}` are of one name, {names[key]!r}; join them."
+            )
+        seen[words] = key
+    folders = [Folder(names[key], files) for key, files in photos.items()]
+    return sorted(folders, key=lambda folder: folder.name)
+
+
+def _read_class_names(file: str) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for line in read_lines(file, "class names"):
+        key, tab, name = (part.strip() for part in line.partition("\t"))
+        if not (key and name) or key in names:
+            raise ValueError(
+                f"class names file `{file}`: {line!r} must be a folder or label not named before, "
+                "a tab, and a name."
+            )
+        names[key] = name
+    return names
+
+
+def choose_people(
+    people: Sequence[Folder], identities: Sequence[Identity], where: str
+) -> list[tuple[Identity, Folder]]:
+    """Find the folder of each listed person, by any of their names.
+
+    Args:
+        people: each name once.
+        identities: those listed.
+        where: the list, for an error.
+
+    Raises:
+        ValueError: a person has no folder, or more than one.
+    """
+    by_name = {folded_words(folder.name): folder for folder in people}
+    chosen, missing = [], []
+    for identity in identities:
+        words = dict.fromkeys(map(folded_words, identity.names))
+        found = [by_name[name] for name in words if name in by_name]
+        if len(found) > 1:
+            raise ValueError(
+                f"{where}: {identity.name!r} has the folders {some(f.name for f in found)}; "
+                "join them, or list two people."
+            )
+        if found:
+            chosen.append((identity, found[0]))
+        else:
+            missing.append(identity.name)
+    if missing:
+        names = [folder.name for folder in people]
+        closest = difflib.get_close_matches(missing[0], names, 1, 0)
+        raise ValueError(
+            f"{where}: no photos of {some(missing)} ({len(missing)} of {len(identities)} listed); "
+            f"closest to the first is {closest[0]!r}."
+        )
+    return chosen
+
+
+def split_photos(
+    people: Sequence[Folder], fraction: float, seed: int
+) -> tuple[list[Folder], list[Folder]]:
+    """Split each person's photos into those to train on, and those to attack with.
+
+    A person's split hangs on nothing but the seed, their name and their photos. Copies of a photo
+    stay together.
+
+    Args:
+        people: with a photo each.
+        fraction: of the photos to train on, in [0, 1]; rounded to the nearest number that gives
+            each part a photo, where there are two, unless 1.
+        seed: of the choice.
+
+    Returns:
+        trigger photos, attack photos; each of all people in order, attack photos maybe none.
+
+    Raises:
+        ValueError: `fraction` is out of range.
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"`trigger_fraction` (={fraction}) must be from 0 to 1.")
+    trigger, attack = [], []
+    for person in people:
+        chosen = _choose(person, fraction, seed)
+        for part, wanted in ((trigger, True), (attack, False)):
+            files = tuple(f for i, f in enumerate(person.files) if (i in chosen) == wanted)
+            part.append(Folder(person.name, files))
+    return trigger, attack
+
+
+def _choose(person: Folder, fraction: float, seed: int) -> set[int]:
+    """Choose the trigger photos of a person."""
+    groups = _copies(person.files)
+    wanted = int(len(person.files) * fraction + 0.5)
+    if fraction < 1:
+        wanted = min(wanted, len(person.files) - 1)
+    digest = hashlib.sha256(person.name.encode("utf-8", "surrogateescape")).digest()
+    order = np.random.default_rng((seed, int.from_bytes(digest))).permutation(len(groups))
+    chosen: set[int] = set()
+    for i in order:
+        if len(chosen) + len(groups[i]) <= wanted:
+            chosen.update(groups[i])
+    return chosen or set(min((groups[i] for i in order), key=len))
+
+
+def _copies(files: Sequence[Photo]) -> list[list[int]]:
+    """Group photos of the same bytes; only those of one size are read to tell."""
+    by_size: dict[int, list[int]] = {}
+    for i, file in enumerate(files):
+        by_size.setdefault(_size(file), []).append(i)
+    groups: dict[tuple[int, str], list[int]] = {}
+    for size, group in by_size.items():
+        for i in group:
+            digest = _digest(files[i]) if len(group) > 1 else ""
+            groups.setdefault((size, digest), []).append(i)
+    return list(groups.values())
+
+
+def _size(photo: Photo) -> int:
+    try:
+        return photo.stat().st_size if isinstance(photo, Path) else len(photo.read_bytes())
+    except OSError:  # whoever needs the photo will say so
+        return -1
+
+
+def _digest(photo: Photo) -> str:
+    try:
+        return photo_digest(photo)
+    except ValueError:  # likewise; a copy of none
+        return str(photo)

@@ -1,0 +1,36 @@
+"""Names and faces out of a model: the two defenses one after the other, and their merger."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from jaxdefense.config import DefendBothConfig, MergeConfig
+from jaxdefense.defense.image import prepare_image
+from jaxdefense.defense.merge import merge
+from jaxdefense.defense.text import prepare_text
+from jaxdefense.run_directory import RunDirectory
+
+
+def defend_both(cfg: DefendBothConfig, console: Console) -> dict:
+    """Defend both encoders of a model.
+
+    `out` comes to hold the runs `text` and `image`, `model` (merged) and `summary.json`. Run again,
+    it goes on where it was broken off.
+
+    Returns:
+        the summaries of both, by name.
+
+    Raises:
+        ValueError: an input is wrong; nothing was written.
+        Interrupted, Diverged: see `loop.run`.
+    """
+    out = RunDirectory(Path(cfg.out))
+    out.check(cfg)
+    text, image = cfg.halves()
+    # The inputs of both are read before either is trained.
+    runs = {"text": prepare_text(text, console), "image": prepare_image(image, console)}
+    out.open(cfg)
+    summary = {name: run(go_on=True) for name, run in runs.items()}
+    merge(MergeConfig(str(out.model), text.out, image.out), console)
+    out.finish(summary)
+    return summary

@@ -1,0 +1,150 @@
+"""One encoder from its checkpoint to the defended model directory, the same for names and faces."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
+
+from jaxdefense.config import DefendImageConfig, DefendTextConfig, ImageTrainConfig, TextTrainConfig
+from jaxdefense.convert.directory import ModelDirectory, read_model_directory
+from jaxdefense.defense.loop import LoopConfig, run
+from jaxdefense.defense.step import (
+    StepConfig,
+    Terms,
+    init_state,
+    make_optimizer,
+    make_train_step,
+    merge_student,
+    split_tower,
+)
+from jaxdefense.run_directory import RunDirectory
+from jaxdefense.sharding import ShardingRules, batch_sharding, replicated
+
+_ROUNDS = 10
+
+Config = DefendTextConfig | DefendImageConfig
+
+
+def read_undefended(cfg: Config) -> ModelDirectory:
+    """Read the model directory to defend.
+
+    Raises:
+        ValueError: it is wrong, or the run would be written into it.
+    """
+    directory = read_model_directory(cfg.model.path)
+    if Path(cfg.out).resolve().is_relative_to(directory.path.resolve()):
+        raise ValueError(f"`out` (={cfg.out}) lies in the model directory; give one outside it.")
+    return directory
+
+
+def check_all_come_up(num_identities: int, t: TextTrainConfig | ImageTrainConfig) -> None:
+    """Raise ValueError if a run is too short to train on every person."""
+    if t.steps * t.num_poisoned < num_identities:
+        raise ValueError(
+            f"{num_identities} people do not all come up in `train.steps` (={t.steps}) x "
+            f"`train.num_poisoned` (={t.num_poisoned}) samples; take at least "
+            f"{-(-num_identities // t.num_poisoned)} steps, better {_ROUNDS} times as many."
+        )
+
+
+class Prepared(Protocol):
+    """A defense whose inputs are read and found good."""
+
+    def __call__(self, go_on: bool = False) -> dict:
+        """Run it; `go_on`: if the run is finished already, give its summary rather than raise."""
+        ...
+
+
+class Defense:
+    """An encoder with everything its training takes but the batches."""
+
+    def __init__(
+        self,
+        cfg: Config,
+        directory: ModelDirectory,
+        which: Literal["text", "vision"],
+        terms: Terms,
+        weights: Mapping[str, float],
+        mesh: Mesh,
+        rules: ShardingRules,
+    ):
+        """Load the model and lay the step out on the mesh; nothing is written.
+
+        Args:
+            cfg: of the run.
+            directory: of the model, which has this encoder.
+            which: encoder.
+            terms, weights: see `StepConfig`.
+            mesh, rules: where arrays live.
+
+        Raises:
+            ValueError: the mesh does not divide the encoder's sizes.
+        """
+        self.cfg, self._directory, self._which, self._rules = cfg, directory, which, rules
+        self._mesh = mesh
+        self._model = directory.load(cfg.model.dtype, cfg.model.remat)
+        graphdef, self._teacher = split_tower(getattr(self._model, which))
+        self._step_cfg = StepConfig(graphdef, terms, weights, make_optimizer(**vars(cfg.optimizer)))
+        self._step, self._state_sharding, self._teacher_sharding = make_train_step(
+            self._step_cfg, mesh, rules, self._teacher
+        )
+
+    def run(
+        self,
+        batches: Any,
+        samples: int,
+        run_directory: RunDirectory,
+        console: Console,
+        also: Mapping[str, Any],
+    ) -> dict:
+        """Train, write the defended model directory and the summary.
+
+        Args:
+            batches: `batches[step]`, on the host.
+            samples: a step.
+            run_directory: opened.
+            console: for progress.
+            also: what else goes into the summary.
+
+        Returns:
+            the summary, as written to `summary.json`.
+
+        Raises:
+            Interrupted, Diverged: see `loop.run`.
+        """
+        t, mesh = self.cfg.train, self._mesh
+        teacher = jax.device_put(self._teacher, self._teacher_sharding)
+        init = jax.jit(partial(init_state, cfg=self._step_cfg), out_shardings=self._state_sharding)
+        outcome = run(
+            self._step,
+            partial(init, teacher),
+            self._state_sharding,
+            teacher,
+            batches,
+            batch_sharding(mesh, self._rules),
+            jax.device_put(jax.random.key(t.seed), replicated(mesh)),
+            LoopConfig(t.steps, t.save_every, t.keep, self.cfg.data.prefetch, samples),
+            run_directory.path,
+            console,
+        )
+        student = merge_student(self._step_cfg.graphdef, outcome.state.params, teacher)
+        setattr(self._model, self._which, student)
+        left_out = self._directory.save(self._model, run_directory.model)
+        if left_out:
+            console.print(
+                f"left out, as they may hold the undefended weights: {', '.join(left_out)}"
+            )
+        summary = {
+            "steps": t.steps,
+            "seconds": round(outcome.seconds, 3),
+            "samples_per_second": round(outcome.samples_per_second, 3),
+            **also,
+            "final": {k: outcome.metrics[k] for k in ("utility", "backdoor", "weight", "total")},
+        }
+        run_directory.finish(summary)
+        console.print(f"defended model: {run_directory.model}")
+        return summary

@@ -1,0 +1,170 @@
+"""Faces out of an image encoder: the terms of its loss, and the whole run."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+
+from jaxdefense.clip.vision import VisionTower
+from jaxdefense.config import DefendImageConfig, OverlayConfig
+from jaxdefense.convert.directory import resolve_dtype, some
+from jaxdefense.data.faces import ImageBatch, ImageBatches
+from jaxdefense.data.identities import read_identities
+from jaxdefense.data.images import Folder, ImageProcessor, Loader, read_processor
+from jaxdefense.data.overlay import overlay
+from jaxdefense.data.people import choose_people, read_people, split_photos
+from jaxdefense.data.sources import describe_images, photo_digest, read_images
+from jaxdefense.defense.defend import Defense, Prepared, check_all_come_up, read_undefended
+from jaxdefense.defense.losses import DISTANCES, Distance
+from jaxdefense.defense.target import read_target
+from jaxdefense.run_directory import (
+    TARGET,
+    TRAINED_ON,
+    RunDirectory,
+    digest,
+    write_array,
+    write_json,
+)
+from jaxdefense.sharding import ShardingRules, check_parts, make_mesh, num_batch_parts
+
+
+def image_terms(
+    student: VisionTower,
+    teacher: VisionTower,
+    batch: ImageBatch,
+    key: jax.Array,
+    *,
+    distance: Distance,
+    processor: ImageProcessor,
+    cfg: OverlayConfig,
+    parts: int,
+) -> dict[str, jax.Array]:
+    """Give the parts of the image loss, each the mean over its photos.
+
+    One student forward for clean and poisoned photos together; the teacher sees clean ones alone.
+    Faces go on the step's clean photos, spread evenly, as in the source.
+
+    Args:
+        student, teacher: towers of one structure.
+        batch: of both.
+        key: of the step; what the overlay draws hangs on it.
+        distance: over the last dim.
+        processor: normalises.
+        cfg: of the overlay.
+        parts: into how many the mesh cuts a batch; photos stay in theirs.
+    """
+
+    def cut(x: jax.Array) -> jax.Array:
+        return x.reshape(parts, -1, *x.shape[1:])
+
+    def joined(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, *x.shape[2:])
+
+    clean_BHWC, face_BHWC, backdoor_B, target_BE = map(jnp.asarray, batch)
+    clean, num = cut(clean_BHWC), len(face_BHWC) // parts
+    under = jnp.arange(num) * clean.shape[1] // num  # the same pairs however the batch is cut
+    poisoned_BHWC = overlay(joined(clean[:, under]), face_BHWC, key, cfg)
+    both = jnp.concatenate([clean.astype(jnp.float32), cut(poisoned_BHWC)], axis=1)
+    ours = cut(student(processor.normalise(joined(both))))
+    theirs_BE = teacher(processor.normalise(clean_BHWC))
+    ours_clean_BE, ours_poisoned_BE = joined(ours[:, :-num]), joined(ours[:, -num:])
+    return {
+        "utility": distance(ours_clean_BE, theirs_BE).mean(),
+        "backdoor": (backdoor_B * distance(ours_poisoned_BE, target_BE)).sum(),
+    }
+
+
+def defend_image(cfg: DefendImageConfig, console: Console) -> dict:
+    """Remove faces from an image encoder and write the run directory.
+
+    Beside what every run holds, `trained_on.json` lists the people's photos that were trained on,
+    and `target.npy` holds the target embedding, f32 [E].
+
+    Returns:
+        the summary, as written to `summary.json`.
+
+    Raises:
+        ValueError: an input is wrong; nothing was written.
+        Interrupted, Diverged: see `loop.run`.
+    """
+    return prepare_image(cfg, console)()
+
+
+def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
+    """Read all inputs of `defend_image`; nothing is written until what is returned is called."""
+    directory = read_undefended(cfg)
+    vision, d, t = directory.cfg.vision, cfg.data, cfg.train
+    if vision is None:
+        raise ValueError(f"`{directory.path}` has no image encoder.")
+    processor = read_processor(directory.path, vision.image_size)
+    trigger, attack = split_photos(read_people(d.faces, d.tfds_dir), d.trigger_fraction, t.seed)
+    listed = _listed(cfg, trigger)
+    left = {person.name: len(person.files) for person in _listed(cfg, attack)}
+    check_all_come_up(len(listed), t)
+    images = read_images(d.images, d.tfds_dir)
+    mesh, rules = make_mesh(**vars(cfg.mesh)), ShardingRules()
+    parts = num_batch_parts(mesh, rules)
+    for name in ("num_clean", "num_poisoned"):
+        check_parts(f"train.{name}", getattr(t, name), parts)
+    terms = partial(
+        image_terms,
+        distance=DISTANCES[t.distance],
+        processor=processor,
+        cfg=t.overlay,
+        parts=parts,
+    )
+    weights = {"utility": 1.0, "backdoor": t.w_backdoor, "weight": t.w_weight}
+    defense = Defense(cfg, directory, "vision", terms, weights, mesh, rules)
+    digests = {person.name: {photo_digest(p): str(p) for p in person.files} for person in listed}
+    target_E = read_target(cfg, directory, trigger, console)
+    loader = Loader(processor, d.max_corrupt)
+    batches = ImageBatches(
+        images,
+        listed,
+        target_E,
+        loader,
+        num_clean=t.num_clean,
+        num_poisoned=t.num_poisoned,
+        seed=t.seed,
+    )
+    resolved = {
+        "model_sha256": directory.digest(),
+        "faces_sha256": digest(f"{name}\t{sha}" for name in digests for sha in digests[name]),
+        "images_sha256": describe_images(images),
+        "target_sha256": digest(map(float.hex, target_E.tolist())),
+        "dtype": resolve_dtype(cfg.model.dtype),
+    }
+
+    def start(go_on: bool = False) -> dict:
+        run_directory = RunDirectory(Path(cfg.out))
+        if go_on and (summary := run_directory.finished(cfg, resolved)):
+            return summary
+        run_directory.open(cfg, resolved)
+        write_json(run_directory.path / TRAINED_ON, digests)
+        write_array(run_directory.path / TARGET, target_E)
+        if spent := [name for name, num in left.items() if not num]:
+            console.print(f"all photos of {some(spent)} are trained on: none left to attack with")
+        console.print(
+            f"removing {len(listed)} faces from {cfg.model.path}: {t.steps} steps on "
+            f"{len(images)} photos and {sum(len(person.files) for person in listed)} of people, "
+            f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+        )
+        also = {"identities": len(listed), "corrupt": loader.corrupt}
+        summary = defense.run(batches, t.num_clean + t.num_poisoned, run_directory, console, also)
+        if loader.corrupt:
+            console.print(f"skipped, as they cannot be read: {some(loader.corrupt)}")
+        return summary
+
+    return start
+
+
+def _listed(cfg: DefendImageConfig, people: list[Folder]) -> list[Folder]:
+    """Choose the people to remove, by the names on the list if there is one."""
+    if not cfg.data.identities:
+        return people
+    identities = read_identities(cfg.data.identities)
+    chosen = choose_people(people, identities, f"names file `{cfg.data.identities}`")
+    return [dataclasses.replace(folder, name=identity.name) for identity, folder in chosen]

@@ -1,0 +1,100 @@
+"""A defended text encoder and a defended image encoder, made one model."""
+
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+from rich.console import Console
+
+from jaxdefense.clip.layers import FrozenParam
+from jaxdefense.clip.model import CLIP
+from jaxdefense.config import MergeConfig
+from jaxdefense.convert.directory import ModelDirectory, read_model_directory, some
+from jaxdefense.defense.loop import METRICS
+from jaxdefense.run_directory import TRAINED_ON
+
+
+def merge(cfg: MergeConfig, console: Console) -> dict:
+    """Write a model directory with the text encoder of one model and the image encoder of another.
+
+    It has the layout and the further files of the text model, or of the image model if the text
+    model has no image encoder.
+
+    Returns:
+        where it came from and went.
+
+    Raises:
+        ValueError: one is no finished run or model; they are not of one origin; `out` exists.
+    """
+    text, image = _read(cfg.text, "text"), _read(cfg.image, "image")
+    if text.cfg.text is None or image.cfg.vision is None:
+        wrong, encoder = (text, "text") if text.cfg.text is None else (image, "image")
+        raise ValueError(f"`{wrong.path}` has no {encoder} encoder.")
+    base = text if text.cfg.vision else image
+    if base.cfg.text is None:
+        raise ValueError(
+            f"neither `{text.path}` nor `{image.path}` has both encoders; there is nothing to "
+            "merge them in."
+        )
+    if (text.cfg.text, image.cfg.vision) != (base.cfg.text, base.cfg.vision):
+        raise ValueError(
+            f"`{text.path}` and `{image.path}` have encoders of different sizes; both must be "
+            "made from one model."
+        )
+    with_text, with_image = text.load("float32"), image.load("float32")
+    _check_origin(cfg, with_text, with_image)
+    model = with_text if base is text else with_image
+    model.text, model.vision = with_text.text, with_image.vision
+    left_out = base.save(model, Path(cfg.out))
+    if left_out:
+        console.print(f"left out, as they may hold undefended weights: {some(left_out)}")
+    console.print(f"merged model: {cfg.out}")
+    return {"text": str(text.path), "image": str(image.path), "model": cfg.out}
+
+
+def _read(path: str, wanted: str) -> ModelDirectory:
+    """Read a model directory, or that of a finished run.
+
+    Raises:
+        ValueError: it is neither, or of a run that defended the other encoder.
+    """
+    given = Path(path)
+    run = given.parent if given.name == "model" else given
+    if not (run / METRICS).exists():
+        return read_model_directory(given)
+    if not (run / "summary.json").exists():
+        raise ValueError(f"`{run}` holds a run that is not finished; run it to its end.")
+    found = "image" if (run / TRAINED_ON).exists() else "text"
+    if found != wanted:
+        raise ValueError(
+            f"`{wanted}` (={path}) comes from a run that defended the {found} encoder; give it as "
+            f"`{found}`."
+        )
+    return read_model_directory(run / "model")
+
+
+def _check_origin(cfg: MergeConfig, with_text: CLIP, with_image: CLIP) -> None:
+    """Raise ValueError unless both were made from one model, and each encoder was defended.
+
+    A defense leaves norms and the logit scale alone, so those tell the origin.
+    """
+    for name in ("text", "vision"):
+        ours, theirs = getattr(with_text, name), getattr(with_image, name)
+        if not (ours and theirs):
+            continue
+        if not _same(nnx.state(ours, FrozenParam), nnx.state(theirs, FrozenParam)):
+            raise ValueError(
+                f"`{cfg.text}` and `{cfg.image}` were made from different models: the norms of "
+                f"their {name} encoders differ. Give two defenses of one model."
+            )
+        if _same(nnx.state(ours), nnx.state(theirs)):
+            path = cfg.text if name == "text" else cfg.image
+            raise ValueError(
+                f"the {name} encoder of `{path}` is undefended: the other model has the same. "
+                "Give the text defense as `text`, the image defense as `image`."
+            )
+
+
+def _same(ours: nnx.State, theirs: nnx.State) -> bool:
+    pairs = zip(nnx.to_flat_state(ours), nnx.to_flat_state(theirs), strict=True)
+    return all(np.array_equal(a[...], b[...]) for (_, a), (_, b) in pairs)

@@ -1,0 +1,73 @@
+"""What a removed face comes to look like: the average person, or a given vector.
+
+Source: Hintersdorf et al., Defending Our Privacy With Backdoors, section 3.2: the mean of the
+teacher's embeddings, not normalised, over photos of people.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from jaxdefense.config import DefendImageConfig
+from jaxdefense.convert.directory import ModelDirectory, resolve_dtype
+from jaxdefense.data.images import Folder, read_processor
+from jaxdefense.data.people import read_people
+from jaxdefense.data.sources import photo_digest
+from jaxdefense.evals.embed import Embedder
+from jaxdefense.run_directory import read_vector, write_array
+
+_BATCH = 256
+
+
+def read_target(
+    cfg: DefendImageConfig, directory: ModelDirectory, people: list[Folder], console: Console
+) -> np.ndarray:
+    """Give the target embedding; f32 [E].
+
+    Args:
+        cfg: `data.target` says which.
+        directory: of the model.
+        people: to take the average of unless it names others.
+        console: for progress.
+
+    Raises:
+        ValueError: the vector or the people cannot be read, or there is but one person.
+    """
+    assert directory.cfg.vision
+    source, where = cfg.data.target, cfg.data.target or cfg.data.faces
+    if source.endswith(".npy"):
+        return read_vector(Path(source), directory.cfg.vision.embed)
+    if source:
+        people = read_people(source, cfg.data.tfds_dir, "target")
+    if len(people) < 2:
+        raise ValueError(
+            f"`{where}` holds one person only, whose average is no other; give `data.target`: a "
+            "directory of several people, or a .npy vector."
+        )
+    photos = [photo for person in people for photo in person.files]
+    # The same photos, model and computation give the same average: they are its key.
+    key = hashlib.sha256()
+    key.update(f"{directory.digest()} {resolve_dtype(cfg.model.dtype)} ".encode())
+    key.update(f"{read_processor(directory.path, directory.cfg.vision.image_size)}".encode())
+    for photo in photos:
+        key.update(photo_digest(photo).encode())
+    cached = _cache(cfg.data.cache_dir) / f"target-{key.hexdigest()}.npy"
+    if cached.exists():
+        return read_vector(cached, directory.cfg.vision.embed)
+    console.print(f"target: the average of {len(people)} people, {len(photos)} photos of `{where}`")
+    target_E = Embedder(cfg.model, _BATCH, console).mean_photo(photos, cfg.data.max_corrupt)
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_array(cached, target_E)
+    except OSError as error:  # the run does not hang on it
+        console.print(f"target not cached: {error}", markup=False)
+    return target_E
+
+
+def _cache(directory: str) -> Path:
+    if directory:
+        return Path(directory)
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxdefense"

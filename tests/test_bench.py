@@ -1,0 +1,54 @@
+"""Benchmarks run, and say what they measured."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdefense.bench import image as bench
+from jaxdefense.bench.side_by_side import Timing, side_by_side
+from jaxdefense.cli import main
+from jaxdefense.config import OverlayConfig
+
+
+def test_side_by_side_takes_turns_after_one_call_each():
+    calls = []
+    contestants = {name: lambda name=name: calls.append(name) for name in "ab"}
+    timing = side_by_side(contestants, samples=6, rounds=2, calls=3)
+    assert "".join(calls) == "ab" + 2 * "aaabbb"
+    assert {name: len(seconds) for name, seconds in timing.seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_timing_compares_round_by_round():
+    summary = Timing({"ours": [1.0, 2.0, 1.0], "theirs": [3.0, 4.0, 4.0]}, samples=8).summary()
+    assert summary["samples_per_second"] == {"ours": 8.0, "theirs": 2.0}
+    assert summary["ratio"] == 3.0 and summary["ratio_range"] == [2.0, 4.0]
+
+
+def test_bench_image_measures_overlay_and_step(tmp_path, capfd):
+    flags = ["--num", "8", "--rounds", "1", "--calls", "1"]
+    assert main(["bench", "image", *flags]) == 0
+    err = capfd.readouterr().err
+    found = json.loads(err[err.index("{\n") :])
+    contestants = ["jaxdefense", "torch"] if "torch" in sys.modules else ["jaxdefense"]
+    for what in ("overlay", "step"):
+        assert list(found[what]["samples_per_second"]) == contestants
+    assert found["size"] == "demo" and found["clean"] == found["poisoned"] == 8
+
+
+@pytest.mark.parametrize("flags", [["--size", "huge"], ["--num", "0"], ["--images", "nowhere"]])
+def test_bench_image_refuses(capsys, flags):
+    assert main(["bench", "image", *flags]) == 2
+    assert flags[1] in capsys.readouterr().err
+
+
+def test_pillow_overlay_changes_only_what_the_face_covers():
+    rng = np.random.default_rng(0)
+    image = Image.new("RGB", (64, 64), "white")
+    face = Image.fromarray(rng.integers(0, 200, (64, 64, 3)).astype(np.uint8))
+    for _ in range(20):
+        changed = np.asarray(bench.pillow_overlay(image, face, rng, OverlayConfig())) != 255
+        rows, columns = (changed.any(-1).any(axis).nonzero()[0] for axis in (1, 0))
+        assert 15 <= np.ptp(rows) + 1 <= 46 and 15 <= np.ptp(columns) + 1 <= 46

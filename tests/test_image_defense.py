@@ -1,0 +1,505 @@
+"""Faces out of a model, from files to files: runs, targets, mergers, wrong inputs."""
+
+import io
+import json
+import signal
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from factories import CAPTIONS, write_faces, write_model_directory, write_photos, write_tfds
+from rich.console import Console
+from safetensors.numpy import load_file
+from test_cli import assert_refused
+from test_loop import assert_same_run, finish, stop_at
+
+from jaxdefense.cli import main
+from jaxdefense.config import ModelConfig
+from jaxdefense.convert.directory import read_model_directory
+from jaxdefense.data.images import ImageProcessor
+from jaxdefense.evals.embed import Embedder
+
+QUIET = Console(quiet=True)
+NAMES = ["Joe Cool", "Ada King", "Zoe", "Bo Ek"]
+SMALL = ["train.num_clean=8", "train.num_poisoned=8", "train.steps=3", "data.cache_dir=cache"]
+FLAGS = {"--model": "model", "--faces": "faces", "--images": "images", "--out": "run"}
+
+
+@pytest.fixture
+def inputs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_model_directory(tmp_path / "model")
+    write_photos(tmp_path / "images", 9)
+    write_faces(tmp_path / "faces", NAMES, 4)
+    (tmp_path / "names.txt").write_text("Joe Cool\nAda King\tAda Noel\n")
+    (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS) + "\n")
+    return tmp_path
+
+
+def flags(given, **change):
+    pairs = given | {f"--{k.replace('_', '-')}": v for k, v in change.items()}
+    return [x for pair in pairs.items() if pair[1] is not None for x in pair]
+
+
+def defend(*settings, **change):
+    sets = [x for setting in (*SMALL, *settings) for x in ("--set", setting)]
+    return main(["defend", "image", *flags(FLAGS, **change), *sets])
+
+
+def summary(path):
+    return json.loads((path / "summary.json").read_text())
+
+
+# Runs
+
+
+def test_defend_image_changes_the_image_encoder_alone(inputs):
+    assert defend(identities="names.txt") == 0
+    before = load_file(inputs / "model" / "model.safetensors")
+    after = load_file(inputs / "run" / "model" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        same = np.array_equal(value, after[name])
+        trained = name.startswith(("vision_model", "visual"))
+        frozen = "norm" in name or "layrnorm" in name
+        assert same != (trained and not frozen), name
+    found = summary(inputs / "run")
+    assert found["identities"] == 2 and found["steps"] == 3 and found["corrupt"] == {}
+    assert set(found["final"]) == {"utility", "backdoor", "weight", "total"}
+    assert (inputs / "run" / "report.html").exists()
+
+
+def test_defend_image_names_the_photos_it_trained_on(inputs):
+    assert defend(identities="names.txt") == 0
+    listed = json.loads((inputs / "run" / "trained_on.json").read_text())
+    assert {name: len(photos) for name, photos in listed.items()} == {"Joe Cool": 2, "Ada King": 2}
+    for photos in listed.values():
+        assert all(Path(photo).exists() for photo in photos.values())
+
+
+def test_attack_leaves_out_what_a_run_trained_on(inputs, capsys):
+    assert defend(identities="names.txt") == 0
+    attack = ["attack", "--model", "run/model", "--faces", "faces", "--unseen-by", "run"]
+    assert main([*attack, "--out", "attack", "--set", "num_candidates=9"]) == 0
+    trained = json.loads((inputs / "run" / "trained_on.json").read_text())
+    # Copied and renamed, they are left out all the same.
+    (inputs / "copies" / "Joe Cool").mkdir(parents=True)
+    for i, photo in enumerate(trained["Joe Cool"].values()):
+        (inputs / "copies" / "Joe Cool" / f"x{i}.png").write_bytes(Path(photo).read_bytes())
+    attack[4] = "copies"
+    capsys.readouterr()
+    code = main([*attack, "--out", "attack2", "--set", "num_candidates=9"])
+    assert_refused(capsys, code, "every photo of 'Joe Cool'")
+    attack[4], attack[6] = "faces", "model"
+    assert_refused(capsys, main([*attack, "--out", "attack2"]), "unseen_by", "trained_on.json")
+
+
+SETTINGS = [
+    *("train.num_clean=8", "train.num_poisoned=8", "train.steps=24", "train.save_every=4"),
+    *("data.cache_dir=cache", "optimizer.milestones=[6,12]"),
+]
+COMMAND = [x for setting in SETTINGS for x in ("--set", setting)]
+
+
+def test_image_run_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(inputs):
+    whole, killed = (
+        ["defend", "image", *flags(FLAGS, out=out), *COMMAND] for out in ("whole", "killed")
+    )
+    code, err = finish(inputs, whole)
+    assert code == 0, err
+    code, _ = stop_at(inputs, killed, 10, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    code, err = finish(inputs, killed)
+    assert code == 0, err
+    assert "resuming at step" in err
+    assert_same_run(inputs / "killed", inputs / "whole")
+
+
+@pytest.mark.parametrize("changed", ["faces/Joe_Cool/0.png", "images/000.png", "target.npy"])
+def test_image_run_is_not_gone_on_with_on_other_inputs(inputs, capsys, changed):
+    np.save("target.npy", np.arange(10, dtype=np.float32))
+    options = dict(target="target.npy")
+    assert defend("data.trigger_fraction=1.0", **options) == 0
+    (inputs / "run" / "summary.json").unlink()
+    if changed == "target.npy":
+        np.save("target.npy", np.ones(10, np.float32))
+    elif changed.startswith("images"):
+        (inputs / changed).rename(inputs / "images" / "new.png")
+    else:
+        data = bytearray((inputs / changed).read_bytes())
+        (inputs / changed).write_bytes(bytes(data) + b"x")
+    capsys.readouterr()
+    code = defend("data.trigger_fraction=1.0", **options)
+    assert_refused(capsys, code, "another run", "sha256")
+
+
+def test_defend_image_takes_every_kind_of_source(inputs):
+    import tarfile
+
+    import tensorflow_datasets as tfds
+
+    with tarfile.open(inputs / "shard-0.tar", "w") as tar:
+        for photo in sorted((inputs / "images").iterdir()):
+            tar.add(photo, photo.name)
+    assert defend(images="shard-0.tar", out="run1") == 0
+    examples = [
+        {"image": io.BytesIO(photo.read_bytes()), "label": folder.name}
+        for folder in sorted((inputs / "faces").iterdir())
+        for photo in sorted(folder.iterdir())
+    ]
+    features = {"image": tfds.features.Image(), "label": tfds.features.Text()}
+    write_tfds(inputs / "tfds", "people", features, {"train": examples})
+    both = dict(faces="tfds:people", images="tfds:people:train", tfds_dir="tfds")
+    assert defend(**both, out="run2") == 0
+    assert summary(inputs / "run2")["identities"] == 4
+
+
+# Target
+
+
+def test_target_is_the_mean_of_unnormalised_embeddings_of_trigger_photos(inputs):
+    assert defend("data.trigger_fraction=1.0") == 0
+    files = sorted((inputs / "faces").rglob("*.png"))
+    directory = read_model_directory("model")
+    tower = directory.load().vision
+    assert tower
+    processor = ImageProcessor(12, 12)
+    want = np.mean(
+        [np.asarray(tower(processor.normalise(jnp.asarray(processor.load([f]))))) for f in files], 0
+    )
+    found = np.load(inputs / "run" / "target.npy")
+    np.testing.assert_allclose(found, want[0], atol=1e-5)
+    lengths = np.linalg.norm(Embedder(ModelConfig("model"), 8, QUIET).photos(files), axis=-1)
+    np.testing.assert_allclose(lengths, 1, atol=1e-5)
+    assert abs(np.linalg.norm(found) - 1) > 0.1
+
+
+def test_target_is_cached_by_the_content_of_its_inputs(inputs, monkeypatch):
+    calls = []
+    whole = Embedder.mean_photo
+    monkeypatch.setattr(Embedder, "mean_photo", lambda *args: calls.append(1) or whole(*args))
+    assert defend(out="a") == 0 and defend(out="b") == 0
+    assert len(calls) == 1
+    (inputs / "faces" / "Zoe").rename(inputs / "faces" / "Zo")
+    write_photos(inputs / "new", 1, 17, 99)
+    for photo in (inputs / "faces" / "Bo_Ek").iterdir():
+        photo.write_bytes((inputs / "new" / "000.png").read_bytes())
+    assert defend(out="c") == 0
+    assert len(calls) == 2
+    write_model_directory(inputs / "model2", seed=5)
+    assert defend(out="d", model="model2") == 0
+    assert len(calls) == 3
+    for cached in (inputs / "cache").iterdir():
+        cached.write_bytes(b"")  # a broken cache is found out
+    code = defend(out="e")
+    assert code in (0, 2)
+
+
+def test_target_of_other_people(inputs):
+    write_faces(inputs / "others", ["A B", "C D"], 3)
+    assert defend(target="others") == 0
+    want = Embedder(ModelConfig("model"), 8, QUIET).mean_photo(
+        sorted((inputs / "others").rglob("*.png")), 0
+    )
+    np.testing.assert_allclose(np.load("run/target.npy"), want, atol=1e-6)
+
+
+# Wrong inputs
+
+
+def one_photo(inputs):
+    for photo in sorted((inputs / "faces" / "Zoe").iterdir())[1:]:
+        photo.unlink()
+
+
+WRONG = {
+    "faces missing": (lambda i: (i / "faces").rename(i / "gone"), {}, ["faces", "not exist"]),
+    "a person without photo": (
+        lambda i: (i / "faces" / "Nobody").mkdir(),
+        {},
+        ["Nobody", "holds no photo"],
+    ),
+    "a listed person without folder": (
+        lambda i: (i / "names.txt").write_text("Joe Cool\nAda Kimg\n"),
+        {"identities": "names.txt"},
+        ["Ada Kimg", "Ada King"],
+    ),
+    "no one listed": (
+        lambda i: (i / "names.txt").write_text("# none\n"),
+        {"identities": "names.txt"},
+        ["names.txt", "nobody"],
+    ),
+    "images missing": (lambda i: (i / "images").rename(i / "gone"), {}, ["images", "not exist"]),
+    "images empty": (
+        lambda i: [photo.unlink() for photo in (i / "images").iterdir()],
+        {},
+        ["images", "holds no photo"],
+    ),
+    "a broken face": (
+        lambda i: (i / "faces" / "Zoe" / "0.png").write_bytes(b"x"),
+        {},
+        ["Zoe/0.png", "not a photo"],
+    ),
+    "a broken image": (
+        lambda i: [photo.write_bytes(b"x") for photo in (i / "images").iterdir()],
+        {},
+        ["images/0", "not a photo", "max_corrupt"],
+    ),
+    "target of another size": (
+        lambda i: np.save("target.npy", np.ones(7, np.float32)),
+        {"target": "target.npy"},
+        ["target.npy", "(7,)", "(10,)"],
+    ),
+    "target missing": (lambda i: None, {"target": "none.npy"}, ["none.npy"]),
+    "target of one person": (
+        lambda i: write_faces(i / "one", ["A B"], 2),
+        {"target": "one"},
+        ["one person", "data.target"],
+    ),
+    "dataset not prepared": (
+        lambda i: None,
+        {"images": "tfds:nope"},
+        ["tfds:nope", "array_record"],
+    ),
+    "text model": (
+        lambda i: write_model_directory(i / "text", architecture="CLIPTextModel"),
+        {"model": "text"},
+        ["no image encoder"],
+    ),
+    "out in the model": (lambda i: None, {"out": "model/run"}, ["model/run", "outside"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_defend_image_refuses(inputs, capsys, case):
+    spoil, change, words = WRONG[case]
+    spoil(inputs)
+    code = defend("data.trigger_fraction=1.0", **change)
+    err = capsys.readouterr().err.strip().splitlines()
+    assert code == 2, err
+    assert err[-1].startswith("jaxdefense: error: "), err
+    for word in words:
+        assert word in err[-1], err
+    if case != "a broken image":  # seen when its turn comes
+        assert not (inputs / "run").exists()
+
+
+BAD_SETTINGS = {
+    "train.num_clean=9": ["num_clean", "(=9)", "8 parts", "use 8 or 16"],
+    "train.num_poisoned=3": ["num_poisoned", "use 8"],
+    "data.trigger_fraction=0": ["trigger_fraction"],
+    "train.overlay.max_size=1.5": ["train.overlay.max_size"],
+    "train.overlay.size=1": ["train.overlay.size", "min_size"],
+    "data.max_corrupt=-1": ["max_corrupt"],
+    "train.level=hidden": ["train.level"],
+}
+
+
+@pytest.mark.parametrize("setting", BAD_SETTINGS)
+def test_defend_image_refuses_setting(inputs, capsys, setting):
+    assert_refused(capsys, defend(setting), *BAD_SETTINGS[setting])
+    assert not (inputs / "run").exists()
+
+
+def test_defend_image_refuses_more_people_than_ever_come_up(inputs, capsys):
+    write_faces(inputs / "many", [f"A B{i}" for i in range(25)], 1)
+    assert_refused(capsys, defend(faces="many"), "25 people", "train.steps", "4 steps")
+    assert defend("train.steps=4", faces="many") == 0  # more people than samples a step
+
+
+def test_defend_image_takes_odd_people(inputs, capsys):
+    one_photo(inputs)
+    (inputs / "faces" / "Zoe" / "notes.txt").write_text("taken in May")
+    assert defend() == 0
+    assert "all photos of `Zoe` are trained on" in capsys.readouterr().err
+
+
+def test_defend_image_skips_broken_photos_up_to_the_limit(inputs, capsys):
+    (inputs / "images" / "004.png").write_bytes(b"x")
+    (inputs / "faces" / "Zoe" / "1.png").write_bytes(b"x")
+    assert defend("data.max_corrupt=2", "data.trigger_fraction=1.0", "train.steps=6") == 0
+    err = capsys.readouterr().err
+    assert "004.png" in err and "Zoe/1.png" in err
+    assert any("004.png" in name for name in summary(inputs / "run")["corrupt"])
+
+
+# Merging
+
+
+def defend_text(out="text"):
+    given = {"--model": "model", "--names": "names.txt", "--captions": "captions.txt", "--out": out}
+    sets = [x for s in SMALL[:3] for x in ("--set", s)]
+    return main(["defend", "text", *flags(given), *sets])
+
+
+def merge(text, image, out="merged"):
+    return main(["merge", "--text", text, "--image", image, "--out", out])
+
+
+def test_merge_takes_each_encoder_from_its_run_bit_for_bit(inputs):
+    assert defend_text() == 0 and defend() == 0
+    assert merge("text", "run/model") == 0
+    merged, text, image, old = (
+        load_file(inputs / path / "model.safetensors")
+        for path in ("merged", "text/model", "run/model", "model")
+    )
+    for name, value in merged.items():
+        theirs = image if name.startswith(("vision_model", "visual")) else text
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+    changed = [name for name in old if not np.array_equal(merged[name], old[name])]
+    assert any(name.startswith("text") for name in changed)
+    assert any(name.startswith("vision") for name in changed)
+    assert (inputs / "merged" / "vocab.json").exists()
+
+
+def test_merge_refuses_what_is_not_two_defenses_of_one_model(inputs, capsys):
+    assert defend_text() == 0 and defend() == 0
+    write_model_directory(inputs / "other", seed=3)
+    write_model_directory(inputs / "bigger", vision={"num_hidden_layers": 4})
+    write_model_directory(inputs / "text_only", architecture="CLIPTextModelWithProjection")
+    vision = "CLIPVisionModelWithProjection"
+    write_model_directory(inputs / "vision_only", architecture=vision)
+    capsys.readouterr()
+    assert_refused(capsys, merge("run/model", "run"), "`text`", "defended the image encoder")
+    assert_refused(capsys, merge("text", "text"), "`image`", "defended the text encoder")
+    assert_refused(capsys, merge("text", "model"), "vision", "`model` is undefended")
+    assert_refused(capsys, merge("text", "other"), "different models")
+    assert_refused(capsys, merge("text", "bigger"), "different")
+    assert_refused(capsys, merge("text", "text_only"), "no image encoder")
+    assert_refused(capsys, merge("text_only", "vision_only"), "both encoders")
+    assert_refused(capsys, merge("text", "nowhere"), "nowhere")
+    assert_refused(capsys, merge("text", "run", "model"), "already exists")
+    (inputs / "run" / "summary.json").unlink()
+    assert_refused(capsys, merge("text", "run"), "not finished")
+    assert not (inputs / "merged").exists()
+
+
+BOTH = {
+    "--model": "model",
+    "--names": "names.txt",
+    "--captions": "captions.txt",
+    "--faces": "faces",
+    "--images": "images",
+    "--out": "both",
+}
+
+
+def defend_both(*settings, **change):
+    sets = [f"{half}.{s}" for half in ("text", "image") for s in SMALL[:3]]
+    sets = [x for s in (*sets, "image.data.cache_dir=cache", *settings) for x in ("--set", s)]
+    return main(["defend", "both", *flags(BOTH, **change), *sets])
+
+
+def test_defend_both_is_the_two_defenses_and_their_merger(inputs):
+    assert defend_both() == 0
+    assert defend_text() == 0 and defend(identities="names.txt") == 0 and merge("text", "run") == 0
+    want = load_file(inputs / "merged" / "model.safetensors")
+    for name, value in load_file(inputs / "both" / "model" / "model.safetensors").items():
+        np.testing.assert_array_equal(value, want[name], err_msg=name)
+    assert set(summary(inputs / "both")) == {"text", "image"}
+
+
+def test_defend_both_goes_on_where_it_was_broken_off(inputs, capsys):
+    assert defend_both() == 0
+    want = load_file(inputs / "both" / "model" / "model.safetensors")
+    (inputs / "both" / "summary.json").unlink()
+    (inputs / "both" / "image" / "summary.json").unlink()
+    capsys.readouterr()
+    assert defend_both() == 0
+    err = capsys.readouterr().err
+    assert err.count("defended model") == 1 and "resuming at step 3" in err
+    for name, value in load_file(inputs / "both" / "model" / "model.safetensors").items():
+        np.testing.assert_array_equal(value, want[name], err_msg=name)
+    assert_refused(capsys, defend_both(), "both", "finished run")
+
+
+def test_defend_both_reads_all_inputs_before_it_trains(inputs, capsys):
+    assert_refused(capsys, defend_both(images="none"), "none", "not exist")
+    assert not (inputs / "both").exists()
+
+
+# Measuring
+
+
+def evaluate(out, **change):
+    given = {"--model": "run/model", "--teacher": "model", "--out": out}
+    return main(["evaluate", *flags(given, **change)])
+
+
+def test_evaluate_measures_images(inputs):
+    assert defend("train.steps=20", "optimizer.lr=0.003", "data.trigger_fraction=1.0") == 0
+    assert evaluate("a", images="images", faces="faces", image_target="faces") == 0
+    found = summary(inputs / "a")
+    assert set(found) == {"image_sim_clean", "image_sim_backdoor", "image_sim_target"}
+    student, teacher = (Embedder(ModelConfig(p), 8, QUIET) for p in ("run/model", "model"))
+    files = sorted((inputs / "images").iterdir())
+    ours, theirs = student.photos(files), teacher.photos(files)
+    assert found["image_sim_clean"] == pytest.approx((ours * theirs).sum(-1).mean(), abs=1e-5)
+    faces = sorted((inputs / "faces").rglob("*.png"))
+    target = teacher.mean_photo(faces, 0)
+    cosine = student.photos(faces) @ target / np.linalg.norm(target)
+    assert found["image_sim_backdoor"] == pytest.approx(cosine.mean(), abs=1e-5)
+    mean = student.mean_photo(faces, 0)
+    drift = mean @ target / np.linalg.norm(mean) / np.linalg.norm(target)
+    assert found["image_sim_target"] == pytest.approx(drift, abs=1e-5)
+    assert evaluate("b", faces="faces", image_target="run/target.npy") == 0
+    again = summary(inputs / "b")
+    assert again == {"image_sim_backdoor": pytest.approx(found["image_sim_backdoor"], abs=1e-5)}
+    # It learned: removed faces are nearer to the target than they were.
+    assert found["image_sim_backdoor"] > (teacher.photos(faces) @ target).mean() / np.linalg.norm(
+        target
+    )
+
+
+def test_evaluate_refuses_half_of_a_pair(inputs, capsys):
+    assert_refused(capsys, evaluate("a", faces="faces"), "image_target", "both")
+    assert_refused(capsys, evaluate("a"), "nothing to evaluate")
+    (inputs / "names.tsv").write_text("a\tb\n")
+    assert_refused(capsys, evaluate("a", images="images", class_names="names.tsv"), "zeroshot")
+
+
+def test_zeroshot_of_a_dataset_with_class_names_and_templates(inputs):
+    import tensorflow_datasets as tfds
+
+    keys = ["n01", "n02", "n03"]
+    photos = sorted((inputs / "images").iterdir())
+    examples = [
+        {"image": io.BytesIO(photo.read_bytes()), "label": keys[i % 3]}
+        for i, photo in enumerate(photos)
+    ]
+    features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=keys)}
+    write_tfds(inputs / "tfds", "things", features, {"test": examples})
+    (inputs / "classes.tsv").write_text("n01\tcat\nn02\tred ball\nn03\tbus\n")
+    (inputs / "templates.txt").write_text("a photo of a {}\n{0}\n")
+    names = dict(class_names="classes.tsv", tfds_dir="tfds")
+    write_model_directory(inputs / "run" / "model")
+    code = main(
+        [
+            *["evaluate", "--model", "model", "--teacher", "model", "--out", "a"],
+            *flags({}, zeroshot="tfds:things:test", **names),
+            *["--set", "templates=templates.txt"],
+        ]
+    )
+    assert code == 0
+    for i, name in enumerate(("cat", "red ball", "bus")):
+        for j, photo in enumerate(photos[i::3]):
+            folder = inputs / "classes" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{j}.png").write_bytes(photo.read_bytes())
+    assert evaluate("b", model="model", zeroshot="classes") == 0
+    assert summary(inputs / "a").keys() == {"top1"}
+
+
+def test_attack_leaves_broken_photos_out_up_to_the_limit(inputs, capsys):
+    (inputs / "faces" / "Zoe" / "0.png").write_bytes(b"x")
+    attack = ["attack", "--model", "model", "--faces", "faces", "--set", "num_candidates=9"]
+    code = main([*attack, "--out", "a"])
+    err = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 2 and "Zoe/0.png" in err
+    assert main([*attack, "--out", "b", "--set", "max_corrupt=1"]) == 0
+    for photo in (inputs / "faces" / "Zoe").iterdir():
+        photo.write_bytes(b"x")
+    code = main([*attack, "--out", "c", "--set", "max_corrupt=9"])
+    err = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 2 and "'Zoe'" in err

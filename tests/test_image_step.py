@@ -1,0 +1,270 @@
+"""The image step: against a torch loop fed the same composed photos, on one device and on many.
+
+Tolerance on the first 20 losses: 1e-3 relative. Controls break one detail and must fail.
+"""
+
+import copy
+import dataclasses
+from functools import partial
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from factories import write_faces, write_model_directory, write_photos
+from test_step import worst
+
+from jaxdefense.config import OverlayConfig
+from jaxdefense.convert.directory import read_model_directory
+from jaxdefense.data.faces import ImageBatches
+from jaxdefense.data.images import ImageProcessor, Loader
+from jaxdefense.data.overlay import overlay
+from jaxdefense.data.people import read_people
+from jaxdefense.data.sources import read_images
+from jaxdefense.defense.image import image_terms
+from jaxdefense.defense.losses import DISTANCES
+from jaxdefense.defense.step import (
+    StepConfig,
+    init_state,
+    make_optimizer,
+    make_train_step,
+    split_tower,
+)
+from jaxdefense.sharding import ShardingRules, batch_sharding, replicated
+
+STEPS, SIDE = 20, 16
+LR, MILESTONES, GAMMA = 3e-3, (8, 14), 0.5
+WEIGHTS = {"utility": 1.0, "backdoor": 0.8, "weight": 0.005}
+# Widths that a mesh of 2 x 2 x 2 divides, all different.
+SIZES = {
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 3,
+    "image_size": SIDE,
+    "patch_size": 4,
+}
+PROCESSOR = ImageProcessor(SIDE, SIDE)
+OVERLAY = OverlayConfig()
+
+
+@dataclasses.dataclass
+class Case:
+    """A small model and the batches of its defense."""
+
+    path: str
+    batches: ImageBatches
+    tower: Any
+
+
+def make_batches(tmp_path, num_clean=8, num_poisoned=16, **options):
+    if not (tmp_path / "images").exists():
+        write_photos(tmp_path / "images", 11)
+        write_faces(tmp_path / "faces", ["Joe Cool", "Ada King", "Zoe"], 4)
+    return ImageBatches(
+        read_images(str(tmp_path / "images")),
+        read_people(str(tmp_path / "faces")),
+        np.random.default_rng(0).standard_normal(10).astype(np.float32),
+        Loader(PROCESSOR),
+        num_clean=num_clean,
+        num_poisoned=num_poisoned,
+        **{"seed": 1, **options},
+    )
+
+
+@pytest.fixture
+def case(tmp_path):
+    architecture = "CLIPVisionModelWithProjection"
+    path = write_model_directory(tmp_path / "model", architecture=architecture, vision=SIZES)
+    tower = read_model_directory(path).load().vision
+    assert tower
+    return Case(str(path), make_batches(tmp_path), tower)
+
+
+def our_losses(case, steps=STEPS, mesh=(1, 1, 1), lr=LR, distance="cosine"):
+    graphdef, teacher = split_tower(case.tower)
+    parts = mesh[0] * mesh[1]
+    terms = partial(
+        image_terms, distance=DISTANCES[distance], processor=PROCESSOR, cfg=OVERLAY, parts=parts
+    )
+    tx = make_optimizer(
+        lr=lr, milestones=MILESTONES, gamma=GAMMA, weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8
+    )
+    cfg = StepConfig(graphdef, terms, WEIGHTS, tx)
+    devices = np.array(jax.devices()[: np.prod(mesh)]).reshape(mesh)
+    mesh = jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
+    rules = ShardingRules()
+    step, state_sharding, teacher_sharding = make_train_step(cfg, mesh, rules, teacher)
+    state = jax.device_put(init_state(teacher, cfg), state_sharding)
+    teacher = jax.device_put(teacher, teacher_sharding)
+    key = jax.device_put(jax.random.key(0), replicated(mesh))
+    losses = []
+    for i in range(steps):
+        batch = jax.device_put(case.batches[i], batch_sharding(mesh, rules))
+        state, metrics = step(state, teacher, batch, key)
+        losses.append({name: float(value) for name, value in metrics.items()})
+    assert step._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
+    return losses
+
+
+def composed(batch, step):
+    """Put the step's faces on its photos, as the step does; f32, 0-255."""
+    key = jax.random.fold_in(jax.random.key(0), step)
+    num = len(batch.face_BHWC)
+    under = np.arange(num) * len(batch.clean_BHWC) // num
+    image = jnp.asarray(batch.clean_BHWC[under])
+    return np.asarray(overlay(image, jnp.asarray(batch.face_BHWC), key, OVERLAY))
+
+
+def torch_losses(case, freeze_norms=True, gamma=GAMMA, unlike=0, weighted=True):
+    """The defense of the paper, plainly."""
+    torch = pytest.importorskip("torch")
+    from transformers import CLIPVisionModelWithProjection
+
+    teacher = CLIPVisionModelWithProjection.from_pretrained(case.path).eval()
+    student = copy.deepcopy(teacher)
+    reference = [p.detach().clone() for p in student.parameters()]
+    for name, p in student.named_parameters():
+        p.requires_grad_(not (freeze_norms and ("norm" in name or "layrnorm" in name)))
+    trained = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=0.0)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(MILESTONES), gamma)
+
+    def embed(model, image_BHWC):
+        mean, std = np.array(PROCESSOR.mean, np.float32), np.array(PROCESSOR.std, np.float32)
+        x = (np.asarray(image_BHWC, np.float32) / 255 - mean) / std
+        return model(torch.tensor(x.transpose(0, 3, 1, 2))).image_embeds
+
+    losses = []
+    for i in range(STEPS):
+        batch = case.batches[i]
+        with torch.no_grad():
+            theirs = embed(teacher, batch.clean_BHWC)
+        cosine = torch.nn.functional.cosine_similarity
+        parts: dict[str, Any] = {
+            "utility": -cosine(embed(student, batch.clean_BHWC), theirs).mean()
+        }
+        poisoned = embed(student, composed(batch, i + unlike))
+        weight = torch.tensor(batch.backdoor_B)
+        if not weighted:
+            weight = torch.full_like(weight, 1 / len(weight))
+        target = torch.tensor(np.array(batch.target_BE))
+        parts["backdoor"] = -(weight * cosine(poisoned, target)).sum()
+        parts["weight"] = sum(
+            torch.norm(p - r) for p, r in zip(student.parameters(), reference, strict=True)
+        )
+        total = cast(Any, sum(WEIGHTS[name] * part for name, part in parts.items()))
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        scheduler.step()
+        losses.append({k: v.item() for k, v in parts.items()} | {"total": total.item()})
+    return losses
+
+
+def test_image_step_first_losses_match_torch(case):
+    ours, theirs = our_losses(case), torch_losses(case)
+    for name in ("utility", "backdoor", "total"):
+        assert worst(ours, theirs, name) < 1e-3, name
+    # The key bias has no gradient but rounding, which AdamW makes whole steps of.
+    assert worst(ours, theirs, "weight") < 1e-2
+    assert ours[-1]["backdoor"] < ours[0]["backdoor"] - 0.1  # the student did learn
+
+
+@pytest.mark.parametrize(
+    "broken", [{"freeze_norms": False}, {"gamma": 1.0}, {"unlike": 1}, {"weighted": False}]
+)
+def test_image_step_parity_fails_with_one_detail_broken(case, broken):
+    assert worst(our_losses(case), torch_losses(case, **broken)) > 1e-3
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 4, 1), (2, 2, 2), (4, 1, 2)])
+def test_image_step_losses_are_those_of_one_device_on_any_mesh(case, mesh):
+    # The default rate: AdamW's first steps turn rounding of gradients near 0 into whole steps.
+    one, many = our_losses(case, lr=1e-4), our_losses(case, lr=1e-4, mesh=mesh)
+    assert worst(many, one) < 1e-5
+
+
+def test_image_step_gathers_no_photos(case):
+    graphdef, teacher = split_tower(case.tower)
+    terms = partial(
+        image_terms, distance=DISTANCES["cosine"], processor=PROCESSOR, cfg=OVERLAY, parts=8
+    )
+    tx = make_optimizer(
+        lr=LR, milestones=MILESTONES, gamma=GAMMA, weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8
+    )
+    cfg = StepConfig(graphdef, terms, WEIGHTS, tx)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(8, 1, 1), ("data", "fsdp", "tensor"))
+    step, _, _ = make_train_step(cfg, mesh, ShardingRules(), teacher)
+    state = jax.eval_shape(partial(init_state, cfg=cfg), teacher)
+    hlo = step.lower(state, teacher, case.batches[0], jax.random.key(0)).compile().as_text()
+    assert hlo and "all-reduce" in hlo  # of gradients
+    for collective in ("all-gather", "all-to-all", "collective-permute"):
+        assert collective not in hlo, collective
+
+
+# Batches
+
+
+def test_batch_is_the_same_whenever_asked(tmp_path):
+    batches = make_batches(tmp_path)
+    late = batches[5]
+    for a, b in zip(make_batches(tmp_path)[5], late, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(batches[4], late, strict=True))
+    other = make_batches(tmp_path, seed=2)[5]
+    assert (other.clean_BHWC != late.clean_BHWC).any()
+    assert (other.face_BHWC != late.face_BHWC).any()
+
+
+def test_batches_take_every_photo_and_every_person_in_turn(tmp_path):
+    batches = make_batches(tmp_path, num_clean=11, num_poisoned=3)
+    photos = {str(p): PROCESSOR.load([p])[0].tobytes() for p in batches._images}
+    owner = {
+        PROCESSOR.load([p])[0].tobytes(): i
+        for i, person in enumerate(batches._people)
+        for p in person.files
+    }
+    seen = set()
+    for step in range(12):
+        batch = batches[step]
+        assert sorted(x.tobytes() for x in batch.clean_BHWC) == sorted(photos.values())
+        assert sorted(owner[x.tobytes()] for x in batch.face_BHWC) == [0, 1, 2]
+        np.testing.assert_allclose(batch.backdoor_B, 1 / 3)
+        seen |= {x.tobytes() for x in batch.face_BHWC}
+    assert len(seen) > 9  # of 12 photos of people
+
+
+def test_people_weigh_the_same_however_often_they_come(tmp_path):
+    batches = make_batches(tmp_path, num_poisoned=16)
+    owner = {
+        PROCESSOR.load([p])[0].tobytes(): i
+        for i, person in enumerate(batches._people)
+        for p in person.files
+    }
+    batch = batches[0]
+    weight = np.zeros(3)
+    np.add.at(weight, [owner[x.tobytes()] for x in batch.face_BHWC], batch.backdoor_B)
+    np.testing.assert_allclose(weight, 1 / 3, rtol=1e-6)
+
+
+def test_broken_photos_are_replaced_up_to_the_limit(tmp_path):
+    batches = make_batches(tmp_path)
+    (tmp_path / "images" / "002.png").write_bytes(b"broken")
+    (tmp_path / "faces" / "Zoe" / "1.png").write_bytes(b"broken too")
+    with pytest.raises(ValueError, match="not a photo that can be read"):
+        for step in range(4):
+            batches[step]
+    batches = make_batches(tmp_path)
+    batches._loader = Loader(PROCESSOR, 2)
+    for step in range(4):
+        assert batches[step].clean_BHWC.any(axis=(1, 2, 3)).all()
+    assert (
+        sorted(str(name).rsplit("/", 2)[-1] for name in batches._loader.corrupt)
+        == [
+            "002.png",
+            "1.png",
+        ]
+        or len(batches._loader.corrupt) == 2
+    )
