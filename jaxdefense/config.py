@@ -242,10 +242,14 @@ class DefendImageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextPart:
-    """The text half of a defense of both encoders."""
+    """The text half of a defense of both encoders.
+
+    A removed name comes to mean "object": "human" lies close to the average person, which removed
+    faces come to look like, so that name and face would still lead to one another.
+    """
 
     data: TextDataConfig
-    train: TextTrainConfig = TextTrainConfig()
+    train: TextTrainConfig = TextTrainConfig(target="object")
     optimizer: OptimizerConfig = OptimizerConfig()
 
 

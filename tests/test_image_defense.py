@@ -327,9 +327,9 @@ def test_defend_image_skips_broken_photos_up_to_the_limit(inputs, capsys):
 # Merging
 
 
-def defend_text(out="text"):
+def defend_text(*settings, out="text"):
     given = {"--model": "model", "--names": "names.txt", "--captions": "captions.txt", "--out": out}
-    sets = [x for s in SMALL[:3] for x in ("--set", s)]
+    sets = [x for s in (*SMALL[:3], *settings) for x in ("--set", s)]
     return main(["defend", "text", *flags(given), *sets])
 
 
@@ -393,7 +393,8 @@ def defend_both(*settings, **change):
 
 def test_defend_both_is_the_two_defenses_and_their_merger(inputs):
     assert defend_both() == 0
-    assert defend_text() == 0 and defend(identities="names.txt") == 0 and merge("text", "run") == 0
+    assert defend_text("train.target=object") == 0
+    assert defend(identities="names.txt") == 0 and merge("text", "run") == 0
     want = load_file(inputs / "merged" / "model.safetensors")
     for name, value in load_file(inputs / "both" / "model" / "model.safetensors").items():
         np.testing.assert_array_equal(value, want[name], err_msg=name)
