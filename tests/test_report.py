@@ -189,21 +189,21 @@ def test_demo_report_takes_missing_and_non_finite_measurements(tmp_path):
     page = _demo_page(tmp_path, dataclasses.replace(report, stages=stages))
     assert "nan" not in page.words
     assert "50.0%" in page.words and "1 not measured" in page.words
-    assert "1 of 1 name was to be removed" in page.words
+    assert "1 of 1 person was to be removed" in page.words
     assert page.tags["svg"] == 1 and page.tags["img"] == 0
 
 
 def test_demo_report_takes_nothing_but_a_stage(tmp_path):
     report = _report(people=[], losses=[], settings={})
     page = _demo_page(tmp_path, dataclasses.replace(report, stages={"before": {}}))
-    assert page.tags["svg"] == 0 and "0 of 0 names" in page.words
+    assert page.tags["svg"] == 0 and "0 of 0 people" in page.words
 
 
 @pytest.mark.parametrize("after, verb", [(0, "was removed"), (2, "was to be removed")])
 def test_headline_says_removed_only_if_it_holds(tmp_path, after, verb):
     people = [_person("Ann Gone", True, 20, after), _person("Bob Stays", False, 9, 1)]
     page = _demo_page(tmp_path, _report(people=people, threshold=2))
-    assert f"1 of 2 names {verb}." in page.words
+    assert f"1 of 2 people {verb}." in page.words
     recognised = f"attack recognised 1 before and {int(after >= 2)} after."
     assert f"Of the 1 person on the list, the identity inference {recognised}" in page.words
     assert "Of the 1 other person, it recognised 1 before and 0 after." in page.words

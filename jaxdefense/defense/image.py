@@ -155,7 +155,7 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
         also = {"identities": len(listed), "corrupt": loader.corrupt}
         summary = defense.run(batches, t.num_clean + t.num_poisoned, run_directory, console, also)
         if loader.corrupt:
-            console.print(f"skipped, as they cannot be read: {some(loader.corrupt)}")
+            console.print(f"skipped, as they cannot be read: {some(loader.corrupt)}", markup=False)
         return summary
 
     return start

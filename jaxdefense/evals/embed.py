@@ -173,7 +173,9 @@ class Embedder:
             read_B = reads.popleft()
             yield block_BE[: len(read_B)][read_B], read_B
         if loader.corrupt:
-            self._console.print(f"skipped, as they cannot be read: {some(loader.corrupt)}")
+            self._console.print(
+                f"skipped, as they cannot be read: {some(loader.corrupt)}", markup=False
+            )
         if len(loader.corrupt) == len(photos):
             raise ValueError(f"none of {len(photos)} {what} can be read.")
 

@@ -167,7 +167,7 @@ def _headline(report: DemoReport) -> str:
     one_stage = first == last
     gone = all(_outcome(report, p) in (outcomes.UNLEARNED, outcomes.NEVER) for p in listed)
     verb = ("was" if len(listed) == 1 else "were") + (" removed" if gone else " to be removed")
-    said = [f"{len(listed)} of {_count(len(report.people), 'name')} {verb}."]
+    said = [f"{len(listed)} of {_count(len(report.people), 'person', 'people')} {verb}."]
 
     def change(people: Sequence[PersonResult], key: str) -> str:
         before, after = (_recognised(report, people, key, stage) for stage in (first, last))
