@@ -147,6 +147,11 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
         write_array(run_directory.path / TARGET, target_E)
         if spent := [name for name, num in left.items() if not num]:
             console.print(f"all photos of {some(spent)} are trained on: none left to attack with")
+        if not d.target and len(listed) == len(trigger):
+            console.print(
+                f"the target is the average of the {len(listed)} people to remove and no others; "
+                "with few of them, give `data.target`: a directory of other people"
+            )
         console.print(
             f"removing {len(listed)} faces from {cfg.model.path}: {t.steps} steps on "
             f"{len(images)} photos and {sum(len(person.files) for person in listed)} of people, "
