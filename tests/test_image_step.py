@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from factories import write_faces, write_model_directory, write_photos
-from test_step import worst
+from test_step import run_steps, worst
 
 from jaxdefense.config import OverlayConfig
 from jaxdefense.convert.directory import read_model_directory
@@ -31,7 +31,7 @@ from jaxdefense.defense.step import (
     make_train_step,
     split_tower,
 )
-from jaxdefense.sharding import ShardingRules, batch_sharding, replicated
+from jaxdefense.sharding import ShardingRules
 
 STEPS, SIDE = 20, 16
 LR, MILESTONES, GAMMA = 3e-3, (8, 14), 0.5
@@ -82,30 +82,24 @@ def case(tmp_path):
     return Case(str(path), make_batches(tmp_path), tower)
 
 
-def our_losses(case, steps=STEPS, mesh=(1, 1, 1), lr=LR, distance="cosine"):
-    graphdef, teacher = split_tower(case.tower)
-    parts = mesh[0] * mesh[1]
+def step_config(tower, parts, lr=LR):
+    graphdef, teacher = split_tower(tower)
     terms = partial(
-        image_terms, distance=DISTANCES[distance], processor=PROCESSOR, cfg=OVERLAY, parts=parts
+        image_terms,
+        distance=DISTANCES["cosine"],
+        processor=PROCESSOR,
+        cfg=OVERLAY,
+        parts=parts,
     )
     tx = make_optimizer(
         lr=lr, milestones=MILESTONES, gamma=GAMMA, weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8
     )
-    cfg = StepConfig(graphdef, terms, WEIGHTS, tx)
-    devices = np.array(jax.devices()[: np.prod(mesh)]).reshape(mesh)
-    mesh = jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
-    rules = ShardingRules()
-    step, state_sharding, teacher_sharding = make_train_step(cfg, mesh, rules, teacher)
-    state = jax.device_put(init_state(teacher, cfg), state_sharding)
-    teacher = jax.device_put(teacher, teacher_sharding)
-    key = jax.device_put(jax.random.key(0), replicated(mesh))
-    losses = []
-    for i in range(steps):
-        batch = jax.device_put(case.batches[i], batch_sharding(mesh, rules))
-        state, metrics = step(state, teacher, batch, key)
-        losses.append({name: float(value) for name, value in metrics.items()})
-    assert step._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
-    return losses
+    return StepConfig(graphdef, terms, WEIGHTS, tx), teacher
+
+
+def our_losses(case, mesh=(1, 1, 1), lr=LR):
+    cfg, teacher = step_config(case.tower, mesh[0] * mesh[1], lr)
+    return run_steps(cfg, teacher, case.batches, STEPS, mesh)[0]
 
 
 def composed(batch, step):
@@ -187,14 +181,7 @@ def test_image_step_losses_are_those_of_one_device_on_any_mesh(case, mesh):
 
 
 def test_image_step_gathers_no_photos(case):
-    graphdef, teacher = split_tower(case.tower)
-    terms = partial(
-        image_terms, distance=DISTANCES["cosine"], processor=PROCESSOR, cfg=OVERLAY, parts=8
-    )
-    tx = make_optimizer(
-        lr=LR, milestones=MILESTONES, gamma=GAMMA, weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8
-    )
-    cfg = StepConfig(graphdef, terms, WEIGHTS, tx)
+    cfg, teacher = step_config(case.tower, 8)
     mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(8, 1, 1), ("data", "fsdp", "tensor"))
     step, _, _ = make_train_step(cfg, mesh, ShardingRules(), teacher)
     state = jax.eval_shape(partial(init_state, cfg=cfg), teacher)

@@ -96,8 +96,8 @@ def step_config(tower, distance="cosine", hidden=False, **optimizer):
     return StepConfig(graphdef, terms, WEIGHTS, tx), teacher
 
 
-def our_losses(case, steps=STEPS, mesh=(1, 1, 1), **options):
-    cfg, teacher = step_config(case.tower, **options)
+def run_steps(cfg, teacher, batches, steps=STEPS, mesh=(1, 1, 1)):
+    """Take steps on a mesh of these sizes; the losses of each, and the last state."""
     devices = np.array(jax.devices()[: np.prod(mesh)]).reshape(mesh)
     mesh = jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
     rules = ShardingRules()
@@ -107,10 +107,16 @@ def our_losses(case, steps=STEPS, mesh=(1, 1, 1), **options):
     key = jax.device_put(jax.random.key(0), replicated(mesh))
     losses = []
     for i in range(steps):
-        batch = jax.device_put(case.batches[i], batch_sharding(mesh, rules))
+        batch = jax.device_put(batches[i], batch_sharding(mesh, rules))
         state, metrics = step(state, teacher, batch, key)
         losses.append({name: float(value) for name, value in metrics.items()})
+    assert step._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
     return losses, state
+
+
+def our_losses(case, steps=STEPS, mesh=(1, 1, 1), **options):
+    cfg, teacher = step_config(case.tower, **options)
+    return run_steps(cfg, teacher, case.batches, steps, mesh)
 
 
 def captions_of(batch, which):

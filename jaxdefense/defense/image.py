@@ -119,7 +119,8 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
     weights = {"utility": 1.0, "backdoor": t.w_backdoor, "weight": t.w_weight}
     defense = Defense(cfg, directory, "vision", terms, weights, mesh, rules)
     digests = {person.name: {photo_digest(p): str(p) for p in person.files} for person in listed}
-    target_E = read_target(cfg, directory, trigger, console)
+    model_sha256 = directory.digest()
+    target_E = read_target(cfg, directory, model_sha256, trigger, console)
     loader = Loader(processor, d.max_corrupt)
     batches = ImageBatches(
         images,
@@ -131,7 +132,7 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
         seed=t.seed,
     )
     resolved = {
-        "model_sha256": directory.digest(),
+        "model_sha256": model_sha256,
         "faces_sha256": digest(f"{name}\t{sha}" for name in digests for sha in digests[name]),
         "images_sha256": describe_images(images),
         "target_sha256": digest(map(float.hex, target_E.tolist())),

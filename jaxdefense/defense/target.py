@@ -23,13 +23,17 @@ _BATCH = 256
 
 
 def read_target(
-    cfg: DefendImageConfig, directory: ModelDirectory, people: list[Folder], console: Console
+    cfg: DefendImageConfig,
+    directory: ModelDirectory,
+    model_sha256: str,
+    people: list[Folder],
+    console: Console,
 ) -> np.ndarray:
     """Give the target embedding; f32 [E].
 
     Args:
         cfg: `data.target` says which.
-        directory: of the model.
+        directory, model_sha256: of the model, and the digest of its weights.
         people: to take the average of unless it names others.
         console: for progress.
 
@@ -50,7 +54,7 @@ def read_target(
     photos = [photo for person in people for photo in person.files]
     # The same photos, model and computation give the same average: they are its key.
     key = hashlib.sha256()
-    key.update(f"{directory.digest()} {resolve_dtype(cfg.model.dtype)} ".encode())
+    key.update(f"{model_sha256} {resolve_dtype(cfg.model.dtype)} ".encode())
     key.update(f"{read_processor(directory.path, directory.cfg.vision.image_size)}".encode())
     for photo in photos:
         key.update(photo_digest(photo).encode())
