@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.data.max_corrupt = 0  # photos that may be broken; another is taken instead
     config.data.cache_dir = ""  # of target embeddings; "": ~/.cache/jaxdefense
     config.data.prefetch = 4  # batches made ahead
+    config.data.keep_faces_mb = 1024  # of host memory, for faces decoded once
 
     config.train = ConfigDict()
     config.train.steps = 100

@@ -176,13 +176,14 @@ class ImageDataConfig:
     max_corrupt: int = 0  # photos that may be broken; each is named, and another taken instead
     cache_dir: str = ""  # of target embeddings, "" for ~/.cache/jaxdefense
     prefetch: int = 4  # batches made ahead
+    keep_faces_mb: int = 1024  # of host memory, for faces decoded once; 0 decodes them each time
 
     def __post_init__(self):
         if not 0 < self.trigger_fraction <= 1:
             raise ValueError(
                 f"`data.trigger_fraction` (={self.trigger_fraction}) must be above 0, at most 1."
             )
-        _not_negative(max_corrupt=self.max_corrupt)
+        _not_negative(max_corrupt=self.max_corrupt, keep_faces_mb=self.keep_faces_mb)
         _positive(prefetch=self.prefetch)
 
 

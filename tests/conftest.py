@@ -8,8 +8,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import hypothesis
 import jax
+import mend_torchvision
 import pytest
 from factories import write_model_directory
+
+mend_torchvision.mend()
 
 PLATFORM = os.environ.get("JAXDEFENSE_TEST_PLATFORM", "cpu")
 jax.config.update("jax_platforms", PLATFORM)

@@ -13,11 +13,11 @@ from jaxdefense.cli import main
 from jaxdefense.config import OverlayConfig
 
 
-def test_side_by_side_takes_turns_after_one_call_each():
+def test_side_by_side_takes_turns_after_a_round_untimed():
     calls = []
-    contestants = {name: lambda name=name: calls.append(name) for name in "ab"}
+    contestants = {name: lambda num, name=name: calls.append(num * name) for name in "ab"}
     timing = side_by_side(contestants, samples=6, rounds=2, calls=3)
-    assert "".join(calls) == "ab" + 2 * "aaabbb"
+    assert "".join(calls) == 3 * "aaabbb"
     assert {name: len(seconds) for name, seconds in timing.seconds.items()} == {"a": 2, "b": 2}
 
 
@@ -27,14 +27,20 @@ def test_timing_compares_round_by_round():
     assert summary["ratio"] == 3.0 and summary["ratio_range"] == [2.0, 4.0]
 
 
+def test_timing_compares_with_the_fastest_of_the_others():
+    seconds = {"ours": [1.0, 1.0], "slow": [9.0, 9.0], "fast": [2.0, 2.0]}
+    assert Timing(seconds, samples=8).summary()["ratio"] == 2.0
+
+
 def test_bench_image_measures_overlay_and_step(tmp_path, capfd):
     flags = ["--num", "8", "--rounds", "1", "--calls", "1"]
     assert main(["bench", "image", *flags]) == 0
     err = capfd.readouterr().err
     found = json.loads(err[err.index("{\n") :])
-    contestants = ["jaxdefense", "torch"] if "torch" in sys.modules else ["jaxdefense"]
-    for what in ("overlay", "step"):
-        assert list(found[what]["samples_per_second"]) == contestants
+    others = {"overlay": ["torch"], "step": ["torch", "torch_reading_ahead"]}
+    for what, names in others.items():
+        names = names if "torch" in sys.modules else []
+        assert list(found[what]["samples_per_second"]) == ["jaxdefense", *names]
     assert found["size"] == "demo" and found["clean"] == found["poisoned"] == 8
 
 

@@ -29,6 +29,7 @@ from jaxdefense.data.images import Folder, ImageProcessor, Loader, read_folders
 from jaxdefense.data.overlay import overlay
 from jaxdefense.data.sources import Photo, read_images
 from jaxdefense.defense.image import image_terms
+from jaxdefense.defense.loop import read_ahead
 from jaxdefense.defense.losses import DISTANCES
 from jaxdefense.defense.step import (
     StepConfig,
@@ -44,6 +45,8 @@ from jaxdefense.sharding import (
     num_batch_parts,
     replicated,
 )
+
+_AHEAD = 4  # batches
 
 SIZES: dict[str, dict[str, int]] = {
     "demo": dict(width=128, mlp_width=512, depth=4, num_heads=4, image_size=48, patch_size=8,
@@ -83,11 +86,12 @@ def bench_image(
         clean, people = _photos(Path(scratch), images, faces)
         processor = ImageProcessor(cfg.image_size, cfg.image_size)
         ours = _Ours(cfg, processor, clean, people, num)
-        contestants = {"jaxdefense": ours.step}
-        overlays = {"jaxdefense": ours.overlay}
+        contestants = {"jaxdefense": ours.steps}
+        overlays = {"jaxdefense": ours.overlays}
         if torch_too:
             theirs = _Theirs(cfg, processor, clean, people, num)
-            contestants["torch"], overlays["torch"] = theirs.step, theirs.overlay
+            contestants["torch"], overlays["torch"] = theirs.steps, theirs.overlays
+            contestants["torch_reading_ahead"] = theirs.steps_reading_ahead
         else:
             console.print("torch is not installed: ours alone")
         out: dict[str, Any] = machine() | {"size": size, "clean": num, "poisoned": num}
@@ -135,7 +139,7 @@ class _Ours:
             clean,
             people,
             target_E,
-            Loader(processor),
+            Loader(processor, keep_bytes=2**30),
             num_clean=num,
             num_poisoned=num,
             seed=0,
@@ -162,17 +166,20 @@ class _Ours:
         self._fixed = jax.device_put(self._batches[0], self._place)
         self._number = 0
 
-    def step(self) -> None:
-        """Take one step."""
-        batch = jax.device_put(self._batches[self._number], self._place)
-        self._state, metrics = self._step(self._state, self._teacher, batch, self._key)
+    def steps(self, num: int) -> None:
+        """Take steps, their photos read ahead as in a run."""
+        metrics = None
+        for batch in read_ahead(self._batches, self._number, self._number + num, _AHEAD):
+            batch = jax.device_put(batch, self._place)
+            self._state, metrics = self._step(self._state, self._teacher, batch, self._key)
         jax.block_until_ready(metrics)
-        self._number += 1
+        self._number += num
 
-    def overlay(self) -> None:
+    def overlays(self, num: int) -> None:
         """Put faces on photos that are in memory."""
         fixed = self._fixed
-        self._overlay(fixed.clean_BHWC, fixed.face_BHWC, self._key).block_until_ready()
+        for _ in range(num):
+            self._overlay(fixed.clean_BHWC, fixed.face_BHWC, self._key).block_until_ready()
 
 
 class _Theirs:
@@ -225,10 +232,14 @@ class _Theirs:
         clean = self._loader.load([[self._clean[int(i)]] for i in picks])
         return clean, self._loader.load(faces)
 
-    def overlay(self) -> None:
+    def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._load()
+
+    def overlays(self, num: int) -> None:
         """Put faces on photos that are in memory."""
-        for image, face in zip(*self._fixed, strict=True):
-            pillow_overlay(image, face, self._rng, OverlayConfig())
+        for _ in range(num):
+            for image, face in zip(*self._fixed, strict=True):
+                pillow_overlay(image, face, self._rng, OverlayConfig())
 
     def _tensor(self, images: Iterable[Any]) -> Any:
         x = np.stack([np.asarray(image, np.float32) for image in images]) / 255
@@ -236,10 +247,18 @@ class _Theirs:
         x = (x - mean) / std
         return self._torch.from_numpy(x.transpose(0, 3, 1, 2)).to(self._device)
 
-    def step(self) -> None:
-        """Take one step."""
+    def steps(self, num: int) -> None:
+        """Take steps, each with its photos read before it."""
+        for _ in range(num):
+            self._step(*self._load())
+
+    def steps_reading_ahead(self, num: int) -> None:
+        """Take steps, their photos read ahead in a thread: faster if there are cores to spare."""
+        for photos in read_ahead(self, 0, num, _AHEAD):
+            self._step(*photos)
+
+    def _step(self, clean_images: np.ndarray, faces: np.ndarray) -> None:
         torch, cosine = self._torch, self._torch.nn.functional.cosine_similarity
-        clean_images, faces = self._load()
         poisoned = [
             pillow_overlay(Image.fromarray(c), Image.fromarray(f), self._rng, OverlayConfig())
             for c, f in zip(clean_images, faces, strict=True)

@@ -13,50 +13,52 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds a call, of each contestant, in rounds that took turns.
+    """Seconds a time, of each contestant, in rounds that took turns.
 
     Fields:
-        seconds: name -> seconds of each round.
-        samples: a call works on.
+        seconds: name -> of each round.
+        samples: worked on each time.
     """
 
     seconds: dict[str, list[float]]
     samples: int
 
     def summary(self) -> dict[str, Any]:
-        """Give medians in samples/s and, with two contestants, how often the first beats the other.
+        """Give medians in samples/s, and how far the first is ahead of the fastest of the others.
 
         Returns:
-            samples_per_second by name; ratio: median over the rounds; ratio_range: least and most.
+            samples_per_second by name; with others, ratio: median over the rounds; ratio_range:
+            least and most.
         """
         rate = {name: self.samples / float(np.median(s)) for name, s in self.seconds.items()}
         out: dict[str, Any] = {"samples_per_second": {k: round(v, 2) for k, v in rate.items()}}
-        if len(self.seconds) == 2:
-            ours, theirs = (np.array(s) for s in self.seconds.values())
+        ours, *others = (np.array(s) for s in self.seconds.values())
+        if others:
+            theirs = min(others, key=np.median)
             out["ratio"] = round(float(np.median(theirs / ours)), 2)
             out["ratio_range"] = [round(float(x), 2) for x in np.sort(theirs / ours)[[0, -1]]]
         return out
 
 
 def side_by_side(
-    contestants: dict[str, Callable[[], None]], samples: int, rounds: int, calls: int
+    contestants: dict[str, Callable[[int], None]], samples: int, rounds: int, calls: int
 ) -> Timing:
     """Time contestants in turn: A B A B.
 
     Args:
-        contestants: each does its work to the end when called.
-        samples: a call works on.
+        contestants: each does its work so many times when called, and leaves none of it behind:
+            what it makes ahead it makes within the call.
+        samples: worked on each time.
         rounds: of each.
-        calls: a round.
+        calls: times a round.
     """
-    for call in contestants.values():  # compile, fill caches
-        call()
+    for work in contestants.values():  # compile, fill caches
+        work(calls)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
-        for name, call in contestants.items():
+        for name, work in contestants.items():
             start = time.perf_counter()
-            for _ in range(calls):
-                call()
+            work(calls)
             seconds[name].append((time.perf_counter() - start) / calls)
     return Timing(seconds, samples)
 

@@ -63,14 +63,14 @@ class TextTower(nnx.Module):
             param(rngs, (d, cfg.embed), ("embed", "shared"), normal(d**-0.5)) if cfg.embed else None
         )
 
-    def _encode(self, text: Text) -> jax.Array:
+    def _encode(self, text: Text, readout_RS: Array | None = None) -> jax.Array:
         length = text.tokens_RT.shape[-1]
         segments_RT = jnp.asarray(text.segments_RT)
         mask_RTT = segments_RT[:, :, None] == segments_RT[:, None, :]
         mask_RTT &= jnp.tri(length, dtype=bool)
         x_RTD = self.token_embedding[...][text.tokens_RT]
         x_RTD = x_RTD + self.position_embedding[...][text.positions_RT]
-        return self.encoder(x_RTD.astype(self.cfg.dtype), mask_RTT)
+        return self.encoder(x_RTD.astype(self.cfg.dtype), mask_RTT, readout_RS)
 
     def hidden(self, text: Text) -> jax.Array:
         """Encode every position.
@@ -87,10 +87,7 @@ class TextTower(nnx.Module):
             f32 [R, S, E], not normalised; empty slots hold numbers without meaning. For a tower
             without a projection, [R, S, D]: the final norm's output at the end of text.
         """
-        x_RTD = self._encode(text)
-        # Only the read-out tokens need the final norm and the projection.
-        x_RSD = jnp.take_along_axis(x_RTD, jnp.asarray(text.readout_RS)[:, :, None], axis=1)
-        x_RSD = self.final_layer_norm(x_RSD)
+        x_RSD = self.final_layer_norm(self._encode(text, jnp.asarray(text.readout_RS)))
         if self.projection is None:
             return x_RSD.astype(jnp.float32)
         kernel = self.projection[...].astype(x_RSD.dtype)

@@ -4,7 +4,7 @@ Photos are decoded here and go to the device as they are, in bytes; all that is 
 on a photo is drawn there (`data/overlay.py`). Every batch is a function of seed and step alone.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,11 +78,9 @@ class ImageBatches:
         for person in who:
             files = self._people[person].files
             faces.append(_from(files, int(rng.integers(len(files)))))
-        choices: list[Iterable[Photo]] = [_from(self._images, i) for i in clean]
-        photo_BHWC = self._loader.load(choices + faces)
         return ImageBatch(
-            photo_BHWC[: self._num_clean],
-            photo_BHWC[self._num_clean :],
+            self._loader.load([_from(self._images, i) for i in clean]),
+            self._loader.load(faces, keep=True),  # few, and each comes up again and again
             even_weights(np.array(who)).astype(np.float32),
             self._target_BE,
         )

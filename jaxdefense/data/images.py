@@ -177,20 +177,27 @@ class Loader:
         corrupt: photo -> why it cannot be read, in the order found.
     """
 
-    def __init__(self, processor: ImageProcessor, max_corrupt: int = 0):
+    def __init__(self, processor: ImageProcessor, max_corrupt: int = 0, keep_bytes: int = 0):
         """Begin with no corrupt photo known.
 
         Args:
             processor: decodes.
             max_corrupt: distinct photos that may be corrupt; one more is an error.
+            keep_bytes: memory for photos asked to be kept; beyond it they are decoded each time.
         """
         self.corrupt: dict[str, str] = {}
         self._processor, self._max_corrupt = processor, max_corrupt
+        self._room = keep_bytes // (3 * processor.crop**2)
+        self._kept: dict[Photo, np.ndarray] = {}
         self._known: dict[Photo, str] = {}  # the same; a photo's name may have to be looked up
         self._lock = threading.Lock()
 
-    def load(self, choices: Sequence[Iterable[Photo]]) -> np.ndarray:
+    def load(self, choices: Sequence[Iterable[Photo]], keep: bool = False) -> np.ndarray:
         """Decode, for each sample, the first of its choices that can be read.
+
+        Args:
+            choices: of each sample.
+            keep: whether these photos will be asked for again and are to stay in memory.
 
         Returns:
             u8 [len(choices), crop, crop, 3].
@@ -198,7 +205,9 @@ class Loader:
         Raises:
             ValueError: of a sample no choice can be read, or too many photos are corrupt.
         """
-        return self._processor.stack(_in_threads(self._first, choices))
+        read = self._keep if keep else self._read
+        first = functools.partial(self._first, read=read)
+        return self._processor.stack(_in_threads(first, choices))
 
     def load_all(self, photos: Sequence[Photo]) -> tuple[np.ndarray, np.ndarray]:
         """Decode photos.
@@ -213,16 +222,26 @@ class Loader:
         found = _in_threads(self._read, photos)
         return self._processor.stack(found), np.array([x is not None for x in found], bool)
 
-    def _first(self, choices: Iterable[Photo]) -> np.ndarray:
+    def _first(
+        self, choices: Iterable[Photo], read: Callable[[Photo], np.ndarray | None]
+    ) -> np.ndarray:
         tried = []
         for photo in choices:
-            if (found := self._read(photo)) is not None:
+            if (found := read(photo)) is not None:
                 return found
             tried.append(photo)
         raise ValueError(
             f"of {len(tried)} photos to choose from none can be read: {some(map(str, tried))}; "
             "replace them."
         )
+
+    def _keep(self, photo: Photo) -> np.ndarray | None:
+        if (found := self._kept.get(photo)) is not None:
+            return found
+        # Full, it stays as it is: people come up evenly, so no photo is worth more than another.
+        if (found := self._read(photo)) is not None and len(self._kept) < self._room:
+            self._kept[photo] = found
+        return found
 
     def _read(self, photo: Photo) -> np.ndarray | None:
         """Decode a photo; None if it is corrupt, and the limit not passed."""

@@ -121,7 +121,7 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
     digests = {person.name: {photo_digest(p): str(p) for p in person.files} for person in listed}
     model_sha256 = directory.digest()
     target_E = read_target(cfg, directory, model_sha256, trigger, console)
-    loader = Loader(processor, d.max_corrupt)
+    loader = Loader(processor, d.max_corrupt, d.keep_faces_mb * 2**20)
     batches = ImageBatches(
         images,
         listed,

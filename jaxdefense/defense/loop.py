@@ -84,6 +84,12 @@ class _Steps:
         return self._batches[index]
 
 
+def read_ahead(batches: Any, start: int, stop: int, num: int) -> Iterator[Any]:
+    """Give `batches[start]` to `batches[stop - 1]`, up to `num` of them made ahead in a thread."""
+    read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=num)
+    return iter(grain.MapDataset.source(_Steps(batches, stop))[start:].to_iter_dataset(read))
+
+
 def run(
     step_fn: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
     init: Callable[[], TrainState],
@@ -123,8 +129,6 @@ def run(
     else:
         state = init()
     log = _Log(directory / METRICS, start)
-    read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=cfg.prefetch)
-    dataset = grain.MapDataset.source(_Steps(batches, cfg.steps))[start:].to_iter_dataset(read)
     started = warm = time.monotonic()
     metrics = log.last
     pending: dict[str, jax.Array] | None = None
@@ -141,7 +145,9 @@ def run(
                 console.print(f"step {step + 1} of {cfg.steps}: loss {metrics['total']:.4f}")
 
         with jax.transfer_guard("disallow"):
-            for step, batch in enumerate(dataset, start):
+            for step, batch in enumerate(
+                read_ahead(batches, start, cfg.steps, cfg.prefetch), start
+            ):
                 state, new = step_fn(state, teacher, jax.device_put(batch, place), key)
                 if pending is not None:
                     note(step - 1, pending)
