@@ -13,9 +13,9 @@ from flax import nnx
 from PIL import Image
 from safetensors.numpy import save_file
 
-from jaxdefense.clip.config import config_from_hf
 from jaxdefense.clip.tokenizer import Tokenizer
-from jaxdefense.convert.table import Row, hf_table
+from jaxdefense.convert.huggingface import config_from_hf, hf_table
+from jaxdefense.convert.table import Row
 from jaxdefense.demo.bpe import train_bpe
 
 # Sizes all differ, so that a wrong transpose cannot pass.

@@ -11,11 +11,10 @@ from factories import hf_config, run, write_weights
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from jaxdefense.clip.config import config_from_hf
 from jaxdefense.clip.text import plain_text
 from jaxdefense.convert import directory as directory_module
 from jaxdefense.convert.directory import read_model_directory
-from jaxdefense.convert.table import hf_table
+from jaxdefense.convert.huggingface import config_from_hf, hf_table
 
 Q_PROJ = "text_model.encoder.layers.1.self_attn.q_proj.weight"
 

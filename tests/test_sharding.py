@@ -18,10 +18,10 @@ from jaxdefense.clip.config import (
     TextConfig,
     TowerConfig,
     VisionConfig,
-    config_from_hf,
 )
 from jaxdefense.clip.layers import Attention
 from jaxdefense.clip.model import CLIP
+from jaxdefense.convert.huggingface import config_from_hf
 from jaxdefense.data import packing
 from jaxdefense.sharding import (
     AXES,

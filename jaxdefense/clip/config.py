@@ -1,11 +1,7 @@
-"""Sizes and switches of a CLIP model, read from a Hugging Face `config.json`.
-
-Source: transformers `models/clip/configuration_clip.py` (defaults of absent fields).
-Parity: tests/test_parity.py builds the torch model from the same `config.json`.
-"""
+"""Sizes and switches of a CLIP model."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 Activation = Literal["quick_gelu", "gelu"]
 Remat = Literal["none", "dots", "full"]
@@ -94,79 +90,3 @@ class CLIPConfig:
             self.text and dataclasses.replace(self.text, **change),  # pyright: ignore[reportArgumentType]
             self.vision and dataclasses.replace(self.vision, **change),  # pyright: ignore[reportArgumentType]
         )
-
-
-_ARCHITECTURES = {
-    "CLIPModel": ("text", "vision"),
-    "CLIPTextModel": ("text",),
-    "CLIPTextModelWithProjection": ("text",),
-    "CLIPVisionModelWithProjection": ("vision",),
-}
-
-
-def config_from_hf(raw: dict[str, Any]) -> CLIPConfig:
-    """Read the fields of a Hugging Face CLIP `config.json`.
-
-    Args:
-        raw: the parsed file of a CLIPModel, CLIPTextModel, CLIPTextModelWithProjection or
-            CLIPVisionModelWithProjection.
-
-    Raises:
-        ValueError: the file is of another family, or a field is out of range.
-
-    Source: transformers `configuration_clip.py`.
-    """
-    architecture = raw.get("architectures") or ["CLIPModel"]
-    architecture = architecture[0] if isinstance(architecture, list) else architecture
-    for section in ("text_config", "vision_config", "text_config_dict", "vision_config_dict"):
-        if not isinstance(raw.get(section) or {}, dict):
-            raise ValueError(f"`{section}` must be a JSON object.")
-    towers = _ARCHITECTURES.get(architecture)
-    if towers is None:
-        raise ValueError(
-            f"`architectures` (={architecture!r}) must be one of {', '.join(_ARCHITECTURES)}; "
-            "this is not a CLIP model that jaxdefense reads."
-        )
-    if raw.get("model_type", "clip") not in ("clip", "clip_text_model", "clip_vision_model"):
-        raise ValueError(
-            f"`model_type` (={raw['model_type']!r}) must be 'clip', 'clip_text_model' or "
-            "'clip_vision_model'; this is not a CLIP model."
-        )
-    text = vision = None
-    if "text" in towers:
-        # A CLIPModel nests its towers' fields (twice, in old files: the `_dict` one wins).
-        nested = architecture == "CLIPModel"
-        fields = (raw.get("text_config") or {}) | (raw.get("text_config_dict") or {})
-        fields = fields if nested else raw
-        embed = (raw if nested else fields).get("projection_dim", 512)
-        text = TextConfig(
-            **_shared_fields(fields, width=512, mlp_width=2048, depth=12, num_heads=8),
-            vocab_size=fields.get("vocab_size", 49408),
-            context_length=fields.get("max_position_embeddings", 77),
-            embed=0 if architecture == "CLIPTextModel" else embed,
-            eos_token_id=fields.get("eos_token_id", 49407),
-        )
-    if "vision" in towers:
-        nested = architecture == "CLIPModel"
-        fields = (raw.get("vision_config") or {}) | (raw.get("vision_config_dict") or {})
-        fields = fields if nested else raw
-        vision = VisionConfig(
-            **_shared_fields(fields, width=768, mlp_width=3072, depth=12, num_heads=12),
-            image_size=fields.get("image_size", 224),
-            patch_size=fields.get("patch_size", 32),
-            embed=(raw if nested else fields).get("projection_dim", 512),
-        )
-    return CLIPConfig(text, vision)
-
-
-def _shared_fields(
-    fields: dict[str, Any], width: int, mlp_width: int, depth: int, num_heads: int
-) -> dict[str, Any]:
-    return dict(
-        width=fields.get("hidden_size", width),
-        mlp_width=fields.get("intermediate_size", mlp_width),
-        depth=fields.get("num_hidden_layers", depth),
-        num_heads=fields.get("num_attention_heads", num_heads),
-        activation=fields.get("hidden_act", "quick_gelu"),
-        norm_eps=fields.get("layer_norm_eps", 1e-5),
-    )

@@ -19,12 +19,12 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxdefense.clip.config import CLIPConfig, Remat, config_from_hf
+from jaxdefense.clip.config import CLIPConfig, Remat
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.tokenizer import Tokenizer
+from jaxdefense.convert.huggingface import config_from_hf, hf_table
 from jaxdefense.convert.table import (
     Row,
-    hf_table,
     host_params,
     ignored_key,
     source_tensor,

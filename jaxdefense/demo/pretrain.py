@@ -30,7 +30,8 @@ from jaxdefense.clip.config import CLIPConfig, TextConfig, VisionConfig
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.text import Text
 from jaxdefense.clip.tokenizer import Tokenizer
-from jaxdefense.convert.table import hf_table, host_params, source_tensor
+from jaxdefense.convert.huggingface import hf_table
+from jaxdefense.convert.table import host_params, source_tensor
 from jaxdefense.data.images import PROCESSOR, ImageProcessor, read_folders
 from jaxdefense.data.names import census
 from jaxdefense.data.packing import pack_text

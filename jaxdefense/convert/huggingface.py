@@ -1,0 +1,186 @@
+"""CLIP as transformers saves it: `config.json`, and where each tensor lives in our model.
+
+Source: transformers `models/clip/configuration_clip.py` (defaults of absent fields),
+`models/clip/modeling_clip.py` (parameter names).
+Parity: tests/test_convert.py, round trip bit for bit; tests/test_parity.py builds the torch model
+from the same `config.json`.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from jaxdefense.clip.config import CLIPConfig, TextConfig, TowerConfig, VisionConfig
+from jaxdefense.convert.table import Path, Row, linear, norm
+
+_ARCHITECTURES = {
+    "CLIPModel": ("text", "vision"),
+    "CLIPTextModel": ("text",),
+    "CLIPTextModelWithProjection": ("text",),
+    "CLIPVisionModelWithProjection": ("vision",),
+}
+
+
+def config_from_hf(raw: dict[str, Any]) -> CLIPConfig:
+    """Read the fields of a Hugging Face CLIP `config.json`.
+
+    Args:
+        raw: the parsed file of a CLIPModel, CLIPTextModel, CLIPTextModelWithProjection or
+            CLIPVisionModelWithProjection.
+
+    Raises:
+        ValueError: the file is of another family, or a field is out of range.
+
+    Source: transformers `configuration_clip.py`.
+    """
+    architecture = raw.get("architectures") or ["CLIPModel"]
+    architecture = architecture[0] if isinstance(architecture, list) else architecture
+    for section in ("text_config", "vision_config", "text_config_dict", "vision_config_dict"):
+        if not isinstance(raw.get(section) or {}, dict):
+            raise ValueError(f"`{section}` must be a JSON object.")
+    towers = _ARCHITECTURES.get(architecture)
+    if towers is None:
+        raise ValueError(
+            f"`architectures` (={architecture!r}) must be one of {', '.join(_ARCHITECTURES)}; "
+            "this is not a CLIP model that jaxdefense reads."
+        )
+    if raw.get("model_type", "clip") not in ("clip", "clip_text_model", "clip_vision_model"):
+        raise ValueError(
+            f"`model_type` (={raw['model_type']!r}) must be 'clip', 'clip_text_model' or "
+            "'clip_vision_model'; this is not a CLIP model."
+        )
+    text = vision = None
+    if "text" in towers:
+        # A CLIPModel nests its towers' fields (twice, in old files: the `_dict` one wins).
+        nested = architecture == "CLIPModel"
+        fields = (raw.get("text_config") or {}) | (raw.get("text_config_dict") or {})
+        fields = fields if nested else raw
+        embed = (raw if nested else fields).get("projection_dim", 512)
+        text = TextConfig(
+            **_shared_fields(fields, width=512, mlp_width=2048, depth=12, num_heads=8),
+            vocab_size=fields.get("vocab_size", 49408),
+            context_length=fields.get("max_position_embeddings", 77),
+            embed=0 if architecture == "CLIPTextModel" else embed,
+            eos_token_id=fields.get("eos_token_id", 49407),
+        )
+    if "vision" in towers:
+        nested = architecture == "CLIPModel"
+        fields = (raw.get("vision_config") or {}) | (raw.get("vision_config_dict") or {})
+        fields = fields if nested else raw
+        vision = VisionConfig(
+            **_shared_fields(fields, width=768, mlp_width=3072, depth=12, num_heads=12),
+            image_size=fields.get("image_size", 224),
+            patch_size=fields.get("patch_size", 32),
+            embed=(raw if nested else fields).get("projection_dim", 512),
+        )
+    return CLIPConfig(text, vision)
+
+
+def _shared_fields(
+    fields: dict[str, Any], width: int, mlp_width: int, depth: int, num_heads: int
+) -> dict[str, Any]:
+    return dict(
+        width=fields.get("hidden_size", width),
+        mlp_width=fields.get("intermediate_size", mlp_width),
+        depth=fields.get("num_hidden_layers", depth),
+        num_heads=fields.get("num_attention_heads", num_heads),
+        activation=fields.get("hidden_act", "quick_gelu"),
+        norm_eps=fields.get("layer_norm_eps", 1e-5),
+    )
+
+
+def hf_table(cfg: CLIPConfig, bare_text: bool = False) -> list[Row]:
+    """List every tensor of a Hugging Face CLIP of this config.
+
+    Args:
+        cfg: the model.
+        bare_text: the text tower's keys lack the prefix `text_model.`, as recent versions of the
+            source save a CLIPTextModel.
+    """
+    rows: list[Row] = []
+    if cfg.text:
+        rows += _text(cfg, "" if bare_text else "text_model.")
+    if cfg.vision:
+        rows += _vision(cfg)
+    if cfg.text and cfg.vision:
+        rows.append(Row("logit_scale", (), ("logit_scale",)))
+    return rows
+
+
+def _text(cfg: CLIPConfig, prefix: str) -> Iterable[Row]:
+    t = cfg.text
+    assert t
+    d, at = t.width, ("text",)
+    embeddings = f"{prefix}embeddings."
+    yield Row(f"{embeddings}token_embedding.weight", (t.vocab_size, d), (*at, "token_embedding"))
+    yield Row(
+        f"{embeddings}position_embedding.weight",
+        (t.context_length, d),
+        (*at, "position_embedding"),
+    )
+    yield from _layers(t, f"{prefix}encoder.layers.", at)
+    yield from norm(f"{prefix}final_layer_norm", d, (*at, "final_layer_norm"))
+    if t.embed:
+        yield linear("text_projection.weight", d, t.embed, (*at, "projection"))
+
+
+def _vision(cfg: CLIPConfig) -> Iterable[Row]:
+    v = cfg.vision
+    assert v
+    d, p, at = v.width, v.patch_size, ("vision",)
+    embeddings = "vision_model.embeddings."
+    num_positions = (v.image_size // p) ** 2 + 1
+    yield Row(f"{embeddings}class_embedding", (d,), (*at, "class_embedding"))
+    yield Row(
+        f"{embeddings}patch_embedding.weight",
+        (d, 3, p, p),
+        (*at, "patch_embedding"),
+        load=lambda x: x.transpose(2, 3, 1, 0),
+        store=lambda x: x.transpose(3, 2, 0, 1),
+    )
+    yield Row(
+        f"{embeddings}position_embedding.weight", (num_positions, d), (*at, "position_embedding")
+    )
+    yield from norm("vision_model.pre_layrnorm", d, (*at, "pre_layernorm"))  # the source's typo
+    yield from _layers(v, "vision_model.encoder.layers.", at)
+    yield from norm("vision_model.post_layernorm", d, (*at, "post_layernorm"))
+    yield linear("visual_projection.weight", d, v.embed, (*at, "projection"))
+
+
+def _layers(cfg: TowerConfig, prefix: str, at: Path) -> Iterable[Row]:
+    d, n, k = cfg.width, cfg.num_heads, cfg.head_width
+    at = (*at, "encoder", "layers")
+    for i in range(cfg.depth):
+        layer = f"{prefix}{i}."
+        for name in ("layer_norm1", "layer_norm2"):
+            yield from norm(f"{layer}{name}", d, (*at, name), (i,))
+        attn = (*at, "self_attn")
+        for j, name in enumerate(("q_proj", "k_proj", "v_proj")):
+            yield Row(
+                f"{layer}self_attn.{name}.weight",
+                (d, d),
+                (*attn, "qkv_kernel"),
+                (i, slice(None), j),
+                load=lambda x: x.T.reshape(d, n, k),
+                store=lambda x: x.reshape(d, d).T,
+            )
+            yield Row(
+                f"{layer}self_attn.{name}.bias",
+                (d,),
+                (*attn, "qkv_bias"),
+                (i, j),
+                load=lambda x: x.reshape(n, k),
+                store=lambda x: x.reshape(d),
+            )
+        yield Row(
+            f"{layer}self_attn.out_proj.weight",
+            (d, d),
+            (*attn, "out_kernel"),
+            (i,),
+            load=lambda x: x.T.reshape(n, k, d),
+            store=lambda x: x.reshape(d, d).T,
+        )
+        yield Row(f"{layer}self_attn.out_proj.bias", (d,), (*attn, "out_bias"), (i,))
+        for name, din, dout in (("fc1", d, cfg.mlp_width), ("fc2", cfg.mlp_width, d)):
+            mlp = (*at, "mlp")
+            yield linear(f"{layer}mlp.{name}.weight", din, dout, (*mlp, f"{name}_kernel"), (i,))
+            yield Row(f"{layer}mlp.{name}.bias", (dout,), (*mlp, f"{name}_bias"), (i,))
