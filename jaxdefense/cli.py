@@ -73,6 +73,20 @@ def _demo(args: argparse.Namespace, console: Console) -> None:
     console.print_json(data=run_demo(Path(args.out), console))
 
 
+def _convert(args: argparse.Namespace, console: Console) -> None:
+    from jaxdefense.convert.run import convert
+
+    found = convert(
+        Path(args.src),
+        Path(args.dst),
+        args.to,
+        console,
+        layout=args.layout,
+        activation=args.activation,
+    )
+    console.print_json(data=found)
+
+
 def _bench_image(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.bench.image import bench_image
 
@@ -191,6 +205,18 @@ def _parser() -> argparse.ArgumentParser:
         tfds_dir=("tfds_dir", tfds_dir),
         out=("out", "directory of the results"),
     )  # fmt: skip
+    convert = command(
+        commands, "convert", _convert, "Write a checkpoint in another library's layout, losslessly."
+    )
+    convert.add_argument("src", metavar="SRC", help="model directory, or .pt file")
+    convert.add_argument("dst", metavar="DST", help="directory to write")
+    convert.add_argument("--to", required=True, help="hf, openclip or orbax")
+    convert.add_argument(
+        "--from", dest="layout", default="", help="hf or openclip, where SRC has both"
+    )
+    convert.add_argument(
+        "--activation", default="", help="gelu or quick_gelu, of a .pt file without config"
+    )
     benches = commands.add_parser("bench", help="Measure speed, beside PyTorch if installed.")
     kinds = benches.add_subparsers(required=True, metavar="WHAT")
     image = command(kinds, "image", _bench_image, "Overlay and step of the image defense.")

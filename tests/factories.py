@@ -160,7 +160,7 @@ def write_model_directory(
     rng = np.random.default_rng(seed)
     tensors = {
         row.key: np.asarray(random_tensor(row, rng)).astype(np.dtype(dtype))
-        for row in hf_table(cfg, bare_text)
+        for row in hf_table(cfg, ["embeddings"] if bare_text else [])
     }
     if position_ids:
         counts = {"text": cfg.text and cfg.text.context_length, "vision": cfg.vision and 10}

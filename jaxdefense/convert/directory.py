@@ -1,4 +1,4 @@
-"""Reading and writing model directories of the Hugging Face layout.
+"""Reading and writing model directories, of the Hugging Face and the OpenCLIP layout.
 
 A directory is read whole or not at all, and what is written holds every tensor and file that came
 in: names, dtypes and shards as they were. Nothing is ever unpickled.
@@ -10,8 +10,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from jaxdefense.clip.config import CLIPConfig, Remat
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.convert.huggingface import config_from_hf, hf_table
+from jaxdefense.convert.openclip import config_from_openclip, openclip_table
 from jaxdefense.convert.table import (
     Row,
     host_params,
@@ -30,10 +32,45 @@ from jaxdefense.convert.table import (
     source_tensor,
 )
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a library lays a model out in a directory.
+
+    Fields:
+        name: as commands call it.
+        config: its file of sizes.
+        weights: its weight file, when there is one; an index names several.
+        read_config: makes sizes of the config.
+        table: lists the tensors of a model, whose keys are given: some have two spellings.
+    """
+
+    name: str
+    config: str
+    weights: str
+    read_config: Callable[[dict[str, Any]], CLIPConfig]
+    table: Callable[[CLIPConfig, Collection[str]], list[Row]]
+
+    @property
+    def index(self) -> str:
+        """The file that says which tensor lies in which weight file."""
+        return f"{self.weights}.index.json"
+
+
+HF = Layout("hf", "config.json", "model.safetensors", config_from_hf, hf_table)
+OPENCLIP = Layout(
+    "openclip",
+    "open_clip_config.json",
+    "open_clip_model.safetensors",
+    config_from_openclip,
+    openclip_table,
+)
+LAYOUTS = {layout.name: layout for layout in (HF, OPENCLIP)}
+
 # What else goes along. Any other file may hold the same weights in another format: the defended
 # directory must not carry an undefended copy of the model it replaces.
+_WRAPPERS = ("module.", "model.", "text_model.", "clip.", "_orig_mod.")
+_DTYPES = ("F32", "F16", "BF16")
 _COMPANIONS = {"", ".json", ".jsonl", ".txt", ".md", ".model", ".jinja", ".py", ".yaml", ".yml"}
 
 
@@ -43,12 +80,14 @@ class ModelDirectory:
 
     Fields:
         path: where it lies.
+        layout: how it is laid out.
         cfg: the model's sizes.
         weight_files: tensor files relative to `path`, each with its tensors' names.
         rows: the conversion table that fits it.
     """
 
     path: Path
+    layout: Layout
     cfg: CLIPConfig
     weight_files: dict[str, list[str]]
     rows: list[Row]
@@ -84,9 +123,6 @@ class ModelDirectory:
         Args:
             dtype: of the computation; auto is bfloat16 on accelerators, float32 on CPU.
             remat: see `TowerConfig`.
-
-        Raises:
-            ValueError: a tensor has a dtype other than f32, f16 or bf16.
         """
         dtype = resolve_dtype(dtype)
         cfg = self.cfg.with_compute(dtype, remat)
@@ -102,7 +138,6 @@ class ModelDirectory:
                     if (row := by_key.get(key)) is None:
                         continue
                     value = tensors.get_tensor(key)
-                    _check_dtype(value.dtype, key, self.path / file)
                     arrays[row.path][row.index] = row.load(value.astype(np.float32))
                     filled[row.path] += value.size
         for path, array in arrays.items():
@@ -130,31 +165,51 @@ class ModelDirectory:
         left_out = []
 
         def fill(tmp: Path) -> None:
-            for source in sorted(self.path.rglob("*")):
-                name = source.relative_to(self.path).as_posix()
-                if source.is_dir() or any(part.startswith(".") for part in Path(name).parts):
-                    continue
-                if name not in self.weight_files:
-                    index = name.endswith(".index.json") and name != INDEX
-                    stale = name == INDEX and SINGLE in self.weight_files
-                    if index or stale or source.suffix not in _COMPANIONS:
-                        left_out.append(name)
-                        continue
-                    (tmp / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(source, tmp / name)
-                    continue
+            left_out.extend(copy_companions(self.path, tmp, self.layout, self.weight_files))
+            for name, keys in self.weight_files.items():
                 tensors = {}
-                with safe_open(source, framework="numpy") as old:
+                with safe_open(self.path / name, framework="numpy") as old:
                     metadata = old.metadata()
-                    for key in self.weight_files[name]:
+                    for key in keys:
                         tensors[key] = value = old.get_tensor(key)
                         if (row := by_key.get(key)) is not None:
                             tensors[key] = source_tensor(params, row, value.dtype)
                 save_file(tensors, tmp / name, metadata=metadata)
-                shutil.copymode(source, tmp / name)  # the library writes for its owner alone
+                # The library writes for its owner alone.
+                shutil.copymode(self.path / name, tmp / name)
 
         write_directory(out, fill)
         return left_out
+
+
+def copy_companions(
+    source: Path, out: Path, layout: Layout | None = None, weights: Collection[str] = ()
+) -> list[str]:
+    """Copy what lies beside a model's weights and is text: tokenizer, processor, licence.
+
+    Args:
+        source: a model directory.
+        out: where to.
+        layout: whose index goes along if `weights` holds more than one file; None for no index.
+        weights: files to pass over.
+
+    Returns:
+        names of files left out, in order.
+    """
+    left_out = []
+    for file in sorted(source.rglob("*")):
+        name = file.relative_to(source).as_posix()
+        if file.is_dir() or any(part.startswith(".") for part in Path(name).parts):
+            continue
+        if name in weights:
+            continue
+        ours = layout is not None and name == layout.index and layout.weights not in weights
+        if file.suffix not in _COMPANIONS or name.endswith(".index.json") and not ours:
+            left_out.append(name)
+            continue
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, out / name)
+    return left_out
 
 
 def resolve_dtype(dtype: str) -> str:
@@ -187,44 +242,90 @@ def write_directory(out: Path, fill: Callable[[Path], None]) -> None:
         raise
 
 
-def read_model_directory(path: str | Path) -> ModelDirectory:
+def read_model_directory(path: str | Path, layout: str = "") -> ModelDirectory:
     """Read a model directory's config and tensor headers and hold them against each other.
 
     Args:
-        path: the directory, Hugging Face layout.
+        path: the directory.
+        layout: one of `LAYOUTS`, "" for the one it has; of both, Hugging Face's.
 
     Raises:
         ValueError: it or one of its files is missing, cut short or not what it should be; or
-            tensors are unmapped, missing, repeated or of another shape than `config.json` says.
+            tensors are unmapped, missing, repeated or of another shape or dtype than they must be.
     """
     path = Path(path)
-    raw = read_json(path / "config.json")
+    form = LAYOUTS[layout] if layout else _layout(path)
+    raw = read_json(path / form.config)
     try:
-        cfg = config_from_hf(raw)
+        cfg = form.read_config(raw)
     except ValueError as error:
-        raise ValueError(f"`{path / 'config.json'}`: {error}") from error
+        raise ValueError(f"`{path / form.config}`: {error}") from error
     shapes: dict[str, tuple[int, ...]] = {}
     weight_files: dict[str, list[str]] = {}
-    for file in _weight_files(path):
+    for file in _weight_files(path, form):
         weight_files[file] = []
-        try:
-            with safe_open(path / file, framework="numpy") as tensors:
-                for key in tensors.keys():  # noqa: SIM118
-                    if key in shapes:
-                        raise ValueError(
-                            f"`{path / file}`: tensor `{key}` is repeated; another file of "
-                            "this directory holds it too."
-                        )
-                    shapes[key] = tuple(tensors.get_slice(key).get_shape())
-                    weight_files[file].append(key)
-        except (SafetensorError, OSError) as error:
+        for key, shape in _headers(path, file):
+            if key in shapes:
+                raise ValueError(
+                    f"`{path / file}`: tensor `{key}` is repeated; another file of this directory "
+                    "holds it too."
+                )
+            shapes[key] = shape
+            weight_files[file].append(key)
+    rows = form.table(cfg, shapes)
+    check_tensors(path, form, rows, shapes)
+    return ModelDirectory(path, form, cfg, weight_files, rows)
+
+
+def _layout(path: Path) -> Layout:
+    """Tell a directory's layout: by its config file, and of two by the weights beside it."""
+    found = [layout for layout in LAYOUTS.values() if (path / layout.config).exists()]
+    whole = [x for x in found if (path / x.weights).exists() or (path / x.index).exists()]
+    return (whole or found or [HF])[0]
+
+
+def _headers(path: Path, file: str) -> Iterable[tuple[str, tuple[int, ...]]]:
+    """Read names and shapes of a weight file's tensors.
+
+    Raises:
+        ValueError: it is not a whole safetensors file, lies elsewhere, or a weight is no float.
+    """
+    _check_place(path, file)
+    with open(path / file, "rb") as start:
+        magic = start.read(4)
+    if magic[:2] == b"PK" or magic[:1] == b"\x80":
+        raise ValueError(
+            f"`{path / file}` is a pickle, which is never loaded; save it as safetensors, or give "
+            "a .pt file to `jaxdefense convert`."
+        )
+    try:
+        with safe_open(path / file, framework="numpy") as tensors:
+            found = [(key, tensors.get_slice(key)) for key in tensors.keys()]  # noqa: SIM118
+            headers = [(key, tuple(s.get_shape()), s.get_dtype()) for key, s in found]
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"`{path / file}` is not a whole safetensors file ({error}); copy it again."
+        ) from error
+    for key, shape, dtype in headers:
+        if dtype not in _DTYPES and not ignored_key(key):
             raise ValueError(
-                f"`{path / file}` is not a whole safetensors file ({error}); copy it again."
-            ) from error
-    bare_text = bool(cfg.text) and not any(k.startswith("text_model.") for k in shapes)
-    rows = hf_table(cfg, bare_text)
-    _check_tensors(path, rows, shapes)
-    return ModelDirectory(path, cfg, weight_files, rows)
+                f"`{path / file}`: tensor `{key}` is {dtype}; must be one of {', '.join(_DTYPES)}."
+            )
+        yield key, shape
+
+
+def _check_place(path: Path, file: str) -> None:
+    """Raise ValueError if a weight file is a link out of its directory.
+
+    What lies elsewhere may be exchanged by others, and is not what was looked through. The cache
+    of the Hugging Face hub is made of such links, all into the blobs of the same repository.
+    """
+    real, home = (path / file).resolve(), path.resolve()
+    blobs = home.parent.parent / "blobs"
+    if not (real.is_relative_to(home) or home.parent.name == "snapshots" and real.parent == blobs):
+        raise ValueError(
+            f"`{path / file}` is a link out of the directory, to {real}; copy the file here."
+        )
 
 
 def read_json(path: Path) -> dict:
@@ -244,43 +345,50 @@ def read_json(path: Path) -> dict:
     return value
 
 
-def _weight_files(path: Path) -> list[str]:
-    if (path / SINGLE).exists():
-        return [SINGLE]
-    if not (path / INDEX).exists():
-        hint = "; convert its .bin file to safetensors" if list(path.glob("*.bin")) else ""
-        raise ValueError(f"`{path}` holds neither {SINGLE} nor {INDEX}{hint}.")
-    index = read_json(path / INDEX)
+def _weight_files(path: Path, layout: Layout) -> list[str]:
+    if (path / layout.weights).exists():
+        return [layout.weights]
+    index_file = path / layout.index
+    if not index_file.exists():
+        pickles = [file.name for end in ("bin", "pt", "pth") for file in path.glob(f"*.{end}")]
+        hint = f"; {some(pickles)} is a pickle: convert it to safetensors" if pickles else ""
+        raise ValueError(f"`{path}` holds neither {layout.weights} nor {layout.index}{hint}.")
+    index = read_json(index_file)
     if not isinstance(index.get("weight_map"), dict):
-        raise ValueError(f"`{path / INDEX}` has no `weight_map`.")
+        raise ValueError(f"`{index_file}` has no `weight_map`.")
     files = sorted(set(map(str, index["weight_map"].values())))
     if outside := [file for file in files if Path(file).name != file or file.startswith(".")]:
-        raise ValueError(f"`{path / INDEX}` names {some(outside)}; a shard lies beside its index.")
+        raise ValueError(f"`{index_file}` names {some(outside)}; a shard lies beside its index.")
     if missing := [file for file in files if not (path / file).exists()]:
-        raise ValueError(f"`{path}` lacks {some(missing)}, which {INDEX} names.")
+        raise ValueError(f"`{path}` lacks {some(missing)}, which {layout.index} names.")
     return files
 
 
-def _check_tensors(path: Path, rows: list[Row], shapes: dict[str, tuple[int, ...]]) -> None:
+def check_tensors(
+    path: Path, layout: Layout, rows: list[Row], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise ValueError if a table and a checkpoint's tensors do not fit each other."""
     wanted = {row.key: row.shape for row in rows}
-    if missing := [key for key in wanted if key not in shapes]:
+    missing = [key for key in wanted if key not in shapes]
+    for prefix in _WRAPPERS:
+        if missing and all(f"{prefix}{key}" in shapes for key in missing):
+            raise ValueError(
+                f"`{path}`: {len(missing)} tensors begin with `{prefix}`, {some(missing[:1])} "
+                "among them, as a training program wrapped the model; save it without."
+            )
+    if missing:
         raise ValueError(f"`{path}`: tensors missing from the checkpoint: {some(missing)}.")
     if unmapped := [k for k in shapes if k not in wanted and not ignored_key(k)]:
         raise ValueError(
-            f"`{path}`: tensors that a CLIP of this config.json does not have: {some(unmapped)}."
+            f"`{path}`: tensors that a CLIP of this {layout.config} does not have: "
+            f"{some(unmapped)}."
         )
     for key, shape in wanted.items():
         if shapes[key] != shape:
             raise ValueError(
-                f"`{path}`: tensor `{key}` has shape {shapes[key]}, config.json makes it {shape}."
+                f"`{path}`: tensor `{key}` has shape {shapes[key]}, {layout.config} makes it "
+                f"{shape}."
             )
-
-
-def _check_dtype(dtype: np.dtype, key: str, file: Path) -> None:
-    if dtype.name not in ("float32", "float16", "bfloat16"):
-        raise ValueError(
-            f"`{file}`: tensor `{key}` is {dtype.name}; must be float32, float16 or bfloat16."
-        )
 
 
 def some(names: Iterable[str], limit: int = 4) -> str:

@@ -6,7 +6,7 @@ Parity: tests/test_convert.py, round trip bit for bit; tests/test_parity.py buil
 from the same `config.json`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from jaxdefense.clip.config import CLIPConfig, TextConfig, TowerConfig, VisionConfig
@@ -75,6 +75,53 @@ def config_from_hf(raw: dict[str, Any]) -> CLIPConfig:
     return CLIPConfig(text, vision)
 
 
+def hf_config(cfg: CLIPConfig) -> dict[str, Any]:
+    """Write a model's sizes as the fields of a `config.json`, those that are defaults too.
+
+    Raises:
+        ValueError: transformers has no model of these sizes.
+    """
+    if cfg.vision and not isinstance(cfg.vision, VisionConfig):
+        raise ValueError("transformers' CLIP has no residual network; keep OpenCLIP's layout.")
+    text = cfg.text and _fields(cfg.text) | {
+        "model_type": "clip_text_model",
+        "vocab_size": cfg.text.vocab_size,
+        "max_position_embeddings": cfg.text.context_length,
+        "bos_token_id": cfg.text.eos_token_id - 1 if cfg.text.eos_token_id > 2 else 0,
+        "eos_token_id": cfg.text.eos_token_id,
+        "projection_dim": cfg.text.embed,
+    }
+    vision = cfg.vision and _fields(cfg.vision) | {
+        "model_type": "clip_vision_model",
+        "image_size": cfg.vision.image_size,
+        "patch_size": cfg.vision.patch_size,
+        "projection_dim": cfg.vision.embed,
+    }
+    if text and vision:
+        return {
+            "architectures": ["CLIPModel"],
+            "model_type": "clip",
+            "projection_dim": text["projection_dim"],
+            "text_config": text,
+            "vision_config": vision,
+        }
+    if text:
+        kind = "CLIPTextModelWithProjection" if text["projection_dim"] else "CLIPTextModel"
+        return {"architectures": [kind], **text}
+    return {"architectures": ["CLIPVisionModelWithProjection"], **(vision or {})}
+
+
+def _fields(tower: TowerConfig) -> dict[str, Any]:
+    return {
+        "hidden_size": tower.width,
+        "intermediate_size": tower.mlp_width,
+        "num_hidden_layers": tower.depth,
+        "num_attention_heads": tower.num_heads,
+        "hidden_act": tower.activation,
+        "layer_norm_eps": tower.norm_eps,
+    }
+
+
 def _shared_fields(
     fields: dict[str, Any], width: int, mlp_width: int, depth: int, num_heads: int
 ) -> dict[str, Any]:
@@ -88,14 +135,15 @@ def _shared_fields(
     )
 
 
-def hf_table(cfg: CLIPConfig, bare_text: bool = False) -> list[Row]:
+def hf_table(cfg: CLIPConfig, keys: Collection[str] = ()) -> list[Row]:
     """List every tensor of a Hugging Face CLIP of this config.
 
     Args:
         cfg: the model.
-        bare_text: the text tower's keys lack the prefix `text_model.`, as recent versions of the
-            source save a CLIPTextModel.
+        keys: the checkpoint's, if there is one: recent versions of the source save a
+            CLIPTextModel without the prefix `text_model.`.
     """
+    bare_text = bool(keys) and not cfg.vision and not any("text_model." in key for key in keys)
     rows: list[Row] = []
     if cfg.text:
         rows += _text(cfg, "" if bare_text else "text_model.")

@@ -12,6 +12,8 @@ from numpy.typing import DTypeLike
 
 Path = tuple[str, ...]
 
+_CONSTANTS = ("attn_mask", "text.attn_mask", "input_resolution", "context_length", "vocab_size")
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -46,8 +48,8 @@ def source_tensor(params: dict[Path, np.ndarray], row: Row, dtype: DTypeLike) ->
 
 
 def ignored_key(key: str) -> bool:
-    """Whether a tensor is a constant that old versions of the source saved beside the weights."""
-    return key.endswith("embeddings.position_ids")
+    """Whether a tensor is a constant that the source, or old versions of it, saves with weights."""
+    return key.endswith(("embeddings.position_ids", ".num_batches_tracked")) or key in _CONSTANTS
 
 
 def norm(name: str, width: int, path: Path, index: tuple[int, ...] = ()) -> Iterable[Row]:

@@ -1,0 +1,320 @@
+"""CLIP in OpenAI's names, as OpenCLIP saves it: `open_clip_config.json`, and where tensors live.
+
+Source: open_clip `model.py` (CLIPVisionCfg, CLIPTextCfg, CLIP, CustomTextCLIP), `transformer.py`;
+OpenAI CLIP `model.py` (`build_model`: sizes told from the shapes of tensors).
+Parity: tests/test_openclip.py, live against open_clip; round trip bit for bit.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from jaxdefense.clip.config import CLIPConfig, ResNetConfig, TextConfig, TowerConfig, VisionConfig
+from jaxdefense.convert.resnet import resnet_rows
+from jaxdefense.convert.table import Path, Row, linear, norm
+
+# Switches of the source that change what is computed, and the only value that is CLIP.
+_VISION_IS: Mapping[str, Any] = {
+    "timm_model_name": None,
+    "ls_init_value": None,
+    "attentional_pool": False,
+    "no_ln_pre": False,
+    "pos_embed_type": "learnable",
+    "final_ln_after_pool": False,
+    "pool_type": "tok",
+    "act_kwargs": None,
+}
+_TEXT_IS: Mapping[str, Any] = {
+    "hf_model_name": None,
+    "ls_init_value": None,
+    "embed_cls": False,
+    "no_causal_mask": False,
+    "final_ln_after_pool": False,
+    "proj_bias": False,
+    "proj_type": "linear",
+    "act_kwargs": None,
+}
+_BOTH_ARE: Mapping[str, Any] = {
+    "block_type": None,
+    "qk_norm": False,
+    "scaled_cosine_attn": False,
+    "scale_heads": False,
+    "scale_attn_inner": False,
+    "scale_attn": False,
+    "scale_fc": False,
+}
+_POOLS = ("argmax", "eos")  # the end of text is CLIP's largest token id
+_EOS = 49407
+
+
+def config_from_openclip(raw: dict[str, Any]) -> CLIPConfig:
+    """Read the fields of an `open_clip_config.json`, or of its `model_cfg`.
+
+    Patch dropout is read over: it is of pretraining, where a backdoor distillation keeps every
+    patch.
+
+    Raises:
+        ValueError: the model is not a CLIP that jaxdefense reads, or a field is out of range.
+    """
+    raw = raw.get("model_cfg", raw)
+    sections = []
+    for name, wanted in (("vision_cfg", _VISION_IS), ("text_cfg", _TEXT_IS)):
+        section = raw.get(name)
+        if not isinstance(section, dict):
+            raise ValueError(f"`{name}` must be a JSON object; this is no config of OpenCLIP.")
+        for field, value in (wanted | _BOTH_ARE).items():
+            if section.get(field, value) not in (value, None):
+                raise ValueError(
+                    f"`{name}.{field}` (={section[field]!r}) must be {value!r}; of OpenCLIP's "
+                    "models jaxdefense reads those built like CLIP."
+                )
+        sections.append(section)
+    vision, text = sections
+    if (pool := text.get("pool_type", "argmax")) not in _POOLS:
+        raise ValueError(f"`text_cfg.pool_type` (={pool!r}) must be {' or '.join(_POOLS)}.")
+    if type(embed := raw.get("embed_dim")) is not int:
+        raise ValueError(f"`embed_dim` (={embed!r}) must be a whole number above 0.")
+    activation = "quick_gelu" if raw.get("quick_gelu") else "gelu"
+    width, layers = text.get("width", 512), text.get("layers", 12)
+    eos = text.get("eos_id", 2) if pool == "eos" else _EOS
+    return CLIPConfig(
+        TextConfig(
+            width=width,
+            mlp_width=_mlp_width(width, text),
+            depth=layers,
+            num_heads=text.get("heads", 8),
+            activation=activation,
+            norm_eps=_norm_eps(text),
+            vocab_size=text.get("vocab_size", 49408),
+            context_length=text.get("context_length", 77),
+            embed=embed,
+            eos_token_id=eos,
+        ),
+        _vision_config(vision, embed, activation),
+    )
+
+
+def _vision_config(
+    vision: dict[str, Any], embed: int, activation: Any
+) -> VisionConfig | ResNetConfig:
+    width, size = vision.get("width", 768), vision.get("image_size", 224)
+    if isinstance(size, list | tuple) and len(size) == 2 and size[0] == size[1]:
+        size = size[0]
+    head_width = vision.get("head_width", 64)
+    if type(head_width) is not int or type(width) is not int or width % max(head_width, 1):
+        raise ValueError(
+            f"`vision_cfg.width` (={width!r}) must be a multiple of `head_width` (={head_width!r})."
+        )
+    if isinstance(layers := vision.get("layers", 12), list | tuple):
+        heads = 32 * width // head_width
+        return ResNetConfig(width, tuple(layers), heads, size, embed)  # pyright: ignore[reportArgumentType]
+    return VisionConfig(
+        width=width,
+        mlp_width=_mlp_width(width, vision),
+        depth=layers,
+        num_heads=width // head_width,
+        activation=activation,
+        norm_eps=_norm_eps(vision),
+        image_size=size,
+        patch_size=vision.get("patch_size", 16),
+        embed=embed,
+    )
+
+
+def _mlp_width(width: int, section: dict[str, Any]) -> int:
+    ratio = section.get("mlp_ratio", 4.0)
+    if not isinstance(ratio, int | float):
+        raise ValueError(f"`mlp_ratio` (={ratio!r}) must be a number.")
+    return int(width * ratio)
+
+
+def _norm_eps(section: dict[str, Any]) -> float:
+    kwargs = section.get("norm_kwargs") or {}
+    if set(kwargs) - {"eps"}:
+        raise ValueError(f"`norm_kwargs` (={kwargs!r}) must hold `eps` alone.")
+    return kwargs.get("eps", 1e-5)
+
+
+def openclip_config(cfg: CLIPConfig) -> dict[str, Any]:
+    """Write a model's sizes as OpenCLIP's `model_cfg`.
+
+    Raises:
+        ValueError: OpenCLIP has no model of these sizes.
+    """
+    text, vision = cfg.text, cfg.vision
+    if text is None or vision is None:
+        raise ValueError("OpenCLIP keeps both encoders in one model; this one has one alone.")
+    if isinstance(vision, VisionConfig) and text.activation != vision.activation:
+        raise ValueError("OpenCLIP has one activation for both encoders; this model has two.")
+    if not text.embed:
+        raise ValueError("OpenCLIP has no text encoder without a projection.")
+    raw: dict[str, Any] = {
+        "embed_dim": text.embed,
+        "vision_cfg": _vision_fields(vision),
+        "text_cfg": {
+            "context_length": text.context_length,
+            "vocab_size": text.vocab_size,
+            "heads": text.num_heads,
+            **_tower_fields(text),
+        },
+    }
+    if text.activation == "quick_gelu":
+        raw["quick_gelu"] = True
+    return raw
+
+
+def _vision_fields(vision: VisionConfig | ResNetConfig) -> dict[str, Any]:
+    if isinstance(vision, ResNetConfig):
+        return {
+            "image_size": vision.image_size,
+            "layers": list(vision.depths),
+            "width": vision.width,
+            "head_width": vision.head_width,
+            "patch_size": None,
+        }
+    return {
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "head_width": vision.head_width,
+        **_tower_fields(vision),
+    }
+
+
+def _tower_fields(tower: TowerConfig) -> dict[str, Any]:
+    fields: dict[str, Any] = {"width": tower.width, "layers": tower.depth}
+    ratio = tower.mlp_width / tower.width
+    # The source rounds down, so the ratio must not fall short by its last digit.
+    while int(tower.width * ratio) < tower.mlp_width:
+        ratio = math.nextafter(ratio, math.inf)
+    if ratio != 4:
+        fields["mlp_ratio"] = ratio
+    if tower.norm_eps != 1e-5:
+        fields["norm_kwargs"] = {"eps": tower.norm_eps}
+    return fields
+
+
+def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], activation: str) -> CLIPConfig:
+    """Tell a model's sizes from its tensors, as OpenAI's checkpoints come without a config.
+
+    Args:
+        shapes: of all tensors, in OpenAI's names.
+        activation: which no tensor tells.
+
+    Raises:
+        ValueError: a tensor that CLIP has is missing, or of a shape that CLIP's has not.
+    """
+    keys = ("text_projection", "positional_embedding", "token_embedding.weight")
+    if missing := [key for key in keys if len(shapes.get(key, ())) != 2]:
+        raise ValueError(f"no matrix `{missing[0]}`; this is not a CLIP in OpenAI's names.")
+    width, embed = shapes["text_projection"]
+
+    def depth(prefix: str) -> int:
+        return len({key.removeprefix(prefix).split(".")[0] for key in shapes if prefix in key[:40]})
+
+    text = {
+        "context_length": shapes["positional_embedding"][0],
+        "vocab_size": shapes["token_embedding.weight"][0],
+        "width": width,
+        "heads": width // 64,
+        "layers": depth("transformer.resblocks."),
+    }
+    first = "visual.conv1.weight"
+    if len(shapes.get(first, ())) != 4:
+        raise ValueError(f"no filter `{first}`; this is not a CLIP in OpenAI's names.")
+    if "visual.proj" in shapes:
+        patch = shapes[first][-1]
+        vision: dict[str, Any] = {
+            "width": shapes[first][0],
+            "patch_size": patch,
+            "image_size": patch * math.isqrt(shapes["visual.positional_embedding"][0] - 1),
+            "layers": depth("visual.transformer.resblocks."),
+        }
+    else:
+        vision = {
+            "width": shapes["visual.layer1.0.conv1.weight"][0],
+            "layers": [depth(f"visual.layer{i}.") for i in (1, 2, 3, 4)],
+            "image_size": 32 * math.isqrt(shapes["visual.attnpool.positional_embedding"][0] - 1),
+        }
+    raw = {"embed_dim": embed, "vision_cfg": vision, "text_cfg": text}
+    return config_from_openclip(raw | {"quick_gelu": activation == "quick_gelu"})
+
+
+def openclip_table(cfg: CLIPConfig, keys: Collection[str]) -> list[Row]:
+    """List every tensor of an OpenCLIP model of this config.
+
+    Args:
+        cfg: with both encoders.
+        keys: the checkpoint's; those of a model with a text encoder of its own begin with `text.`.
+    """
+    assert cfg.text and cfg.vision
+    prefix = "text." if any(key.startswith("text.") for key in keys) else ""
+    t, v = cfg.text, cfg.vision
+    position = (t.context_length, t.width)
+    return [
+        Row(f"{prefix}positional_embedding", position, ("text", "position_embedding")),
+        Row(f"{prefix}text_projection", (t.width, t.embed), ("text", "projection")),
+        Row(f"{prefix}token_embedding.weight", (t.vocab_size, t.width), ("text", "token_embedding")),
+        *_layers(t, f"{prefix}transformer.resblocks.", ("text",)),
+        *norm(f"{prefix}ln_final", t.width, ("text", "final_layer_norm")),
+        *(resnet_rows(v) if isinstance(v, ResNetConfig) else _vision(v)),
+        Row("logit_scale", (), ("logit_scale",)),
+    ]
+
+
+def _vision(v: VisionConfig) -> Iterable[Row]:
+    d, p, at = v.width, v.patch_size, ("vision",)
+    num_positions = (v.image_size // p) ** 2 + 1
+    yield Row("visual.class_embedding", (d,), (*at, "class_embedding"))
+    yield Row("visual.positional_embedding", (num_positions, d), (*at, "position_embedding"))
+    yield Row("visual.proj", (d, v.embed), (*at, "projection"))
+    yield Row(
+        "visual.conv1.weight",
+        (d, 3, p, p),
+        (*at, "patch_embedding"),
+        load=lambda x: x.transpose(2, 3, 1, 0),
+        store=lambda x: x.transpose(3, 2, 0, 1),
+    )
+    yield from norm("visual.ln_pre", d, (*at, "pre_layernorm"))
+    yield from _layers(v, "visual.transformer.resblocks.", at)
+    yield from norm("visual.ln_post", d, (*at, "post_layernorm"))
+
+
+def _layers(cfg: TowerConfig, prefix: str, at: Path) -> Iterable[Row]:
+    d, n, k = cfg.width, cfg.num_heads, cfg.head_width
+    at = (*at, "encoder", "layers")
+    attn, mlp = (*at, "self_attn"), (*at, "mlp")
+    for i in range(cfg.depth):
+        layer = f"{prefix}{i}."
+        yield from norm(f"{layer}ln_1", d, (*at, "layer_norm1"), (i,))
+        yield Row(
+            f"{layer}attn.in_proj_weight",
+            (3 * d, d),
+            (*attn, "qkv_kernel"),
+            (i,),
+            load=lambda x: x.T.reshape(d, 3, n, k),
+            store=lambda x: x.reshape(d, 3 * d).T,
+        )
+        yield Row(
+            f"{layer}attn.in_proj_bias",
+            (3 * d,),
+            (*attn, "qkv_bias"),
+            (i,),
+            load=lambda x: x.reshape(3, n, k),
+            store=lambda x: x.reshape(3 * d),
+        )
+        yield Row(
+            f"{layer}attn.out_proj.weight",
+            (d, d),
+            (*attn, "out_kernel"),
+            (i,),
+            load=lambda x: x.T.reshape(n, k, d),
+            store=lambda x: x.reshape(d, d).T,
+        )
+        yield Row(f"{layer}attn.out_proj.bias", (d,), (*attn, "out_bias"), (i,))
+        yield from norm(f"{layer}ln_2", d, (*at, "layer_norm2"), (i,))
+        for name, ours, din, dout in (
+            ("c_fc", "fc1", d, cfg.mlp_width),
+            ("c_proj", "fc2", cfg.mlp_width, d),
+        ):
+            yield linear(f"{layer}mlp.{name}.weight", din, dout, (*mlp, f"{ours}_kernel"), (i,))
+            yield Row(f"{layer}mlp.{name}.bias", (dout,), (*mlp, f"{ours}_bias"), (i,))

@@ -1,0 +1,360 @@
+"""`jaxdefense convert`: a checkpoint from one library's layout to another's, tensor by tensor.
+
+No tensor is computed with: what a layout keeps apart another may keep together or turned, but every
+number comes out as it went in, in its dtype. Both tables meet in our own parameters.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from rich.console import Console
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from jaxdefense.clip.config import CLIPConfig
+from jaxdefense.clip.model import CLIP
+from jaxdefense.convert import orbax
+from jaxdefense.convert.directory import (
+    HF,
+    LAYOUTS,
+    OPENCLIP,
+    Layout,
+    check_tensors,
+    copy_companions,
+    read_json,
+    read_model_directory,
+    write_directory,
+)
+from jaxdefense.convert.huggingface import hf_config
+from jaxdefense.convert.openclip import config_from_shapes, openclip_config
+from jaxdefense.convert.table import Path as ParamPath
+from jaxdefense.convert.table import Row, ignored_key
+from jaxdefense.convert.torch_file import read_torch_file
+
+TARGETS = (*LAYOUTS, "orbax")
+_SHARD_BYTES = 5 * 10**9  # as transformers cuts
+_PREPROCESSOR = "preprocessor_config.json"
+_RESAMPLE = {"bicubic": 3, "bilinear": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint to convert, its tensors still where they lie.
+
+    Fields:
+        directory: its other files lie there; None if there are none.
+        layout: the names its tensors go by.
+        config: the JSON object of its config file.
+        cfg: the model's sizes.
+        rows: the table that fits it.
+        read: fetches a tensor by its name.
+        keys: of all tensors, those too that are no weights.
+    """
+
+    directory: Path | None
+    layout: Layout
+    config: dict[str, Any]
+    cfg: CLIPConfig
+    rows: list[Row]
+    read: Callable[[str], np.ndarray]
+    keys: list[str]
+
+
+def convert(
+    src: Path, dst: Path, to: str, console: Console, *, layout: str = "", activation: str = ""
+) -> dict[str, Any]:
+    """Write a checkpoint again in another layout.
+
+    Args:
+        src: a model directory of either layout, one written by `--to orbax`, or a .pt file.
+        dst: must not exist; appears at once and complete, or not at all.
+        to: one of `TARGETS`.
+        console: for progress.
+        layout: which of two layouts to read where `src` has both; "" for Hugging Face's.
+        activation: of a .pt file without a config beside it, "quick_gelu" or "gelu".
+
+    Returns:
+        what was converted: layouts, tensors, parameters.
+
+    Raises:
+        ValueError: `src` is no checkpoint that is whole, `dst` exists, or the other library has no
+            such model.
+    """
+    if to not in TARGETS:
+        raise ValueError(f"`--to` (={to}) must be one of {', '.join(TARGETS)}.")
+    if layout and layout not in LAYOUTS:
+        raise ValueError(f"`--from` (={layout}) must be one of {', '.join(LAYOUTS)}.")
+    checkpoint = _read(src, layout, activation, console)
+    if to == "orbax":
+        write_directory(dst, lambda tmp: _write_orbax(checkpoint, tmp, console))
+        return _summary(checkpoint, to, checkpoint.rows)
+    target = LAYOUTS[to]
+    if target is checkpoint.layout:
+        config, rows = checkpoint.config, checkpoint.rows
+        extra = [key for key in checkpoint.keys if ignored_key(key)]
+    else:
+        config = _config(checkpoint, target)
+        # What a config says is held against what was read: the same model must come back.
+        again = target.read_config(config)
+        assert again == checkpoint.cfg, (again, checkpoint.cfg)
+        rows, extra = target.table(again, ()), []
+
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
+        yield from _converted(checkpoint, rows)
+        yield from ((key, checkpoint.read(key)) for key in extra)
+
+    def fill(tmp: Path) -> None:
+        if checkpoint.directory:
+            copy_companions(checkpoint.directory, tmp)
+        for other in LAYOUTS.values():
+            (tmp / other.config).unlink(missing_ok=True)
+            (tmp / other.index).unlink(missing_ok=True)
+        (tmp / target.config).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if target is HF and checkpoint.layout is not HF:
+            preprocessor = _hf_preprocessor(checkpoint)
+            (tmp / _PREPROCESSOR).write_text(json.dumps(preprocessor, indent=2) + "\n")
+        _write_shards(tmp, target, tensors(), len(rows) + len(extra), console)
+
+    write_directory(dst, fill)
+    return _summary(checkpoint, to, rows)
+
+
+def _summary(checkpoint: Checkpoint, to: str, rows: list[Row]) -> dict[str, Any]:
+    return {
+        "from": checkpoint.layout.name,
+        "to": to,
+        "tensors": len(rows),
+        "parameters": sum(math.prod(row.shape) for row in rows),
+    }
+
+
+def _read(src: Path, layout: str, activation: str, console: Console) -> Checkpoint:
+    if src.is_file():
+        return _read_torch(src, activation, console)
+    if (src / orbax.MANIFEST).exists():
+        return _read_orbax(src)
+    directory = read_model_directory(src, layout)
+    where = {key: file for file, keys in directory.weight_files.items() for key in keys}
+
+    def read(key: str) -> np.ndarray:
+        # Opened for each tensor: pages of a file that stays mapped would count as memory.
+        with safe_open(src / where[key], framework="numpy") as tensors:
+            return tensors.get_tensor(key)
+
+    form = directory.layout
+    config = read_json(src / form.config)
+    return Checkpoint(src, form, config, directory.cfg, directory.rows, read, list(where))
+
+
+def _read_torch(src: Path, activation: str, console: Console) -> Checkpoint:
+    if activation not in ("", "gelu", "quick_gelu"):
+        raise ValueError(f"`--activation` (={activation}) must be gelu or quick_gelu.")
+    tensors = read_torch_file(src)
+    shapes = {key: value.shape for key, value in tensors.items()}
+    beside = src.parent / OPENCLIP.config
+    try:
+        if beside.exists():
+            cfg = OPENCLIP.read_config(config := read_json(beside))
+        else:
+            cfg = config_from_shapes(shapes, activation or "quick_gelu")
+            config = {"model_cfg": openclip_config(cfg), "preprocess_cfg": {}}
+            if not activation:
+                console.print(
+                    f"no {OPENCLIP.config} beside it: taken to be OpenAI's, with QuickGELU; give "
+                    "`--activation gelu` if it was trained by OpenCLIP without"
+                )
+    except ValueError as error:
+        raise ValueError(f"`{src}`: {error}") from error
+    rows = OPENCLIP.table(cfg, shapes)
+    check_tensors(src, OPENCLIP, rows, shapes)
+    return Checkpoint(
+        src.parent if beside.exists() else None,
+        OPENCLIP,
+        config,
+        cfg,
+        rows,
+        tensors.__getitem__,
+        list(tensors),
+    )
+
+
+def _read_orbax(src: Path) -> Checkpoint:
+    manifest = orbax.read_manifest(src)
+    form = LAYOUTS[manifest["layout"]]
+    config = read_json(src / form.config)
+    cfg = form.read_config(config)
+    rows = form.table(cfg, manifest["dtypes"])
+    params, extra = orbax.read_arrays(src, _shapes(cfg))
+    by_key = {row.key: row for row in rows}
+
+    def read(key: str) -> np.ndarray:
+        if (row := by_key.get(key)) is None:
+            return extra[key]
+        value = row.store(params[row.path][row.index])
+        return np.array(value, np.dtype(manifest["dtypes"][key]), order="C")
+
+    return Checkpoint(src, form, config, cfg, rows, read, [*by_key, *extra])
+
+
+def _shapes(cfg: CLIPConfig) -> dict[ParamPath, tuple[int, ...]]:
+    state = nnx.state(nnx.eval_shape(lambda: CLIP(cfg, nnx.Rngs(0))))
+    return {tuple(map(str, path)): v.shape for path, v in nnx.to_flat_state(state)}
+
+
+def _group(row: Row) -> tuple[ParamPath, int | None]:
+    """Name the part of our parameters that both layouts keep whole: one layer of one array."""
+    return row.path, row.index[0] if row.index else None  # pyright: ignore[reportReturnType]
+
+
+def _converted(checkpoint: Checkpoint, rows: list[Row]) -> Iterator[tuple[str, np.ndarray]]:
+    """Give each tensor of a target table, made of the source's."""
+    if rows is checkpoint.rows:
+        yield from ((row.key, checkpoint.read(row.key)) for row in rows)
+        return
+    shapes = _shapes(checkpoint.cfg)
+    sources: dict[tuple, list[Row]] = {}
+    for row in checkpoint.rows:
+        sources.setdefault(_group(row), []).append(row)
+    at: tuple | None = None
+    part = np.empty(0)
+    # Rows of one group follow each other, but for queries' and keys' kernels and biases.
+    for row in rows:
+        if (group := _group(row)) != at:
+            part, at = _part(checkpoint, sources[group], shapes), group
+        yield row.key, np.ascontiguousarray(row.store(part[row.index[1:]])).reshape(row.shape)
+
+
+def _part(
+    checkpoint: Checkpoint, sources: list[Row], shapes: Mapping[ParamPath, tuple[int, ...]]
+) -> np.ndarray:
+    values = [checkpoint.read(row.key) for row in sources]
+    if len(dtypes := {value.dtype.name for value in values}) > 1:
+        raise ValueError(
+            f"`{sources[0].key}` and `{sources[1].key}` are of dtypes {', '.join(sorted(dtypes))}; "
+            "the other layout keeps them in one tensor: save both in one dtype."
+        )
+    shape = shapes[sources[0].path]
+    part = np.empty(shape[1:] if sources[0].index else shape, values[0].dtype)
+    for row, value in zip(sources, values, strict=True):
+        part[row.index[1:]] = row.load(value)
+    return part
+
+
+def _write_shards(
+    out: Path,
+    layout: Layout,
+    tensors: Iterator[tuple[str, np.ndarray]],
+    num: int,
+    console: Console,
+) -> None:
+    """Write weight files; Hugging Face's in shards, of which one at a time is in memory."""
+    limit = _SHARD_BYTES if layout is HF else math.inf
+    shards: list[list[str]] = []
+    held: dict[str, np.ndarray] = {}
+    total = size = 0
+
+    def flush() -> None:
+        nonlocal size
+        save_file(held, out / f"shard-{len(shards)}", metadata={"format": "pt"})
+        (out / f"shard-{len(shards)}").chmod(0o644)
+        shards.append(list(held))
+        held.clear()
+        size = 0
+
+    quiet = not console.is_terminal
+    for key, value in track(tensors, "converting", num, console=console, disable=quiet):
+        if held and size + value.nbytes > limit:
+            flush()
+        held[key] = value
+        size += value.nbytes
+        total += value.nbytes
+    flush()
+    if len(shards) == 1:
+        (out / "shard-0").rename(out / layout.weights)
+        return
+    stem, suffix = layout.weights.rsplit(".", 1)
+    weight_map = {}
+    for i, keys in enumerate(shards):
+        name = f"{stem}-{i + 1:05d}-of-{len(shards):05d}.{suffix}"
+        (out / f"shard-{i}").rename(out / name)
+        weight_map |= dict.fromkeys(keys, name)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (out / layout.index).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_orbax(checkpoint: Checkpoint, out: Path, console: Console) -> None:
+    shapes = _shapes(checkpoint.cfg)
+    params: dict[ParamPath, np.ndarray] = {}
+    dtypes: dict[str, str] = {}
+    quiet = not console.is_terminal
+    for row in track(checkpoint.rows, "converting", console=console, disable=quiet):
+        value = checkpoint.read(row.key)
+        dtypes[row.key] = value.dtype.name
+        if row.path not in params:
+            params[row.path] = np.empty(shapes[row.path], value.dtype)
+        elif (dtype := np.result_type(params[row.path], value.dtype)) != params[row.path].dtype:
+            params[row.path] = params[row.path].astype(dtype)  # wider, so nothing is lost
+        params[row.path][row.index] = row.load(value)
+    extra = {key: checkpoint.read(key) for key in checkpoint.keys if key not in dtypes}
+    if checkpoint.directory:
+        copy_companions(checkpoint.directory, out)
+    for other in LAYOUTS.values():
+        (out / other.config).unlink(missing_ok=True)
+        (out / other.index).unlink(missing_ok=True)
+    config = json.dumps(checkpoint.config, indent=2) + "\n"
+    (out / checkpoint.layout.config).write_text(config, encoding="utf-8")
+    orbax.write(out, checkpoint.layout.name, dtypes, params, extra)
+
+
+def _config(checkpoint: Checkpoint, target: Layout) -> dict[str, Any]:
+    try:
+        if target is HF:
+            return hf_config(checkpoint.cfg)
+        preprocess = _openclip_preprocess(checkpoint)
+        return {"model_cfg": openclip_config(checkpoint.cfg), "preprocess_cfg": preprocess}
+    except ValueError as error:
+        raise ValueError(f"`{checkpoint.directory or 'it'}`: {error}") from error
+
+
+def _openclip_preprocess(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Say what `preprocessor_config.json` says as OpenCLIP says it."""
+    assert checkpoint.directory
+    file = checkpoint.directory / _PREPROCESSOR
+    raw = read_json(file) if file.exists() else {}
+    names = {number: name for name, number in _RESAMPLE.items()}
+    out: dict[str, Any] = {"interpolation": names.get(raw.get("resample", 3), "bicubic")}
+    for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
+        if theirs in raw:
+            out[ours] = raw[theirs]
+    return out
+
+
+def _hf_preprocessor(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Say what `preprocess_cfg` says as transformers says it."""
+    raw = checkpoint.config.get("preprocess_cfg") or {}
+    size = checkpoint.cfg.vision.image_size if checkpoint.cfg.vision else 224
+    if (mode := raw.get("resize_mode", "shortest")) != "shortest":
+        raise ValueError(
+            f"`preprocess_cfg.resize_mode` (={mode!r}) must be 'shortest', as CLIP has it."
+        )
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": _RESAMPLE[raw.get("interpolation", "bicubic")],
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "do_normalize": True,
+        "image_mean": raw.get("mean", [0.48145466, 0.4578275, 0.40821073]),
+        "image_std": raw.get("std", [0.26862954, 0.26130258, 0.27577711]),
+        "do_convert_rgb": True,
+    }

@@ -1,0 +1,45 @@
+"""Reading a .pt file of tensors, with torch, which is needed for nothing else."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+_WRAPPED = "module."
+
+
+def read_torch_file(file: Path) -> dict[str, np.ndarray]:
+    """Read the tensors of a state dict, or of a training checkpoint that holds one.
+
+    Nothing but tensors is unpickled. Names lose the prefix `module.` of a distributed training.
+
+    Raises:
+        ValueError: torch is not installed, or the file holds no tensors by name.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(
+            f"`{file}`: reading it takes torch; install it, or save the tensors as safetensors."
+        ) from None
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # the library raises nearly anything on a broken or wrong file
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"`{file}` is not a .pt file of tensors alone: {why}.") from error
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if not isinstance(found, dict):
+        raise ValueError(f"`{file}` holds no tensors by name.")
+    tensors = {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
+    if not tensors or len(tensors) < len(found):
+        raise ValueError(f"`{file}` holds no tensors by name, or other things beside them.")
+    if all(key.startswith(_WRAPPED) for key in tensors):
+        tensors = {key.removeprefix(_WRAPPED): value for key, value in tensors.items()}
+    out = {}
+    for key, value in tensors.items():
+        if value.dtype == torch.bfloat16:  # which NumPy has not
+            out[key] = value.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        else:
+            out[key] = value.contiguous().numpy()
+    return out
