@@ -35,6 +35,13 @@ _DEFAULT: Mapping[str, Rule] = MappingProxyType(
         "patch_height": None,
         "patch_width": None,
         "colour": None,
+        # A convolution mixes all channels, and where its kernel is cut the compiler cuts feature
+        # maps along, which are larger: it sends those around instead. Kernels are few enough to be
+        # whole everywhere: 1.5 GB in the largest tower.
+        "channels_in": None,
+        "channels_out": None,
+        "kernel_height": None,
+        "kernel_width": None,
     }
 )
 

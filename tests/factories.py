@@ -118,6 +118,8 @@ def random_tensor(row: Row, rng: np.random.Generator) -> np.ndarray:
     noise = rng.standard_normal(row.shape, np.float32)
     if row.shape == ():
         return np.float32(2.5) + noise
+    if row.key.endswith("running_var"):
+        return np.exp(noise / 2)
     if "embedding" in row.key and "patch" not in row.key:
         return noise / 2
     if len(row.shape) == 1:

@@ -1,20 +1,27 @@
-"""Writes tests/golden/tiny_clip.npz: a tiny CLIP and what torch makes of it.
+"""Writes tests/golden: tiny CLIPs and what torch makes of them.
 
-Run `python tests/make_golden.py` where this package, torch and transformers are installed; made
-last with torch 2.13.0 and transformers 5.23.0 on a CPU. Weights are random, stored as float16 and
-computed in float32.
+Run `python tests/make_golden.py` where this package, torch, transformers and open_clip are
+installed; made last with torch 2.13.0, transformers 5.23.0 and open_clip 3.3.0 on a CPU. Weights
+are random, stored as float16 and computed in float32.
 """
 
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import mend_torchvision
 import numpy as np
-from factories import write_model_directory
+from factories import random_tensor, write_model_directory
 from safetensors.numpy import load_file
 
+from jaxdefense.clip.config import ResNetConfig
+from jaxdefense.convert.resnet import resnet_rows
+
 GOLDEN = Path(__file__).parent / "golden/tiny_clip.npz"
+GOLDEN_RESNET = Path(__file__).parent / "golden/tiny_resnet.npz"
 B, VOCAB, LENGTH, SIDE = 4, 50, 24, 12
+RESNET = ResNetConfig(width=2, depths=(2, 1, 3, 1), num_heads=4, image_size=64, embed=10)
 
 
 def make() -> dict[str, np.ndarray]:
@@ -58,7 +65,71 @@ def make() -> dict[str, np.ndarray]:
     return arrays
 
 
+def make_resnet() -> dict[str, np.ndarray]:
+    """Weights of an image tower of open_clip's, input and output."""
+    weights = {k: v.astype(np.float16) for k, v in resnet_tensors(RESNET).items()}
+    levels_BHWC = resnet_levels(RESNET, 2, seed=1)
+    out_BE = run_resnet(torch_resnet(RESNET, weights), resnet_image(levels_BHWC))
+    arrays = {"levels_BHWC": levels_BHWC, "image_BE": out_BE}
+    return arrays | {f"weights/{key}": value for key, value in weights.items()}
+
+
+def resnet_levels(cfg: ResNetConfig, num: int, seed: int) -> np.ndarray:
+    """Draw images, 0-255, of 8 x 8 coloured squares."""
+    levels_BHWC = np.random.default_rng(seed).integers(0, 256, (num, 8, 8, 3), np.uint8)
+    return levels_BHWC.repeat(cfg.image_size // 8, axis=1).repeat(cfg.image_size // 8, axis=2)
+
+
+def resnet_image(levels_BHWC: np.ndarray) -> np.ndarray:
+    """Spread 0-255 over what normalised photos cover."""
+    return levels_BHWC.astype(np.float32) / 64 - 2
+
+
+def resnet_tensors(cfg: ResNetConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """Draw every tensor of an image tower; statistics are what its batch norms then meet.
+
+    With statistics drawn too, what a tower says of its image drowns in what it says of any. And a
+    block adds less than came in, as in trained towers, or rounding grows from block to block.
+    """
+    rng = np.random.default_rng(seed)
+    tensors = {row.key: np.asarray(random_tensor(row, rng)) for row in resnet_rows(cfg, "")}
+    for key in tensors:
+        if key.startswith("layer") and key.endswith("bn3.weight"):
+            tensors[key] = tensors[key] / 2
+    source = torch_resnet(cfg, tensors)
+    for module in source.modules():
+        if hasattr(module, "running_mean"):
+            module.momentum = 1.0
+    run_resnet(source.train(), resnet_image(resnet_levels(cfg, 6, seed)))
+    state = source.state_dict()
+    return {key: value.numpy() for key, value in state.items() if value.is_floating_point()}
+
+
+def torch_resnet(cfg: ResNetConfig, tensors: dict[str, np.ndarray]) -> Any:
+    """Build open_clip's image tower of these tensors, every one of them given."""
+    import torch
+    from reference_open_clip import import_open_clip
+
+    source = import_open_clip().modified_resnet.ModifiedResNet(
+        list(cfg.depths), cfg.embed, cfg.num_heads, cfg.image_size, cfg.width
+    )
+    state = {key: torch.from_numpy(value).float() for key, value in tensors.items()}
+    counts = {k: torch.tensor(7) for k in source.state_dict() if k.endswith("num_batches_tracked")}
+    source.load_state_dict(state | counts)
+    return source.eval()
+
+
+def run_resnet(source: Any, image_BHWC: np.ndarray) -> np.ndarray:
+    """Embed images with an image tower of torch."""
+    import torch
+
+    with torch.no_grad():
+        return source(torch.from_numpy(image_BHWC.transpose(0, 3, 1, 2).copy())).numpy()
+
+
 if __name__ == "__main__":
+    mend_torchvision.mend()
     GOLDEN.parent.mkdir(exist_ok=True)
-    np.savez_compressed(GOLDEN, allow_pickle=False, **make())
-    print(f"{GOLDEN}: {GOLDEN.stat().st_size / 1000:.0f} kB")
+    for path, arrays in ((GOLDEN, make()), (GOLDEN_RESNET, make_resnet())):
+        np.savez_compressed(path, allow_pickle=False, **arrays)
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -290,11 +291,59 @@ def test_truncated_weights_are_named(tiny_dir, keep, num_shards):
     fails(path, file.name, "not a whole safetensors file")
 
 
-@pytest.mark.parametrize("dtype", ["float64", "int8", "int32"])
-def test_weights_of_another_dtype_are_named(tiny_dir, dtype):
+@pytest.mark.parametrize("dtype, name", [("float64", "F64"), ("int8", "I8"), ("int32", "I32")])
+def test_weights_of_another_dtype_are_named(tiny_dir, dtype, name):
     path = tiny_dir()
     edit_tensors(path, lambda t: t.update({Q_PROJ: t[Q_PROJ].astype(dtype)}))
-    fails(path, f"`{Q_PROJ}`", dtype, "must be float32, float16 or bfloat16", load=True)
+    fails(path, f"`{Q_PROJ}` is {name}", "must be one of F32, F16, BF16")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod."])
+def test_prefix_of_a_wrapper_is_named(tiny_dir, prefix):
+    path = tiny_dir()
+    tensors = load_file(path / "model.safetensors")
+    save_file({prefix + k: v for k, v in tensors.items()}, path / "model.safetensors")
+    fails(path, f"{len(tensors)} tensors begin with `{prefix}`", "save it without")
+    # On some of them alone it is no wrapper's, but named all the same.
+    mixed = {(prefix if "vision" in k else "") + k: v for k, v in tensors.items()}
+    save_file(mixed, path / "model.safetensors")
+    fails(path, f"tensors begin with `{prefix}`", "`vision_model.")
+
+
+@pytest.mark.parametrize(
+    "magic", [b"PK\x03\x04" + bytes(40), b"\x80\x02}q\x00(X\x05\x00\x00weight"]
+)
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_pickle_in_the_place_of_safetensors_is_named(tiny_dir, magic, num_shards):
+    path = tiny_dir(num_shards=num_shards)
+    file = sorted(path.glob("*.safetensors"))[-1]
+    file.write_bytes(magic)
+    fails(path, file.name, "is a pickle, which is never loaded")
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_link_out_of_the_directory_is_named(tiny_dir, tmp_path, num_shards):
+    path = tiny_dir(num_shards=num_shards)
+    file = sorted(path.glob("*.safetensors"))[-1]
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    fails(path, file.name, "is a link out of the directory", "elsewhere")
+
+
+def test_link_within_the_directory_or_into_the_hubs_blobs_is_followed(tiny_dir, tmp_path):
+    path = tiny_dir()
+    (path / "model.safetensors").rename(path / "weights.safetensors")
+    (path / "model.safetensors").symlink_to("weights.safetensors")
+    read_model_directory(path)
+    snapshot = tmp_path / "models--a--clip" / "snapshots" / "0123"
+    (tmp_path / "models--a--clip" / "blobs").mkdir(parents=True)
+    shutil.copytree(path, snapshot, symlinks=True)
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "weights.safetensors").rename(tmp_path / "models--a--clip" / "blobs" / "abc")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/abc")
+    directory = read_model_directory(snapshot)
+    assert directory.save(directory.load(), tmp_path / "out") == []
+    assert not (tmp_path / "out" / "model.safetensors").is_symlink()
 
 
 def test_missing_shard_is_named(tiny_dir):
@@ -313,7 +362,7 @@ def test_broken_index_is_named(tiny_dir, index):
 def test_directory_without_weights_says_what_it_should_hold(tiny_dir):
     path = tiny_dir()
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
-    fails(path, "neither model.safetensors nor", "convert its .bin file")
+    fails(path, "neither model.safetensors nor", "`pytorch_model.bin` is a pickle")
 
 
 def test_missing_directory_and_missing_config_are_named(tiny_dir, tmp_path):

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 import jaxdefense
 from jaxdefense.clip.config import (
     CLIPConfig,
+    ResNetConfig,
     TextConfig,
     TowerConfig,
     VisionConfig,
@@ -105,13 +106,14 @@ def test_two_dims_on_one_axis_raise(change, dims, axis):
 
 @pytest.mark.parametrize("make", [vit_b_32, small])
 def test_every_parameter_of_a_clip_has_dims_and_a_rule(make):
-    _, state = abstract_clip(make())
     used, rules = set(), ShardingRules()
-    for path, variable in nnx.to_flat_state(state):
-        dims = variable.get_metadata()["dims"]
-        assert len(dims) == len(variable.shape), path
-        rules.spec(*dims)
-        used |= set(dims)
+    for cfg in (make(), CLIPConfig(None, ResNetConfig(64, (3, 4, 6, 3), 32))):
+        _, state = abstract_clip(cfg)
+        for path, variable in nnx.to_flat_state(state):
+            dims = variable.get_metadata()["dims"]
+            assert len(dims) == len(variable.shape), path
+            rules.spec(*dims)
+            used |= set(dims)
     assert used | {"batch"} == set(DEFAULT)  # and every rule is used
 
 

@@ -77,11 +77,72 @@ class VisionConfig(TowerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """The image tower of RN50 and its like.
+
+    Fields:
+        width: channels out of the stem; four stages then make 4, 8, 16 and 32 times as many.
+        depths: blocks of each stage.
+        num_heads: N, of the attention that pools the last stage.
+        image_size: H and W.
+        embed: E.
+        norm_eps: of the batch norms.
+        dtype, remat: see `TowerConfig`.
+    """
+
+    width: int
+    depths: tuple[int, int, int, int]
+    num_heads: int
+    image_size: int = 224
+    embed: int = 1024
+    norm_eps: float = 1e-5
+    dtype: str = "float32"
+    remat: Remat = "none"
+
+    def __post_init__(self):
+        for name in ("width", "num_heads", "image_size", "embed"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"`{name}` (={value!r}) must be a whole number above 0.")
+        depths = self.depths
+        if (
+            type(depths) is not tuple
+            or len(depths) != 4
+            or any(type(depth) is not int or depth < 1 for depth in depths)
+        ):
+            raise ValueError(f"`depths` (={depths!r}) must be a tuple of 4 whole numbers above 0.")
+        if self.width % 2:
+            raise ValueError(f"`width` (={self.width}) must be even; the stem starts with half.")
+        if self.pool_width % self.num_heads:
+            raise ValueError(
+                f"32 times `width` (={self.pool_width}) must be divisible by `num_heads` "
+                f"(={self.num_heads})."
+            )
+        if self.image_size % 32:
+            raise ValueError(
+                f"`image_size` (={self.image_size}) must be divisible by 32, which the tower "
+                "shrinks it by."
+            )
+        if self.remat not in ("none", "dots", "full"):
+            raise ValueError(f"`remat` (={self.remat!r}) must be 'none', 'dots' or 'full'.")
+
+    @property
+    def pool_width(self) -> int:
+        """D: channels out of the last stage."""
+        return 32 * self.width
+
+    @property
+    def head_width(self) -> int:
+        """K."""
+        return self.pool_width // self.num_heads
+
+
+@dataclasses.dataclass(frozen=True)
 class CLIPConfig:
     """A model of two towers, or of one with the other None."""
 
     text: TextConfig | None
-    vision: VisionConfig | None
+    vision: VisionConfig | ResNetConfig | None
 
     def with_compute(self, dtype: str, remat: Remat = "none") -> "CLIPConfig":
         """The same model, computed in another dtype and with another remat policy."""

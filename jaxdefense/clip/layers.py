@@ -9,6 +9,7 @@ Parity: tests/test_parity.py, leaves <= 1e-5, towers <= 1e-4, f32.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -187,7 +188,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, cfg: TowerConfig, rngs: nnx.Rngs):
         self.layers = Block(cfg, rngs, stack=(cfg.depth,))
-        self.remat = cfg.remat
+        self.remat: Remat = cfg.remat
 
     def __call__(
         self,
@@ -212,20 +213,32 @@ class Encoder(nnx.Module):
         def block(x_BTD, layer_params, readout_BS):
             return nnx.merge(graphdef, layer_params)(x_BTD, mask_BTT, readout_BS)
 
-        block = rematerialised(block, self.remat)
+        body = rematerialised(block, self.remat)
         if readout_BS is None:
-            return jax.lax.scan(lambda x, p: (block(x, p, None), None), x_BTD, params)[0]
+            return jax.lax.scan(lambda x, p: (body(x, p, None), None), x_BTD, params)[0]
         first = jax.tree.map(lambda x: x[:-1], params)
         last = jax.tree.map(lambda x: x[-1], params)
-        x_BTD = jax.lax.scan(lambda x, p: (block(x, p, None), None), x_BTD, first)[0]
-        return block(x_BTD, last, readout_BS)
+        x_BTD = jax.lax.scan(lambda x, p: (body(x, p, None), None), x_BTD, first)[0]
+        return rematerialised(block, self.remat, scanned=False)(x_BTD, last, readout_BS)
 
 
-def rematerialised(function: Callable[..., jax.Array], remat: Remat) -> Callable[..., jax.Array]:
-    """Have the backward pass compute again what `remat` says is not kept."""
+def rematerialised(
+    function: Callable[..., jax.Array],
+    remat: Remat,
+    *,
+    scanned: bool = True,
+    dots: Callable[..., Any] = jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+) -> Callable[..., jax.Array]:
+    """Have the backward pass compute again what `remat` says is not kept.
+
+    Args:
+        function: of arrays.
+        remat: see `TowerConfig`.
+        scanned: it is the body of a scan, where the two passes cannot be merged; elsewhere they
+            must be fenced off from each other.
+        dots: the policy that goes by this name.
+    """
     if remat == "none":
         return function
-    policies = jax.checkpoint_policies
-    policy = policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    # In a scan the two passes cannot be merged, so nothing needs to be fenced off.
-    return jax.checkpoint(function, policy=policy, prevent_cse=False)
+    policy = dots if remat == "dots" else None
+    return jax.checkpoint(function, policy=policy, prevent_cse=not scanned)

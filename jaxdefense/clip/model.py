@@ -2,8 +2,9 @@
 
 from flax import nnx
 
-from jaxdefense.clip.config import CLIPConfig
+from jaxdefense.clip.config import CLIPConfig, ResNetConfig, VisionConfig
 from jaxdefense.clip.layers import FrozenParam, param
+from jaxdefense.clip.resnet import ResNetTower
 from jaxdefense.clip.text import TextTower
 from jaxdefense.clip.vision import VisionTower
 
@@ -14,7 +15,11 @@ class CLIP(nnx.Module):
     def __init__(self, cfg: CLIPConfig, rngs: nnx.Rngs):
         self.cfg = cfg
         self.text = TextTower(cfg.text, rngs) if cfg.text else None
-        self.vision = VisionTower(cfg.vision, rngs) if cfg.vision else None
+        self.vision = _vision(cfg.vision, rngs) if cfg.vision else None
         if cfg.text and cfg.vision:
             init = nnx.initializers.constant(2.6592)  # log(1 / 0.07), as the source starts
             self.logit_scale = param(rngs, (), (), init, FrozenParam)
+
+
+def _vision(cfg: VisionConfig | ResNetConfig, rngs: nnx.Rngs) -> VisionTower | ResNetTower:
+    return ResNetTower(cfg, rngs) if isinstance(cfg, ResNetConfig) else VisionTower(cfg, rngs)

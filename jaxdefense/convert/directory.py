@@ -71,7 +71,7 @@ LAYOUTS = {layout.name: layout for layout in (HF, OPENCLIP)}
 # directory must not carry an undefended copy of the model it replaces.
 _WRAPPERS = ("module.", "model.", "text_model.", "clip.", "_orig_mod.")
 _DTYPES = ("F32", "F16", "BF16")
-_COMPANIONS = {"", ".json", ".jsonl", ".txt", ".md", ".model", ".jinja", ".py", ".yaml", ".yml"}
+_COMPANIONS = {".json", ".jsonl", ".txt", ".md", ".model", ".jinja", ".py", ".yaml", ".yml"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +191,7 @@ def copy_companions(
         source: a model directory.
         out: where to.
         layout: whose index goes along if `weights` holds more than one file; None for no index.
-        weights: files to pass over.
+        weights: files and folders to pass over.
 
     Returns:
         names of files left out, in order.
@@ -201,15 +201,22 @@ def copy_companions(
         name = file.relative_to(source).as_posix()
         if file.is_dir() or any(part.startswith(".") for part in Path(name).parts):
             continue
-        if name in weights:
+        if name in weights or name.split("/")[0] in weights:
             continue
         ours = layout is not None and name == layout.index and layout.weights not in weights
-        if file.suffix not in _COMPANIONS or name.endswith(".index.json") and not ours:
+        if not _is_text(file) or name.endswith(".index.json") and not ours:
             left_out.append(name)
             continue
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, out / name)
     return left_out
+
+
+def _is_text(file: Path) -> bool:
+    if file.suffix:
+        return file.suffix in _COMPANIONS
+    with open(file, "rb") as start:  # LICENSE is one, a piece of an array store is none
+        return b"\0" not in start.read(4096)
 
 
 def resolve_dtype(dtype: str) -> str:
@@ -291,18 +298,16 @@ def _headers(path: Path, file: str) -> Iterable[tuple[str, tuple[int, ...]]]:
         ValueError: it is not a whole safetensors file, lies elsewhere, or a weight is no float.
     """
     _check_place(path, file)
-    with open(path / file, "rb") as start:
-        magic = start.read(4)
-    if magic[:2] == b"PK" or magic[:1] == b"\x80":
-        raise ValueError(
-            f"`{path / file}` is a pickle, which is never loaded; save it as safetensors, or give "
-            "a .pt file to `jaxdefense convert`."
-        )
     try:
         with safe_open(path / file, framework="numpy") as tensors:
             found = [(key, tensors.get_slice(key)) for key in tensors.keys()]  # noqa: SIM118
             headers = [(key, tuple(s.get_shape()), s.get_dtype()) for key, s in found]
     except (SafetensorError, OSError) as error:
+        if _is_pickle(path / file):
+            raise ValueError(
+                f"`{path / file}` is a pickle, which is never loaded; save it as safetensors, or "
+                "give a .pt file to `jaxdefense convert`."
+            ) from None
         raise ValueError(
             f"`{path / file}` is not a whole safetensors file ({error}); copy it again."
         ) from error
@@ -312,6 +317,14 @@ def _headers(path: Path, file: str) -> Iterable[tuple[str, tuple[int, ...]]]:
                 f"`{path / file}`: tensor `{key}` is {dtype}; must be one of {', '.join(_DTYPES)}."
             )
         yield key, shape
+
+
+def _is_pickle(file: Path) -> bool:
+    """Whether a file begins as torch's do: a zip archive, or a bare pickle."""
+    with open(file, "rb") as start:
+        magic = start.read(9)
+    # Of a safetensors file the first eight bytes are a length, and the ninth opens its header.
+    return magic[:2] == b"PK" or (magic[:1] == b"\x80" and magic[8:] not in (b"", b"{"))
 
 
 def _check_place(path: Path, file: str) -> None:

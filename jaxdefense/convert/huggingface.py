@@ -173,7 +173,7 @@ def _text(cfg: CLIPConfig, prefix: str) -> Iterable[Row]:
 
 def _vision(cfg: CLIPConfig) -> Iterable[Row]:
     v = cfg.vision
-    assert v
+    assert isinstance(v, VisionConfig)
     d, p, at = v.width, v.patch_size, ("vision",)
     embeddings = "vision_model.embeddings."
     num_positions = (v.image_size // p) ** 2 + 1

@@ -43,8 +43,8 @@ _BOTH_ARE: Mapping[str, Any] = {
     "scale_attn": False,
     "scale_fc": False,
 }
+_LARGEST = 2  # what transformers' old files call it
 _POOLS = ("argmax", "eos")  # the end of text is CLIP's largest token id
-_EOS = 49407
 
 
 def config_from_openclip(raw: dict[str, Any]) -> CLIPConfig:
@@ -62,7 +62,7 @@ def config_from_openclip(raw: dict[str, Any]) -> CLIPConfig:
         section = raw.get(name)
         if not isinstance(section, dict):
             raise ValueError(f"`{name}` must be a JSON object; this is no config of OpenCLIP.")
-        for field, value in (wanted | _BOTH_ARE).items():
+        for field, value in {**wanted, **_BOTH_ARE}.items():
             if section.get(field, value) not in (value, None):
                 raise ValueError(
                     f"`{name}.{field}` (={section[field]!r}) must be {value!r}; of OpenCLIP's "
@@ -76,7 +76,8 @@ def config_from_openclip(raw: dict[str, Any]) -> CLIPConfig:
         raise ValueError(f"`embed_dim` (={embed!r}) must be a whole number above 0.")
     activation = "quick_gelu" if raw.get("quick_gelu") else "gelu"
     width, layers = text.get("width", 512), text.get("layers", 12)
-    eos = text.get("eos_id", 2) if pool == "eos" else _EOS
+    vocab_size = text.get("vocab_size", 49408)
+    eos = text.get("eos_id", 2) if pool == "eos" else vocab_size - 1
     return CLIPConfig(
         TextConfig(
             width=width,
@@ -85,7 +86,7 @@ def config_from_openclip(raw: dict[str, Any]) -> CLIPConfig:
             num_heads=text.get("heads", 8),
             activation=activation,
             norm_eps=_norm_eps(text),
-            vocab_size=text.get("vocab_size", 49408),
+            vocab_size=vocab_size,
             context_length=text.get("context_length", 77),
             embed=embed,
             eos_token_id=eos,
@@ -97,22 +98,24 @@ def config_from_openclip(raw: dict[str, Any]) -> CLIPConfig:
 def _vision_config(
     vision: dict[str, Any], embed: int, activation: Any
 ) -> VisionConfig | ResNetConfig:
-    width, size = vision.get("width", 768), vision.get("image_size", 224)
-    if isinstance(size, list | tuple) and len(size) == 2 and size[0] == size[1]:
-        size = size[0]
-    head_width = vision.get("head_width", 64)
-    if type(head_width) is not int or type(width) is not int or width % max(head_width, 1):
+    width, sides = vision.get("width", 768), vision.get("image_size", 224)
+    square = isinstance(sides, list | tuple) and len(sides) == 2 and sides[0] == sides[1]
+    size: Any = sides[0] if square else sides
+    layers, head_width = vision.get("layers", 12), vision.get("head_width", 64)
+    is_resnet = isinstance(layers, list | tuple)
+    heads_width = 32 * width if is_resnet else width  # a residual network pools by attention
+    if type(head_width) is not int or type(width) is not int or heads_width % max(head_width, 1):
         raise ValueError(
-            f"`vision_cfg.width` (={width!r}) must be a multiple of `head_width` (={head_width!r})."
+            f"`vision_cfg.head_width` (={head_width!r}) must divide the width (={heads_width!r})."
         )
-    if isinstance(layers := vision.get("layers", 12), list | tuple):
-        heads = 32 * width // head_width
-        return ResNetConfig(width, tuple(layers), heads, size, embed)  # pyright: ignore[reportArgumentType]
+    num_heads = heads_width // head_width
+    if is_resnet:
+        return ResNetConfig(width, tuple(layers), num_heads, size, embed)  # pyright: ignore[reportArgumentType]
     return VisionConfig(
         width=width,
         mlp_width=_mlp_width(width, vision),
         depth=layers,
-        num_heads=width // head_width,
+        num_heads=num_heads,
         activation=activation,
         norm_eps=_norm_eps(vision),
         image_size=size,
@@ -158,6 +161,8 @@ def openclip_config(cfg: CLIPConfig) -> dict[str, Any]:
             **_tower_fields(text),
         },
     }
+    if text.eos_token_id not in (_LARGEST, text.vocab_size - 1):
+        raw["text_cfg"] |= {"pool_type": "eos", "eos_id": text.eos_token_id}
     if text.activation == "quick_gelu":
         raw["quick_gelu"] = True
     return raw
@@ -209,7 +214,9 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], activation: str) -
     width, embed = shapes["text_projection"]
 
     def depth(prefix: str) -> int:
-        return len({key.removeprefix(prefix).split(".")[0] for key in shapes if prefix in key[:40]})
+        return len(
+            {key.removeprefix(prefix).split(".")[0] for key in shapes if key.startswith(prefix)}
+        )
 
     text = {
         "context_length": shapes["positional_embedding"][0],
@@ -249,11 +256,11 @@ def openclip_table(cfg: CLIPConfig, keys: Collection[str]) -> list[Row]:
     assert cfg.text and cfg.vision
     prefix = "text." if any(key.startswith("text.") for key in keys) else ""
     t, v = cfg.text, cfg.vision
-    position = (t.context_length, t.width)
+    vocab, position = (t.vocab_size, t.width), (t.context_length, t.width)
     return [
         Row(f"{prefix}positional_embedding", position, ("text", "position_embedding")),
         Row(f"{prefix}text_projection", (t.width, t.embed), ("text", "projection")),
-        Row(f"{prefix}token_embedding.weight", (t.vocab_size, t.width), ("text", "token_embedding")),
+        Row(f"{prefix}token_embedding.weight", vocab, ("text", "token_embedding")),
         *_layers(t, f"{prefix}transformer.resblocks.", ("text",)),
         *norm(f"{prefix}ln_final", t.width, ("text", "final_layer_norm")),
         *(resnet_rows(v) if isinstance(v, ResNetConfig) else _vision(v)),

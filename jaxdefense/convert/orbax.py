@@ -16,7 +16,7 @@ from jaxdefense.convert.table import Path as ParamPath
 from jaxdefense.run_directory import write_json
 
 MANIFEST = "jaxdefense_orbax.json"
-_ARRAYS = "params"
+ARRAYS = "params"
 _JOIN = "."
 _NONE = np.empty((0, 0, 0, 0, 0, 0))
 
@@ -41,7 +41,7 @@ def write(
     if extra:
         tree["extra"] = dict(extra)
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((out / _ARRAYS).absolute(), tree)
+        checkpointer.save((out / ARRAYS).absolute(), tree)
     write_json(out / MANIFEST, {"layout": layout, "dtypes": dict(dtypes)})
 
 
@@ -67,11 +67,11 @@ def read_arrays(
     """
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.restore((src / _ARRAYS).absolute())
+            tree = checkpointer.restore((src / ARRAYS).absolute())
     except Exception as error:  # the library raises nearly anything on a broken checkpoint
         why = " ".join(str(error).split())[:200]
-        raise ValueError(f"`{src / _ARRAYS}` cannot be read: {why}; convert again.") from error
+        raise ValueError(f"`{src / ARRAYS}` cannot be read: {why}; convert again.") from error
     found = {tuple(k.split(_JOIN)): np.asarray(v) for k, v in tree.get("params", {}).items()}
     if wrong := [path for path, shape in shapes.items() if found.get(path, _NONE).shape != shape]:
-        raise ValueError(f"`{src / _ARRAYS}`: {'.'.join(wrong[0])} is missing or misshapen.")
+        raise ValueError(f"`{src / ARRAYS}`: {'.'.join(wrong[0])} is missing or misshapen.")
     return found, {key: np.asarray(value) for key, value in tree.get("extra", {}).items()}

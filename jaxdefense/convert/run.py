@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 from rich.console import Console
@@ -104,7 +103,7 @@ def convert(
         config = _config(checkpoint, target)
         # What a config says is held against what was read: the same model must come back.
         again = target.read_config(config)
-        assert again == checkpoint.cfg, (again, checkpoint.cfg)
+        assert _comparable(again) == _comparable(checkpoint.cfg), (again, checkpoint.cfg)
         rows, extra = target.table(again, ()), []
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
@@ -112,11 +111,7 @@ def convert(
         yield from ((key, checkpoint.read(key)) for key in extra)
 
     def fill(tmp: Path) -> None:
-        if checkpoint.directory:
-            copy_companions(checkpoint.directory, tmp)
-        for other in LAYOUTS.values():
-            (tmp / other.config).unlink(missing_ok=True)
-            (tmp / other.index).unlink(missing_ok=True)
+        _copy_companions(checkpoint, tmp)
         (tmp / target.config).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if target is HF and checkpoint.layout is not HF:
             preprocessor = _hf_preprocessor(checkpoint)
@@ -125,6 +120,20 @@ def convert(
 
     write_directory(dst, fill)
     return _summary(checkpoint, to, rows)
+
+
+def _copy_companions(checkpoint: Checkpoint, out: Path) -> None:
+    """Copy tokenizer and the like, but nothing that says how the weights lie."""
+    if checkpoint.directory:
+        copy_companions(checkpoint.directory, out, weights=(orbax.ARRAYS, orbax.MANIFEST))
+    for layout in LAYOUTS.values():
+        (out / layout.config).unlink(missing_ok=True)
+
+
+def _comparable(cfg: CLIPConfig) -> CLIPConfig:
+    """Pass over the end-of-text token: old files of transformers write 2 for the largest one."""
+    text = cfg.text and dataclasses.replace(cfg.text, eos_token_id=0)
+    return dataclasses.replace(cfg, text=text)
 
 
 def _summary(checkpoint: Checkpoint, to: str, rows: list[Row]) -> dict[str, Any]:
@@ -304,11 +313,7 @@ def _write_orbax(checkpoint: Checkpoint, out: Path, console: Console) -> None:
             params[row.path] = params[row.path].astype(dtype)  # wider, so nothing is lost
         params[row.path][row.index] = row.load(value)
     extra = {key: checkpoint.read(key) for key in checkpoint.keys if key not in dtypes}
-    if checkpoint.directory:
-        copy_companions(checkpoint.directory, out)
-    for other in LAYOUTS.values():
-        (out / other.config).unlink(missing_ok=True)
-        (out / other.index).unlink(missing_ok=True)
+    _copy_companions(checkpoint, out)
     config = json.dumps(checkpoint.config, indent=2) + "\n"
     (out / checkpoint.layout.config).write_text(config, encoding="utf-8")
     orbax.write(out, checkpoint.layout.name, dtypes, params, extra)

@@ -69,7 +69,7 @@ def model_config() -> CLIPConfig:
 
 def hf_config(cfg: CLIPConfig) -> dict:
     """Write a config as the `config.json` of a Hugging Face CLIPModel."""
-    assert cfg.text and cfg.vision
+    assert cfg.text and isinstance(cfg.vision, VisionConfig)
     shared = {
         side: {
             "hidden_size": tower.width,
