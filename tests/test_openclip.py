@@ -1,11 +1,14 @@
 """OpenCLIP's layout: parity with open_clip, run live, and everything that is refused."""
 
+import dataclasses
 import json
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from factories import CAPTIONS, random_tensor, run, write_tokenizer
+from PIL import Image
 from reference_open_clip import import_open_clip
 from safetensors.numpy import load_file, save_file
 
@@ -18,6 +21,7 @@ from jaxdefense.convert.openclip import (
     openclip_config,
     openclip_table,
 )
+from jaxdefense.data.images import read_processor
 
 PRESETS = [
     "ViT-B-32",
@@ -239,3 +243,36 @@ def test_config_without_sections_is_refused(change):
     del raw["embed_dim" if change == "absent" else "text_cfg"]
     with pytest.raises(ValueError, match="embed_dim|text_cfg"):
         config_from_openclip(raw)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_photos_are_prepared_as_open_clip_does(tmp_path, interpolation):
+    open_clip = import_open_clip()
+    path = write_openclip(tmp_path / "m")
+    file = path / "open_clip_config.json"
+    raw = json.loads(file.read_text())
+    raw["preprocess_cfg"]["interpolation"] = interpolation
+    file.write_text(json.dumps(raw))
+    processor = read_processor(path, 18)
+    _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}")
+    rng = np.random.default_rng(0)
+    odd = 0
+    for width, height in [(18, 18), (40, 31), (31, 40), (97, 20), (20, 99), (18, 21), (23, 18)]:
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+        theirs = preprocess(image).numpy().transpose(1, 2, 0)
+        ours = processor(image)
+        np.testing.assert_allclose(processor.normalise(ours[None])[0], theirs, atol=1e-6)
+        odd += not np.array_equal(
+            ours, dataclasses.replace(processor, rounds_half_even=False)(image)
+        )
+    assert odd  # the crop of transformers' processor is another
+
+
+def test_resizing_otherwise_than_clip_is_refused(tmp_path):
+    path = write_openclip(tmp_path / "m")
+    file = path / "open_clip_config.json"
+    raw = json.loads(file.read_text())
+    raw["preprocess_cfg"]["resize_mode"] = "squash"
+    file.write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match="open_clip_config.json`: .*`resize_mode` \\(='squash'\\)"):
+        read_processor(path, 18)

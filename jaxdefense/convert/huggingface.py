@@ -12,6 +12,7 @@ from typing import Any
 from jaxdefense.clip.config import CLIPConfig, TextConfig, TowerConfig, VisionConfig
 from jaxdefense.convert.table import Path, Row, linear, norm
 
+PREPROCESSOR = "preprocessor_config.json"
 _ARCHITECTURES = {
     "CLIPModel": ("text", "vision"),
     "CLIPTextModel": ("text",),

@@ -32,16 +32,19 @@ from jaxdefense.convert.directory import (
     read_model_directory,
     write_directory,
 )
-from jaxdefense.convert.huggingface import hf_config
-from jaxdefense.convert.openclip import config_from_shapes, openclip_config
+from jaxdefense.convert.huggingface import PREPROCESSOR, hf_config
+from jaxdefense.convert.openclip import (
+    config_from_shapes,
+    hf_preprocessor,
+    openclip_config,
+    openclip_preprocess,
+)
 from jaxdefense.convert.table import Path as ParamPath
 from jaxdefense.convert.table import Row, ignored_key
 from jaxdefense.convert.torch_file import read_torch_file
 
 TARGETS = (*LAYOUTS, "orbax")
 _SHARD_BYTES = 5 * 10**9  # as transformers cuts
-_PREPROCESSOR = "preprocessor_config.json"
-_RESAMPLE = {"bicubic": 3, "bilinear": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +117,10 @@ def convert(
         _copy_companions(checkpoint, tmp)
         (tmp / target.config).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if target is HF and checkpoint.layout is not HF:
-            preprocessor = _hf_preprocessor(checkpoint)
-            (tmp / _PREPROCESSOR).write_text(json.dumps(preprocessor, indent=2) + "\n")
+            preprocess = checkpoint.config.get("preprocess_cfg") or {}
+            size = checkpoint.cfg.vision.image_size if checkpoint.cfg.vision else 0
+            preprocessor = hf_preprocessor(preprocess, size)
+            (tmp / PREPROCESSOR).write_text(json.dumps(preprocessor, indent=2) + "\n")
         _write_shards(tmp, target, tensors(), len(rows) + len(extra), console)
 
     write_directory(dst, fill)
@@ -323,43 +328,11 @@ def _config(checkpoint: Checkpoint, target: Layout) -> dict[str, Any]:
     try:
         if target is HF:
             return hf_config(checkpoint.cfg)
-        preprocess = _openclip_preprocess(checkpoint)
-        return {"model_cfg": openclip_config(checkpoint.cfg), "preprocess_cfg": preprocess}
+        file = checkpoint.directory and checkpoint.directory / PREPROCESSOR
+        raw = read_json(file) if file and file.exists() else {}
+        return {
+            "model_cfg": openclip_config(checkpoint.cfg),
+            "preprocess_cfg": openclip_preprocess(raw),
+        }
     except ValueError as error:
         raise ValueError(f"`{checkpoint.directory or 'it'}`: {error}") from error
-
-
-def _openclip_preprocess(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Say what `preprocessor_config.json` says as OpenCLIP says it."""
-    assert checkpoint.directory
-    file = checkpoint.directory / _PREPROCESSOR
-    raw = read_json(file) if file.exists() else {}
-    names = {number: name for name, number in _RESAMPLE.items()}
-    out: dict[str, Any] = {"interpolation": names.get(raw.get("resample", 3), "bicubic")}
-    for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
-        if theirs in raw:
-            out[ours] = raw[theirs]
-    return out
-
-
-def _hf_preprocessor(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Say what `preprocess_cfg` says as transformers says it."""
-    raw = checkpoint.config.get("preprocess_cfg") or {}
-    size = checkpoint.cfg.vision.image_size if checkpoint.cfg.vision else 224
-    if (mode := raw.get("resize_mode", "shortest")) != "shortest":
-        raise ValueError(
-            f"`preprocess_cfg.resize_mode` (={mode!r}) must be 'shortest', as CLIP has it."
-        )
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": _RESAMPLE[raw.get("interpolation", "bicubic")],
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "do_normalize": True,
-        "image_mean": raw.get("mean", [0.48145466, 0.4578275, 0.40821073]),
-        "image_std": raw.get("std", [0.26862954, 0.26130258, 0.27577711]),
-        "do_convert_rgb": True,
-    }

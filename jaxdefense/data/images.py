@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from jaxdefense.convert.directory import read_json, some
+from jaxdefense.convert.directory import HF, OPENCLIP, read_json, some
+from jaxdefense.convert.huggingface import PREPROCESSOR
+from jaxdefense.convert.openclip import hf_preprocessor
 from jaxdefense.data.sources import Photo, list_folders, reason
 
-PROCESSOR = "preprocessor_config.json"
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _LONGEST = 256  # times the shorter side
@@ -67,6 +68,7 @@ class ImageProcessor:
     resample: int = Image.Resampling.BICUBIC
     mean: tuple[float, ...] = _CLIP_MEAN
     std: tuple[float, ...] = _CLIP_STD
+    rounds_half_even: bool = False  # where the crop begins, as torchvision does; else down
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Resize and crop; u8 [crop, crop, 3]."""
@@ -94,9 +96,14 @@ class ImageProcessor:
             (left, right), (top, bottom) = map(_middle, image.size, whole, size)
             box = left, top, right, bottom
             image = image.resize(size, Image.Resampling(self.resample), box)
-        left, top = (size[0] - self.crop) // 2, (size[1] - self.crop) // 2
+        left, top = (self._first(length) for length in size)
         # A crop beyond the border is filled with black, as the source does.
         return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
+
+    def _first(self, length: int) -> int:
+        """Find the first of a side's pixels that the crop keeps."""
+        rest = length - self.crop
+        return round(rest / 2) if self.rounds_half_even else rest // 2
 
     def try_decode(self, photo: Photo) -> np.ndarray | str:
         """Decode, resize and crop a photo, of an animation the first picture.
@@ -279,12 +286,21 @@ def _in_threads(function: Callable[[_Item], _Result], items: Iterable[_Item]) ->
 def read_processor(directory: str | Path, image_size: int) -> ImageProcessor:
     """Read `preprocessor_config.json` of a model directory; CLIP's defaults if there is none.
 
+    Of OpenCLIP's layout, `preprocess_cfg` in its config.
+
     Raises:
         ValueError: a step is switched off, or of another kind than CLIP's; or the crop is not the
             image size of the tower.
     """
-    file = Path(directory) / PROCESSOR
-    raw = read_json(file) if file.exists() else {}
+    file, openclip = Path(directory) / PREPROCESSOR, Path(directory) / OPENCLIP.config
+    if openclip.exists() and not (Path(directory) / HF.config).exists():
+        file = openclip
+        try:
+            raw = hf_preprocessor(read_json(file).get("preprocess_cfg") or {}, image_size)
+        except ValueError as error:
+            raise ValueError(f"`{file}`: {error}") from error
+    else:
+        raw = read_json(file) if file.exists() else {}
     for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         if not raw.get(step, True):
             raise ValueError(f"`{file}`: `{step}` (=false) must be true, as CLIP has it.")
@@ -313,4 +329,5 @@ def read_processor(directory: str | Path, image_size: int) -> ImageProcessor:
         image_size,
         resample,
         *statistics,
+        rounds_half_even=file == openclip,
     )

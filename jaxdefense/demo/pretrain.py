@@ -30,9 +30,9 @@ from jaxdefense.clip.config import CLIPConfig, TextConfig, VisionConfig
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.text import Text
 from jaxdefense.clip.tokenizer import Tokenizer
-from jaxdefense.convert.huggingface import hf_table
+from jaxdefense.convert.huggingface import PREPROCESSOR, hf_table
 from jaxdefense.convert.table import host_params, source_tensor
-from jaxdefense.data.images import PROCESSOR, ImageProcessor, read_folders
+from jaxdefense.data.images import ImageProcessor, read_folders
 from jaxdefense.data.names import census
 from jaxdefense.data.packing import pack_text
 from jaxdefense.demo import people, world
@@ -306,7 +306,7 @@ def _write(model: CLIP, cfg: CLIPConfig, out: Path) -> None:
         "image_std": list(ImageProcessor(1, 1).std),
         "do_convert_rgb": True,
     }
-    (out / PROCESSOR).write_text(json.dumps(processor, indent=2) + "\n")
+    (out / PREPROCESSOR).write_text(json.dumps(processor, indent=2) + "\n")
 
 
 def main() -> None:
