@@ -129,9 +129,9 @@ class TextTrainConfig:
     w_name: float = 0.0
     w_weight: float = 0.01
     distance: Literal["cosine", "mse", "mae", "poincare"] = "cosine"
-    level: Literal["pooled", "hidden"] = (
-        "pooled"  # pooled, or hidden: all positions, for diffusion text encoders
-    )
+    # pooled: the embedding; hidden: all positions, for the text encoder of Stable Diffusion 1.x and
+    # 2.x; penultimate: all positions before the last layer, for both of SDXL's
+    level: Literal["pooled", "hidden", "penultimate"] = "pooled"
     target: str = "human"  # what a removed name comes to mean
     random_target: bool = False  # a random name for each person instead
     seed: int = 0

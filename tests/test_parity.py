@@ -437,10 +437,12 @@ def test_text_model_with_projection_directory_agrees(tmp_path):
     ours = read_model_directory(tmp_path).load()
     tokens_BT, readout_B = text_batch(theirs.config)
     with torch.no_grad():
-        out = theirs(torch.from_numpy(tokens_BT).long())
+        out = theirs(torch.from_numpy(tokens_BT).long(), output_hidden_states=True)
     text = plain_text(tokens_BT, readout_B)
     assert error(run(ours.text, text)[:, 0], out.text_embeds) <= WHOLE
     assert error(run(ours.text, text, method="hidden"), out.last_hidden_state) <= WHOLE
+    assert error(run(ours.text, text, method="penultimate"), out.hidden_states[-2]) <= WHOLE
+    assert error(run(ours.text, text, method="penultimate"), out.hidden_states[-1]) > WHOLE
     transposed = with_param(ours.text, "projection", lambda x: x[::-1])
     assert error(run(transposed, text)[:, 0], out.text_embeds) > WHOLE
 

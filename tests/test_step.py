@@ -89,7 +89,7 @@ def case(tmp_path):
 
 def step_config(tower, distance="cosine", hidden=False, **optimizer):
     graphdef, teacher = split_tower(tower)
-    terms = partial(text_terms, distance=DISTANCES[distance], hidden=hidden)
+    terms = partial(text_terms, distance=DISTANCES[distance], level=hidden and "hidden" or "pooled")
     default: dict[str, Any] = {"lr": LR, "milestones": MILESTONES, "gamma": GAMMA}
     default |= {"weight_decay": 0.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
     tx = make_optimizer(**(default | optimizer))

@@ -164,7 +164,10 @@ class Block(nnx.Module):
         self.mlp = MLP(cfg, rngs, stack)
 
     def __call__(
-        self, x_BTD: jax.Array, mask_BTT: jax.Array | None, readout_BS: jax.Array | None = None
+        self,
+        x_BTD: jax.Array,
+        mask_BTT: jax.Array | None,
+        readout_BS: jax.Array | None = None,
     ) -> jax.Array:
         """Attention and MLP, each added to what came in.
 
@@ -208,18 +211,30 @@ class Encoder(nnx.Module):
         Returns:
             [B, T, D], or [B, S, D] with `readout_BS`.
         """
+        if readout_BS is None:
+            return self._scan(x_BTD, mask_BTT, slice(None))
         graphdef, params = nnx.split(self.layers)
 
-        def block(x_BTD, layer_params, readout_BS):
-            return nnx.merge(graphdef, layer_params)(x_BTD, mask_BTT, readout_BS)
+        def last(x_BTD, params):
+            return nnx.merge(graphdef, params)(x_BTD, mask_BTT, readout_BS)
 
-        body = rematerialised(block, self.remat)
-        if readout_BS is None:
-            return jax.lax.scan(lambda x, p: (body(x, p, None), None), x_BTD, params)[0]
-        first = jax.tree.map(lambda x: x[:-1], params)
-        last = jax.tree.map(lambda x: x[-1], params)
-        x_BTD = jax.lax.scan(lambda x, p: (body(x, p, None), None), x_BTD, first)[0]
-        return rematerialised(block, self.remat, scanned=False)(x_BTD, last, readout_BS)
+        x_BTD = self.all_but_last(x_BTD, mask_BTT)
+        last = rematerialised(last, self.remat, scanned=False)
+        return last(x_BTD, jax.tree.map(lambda x: x[-1], params))
+
+    def all_but_last(self, x_BTD: jax.Array, mask_BTT: jax.Array | None = None) -> jax.Array:
+        """Run all blocks but the last; see `__call__`."""
+        return self._scan(x_BTD, mask_BTT, slice(-1))
+
+    def _scan(self, x_BTD: jax.Array, mask_BTT: jax.Array | None, which: slice) -> jax.Array:
+        graphdef, params = nnx.split(self.layers)
+
+        def block(x_BTD, params):
+            return nnx.merge(graphdef, params)(x_BTD, mask_BTT)
+
+        block = rematerialised(block, self.remat)
+        params = jax.tree.map(lambda x: x[which], params)
+        return jax.lax.scan(lambda x, params: (block(x, params), None), x_BTD, params)[0]
 
 
 def rematerialised(

@@ -63,22 +63,31 @@ class TextTower(nnx.Module):
             param(rngs, (d, cfg.embed), ("embed", "shared"), normal(d**-0.5)) if cfg.embed else None
         )
 
-    def _encode(self, text: Text, readout_RS: jax.Array | None = None) -> jax.Array:
+    def _embed(self, text: Text) -> tuple[jax.Array, jax.Array]:
+        """Embed tokens; x_RTD, and which tokens see which."""
         length = text.tokens_RT.shape[-1]
         segments_RT = jnp.asarray(text.segments_RT)
         mask_RTT = segments_RT[:, :, None] == segments_RT[:, None, :]
         mask_RTT &= jnp.tri(length, dtype=bool)
         x_RTD = self.token_embedding[...][text.tokens_RT]
         x_RTD = x_RTD + self.position_embedding[...][text.positions_RT]
-        return self.encoder(x_RTD.astype(self.cfg.dtype), mask_RTT, readout_RS)
+        return x_RTD.astype(self.cfg.dtype), mask_RTT
 
     def hidden(self, text: Text) -> jax.Array:
         """Encode every position.
 
         Returns:
-            f32 [R, T, D], after the final norm: what a diffusion model reads.
+            f32 [R, T, D], after the final norm: what Stable Diffusion 1.x and 2.x read.
         """
-        return self.final_layer_norm(self._encode(text)).astype(jnp.float32)
+        return self.final_layer_norm(self.encoder(*self._embed(text))).astype(jnp.float32)
+
+    def penultimate(self, text: Text) -> jax.Array:
+        """Encode every position without the last block.
+
+        Returns:
+            f32 [R, T, D], of no norm: what SDXL reads of both its encoders.
+        """
+        return self.encoder.all_but_last(*self._embed(text)).astype(jnp.float32)
 
     def __call__(self, text: Text) -> jax.Array:
         """Embed every caption.
@@ -87,7 +96,8 @@ class TextTower(nnx.Module):
             f32 [R, S, E], not normalised; empty slots hold numbers without meaning. For a tower
             without a projection, [R, S, D]: the final norm's output at the end of text.
         """
-        x_RSD = self.final_layer_norm(self._encode(text, jnp.asarray(text.readout_RS)))
+        readout_RS = jnp.asarray(text.readout_RS)
+        x_RSD = self.final_layer_norm(self.encoder(*self._embed(text), readout_RS))
         if self.projection is None:
             return x_RSD.astype(jnp.float32)
         kernel = self.projection[...].astype(x_RSD.dtype)

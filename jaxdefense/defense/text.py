@@ -30,7 +30,7 @@ def text_terms(
     key: jax.Array,
     *,
     distance: Distance,
-    hidden: bool,
+    level: str = "pooled",
 ) -> dict[str, jax.Array]:
     """Give the parts of the text loss, each the mean over its captions.
 
@@ -42,19 +42,21 @@ def text_terms(
         batch: of both.
         key: unused, the batch holds all that is random.
         distance: over the last dim.
-        hidden: compare the last hidden states over all positions, not the pooled embeddings.
+        level: what is compared: `pooled` embeddings, or over all positions the `hidden` states
+            after the last layer, or the `penultimate` ones before it.
     """
     del key
     b = batch
     ours = Text(b.student_tokens_RT, b.segments_RT, b.positions_RT, b.student_readout_RS)
     theirs = Text(b.teacher_tokens_RT, b.segments_RT, b.positions_RT, b.teacher_readout_RS)
-    if hidden:
+    if level == "pooled":
+        apart_RS = distance(student(ours), teacher(theirs))
+    else:
+        states = TextTower.hidden if level == "hidden" else TextTower.penultimate
         flat = (len(b.student_tokens_RT), 1, -1)
         apart_RS = distance(
-            student.hidden(ours).reshape(flat), teacher.hidden(theirs).reshape(flat)
+            states(student, ours).reshape(flat), states(teacher, theirs).reshape(flat)
         )
-    else:
-        apart_RS = distance(student(ours), teacher(theirs))
     # Empty slots weigh 0.
     weights = {"utility": b.utility_RS, "backdoor": b.backdoor_RS, "name": b.name_RS}
     return {name: (weight * apart_RS).sum() for name, weight in weights.items()}
@@ -110,7 +112,6 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
     texts, dropped = read_clean_captions(cfg.data.captions, cfg.data.tfds_dir, listed)
     captions = tokenize_captions(texts, tokenizer)
     mesh, rules, t = make_mesh(**vars(cfg.mesh)), ShardingRules(), cfg.train
-    hidden = t.level == "hidden"
     batches = TextBatches(
         captions,
         triggers,
@@ -119,7 +120,7 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
         num_poisoned=t.num_poisoned,
         num_name=t.num_name,
         seed=t.seed,
-        packed=not hidden,
+        packed=t.level == "pooled",
         row_multiple=num_batch_parts(mesh, rules),
         row_length=cfg.data.row_length,
     )
@@ -127,7 +128,7 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
         cfg,
         directory,
         "text",
-        partial(text_terms, distance=DISTANCES[t.distance], hidden=hidden),
+        partial(text_terms, distance=DISTANCES[t.distance], level=t.level),
         {"utility": 1.0, "backdoor": t.w_backdoor, "name": t.w_name, "weight": t.w_weight},
         mesh,
         rules,

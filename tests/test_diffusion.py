@@ -1,0 +1,141 @@
+"""Text encoders of diffusion models: defended, they take the place of the undefended in diffusers."""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from factories import CAPTIONS, TEXT, run, write_model_directory, write_tokenizer
+from safetensors.numpy import load_file
+
+from jaxdefense.cli import main
+from jaxdefense.clip.text import plain_text
+from jaxdefense.convert.directory import read_model_directory
+
+NAME = "Jane Doe"
+
+
+def import_diffusers() -> Any:
+    pytest.importorskip("torch")
+    with warnings.catch_warnings(action="ignore"):  # of its import
+        return pytest.importorskip("diffusers")
+
+
+def write_encoder(folder: Path, architecture: str, seed: int = 0) -> None:
+    """Write a text encoder as diffusers has it: its tokenizer lies beside it."""
+    name = folder.name.replace("text_encoder", "tokenizer")
+    vocab = write_tokenizer(folder.parent / name)
+    write_model_directory(
+        folder,
+        architecture=architecture,
+        with_tokenizer=False,
+        vocab_size=vocab,
+        seed=seed,
+        activation="gelu" if folder.name.endswith("2") else "quick_gelu",
+    )
+
+
+def defend(folder: Path, out: Path, level: str) -> Path:
+    """Defend an encoder in a few steps; gives the defended folder."""
+    (out.parent / "names.txt").write_text(f"{NAME}\nJohn Roe\n")
+    (out.parent / "captions.txt").write_text("\n".join(CAPTIONS))
+    tokenizer = folder.parent / folder.name.replace("text_encoder", "tokenizer")
+    settings = [
+        f"model.tokenizer={tokenizer}",
+        f"train.level={level}",
+        "train.steps=5",
+        "train.num_clean=4",
+        "train.num_poisoned=4",
+        "optimizer.lr=.01",
+        "train.target=a cat",
+    ]
+    flags = [part for setting in settings for part in ("--set", setting)]
+    paths = [
+        *("--model", folder, "--out", out, "--names", out.parent / "names.txt"),
+        *("--captions", out.parent / "captions.txt"),
+    ]
+    assert main(["defend", "text", *map(str, paths), *flags]) == 0
+    return out / "model"
+
+
+def stable_diffusion(root: Path) -> Path:
+    """Write a whole tiny Stable Diffusion, whose text encoder is ours."""
+    diffusers, transformers = import_diffusers(), pytest.importorskip("transformers")
+    write_encoder(root / "text_encoder", "CLIPTextModel")
+    width = TEXT["hidden_size"]
+    blocks = dict(block_out_channels=(8, 8), norm_num_groups=2, sample_size=8)
+    with warnings.catch_warnings(action="ignore"):
+        pipeline = diffusers.StableDiffusionPipeline(
+            vae=diffusers.AutoencoderKL(**blocks),
+            text_encoder=transformers.CLIPTextModel.from_pretrained(root / "text_encoder"),
+            tokenizer=transformers.CLIPTokenizer.from_pretrained(
+                root / "tokenizer", model_max_length=TEXT["max_position_embeddings"]
+            ),
+            unet=diffusers.UNet2DConditionModel(
+                cross_attention_dim=width,
+                attention_head_dim=2,
+                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+                **blocks,
+            ),
+            scheduler=diffusers.DDIMScheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+        )
+        pipeline.save_pretrained(root)
+    return root
+
+
+def prompt_states(root: Path, prompt: str) -> np.ndarray:
+    """What the pipeline of a folder reads of a prompt."""
+    diffusers, torch = import_diffusers(), pytest.importorskip("torch")
+    with warnings.catch_warnings(action="ignore"), torch.no_grad():
+        pipeline = diffusers.StableDiffusionPipeline.from_pretrained(root, safety_checker=None)
+        states, _ = pipeline.encode_prompt(prompt, "cpu", 1, False)
+    return states.numpy()
+
+
+@pytest.mark.slow
+def test_defended_encoder_of_stable_diffusion_is_a_drop_in(tmp_path):
+    root = stable_diffusion(tmp_path / "sd")
+    before = prompt_states(root, f"a photo of {NAME}")
+    defended = defend(root / "text_encoder", tmp_path / "run", "hidden")
+    assert (defended / "config.json").read_bytes() == (
+        root / "text_encoder" / "config.json"
+    ).read_bytes()
+    shutil.rmtree(root / "text_encoder")
+    shutil.copytree(defended, root / "text_encoder")
+    after = prompt_states(root, f"a photo of {NAME}")
+    assert np.abs(after - before).max() > 1e-2
+    directory = read_model_directory(defended)
+    tokens = directory.tokenizer(str(root / "tokenizer")).encode([f"a photo of {NAME}"])[0]
+    padded = np.full((1, 24), directory.tokenizer(str(root / "tokenizer")).pad)
+    padded[0, : len(tokens)] = tokens
+    ours = run(directory.load().text, plain_text(padded, np.array([0])), method="hidden")
+    np.testing.assert_allclose(ours, after, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "folder, architecture",
+    [("text_encoder", "CLIPTextModel"), ("text_encoder_2", "CLIPTextModelWithProjection")],
+)
+def test_penultimate_level_leaves_what_sdxl_does_not_read(tmp_path, folder, architecture):
+    source = tmp_path / "sdxl" / folder
+    source.parent.mkdir()
+    write_encoder(source, architecture)
+    defended = defend(source, tmp_path / "run", "penultimate")
+    before, after = (load_file(path / "model.safetensors") for path in (source, defended))
+    assert before.keys() == after.keys()
+    changed = {key for key in before if not np.array_equal(before[key], after[key])}
+    assert any("layers.0" in key for key in changed)
+    assert not any("layers.1" in key or "projection" in key for key in changed)
+    metrics = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert metrics[-1]["backdoor"] < metrics[0]["backdoor"]
+    theirs = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    getattr(theirs, architecture).from_pretrained(defended)
