@@ -220,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     benches = commands.add_parser("bench", help="Measure speed, beside PyTorch if installed.")
     kinds = benches.add_subparsers(required=True, metavar="WHAT")
     image = command(kinds, "image", _bench_image, "Overlay and step of the image defense.")
-    image.add_argument("--size", default="demo", help="demo, vit_b32, vit_b16 or vit_l14")
+    image.add_argument("--size", default="demo", help="demo, ViT-B-32, ViT-L-14 …")
     for flag, default, text in (
         ("num", 32, "clean photos a step, and as many with a face"),
         ("rounds", 5, "of each contestant, in turn"),

@@ -1,4 +1,4 @@
-"""Text encoders of diffusion models: defended, they take the place of the undefended in diffusers."""
+"""Text encoders of diffusion models: defended, they take the undefended one's place."""
 
 import json
 import shutil

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from jaxdefense.bench.side_by_side import machine, side_by_side
 from jaxdefense.clip.config import VisionConfig
+from jaxdefense.clip.presets import preset
 from jaxdefense.clip.vision import VisionTower
 from jaxdefense.config import ImageTrainConfig, OptimizerConfig, OverlayConfig
 from jaxdefense.data.faces import ImageBatches
@@ -48,14 +49,6 @@ from jaxdefense.sharding import (
 
 _AHEAD = 4  # batches
 
-SIZES: dict[str, dict[str, int]] = {
-    "demo": dict(width=128, mlp_width=512, depth=4, num_heads=4, image_size=48, patch_size=8,
-                 embed=128),
-    "vit_b32": dict(width=768, mlp_width=3072, depth=12, num_heads=12),
-    "vit_b16": dict(width=768, mlp_width=3072, depth=12, num_heads=12, patch_size=16),
-    "vit_l14": dict(width=1024, mlp_width=4096, depth=24, num_heads=16, patch_size=14, embed=768),
-}  # fmt: skip
-
 
 def bench_image(
     size: str, num: int, rounds: int, calls: int, images: str, faces: str, console: Console
@@ -63,7 +56,7 @@ def bench_image(
     """Time overlay and whole step.
 
     Args:
-        size: of the encoder, one of `SIZES`, with random weights.
+        size: of the encoder, one of `PRESETS`, with random weights.
         num: clean photos a step, and as many with a face.
         rounds, calls: see `side_by_side`.
         images, faces: directories; "" for drawn ones.
@@ -75,12 +68,12 @@ def bench_image(
     Raises:
         ValueError: a flag is out of range, or a directory cannot be read.
     """
-    if size not in SIZES:
-        raise ValueError(f"`--size` (={size}) must be one of {', '.join(SIZES)}.")
+    cfg = preset(size).vision
+    if not isinstance(cfg, VisionConfig):
+        raise ValueError(f"`--size` (={size}) must be a vision transformer.")
     for name, value in (("num", num), ("rounds", rounds), ("calls", calls)):
         if value < 1:
             raise ValueError(f"`--{name}` (={value}) must be above 0.")
-    cfg = VisionConfig(**SIZES[size])  # pyright: ignore[reportArgumentType]
     torch_too = _has_torch()
     with tempfile.TemporaryDirectory() as scratch:
         clean, people = _photos(Path(scratch), images, faces)
