@@ -221,8 +221,8 @@ def read_model_directory(path: str | Path) -> ModelDirectory:
             raise ValueError(
                 f"`{path / file}` is not a whole safetensors file ({error}); copy it again."
             ) from error
-    bare_text = bool(cfg.text) and not any(k.startswith("text_model.") for k in shapes)
-    rows = hf_table(cfg, bare_text)
+    prefix = "text_model." if cfg.text else "vision_model."
+    rows = hf_table(cfg, not any(key.startswith(prefix) for key in shapes))
     _check_tensors(path, rows, shapes)
     return ModelDirectory(path, cfg, weight_files, rows)
 
