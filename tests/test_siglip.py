@@ -4,6 +4,8 @@ Every comparison has a control: the same comparison with one detail broken must 
 Tolerances, maximum absolute error: 1e-5 on leaves, 1e-4 on towers.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -55,8 +57,8 @@ SIZES = {
 # Leaves, each filled by hand rather than by the conversion table.
 
 
-def tower_cfg(**change):
-    change = dict(activation="gelu_tanh", norm_eps=1e-6) | change
+def tower_cfg(**change: Any):
+    change = {"activation": "gelu_tanh", "norm_eps": 1e-6, **change}
     return TowerConfig(width=12, mlp_width=20, depth=2, num_heads=3, **change)
 
 

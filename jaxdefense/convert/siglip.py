@@ -40,7 +40,7 @@ def config_from_siglip(raw: dict[str, Any]) -> CLIPConfig:
         )
     by_type = {kind: architecture for architecture, (kind, _) in _ARCHITECTURES.items()}
     architecture = raw.get("architectures") or [by_type.get(model_type)]
-    architecture = architecture[0] if isinstance(architecture, list) else architecture
+    architecture = str(architecture[0] if isinstance(architecture, list) else architecture)
     kind, towers = _ARCHITECTURES.get(architecture, ("", ()))
     if kind != model_type:
         raise ValueError(
