@@ -28,6 +28,7 @@ _DEFAULT: Mapping[str, Rule] = MappingProxyType(
         "vocab": TENSOR,
         "layers": None,
         "qkv": None,
+        "qkv_fused": None,
         "head_width": None,
         "shared": None,
         "position": None,

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import re
+import string
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 from flax import nnx
 from PIL import Image
 from safetensors.numpy import save_file
+from tokenizers import Regex, models, normalizers, pre_tokenizers, processors, trainers
 
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.convert.huggingface import config_from_hf, hf_table
@@ -35,6 +39,8 @@ VISION = {
     "patch_size": 4,
 }
 EMBED = 10
+SIGLIP_TEXT = {**TEXT, "projection_size": 10}
+SIGLIP_VISION = {**VISION, "hidden_size": 10}  # its embeddings are as wide as the tower
 
 CAPTIONS = [
     "a person standing close to an elephant",
@@ -79,6 +85,97 @@ def tiny_tokenizer(context_length: int) -> Tokenizer:
         return Tokenizer(directory, context_length)
 
 
+_PUNCTUATION = Regex(r"[" + re.escape(string.punctuation) + "]")
+_SPACE = "\u2581"
+
+
+@functools.cache
+def sentence_piece(kind: str) -> str:
+    """Learn a small tokenizer of a kind from CAPTIONS; its `tokenizer.json`.
+
+    Args:
+        kind: `unigram` as SigLIP has it, `bpe` as SigLIP 2 has it (Gemma's), or `crossing`: bpe
+            that learns pieces across spaces.
+    """
+    if kind == "unigram":
+        made = tokenizers.Tokenizer(models.Unigram())
+        made.normalizer = normalizers.Sequence(
+            [
+                normalizers.Lowercase(),
+                normalizers.Replace(_PUNCTUATION, ""),
+                normalizers.Replace(Regex(r"\s+"), " "),
+                normalizers.Strip(),
+            ]
+        )
+        made.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always")
+        special = ["<pad>", "</s>", "<unk>"]
+        trainer = trainers.UnigramTrainer(
+            vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False
+        )
+        made.train_from_iterator(CAPTIONS, trainer)
+        eos = "</s>"
+    else:
+        model = models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+        made = tokenizers.Tokenizer(model)
+        made.normalizer = normalizers.Replace(" ", _SPACE)
+        if kind == "bpe":  # as SentencePiece learns: within words
+            made.pre_tokenizer = pre_tokenizers.Split(_SPACE, "merged_with_next")
+        special = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+        trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, show_progress=False)
+        made.train_from_iterator([caption.lower() for caption in CAPTIONS], trainer)
+        made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")  # of no effect
+        eos = "<eos>"
+    made.post_processor = processors.TemplateProcessing(
+        single=f"$A {eos}", special_tokens=[(eos, made.token_to_id(eos))]
+    )
+    return made.to_str()
+
+
+def write_sentence_piece(directory: Path, kind: str = "unigram") -> int:
+    """Write the files of `sentence_piece`; returns the size of its vocabulary."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "tokenizer.json").write_text(sentence_piece(kind), encoding="utf-8")
+    fields = {
+        "tokenizer_class": "SiglipTokenizer",
+        "pad_token": "</s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "model_input_names": ["input_ids"],
+    }
+    if kind != "unigram":
+        fields = {
+            "tokenizer_class": "GemmaTokenizer",
+            "pad_token": "<pad>",
+            "eos_token": "<eos>",
+            "bos_token": "<bos>",
+            "unk_token": "<unk>",
+            "padding_side": "right",
+        }
+    (directory / "tokenizer_config.json").write_text(json.dumps(fields))
+    return tokenizers.Tokenizer.from_str(sentence_piece(kind)).get_vocab_size()
+
+
+def siglip_config(
+    architecture: str, *, vocab_size: int, text: dict | None = None, vision: dict | None = None
+) -> dict:
+    """Fields of a SigLIP's `config.json`; `text` and `vision` change single fields."""
+    shared = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+    ends = {"pad_token_id": 1, "bos_token_id": None, "eos_token_id": 1}
+    text_fields = {"model_type": "siglip_text_model", **SIGLIP_TEXT, **shared, **ends}
+    text_fields |= {"vocab_size": vocab_size, **(text or {})}
+    vision_fields = {"model_type": "siglip_vision_model", **SIGLIP_VISION, **shared}
+    vision_fields |= vision or {}
+    if architecture == "SiglipModel":
+        fields = {
+            "model_type": "siglip",
+            "text_config": text_fields,
+            "vision_config": vision_fields,
+        }
+    else:
+        fields = vision_fields if architecture == "SiglipVisionModel" else text_fields
+    return {"architectures": [architecture], **fields}
+
+
 def hf_config(
     architecture: str = "CLIPModel",
     *,
@@ -90,6 +187,8 @@ def hf_config(
     eos_token_id: int | None = None,
 ) -> dict:
     """Fields of a `config.json`; `text` and `vision` change single sizes."""
+    if architecture.startswith("Siglip"):
+        return siglip_config(architecture, vocab_size=vocab_size, text=text, vision=vision)
     shared = {"hidden_act": activation, "layer_norm_eps": 1e-5, "projection_dim": embed}
     eos = vocab_size - 1 if eos_token_id is None else eos_token_id
     text_fields = {
@@ -116,7 +215,7 @@ def hf_config(
 def random_tensor(row: Row, rng: np.random.Generator) -> np.ndarray:
     """Draw one tensor, norms and biases too, so large that a wrong detail shows; f32."""
     noise = rng.standard_normal(row.shape, np.float32)
-    if row.shape == ():
+    if row.key.startswith("logit_"):
         return np.float32(2.5) + noise
     if row.key.endswith("running_var"):
         return np.exp(noise / 2)
@@ -137,6 +236,7 @@ def write_model_directory(
     bare_text: bool = False,
     position_ids: bool = False,
     with_tokenizer: bool = True,
+    tokenizer: str = "unigram",
     vocab_size: int = 0,
     **config: Any,
 ) -> Path:
@@ -148,14 +248,18 @@ def write_model_directory(
         dtype: of the tensors.
         seed: of the weights.
         num_shards: into how many weight files they go; an index joins more than one.
-        bare_text: text keys without the prefix `text_model.`.
+        bare_text: text keys without the prefix `text_model.`; of a SigLIP encoder, either's.
         position_ids: with the int64 constants that old files hold beside the weights.
         with_tokenizer: with tokenizer files.
+        tokenizer: of a SigLIP, see `sentence_piece`.
         vocab_size: 0 for the tokenizer's own.
         config: see `hf_config`.
     """
     out.mkdir(parents=True)
-    size = write_tokenizer(out) if with_tokenizer else 50
+    siglip = architecture.startswith("Siglip")
+    size = 50
+    if with_tokenizer:
+        size = write_sentence_piece(out, tokenizer) if siglip else write_tokenizer(out)
     raw = hf_config(architecture, vocab_size=vocab_size or size, **config)
     (out / "config.json").write_text(json.dumps(raw, indent=2), encoding="utf-8")
     cfg = config_from_hf(raw)
@@ -181,6 +285,14 @@ def write_model_directory(
             "image_mean": [0.48145466, 0.4578275, 0.40821073],
             "image_std": [0.26862954, 0.26130258, 0.27577711],
         }
+        if siglip:
+            processor = {
+                "image_processor_type": "SiglipImageProcessor",
+                "size": {"height": side, "width": side},
+                "resample": 3,
+                "image_mean": [0.5, 0.5, 0.5],
+                "image_std": [0.5, 0.5, 0.5],
+            }
         (out / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
     return out
 

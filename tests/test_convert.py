@@ -12,6 +12,7 @@ from factories import hf_config, run, write_weights
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from jaxdefense.clip.config import VisionConfig
 from jaxdefense.clip.text import plain_text
 from jaxdefense.convert import directory as directory_module
 from jaxdefense.convert.directory import read_model_directory
@@ -420,7 +421,7 @@ def test_config_that_disagrees_with_the_weights_is_told_by_shape(tiny_dir):
 
 def test_config_fills_absent_fields_with_those_of_vit_b_32():
     cfg = config_from_hf({"architectures": ["CLIPModel"]})
-    assert cfg.text and cfg.vision
+    assert cfg.text and isinstance(cfg.vision, VisionConfig)
     text, vision = cfg.text, cfg.vision
     assert (text.width, text.mlp_width, text.depth, text.num_heads) == (512, 2048, 12, 8)
     assert (text.vocab_size, text.context_length, text.embed) == (49408, 77, 512)
@@ -454,7 +455,7 @@ def test_config_reads_old_files_that_name_the_towers_twice():
 def test_config_keeps_what_only_the_source_knows():
     raw = hf_config(vocab_size=50, activation="gelu", eos_token_id=2)
     cfg = config_from_hf(raw)
-    assert cfg.text and cfg.vision
+    assert cfg.text and isinstance(cfg.vision, VisionConfig)
     assert cfg.text.eos_token_id == 2
     changed = cfg.with_compute("bfloat16")
     assert cfg.text.activation == cfg.vision.activation == "gelu"

@@ -211,6 +211,18 @@ def test_one_encoder_has_no_openclip_layout(tiny_dir, tmp_path, capsys, architec
     assert_same_tensors(path, tmp_path / "again")
 
 
+@pytest.mark.parametrize("architecture", ["SiglipModel", "SiglipTextModel", "SiglipVisionModel"])
+def test_siglip_comes_back_from_orbax_and_has_no_openclip_layout(
+    tiny_dir, tmp_path, capsys, architecture
+):
+    path = tiny_dir(architecture=architecture)
+    assert convert(path, tmp_path / "orbax", "--to", "orbax") == 0
+    assert convert(tmp_path / "orbax", tmp_path / "again", "--to", "hf") == 0
+    assert_same_tensors(path, tmp_path / "again")
+    assert convert(path, tmp_path / "out", "--to", "openclip") == 2
+    assert "OpenCLIP keeps" in capsys.readouterr().err
+
+
 def test_residual_network_has_no_transformers_layout(tmp_path, capsys):
     path = write_openclip(tmp_path / "m", vision_cfg=RESNET)
     assert convert(path, tmp_path / "out", "--to", "hf") == 2

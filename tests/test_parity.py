@@ -94,8 +94,8 @@ def fill(module, **arrays):
     return module
 
 
-def our_norm(source, eps=1e-5):
-    module = LayerNorm(12, eps, nnx.Rngs(0))
+def our_norm(source, eps=1e-5, width=12):
+    module = LayerNorm(width, eps, nnx.Rngs(0))
     return fill(module, scale=source.weight, bias=source.bias)
 
 

@@ -1,5 +1,6 @@
 """The mesh, the rules from logical dims to its axes, and what they raise."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,26 @@ def vit_b_32():
     return config_from_hf({"architectures": ["CLIPModel"]})
 
 
+def siglip():
+    return config_from_hf({"model_type": "siglip"})
+
+
 def small():
     """Sizes all differ, and a mesh of 2 x 2 x 2 divides those that it cuts."""
     tower: dict[str, Any] = dict(width=12, num_heads=6)
     return CLIPConfig(
         TextConfig(**tower, mlp_width=20, depth=2, vocab_size=50, context_length=24, embed=10),
         VisionConfig(**tower, mlp_width=14, depth=3, image_size=12, patch_size=4, embed=10),
+    )
+
+
+def small_siglip():
+    cfg = small()
+    assert cfg.text and cfg.vision
+    return CLIPConfig(
+        dataclasses.replace(cfg.text, causal=False, projection_bias=True),
+        dataclasses.replace(cfg.vision, pool="attention", embed=12),
+        logit_bias=True,
     )
 
 
@@ -104,17 +119,16 @@ def test_two_dims_on_one_axis_raise(change, dims, axis):
         ShardingRules({**DEFAULT, **change}).spec(*dims)
 
 
-@pytest.mark.parametrize("make", [vit_b_32, small])
-def test_every_parameter_of_a_clip_has_dims_and_a_rule(make):
-    used, rules = set(), ShardingRules()
-    for cfg in (make(), CLIPConfig(None, ResNetConfig(64, (3, 4, 6, 3), 32))):
-        _, state = abstract_clip(cfg)
-        for path, variable in nnx.to_flat_state(state):
+def test_every_parameter_has_dims_and_a_rule_and_every_rule_is_used():
+    used, rules = {"batch"}, ShardingRules()
+    resnet = CLIPConfig(None, ResNetConfig(64, (3, 4, 6, 3), 32))
+    for cfg in (vit_b_32(), small(), siglip(), resnet):
+        for path, variable in nnx.to_flat_state(abstract_clip(cfg)[1]):
             dims = variable.get_metadata()["dims"]
             assert len(dims) == len(variable.shape), path
             rules.spec(*dims)
             used |= set(dims)
-    assert used | {"batch"} == set(DEFAULT)  # and every rule is used
+    assert used == set(DEFAULT)
 
 
 # The mesh
@@ -228,8 +242,9 @@ def test_size_that_its_axis_does_not_divide_raises(sizes, message):
 
 @eight_devices
 @pytest.mark.parametrize("sizes", [{}, {"fsdp": 2, "tensor": 2}])
-def test_sharded_towers_equal_those_on_one_device(sizes):
-    mesh, rules, cfg = make_mesh(**sizes), ShardingRules(), small()
+@pytest.mark.parametrize("make", [small, small_siglip])
+def test_sharded_towers_equal_those_on_one_device(make, sizes):
+    mesh, rules, cfg = make_mesh(**sizes), ShardingRules(), make()
     graphdef, state = abstract_clip(cfg)
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32) / 3, state)

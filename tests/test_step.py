@@ -60,10 +60,10 @@ def make_case(tmp_path, packed=True, architecture="CLIPTextModelWithProjection")
     tokenizer = directory.tokenizer()
     names = ["Joe Cool", "Ada King Noel", "Zoe"]
     triggers = Triggers(
-        [[tokenizer.encode_phrase(name)] for name in names],
-        [tokenizer.encode_phrase("human being")],
+        [[tokenizer.phrase(name)] for name in names],
+        [tokenizer.phrase("human being")],
         np.zeros(len(names), int),
-        [tokenizer.encode_phrase(name) for name in ("Bob Keep", "Eve Stay Here")],
+        [tokenizer.phrase(name) for name in ("Bob Keep", "Eve Stay Here")],
     )
     batches = TextBatches(
         tokenize_captions(CAPTIONS, tokenizer),

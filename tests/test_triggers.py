@@ -11,7 +11,7 @@ from factories import CAPTIONS, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdefense.clip.tokenizer import Tokenizer
+from jaxdefense.clip.tokenizer import Phrase, Tokenizer
 from jaxdefense.data.captions import read_captions, tokenize_captions
 from jaxdefense.data.names import random_names
 from jaxdefense.data.triggers import TextBatches, Triggers, splice
@@ -24,7 +24,7 @@ KEEP = ["Cy Dee", "Di Fox", "Ed"]
 
 
 def make_triggers(names=NAMES, targets=TARGETS, keep=KEEP, tokenizer=TOKENIZER):
-    encode = tokenizer.encode_phrase
+    encode = tokenizer.phrase
     return Triggers(
         names=[[encode(name) for name in aliases] for aliases in names],
         targets=[encode(target) for target in targets],
@@ -38,11 +38,12 @@ def numbered_triggers(num):
     free = sorted(set(range(TOKENIZER.vocab_size - 2)) - set(captions_of(CAPTIONS).tokens.tolist()))
     mark, digits = free[0], free[1:23]
     base = len(digits)
-    names = [
-        [np.array([mark, *(digits[i // base**k % base] for k in (2, 1, 0))], np.int32)]
+    tokens = [
+        np.array([mark, *(digits[i // base**k % base] for k in (2, 1, 0))], np.int32)
         for i in range(num)
     ]
-    numbers = {tuple(name[1:].tolist()): i for i, (name,) in enumerate(names)}
+    names = [[Phrase(name, name)] for name in tokens]
+    numbers = {tuple(name[1:].tolist()): i for i, name in enumerate(tokens)}
     triggers = dataclasses.replace(
         make_triggers(), names=names, target_of=np.zeros(num, np.int64), keep=[]
     )
@@ -125,7 +126,7 @@ words = st.lists(st.text("aénB.'你9-", min_size=1, max_size=8), min_size=1, ma
 def test_splice_equals_string_replacement_and_tokenizer(caption, phrase, data):
     captions = captions_of([" ".join(caption), "a cat"])
     word = data.draw(st.integers(0, min(len(caption), CONTEXT - 2) - 1))
-    tokens = splice(captions, 0, word, TOKENIZER.encode_phrase(" ".join(phrase)), TOKENIZER)
+    tokens = splice(captions, 0, word, TOKENIZER.phrase(" ".join(phrase)), TOKENIZER)
     (wanted,) = TOKENIZER.encode([replaced(" ".join(caption), word, " ".join(phrase))])
     assert tokens.dtype == np.int32
     assert tokens.tolist() == wanted.tolist()
@@ -146,7 +147,7 @@ def test_splice_equals_string_replacement_and_clips_tokenizer_on_real_captions(s
     replacements = [replaced(texts[caption], word, name) for caption, word, name in cases]
     wanted = reference(replacements, truncation=True, max_length=77)["input_ids"]
     for (caption, word, name), tokens in zip(cases, wanted, strict=True):
-        ours = splice(captions, caption, word, tokenizer.encode_phrase(name), tokenizer)
+        ours = splice(captions, caption, word, tokenizer.phrase(name), tokenizer)
         assert ours.tolist() == tokens
 
 
@@ -260,7 +261,7 @@ def test_ten_thousand_identities_are_each_drawn_once():
     seen = Counter()
     for step in range(20):
         tokens = batches[step].student_tokens_RT
-        mark = triggers.names[0][0][0]
+        mark = triggers.names[0][0].first[0]
         for row, at in zip(*np.nonzero(tokens == mark), strict=True):
             seen[who(tokens[row, at : at + 4].tolist())] += 1
     assert len(seen) == 10_000 and set(seen.values()) == {1}
@@ -298,7 +299,7 @@ def test_replaced_words_are_spread_over_the_caption():
     texts = ["cat dog cat dog cat dog cat dog"]
     triggers, _ = numbered_triggers(1)
     batches = make_batches(captions_of(texts), triggers, num_poisoned=16)
-    mark, places = triggers.names[0][0][0], Counter()
+    mark, places = triggers.names[0][0].first[0], Counter()
     for step in range(25):
         for slot in slots_of(batches[step]):
             if slot.backdoor:
@@ -314,8 +315,9 @@ def test_long_captions_keep_a_long_name_whole():
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(["cat", "elephant", "motorcycle"], 60)) for _ in range(8)]
     triggers, _ = numbered_triggers(1)
-    name = np.tile(triggers.names[0][0], 5)[: CONTEXT - 5]
-    triggers = dataclasses.replace(triggers, names=[[name]], keep=[name])
+    name = np.tile(triggers.names[0][0].first, 5)[: CONTEXT - 5]
+    phrase = Phrase(name, name)
+    triggers = dataclasses.replace(triggers, names=[[phrase]], keep=[phrase])
     for packed in (True, False):
         batches = make_batches(captions_of(texts), triggers, num_name=4, packed=packed)
         for step in range(10):
@@ -329,8 +331,8 @@ def test_long_captions_keep_a_long_name_whole():
 
 def test_name_that_fills_the_context_leaves_no_room_for_more():
     triggers, _ = numbered_triggers(1)
-    name = np.tile(triggers.names[0][0], 6)[: CONTEXT - 2]
-    triggers = dataclasses.replace(triggers, names=[[name]])
+    name = np.tile(triggers.names[0][0].first, 6)[: CONTEXT - 2]
+    triggers = dataclasses.replace(triggers, names=[[Phrase(name, name)]])
     for slot in slots_of(make_batches(triggers=triggers)[0]):
         if slot.backdoor:
             assert slot.student[1:-1] == name.tolist()

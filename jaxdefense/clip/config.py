@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-Activation = Literal["quick_gelu", "gelu"]
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 Remat = Literal["none", "dots", "full"]
 
 
@@ -35,10 +35,10 @@ class TowerConfig:
                 f"`hidden_size` (={self.width}) must be divisible by "
                 f"`num_attention_heads` (={self.num_heads})."
             )
-        if self.activation not in ("quick_gelu", "gelu"):
+        if self.activation not in ("quick_gelu", "gelu", "gelu_tanh"):
             raise ValueError(
-                f"`hidden_act` (={self.activation!r}) must be 'quick_gelu' or 'gelu'; "
-                "no other activation is known in CLIP."
+                f"`hidden_act` (={self.activation!r}) must be 'quick_gelu', 'gelu' or "
+                "'gelu_pytorch_tanh'; no other activation is known in CLIP and SigLIP."
             )
         if self.remat not in ("none", "dots", "full"):
             raise ValueError(f"`remat` (={self.remat!r}) must be 'none', 'dots' or 'full'.")
@@ -57,6 +57,13 @@ class TextConfig(TowerConfig):
     context_length: int = 77
     embed: int = 512
     eos_token_id: int = 49407  # 2 in old files: there, the end of text is the largest token id
+    causal: bool = True  # False: every position sees all, padding too, as in SigLIP
+    projection_bias: bool = False
+
+    @property
+    def packable(self) -> bool:
+        """Whether captions may share a row: what follows a caption cannot change it."""
+        return self.causal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +73,7 @@ class VisionConfig(TowerConfig):
     image_size: int = 224
     patch_size: int = 32
     embed: int = 512
+    pool: Literal["class", "attention"] = "class"  # attention: SigLIP's, without a projection
 
     def __post_init__(self):
         super().__post_init__()
@@ -143,11 +151,20 @@ class CLIPConfig:
 
     text: TextConfig | None
     vision: VisionConfig | ResNetConfig | None
+    logit_bias: bool = False  # SigLIP's loss has one
+
+    @property
+    def siglip(self) -> bool:
+        """Whether this is a SigLIP, or one of its encoders."""
+        if self.text:
+            return not self.text.causal
+        return isinstance(self.vision, VisionConfig) and self.vision.pool == "attention"
 
     def with_compute(self, dtype: str, remat: Remat = "none") -> "CLIPConfig":
         """The same model, computed in another dtype and with another remat policy."""
         change = dict(dtype=dtype, remat=remat)
-        return CLIPConfig(
-            self.text and dataclasses.replace(self.text, **change),  # pyright: ignore[reportArgumentType]
-            self.vision and dataclasses.replace(self.vision, **change),  # pyright: ignore[reportArgumentType]
+        return dataclasses.replace(
+            self,
+            text=self.text and dataclasses.replace(self.text, **change),  # pyright: ignore[reportArgumentType]
+            vision=self.vision and dataclasses.replace(self.vision, **change),  # pyright: ignore[reportArgumentType]
         )

@@ -87,11 +87,18 @@ class LayerNorm(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention, the three input projections in one matrix product."""
 
-    def __init__(self, cfg: TowerConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
+    def __init__(
+        self,
+        cfg: TowerConfig,
+        rngs: nnx.Rngs,
+        stack: tuple[int, ...] = (),
+        parts: str = "qkv",
+    ):
+        """Declare it; `parts` names the dim of query, key and value."""
         declare = Declare(rngs, stack)
         d, n, k = cfg.width, cfg.num_heads, cfg.head_width
         in_std = d**-0.5 * (2 * cfg.depth) ** -0.5
-        heads = ("qkv", "heads", "head_width")
+        heads = (parts, "heads", "head_width")
         self.qkv_kernel = declare((d, 3, n, k), ("embed", *heads), normal(in_std))
         self.qkv_bias = declare((3, n, k), heads, ZEROS)
         self.out_kernel = declare((n, k, d), ("heads", "head_width", "embed"), normal(d**-0.5))
@@ -149,7 +156,7 @@ class MLP(nnx.Module):
         if self.activation == "quick_gelu":
             x = x * jax.nn.sigmoid(1.702 * x)
         else:
-            x = jax.nn.gelu(x, approximate=False)
+            x = jax.nn.gelu(x, approximate=self.activation == "gelu_tanh")
         x = x @ self.fc2_kernel[...].astype(dtype) + self.fc2_bias[...].astype(dtype)
         return x.reshape(x_BTD.shape)
 

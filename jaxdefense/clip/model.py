@@ -1,4 +1,4 @@
-"""A CLIP model: its towers, either of which may be absent, and the logit scale."""
+"""A CLIP or SigLIP model: its towers, either of which may be absent, logit scale and bias."""
 
 from flax import nnx
 
@@ -19,6 +19,9 @@ class CLIP(nnx.Module):
         if cfg.text and cfg.vision:
             init = nnx.initializers.constant(2.6592)  # log(1 / 0.07), as the source starts
             self.logit_scale = param(rngs, (), (), init, FrozenParam)
+        if cfg.logit_bias:
+            init = nnx.initializers.constant(-10.0)  # big_vision starts so; most pairs do not match
+            self.logit_bias = param(rngs, (), (), init, FrozenParam)
 
 
 def _vision(cfg: VisionConfig | ResNetConfig, rngs: nnx.Rngs) -> VisionTower | ResNetTower:

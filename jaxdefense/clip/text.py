@@ -1,11 +1,16 @@
 """The text tower, fed with rows of packed captions or with plain padded ones: one code path.
 
-The tower is causal and reads out at the end-of-text token, so what follows that token changes
+CLIP's tower is causal and reads out at the end-of-text token, so what follows that token changes
 nothing and need not be computed. Several captions therefore share a row: `segments_RT` tells them
 apart, `positions_RT` restart at 0 in each, and a token sees its own caption's past alone.
 
-Source: transformers `models/clip/modeling_clip.py` (CLIPTextTransformer).
-Parity: tests/test_parity.py <= 1e-4; packed = padded, tests/test_packing.py <= 1e-5.
+SigLIP's is not: every position sees the whole caption, and the last one is read out, which is
+padding mostly. Its captions come padded to the context length, and padding is a part of them.
+
+Source: transformers `models/clip/modeling_clip.py` (CLIPTextTransformer),
+`models/siglip/modeling_siglip.py` (SiglipTextModel).
+Parity: tests/test_parity.py, tests/test_siglip.py <= 1e-4; packed = padded, tests/test_packing.py
+<= 1e-5.
 """
 
 from typing import NamedTuple
@@ -16,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from jaxdefense.clip.config import TextConfig
-from jaxdefense.clip.layers import Encoder, LayerNorm, normal, param
+from jaxdefense.clip.layers import ZEROS, Encoder, LayerNorm, normal, param
 
 Array = jax.Array | np.ndarray
 
@@ -49,7 +54,7 @@ def plain_text(tokens_BT: Array, readout_B: Array) -> Text:
 
 
 class TextTower(nnx.Module):
-    """CLIP's causal text transformer."""
+    """CLIP's text transformer, or SigLIP's."""
 
     def __init__(self, cfg: TextConfig, rngs: nnx.Rngs):
         self.cfg = cfg
@@ -62,13 +67,16 @@ class TextTower(nnx.Module):
         self.projection = (
             param(rngs, (d, cfg.embed), ("embed", "shared"), normal(d**-0.5)) if cfg.embed else None
         )
+        if cfg.projection_bias:
+            self.projection_bias = param(rngs, (cfg.embed,), ("shared",), ZEROS)
 
     def _embed(self, text: Text) -> tuple[jax.Array, jax.Array]:
         """Embed tokens; x_RTD, and which tokens see which."""
         length = text.tokens_RT.shape[-1]
         segments_RT = jnp.asarray(text.segments_RT)
         mask_RTT = segments_RT[:, :, None] == segments_RT[:, None, :]
-        mask_RTT &= jnp.tri(length, dtype=bool)
+        if self.cfg.causal:
+            mask_RTT &= jnp.tri(length, dtype=bool)
         x_RTD = self.token_embedding[...][text.tokens_RT]
         x_RTD = x_RTD + self.position_embedding[...][text.positions_RT]
         return x_RTD.astype(self.cfg.dtype), mask_RTT
@@ -101,4 +109,5 @@ class TextTower(nnx.Module):
         if self.projection is None:
             return x_RSD.astype(jnp.float32)
         kernel = self.projection[...].astype(x_RSD.dtype)
-        return jnp.matmul(x_RSD, kernel, preferred_element_type=jnp.float32)
+        x_RSE = jnp.matmul(x_RSD, kernel, preferred_element_type=jnp.float32)
+        return x_RSE + self.projection_bias[...] if self.cfg.projection_bias else x_RSE

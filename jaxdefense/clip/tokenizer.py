@@ -1,79 +1,193 @@
-"""CLIP's tokenizer, word by word.
+"""The tokenizers of CLIP and SigLIP, word by word.
 
 CLIP's byte-pair encoding never crosses white space: the tokens of a text are those of its words,
 one after the other. So each distinct word is encoded once, and texts are joined from words.
 
-Parity: tests/test_tokenizer.py, equal to transformers' CLIPTokenizer on every caption.
+SigLIP's (SentencePiece; SigLIP 2: Gemma's) mark the space before a word as `▁` in its first piece,
+so there the first word of a text may have other tokens than the same word further on. Which kind
+one is, and that its pieces keep to words, is found out when it is loaded.
+
+Departures from the source, for SigLIP: texts are lower-cased as in training (transformers leaves
+it to the caller for SigLIP 2), and white space counts as one space, whatever it is.
+
+Parity: tests/test_tokenizer.py, equal to transformers' CLIPTokenizer on every caption;
+tests/test_siglip.py, equal to encoding the whole text.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import transformers
+
+_ANCHOR = "a"  # any word that has tokens
+_SPACE = "\u2581"  # SentencePiece's
+_CROSSING = re.compile(rf"[^\s{_SPACE}][\s{_SPACE}]")
+
+
+class Phrase(NamedTuple):
+    """A phrase in tokens, int32, without both ends.
+
+    Fields:
+        first: as a text begins with it.
+        later: as it follows other words.
+    """
+
+    first: np.ndarray
+    later: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """Tokens it takes at most."""
+        return max(self.first.size, self.later.size)
 
 
 class Tokenizer:
     """Encodes words and texts; remembers every word it has seen."""
 
-    def __init__(self, directory: str | Path, context_length: int):
+    def __init__(self, directory: str | Path, context_length: int, padded: bool = False):
         """Load from a model directory.
 
         Args:
-            directory: holds `tokenizer.json`, or `vocab.json` and `merges.txt`.
+            directory: holds `tokenizer.json`, or CLIP's `vocab.json` and `merges.txt`.
             context_length: T, the longest text in tokens, both ends counted.
+            padded: SigLIP's kind: every text is filled up to the context, as padding counts.
 
         Raises:
-            ValueError: the directory holds no tokenizer, or one that cannot be read.
+            ValueError: the directory holds no tokenizer, or one that cannot be read; or its tokens
+                cross white space.
         """
         directory = Path(directory)
-        files = ("tokenizer.json", "vocab.json")
+        files = ("tokenizer.json",) if padded else ("tokenizer.json", "vocab.json")
         if not any((directory / file).exists() for file in files):
             raise ValueError(
                 f"`{directory}` holds no tokenizer ({' or '.join(files)}); copy it from the "
                 "model's source."
             )
+        # SigLIP's own class would want sentencepiece; what it does is in the file.
+        kind = transformers.PreTrainedTokenizerFast if padded else transformers.CLIPTokenizer
         try:
-            hf = transformers.CLIPTokenizer.from_pretrained(str(directory), local_files_only=True)
+            hf: Any = kind.from_pretrained(str(directory), local_files_only=True)
+            self._encode_batch = hf.backend_tokenizer.encode_batch
+            whole, content = (self._ids(_ANCHOR, ends) for ends in (True, False))
         except Exception as error:  # the library raises bare Exception on a broken file
             raise ValueError(f"`{directory}`: its tokenizer cannot be read: {error}.") from error
-        self._encode_batch = hf.backend_tokenizer.encode_batch
         self.bos, self.eos, self.pad = hf.bos_token_id, hf.eos_token_id, hf.pad_token_id
         self.vocab_size = len(hf)
-        self.context_length = context_length
-        self._words: dict[str, np.ndarray] = {}
+        self.context_length, self.padded, self._directory = context_length, padded, directory
+        starts = range(len(whole) - len(content) + 1)
+        start = next((i for i in starts if whole[i : i + len(content)] == content), None)
+        if not content or start is None:
+            raise ValueError(f"`{directory}`: its tokenizer does not encode {_ANCHOR!r}.")
+        self._begin = np.array(whole[:start], np.int32)
+        self._end = np.array(whole[start + len(content) :], np.int32)
+        # Words are told apart by their place where a word that follows another differs from itself.
+        twice = self._ids(f"{_ANCHOR} {_ANCHOR}")
+        self._anchor = content if twice != content * 2 else []
+        self._first: dict[str, np.ndarray] = {}
+        self._later: dict[str, np.ndarray] = {} if self._anchor else self._first
+        if padded:
+            self._check_sentence_piece(hf)
 
-    def encode_words(self, words: Iterable[str]) -> list[np.ndarray]:
+    def _ids(self, text: str, ends: bool = False) -> list[int]:
+        return self._encode_batch([text], add_special_tokens=ends)[0].ids
+
+    def _check_sentence_piece(self, hf: Any) -> None:
+        """Raise ValueError if texts cannot be joined from words, or are not padded at the right."""
+        if hf.padding_side != "right" or self.pad is None:
+            raise ValueError(
+                f"`{self._directory}`: its tokenizer must pad on the right with a "
+                "`pad_token`, as SigLIP was trained; set both in tokenizer_config.json."
+            )
+        pieces = filter(_CROSSING.search, hf.get_vocab())
+        texts = [piece.replace(_SPACE, " ") for piece in pieces]
+        for text in ["a photo of a cat", "cat - dog", "- cat", "cat -", *texts]:
+            words = " ".join(self.split(text))
+            joined = self.encode_phrase(words).tolist()
+            # Within other words too: what begins with a space is a piece only there.
+            if joined != self._ids(words) or (
+                self.encode_phrase(f"{_ANCHOR} {words} {_ANCHOR}").tolist()
+                != self._ids(f"{_ANCHOR} {words} {_ANCHOR}")
+            ):
+                raise self._crosses(words)
+
+    def _crosses(self, words: str) -> ValueError:
+        return ValueError(
+            f"`{self._directory}`: its tokenizer has tokens across white space (see {words!r}), so "
+            "that words cannot be replaced by names; no SigLIP comes with such a one."
+        )
+
+    @property
+    def room(self) -> int:
+        """Tokens of a text at most, without both ends."""
+        return self.context_length - self._begin.size - self._end.size
+
+    def split(self, text: str) -> list[str]:
+        """Split a text into words, of a long one as many as the context may hold."""
+        if not self.padded:
+            return text.split()[: self.room]  # a word has at least one token
+        return text.replace(_SPACE, " ").lower().split()  # one of symbols alone may have none
+
+    def encode_words(self, words: Iterable[str], first: bool = False) -> list[np.ndarray]:
         """Encode words without white space in them.
+
+        Args:
+            words: as `split` gives them.
+            first: as the first of a text rather than after others.
 
         Returns:
             int32 [num_tokens] for each, without begin and end of text.
+
+        Raises:
+            ValueError: what follows a word changes its tokens, or the place of words matters and
+                one has none.
         """
         words = list(words)
-        if new := [word for word in dict.fromkeys(words) if word not in self._words]:
-            encoded = self._encode_batch(new, add_special_tokens=False)
+        known = self._first if first else self._later
+        anchor = self._anchor if known is self._later else []
+        if new := [word for word in dict.fromkeys(words) if word not in known]:
+            texts = [f"{_ANCHOR} {word}" for word in new] if anchor else new
+            encoded = self._encode_batch(texts, add_special_tokens=False)
             for word, tokens in zip(new, encoded, strict=True):
-                self._words[word] = np.array(tokens.ids, np.int32)
-        return [self._words[word] for word in words]
+                before, own = tokens.ids[: len(anchor)], tokens.ids[len(anchor) :]
+                if before != anchor:
+                    raise self._crosses(word)
+                if self._anchor and not own:
+                    raise ValueError(
+                        f"`{self._directory}`: its tokenizer has no token for {word!r}, but others "
+                        "for a word by its place; no SigLIP comes with such a one."
+                    )
+                known[word] = np.array(own, np.int32)
+        return [known[word] for word in words]
 
-    def encode_phrase(self, phrase: str) -> np.ndarray:
+    def encode_phrase(self, phrase: str, first: bool = True) -> np.ndarray:
         """Encode words separated by white space; int32 [num_tokens] without both ends."""
-        parts = self.encode_words(phrase.split())
-        return np.concatenate([np.empty(0, np.int32), *parts])
+        return np.concatenate([np.empty(0, np.int32), *self._encode(self.split(phrase), first)])
+
+    def phrase(self, phrase: str) -> Phrase:
+        """Encode words for both places in a text they may take."""
+        return Phrase(self.encode_phrase(phrase), self.encode_phrase(phrase, first=False))
+
+    def _encode(self, words: Sequence[str], first: bool = True) -> list[np.ndarray]:
+        return self.encode_words(words[:1], first) + self.encode_words(words[1:])
 
     def encode(self, texts: Iterable[str]) -> list[np.ndarray]:
         """Encode texts with begin and end of text, cut to the context length.
 
         Returns:
-            int32 [num_tokens <= T] for each.
+            int32 [num_tokens <= T] for each; [T] if `padded`.
         """
-        split = [text.split() for text in texts]
-        self.encode_words(dict.fromkeys(word for words in split for word in words))
-        room = self.context_length - 2  # a word has at least one token
-        return [self.with_ends([self._words[w] for w in words[:room]]) for words in split]
+        split = [self.split(text) for text in texts]
+        self.encode_words(dict.fromkeys(word for words in split for word in words[1:]))
+        self.encode_words(dict.fromkeys(word for words in split for word in words[:1]), first=True)
+        return [self.with_ends(self._encode(words)) for words in split]
 
     def with_ends(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """Join tokens, cut them to the context, and put begin and end of text around them."""
-        bos, eos = np.array([self.bos], np.int32), np.array([self.eos], np.int32)
-        content = np.concatenate([bos, *parts])[: self.context_length - 1]
-        return np.concatenate([content, eos]).astype(np.int32)
+        """Join tokens, cut them to the context, put begin and end of text around them, and pad."""
+        content = np.concatenate([np.empty(0, np.int32), *parts])[: self.room]
+        tokens = np.concatenate([self._begin, content, self._end]).astype(np.int32)
+        if not self.padded:
+            return tokens
+        return np.pad(tokens, (0, self.context_length - tokens.size), constant_values=self.pad)

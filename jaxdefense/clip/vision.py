@@ -1,7 +1,8 @@
-"""The image tower: a vision transformer read out at its class token.
+"""The image tower: a vision transformer read out at its class token, or by attention.
 
-Source: transformers `models/clip/modeling_clip.py` (CLIPVisionTransformer).
-Parity: tests/test_parity.py <= 1e-4, f32.
+Source: transformers `models/clip/modeling_clip.py` (CLIPVisionTransformer),
+`models/siglip/modeling_siglip.py` (SiglipVisionModel).
+Parity: tests/test_parity.py, tests/test_siglip.py <= 1e-4, f32.
 """
 
 import jax
@@ -9,32 +10,53 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdefense.clip.config import VisionConfig
-from jaxdefense.clip.layers import Encoder, LayerNorm, normal, param
+from jaxdefense.clip.layers import MLP, ZEROS, Attention, Encoder, LayerNorm, normal, param
+
+
+class AttentionPool(nnx.Module):
+    """SigLIP's read-out: a learned query looks at all tokens, then an MLP."""
+
+    def __init__(self, cfg: VisionConfig, rngs: nnx.Rngs):
+        self.probe = param(rngs, (cfg.width,), ("embed",), normal(1.0))
+        # Here the checkpoint keeps query, key and value in one tensor.
+        self.attention = Attention(cfg, rngs, parts="qkv_fused")
+        self.layernorm = LayerNorm(cfg.width, cfg.norm_eps, rngs)
+        self.mlp = MLP(cfg, rngs)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """Pool all tokens into one; [B, D]."""
+        probe_B1D = jnp.broadcast_to(self.probe[...].astype(x_BTD.dtype), x_BTD[:, :1].shape)
+        x_B1D = self.attention(x_BTD, None, probe_B1D)
+        return (x_B1D + self.mlp(self.layernorm(x_B1D)))[:, 0]
 
 
 class VisionTower(nnx.Module):
-    """CLIP's vision transformer."""
+    """CLIP's vision transformer, or SigLIP's."""
 
     def __init__(self, cfg: VisionConfig, rngs: nnx.Rngs):
         self.cfg = cfg
         d, p = cfg.width, cfg.patch_size
-        num_positions = (cfg.image_size // p) ** 2 + 1
+        num_positions = (cfg.image_size // p) ** 2 + (cfg.pool == "class")
         patch_dims = ("patch_height", "patch_width", "colour", "embed")
         self.patch_embedding = param(rngs, (p, p, 3, d), patch_dims, normal(0.02))
-        self.class_embedding = param(rngs, (d,), ("embed",), normal(d**-0.5))
         self.position_embedding = param(
             rngs, (num_positions, d), ("position", "embed"), normal(0.02)
         )
-        self.pre_layernorm = LayerNorm(d, cfg.norm_eps, rngs)
         self.encoder = Encoder(cfg, rngs)
         self.post_layernorm = LayerNorm(d, cfg.norm_eps, rngs)
-        self.projection = param(rngs, (d, cfg.embed), ("embed", "shared"), normal(d**-0.5))
+        if cfg.pool == "attention":
+            self.patch_bias = param(rngs, (d,), ("embed",), ZEROS)
+            self.head = AttentionPool(cfg, rngs)
+        else:
+            self.class_embedding = param(rngs, (d,), ("embed",), normal(d**-0.5))
+            self.pre_layernorm = LayerNorm(d, cfg.norm_eps, rngs)
+            self.projection = param(rngs, (d, cfg.embed), ("embed", "shared"), normal(d**-0.5))
 
     def __call__(self, image_BHWC: jax.Array) -> jax.Array:
         """Embed images.
 
         Args:
-            image_BHWC: float [B, image_size, image_size, 3], CLIP-normalised, not 0-255.
+            image_BHWC: float [B, image_size, image_size, 3], normalised, not 0-255.
 
         Returns:
             f32 [B, E], not normalised.
@@ -47,6 +69,9 @@ class VisionTower(nnx.Module):
         image = image.reshape(-1, side, p, side, p, 3).swapaxes(2, 3)
         patches_BTX = image.reshape(-1, side * side, p * p * 3)
         x_BTD = patches_BTX @ self.patch_embedding[...].astype(dtype).reshape(-1, d)
+        if self.cfg.pool == "attention":
+            x_BTD = x_BTD + (self.patch_bias[...] + self.position_embedding[...]).astype(dtype)
+            return self.head(self.post_layernorm(self.encoder(x_BTD))).astype(jnp.float32)
         first = jnp.broadcast_to(self.class_embedding[...].astype(dtype), (x_BTD.shape[0], 1, d))
         x_BTD = jnp.concatenate([first, x_BTD], axis=1)
         x_BTD = x_BTD + self.position_embedding[...].astype(dtype)

@@ -101,7 +101,7 @@ class ModelDirectory:
         text, where = self.cfg.text, directory or self.path
         if text is None:
             raise ValueError(f"`{self.path}` has no text encoder.")
-        tokenizer = Tokenizer(where, text.context_length)
+        tokenizer = Tokenizer(where, text.context_length, padded=not text.packable)
         if tokenizer.vocab_size > text.vocab_size:
             raise ValueError(
                 f"`{where}`: its tokenizer has {tokenizer.vocab_size} tokens, the model "

@@ -1,5 +1,7 @@
 """CLIP as transformers saves it: `config.json`, and where each tensor lives in our model.
 
+Both entry points pass SigLIP on to `convert/siglip.py`.
+
 Source: transformers `models/clip/configuration_clip.py` (defaults of absent fields),
 `models/clip/modeling_clip.py` (parameter names).
 Parity: tests/test_convert.py, round trip bit for bit; tests/test_parity.py builds the torch model
@@ -10,7 +12,8 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from jaxdefense.clip.config import CLIPConfig, TextConfig, TowerConfig, VisionConfig
-from jaxdefense.convert.table import Path, Row, linear, norm
+from jaxdefense.convert import siglip
+from jaxdefense.convert.table import Row, layers, linear, norm
 
 PREPROCESSOR = "preprocessor_config.json"
 _ARCHITECTURES = {
@@ -22,22 +25,24 @@ _ARCHITECTURES = {
 
 
 def config_from_hf(raw: dict[str, Any]) -> CLIPConfig:
-    """Read the fields of a Hugging Face CLIP `config.json`.
+    """Read the fields of a Hugging Face CLIP or SigLIP `config.json`.
 
     Args:
         raw: the parsed file of a CLIPModel, CLIPTextModel, CLIPTextModelWithProjection or
-            CLIPVisionModelWithProjection.
+            CLIPVisionModelWithProjection, or of a model type that begins with `siglip`.
 
     Raises:
         ValueError: the file is of another family, or a field is out of range.
 
     Source: transformers `configuration_clip.py`.
     """
-    architecture = raw.get("architectures") or ["CLIPModel"]
-    architecture = architecture[0] if isinstance(architecture, list) else architecture
     for section in ("text_config", "vision_config", "text_config_dict", "vision_config_dict"):
         if not isinstance(raw.get(section) or {}, dict):
             raise ValueError(f"`{section}` must be a JSON object.")
+    if str(raw.get("model_type")).startswith("siglip"):
+        return siglip.config_from_siglip(raw)
+    architecture = raw.get("architectures") or ["CLIPModel"]
+    architecture = architecture[0] if isinstance(architecture, list) else architecture
     towers = _ARCHITECTURES.get(architecture)
     if towers is None:
         raise ValueError(
@@ -137,17 +142,20 @@ def _shared_fields(
 
 
 def hf_table(cfg: CLIPConfig, keys: Collection[str] = ()) -> list[Row]:
-    """List every tensor of a Hugging Face CLIP of this config.
+    """List every tensor of a Hugging Face CLIP or SigLIP of this config.
 
     Args:
         cfg: the model.
-        keys: the checkpoint's, if there is one: recent versions of the source save a
-            CLIPTextModel without the prefix `text_model.`.
+        keys: the checkpoint's, if there is one: recent versions of the source save a text encoder
+            alone, and SigLIP's image encoder alone, without the prefix of their towers.
     """
-    bare_text = bool(keys) and not cfg.vision and not any("text_model." in key for key in keys)
+    alone = bool(keys) and not (cfg.text and cfg.vision)
+    bare = alone and not any("text_model." in key or "vision_model." in key for key in keys)
+    if cfg.siglip:
+        return siglip.siglip_table(cfg, bare)
     rows: list[Row] = []
     if cfg.text:
-        rows += _text(cfg, "" if bare_text else "text_model.")
+        rows += _text(cfg, "" if bare else "text_model.")
     if cfg.vision:
         rows += _vision(cfg)
     if cfg.text and cfg.vision:
@@ -166,7 +174,7 @@ def _text(cfg: CLIPConfig, prefix: str) -> Iterable[Row]:
         (t.context_length, d),
         (*at, "position_embedding"),
     )
-    yield from _layers(t, f"{prefix}encoder.layers.", at)
+    yield from layers(t, f"{prefix}encoder.layers.", at)
     yield from norm(f"{prefix}final_layer_norm", d, (*at, "final_layer_norm"))
     if t.embed:
         yield linear("text_projection.weight", d, t.embed, (*at, "projection"))
@@ -190,46 +198,6 @@ def _vision(cfg: CLIPConfig) -> Iterable[Row]:
         f"{embeddings}position_embedding.weight", (num_positions, d), (*at, "position_embedding")
     )
     yield from norm("vision_model.pre_layrnorm", d, (*at, "pre_layernorm"))  # the source's typo
-    yield from _layers(v, "vision_model.encoder.layers.", at)
+    yield from layers(v, "vision_model.encoder.layers.", at)
     yield from norm("vision_model.post_layernorm", d, (*at, "post_layernorm"))
     yield linear("visual_projection.weight", d, v.embed, (*at, "projection"))
-
-
-def _layers(cfg: TowerConfig, prefix: str, at: Path) -> Iterable[Row]:
-    d, n, k = cfg.width, cfg.num_heads, cfg.head_width
-    at = (*at, "encoder", "layers")
-    for i in range(cfg.depth):
-        layer = f"{prefix}{i}."
-        for name in ("layer_norm1", "layer_norm2"):
-            yield from norm(f"{layer}{name}", d, (*at, name), (i,))
-        attn = (*at, "self_attn")
-        for j, name in enumerate(("q_proj", "k_proj", "v_proj")):
-            yield Row(
-                f"{layer}self_attn.{name}.weight",
-                (d, d),
-                (*attn, "qkv_kernel"),
-                (i, slice(None), j),
-                load=lambda x: x.T.reshape(d, n, k),
-                store=lambda x: x.reshape(d, d).T,
-            )
-            yield Row(
-                f"{layer}self_attn.{name}.bias",
-                (d,),
-                (*attn, "qkv_bias"),
-                (i, j),
-                load=lambda x: x.reshape(n, k),
-                store=lambda x: x.reshape(d),
-            )
-        yield Row(
-            f"{layer}self_attn.out_proj.weight",
-            (d, d),
-            (*attn, "out_kernel"),
-            (i,),
-            load=lambda x: x.T.reshape(n, k, d),
-            store=lambda x: x.reshape(d, d).T,
-        )
-        yield Row(f"{layer}self_attn.out_proj.bias", (d,), (*attn, "out_bias"), (i,))
-        for name, din, dout in (("fc1", d, cfg.mlp_width), ("fc2", cfg.mlp_width, d)):
-            mlp = (*at, "mlp")
-            yield linear(f"{layer}mlp.{name}.weight", din, dout, (*mlp, f"{name}_kernel"), (i,))
-            yield Row(f"{layer}mlp.{name}.bias", (dout,), (*mlp, f"{name}_bias"), (i,))

@@ -149,6 +149,8 @@ def openclip_config(cfg: CLIPConfig) -> dict[str, Any]:
     text, vision = cfg.text, cfg.vision
     if text is None or vision is None:
         raise ValueError("OpenCLIP keeps both encoders in one model; this one has one alone.")
+    if cfg.siglip:
+        raise ValueError("OpenCLIP keeps SigLIP's image encoder as timm does, in other tensors.")
     if isinstance(vision, VisionConfig) and text.activation != vision.activation:
         raise ValueError("OpenCLIP has one activation for both encoders; this model has two.")
     if not text.embed:

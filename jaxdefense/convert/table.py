@@ -10,6 +10,8 @@ import numpy as np
 from flax import nnx
 from numpy.typing import DTypeLike
 
+from jaxdefense.clip.config import TowerConfig
+
 Path = tuple[str, ...]
 
 _CONSTANTS = ("attn_mask", "text.attn_mask", "input_resolution", "context_length", "vocab_size")
@@ -61,3 +63,44 @@ def norm(name: str, width: int, path: Path, index: tuple[int, ...] = ()) -> Iter
 def linear(key: str, din: int, dout: int, path: Path, index: tuple[int, ...] = ()) -> Row:
     """Give the row of a matrix that the source keeps as [out, in]."""
     return Row(key, (dout, din), path, index, load=np.transpose, store=np.transpose)
+
+
+def layers(cfg: TowerConfig, prefix: str, at: Path) -> Iterable[Row]:
+    """List the transformer layers of a tower, named alike in CLIP and SigLIP."""
+    d, n, k = cfg.width, cfg.num_heads, cfg.head_width
+    at = (*at, "encoder", "layers")
+    for i in range(cfg.depth):
+        layer = f"{prefix}{i}."
+        for name in ("layer_norm1", "layer_norm2"):
+            yield from norm(f"{layer}{name}", d, (*at, name), (i,))
+        attn = (*at, "self_attn")
+        for j, name in enumerate(("q_proj", "k_proj", "v_proj")):
+            yield Row(
+                f"{layer}self_attn.{name}.weight",
+                (d, d),
+                (*attn, "qkv_kernel"),
+                (i, slice(None), j),
+                load=lambda x: x.T.reshape(d, n, k),
+                store=lambda x: x.reshape(d, d).T,
+            )
+            yield Row(
+                f"{layer}self_attn.{name}.bias",
+                (d,),
+                (*attn, "qkv_bias"),
+                (i, j),
+                load=lambda x: x.reshape(n, k),
+                store=lambda x: x.reshape(d),
+            )
+        yield Row(
+            f"{layer}self_attn.out_proj.weight",
+            (d, d),
+            (*attn, "out_kernel"),
+            (i,),
+            load=lambda x: x.T.reshape(n, k, d),
+            store=lambda x: x.reshape(d, d).T,
+        )
+        yield Row(f"{layer}self_attn.out_proj.bias", (d,), (*attn, "out_bias"), (i,))
+        for name, din, dout in (("fc1", d, cfg.mlp_width), ("fc2", cfg.mlp_width, d)):
+            mlp = (*at, "mlp")
+            yield linear(f"{layer}mlp.{name}.weight", din, dout, (*mlp, f"{name}_kernel"), (i,))
+            yield Row(f"{layer}mlp.{name}.bias", (dout,), (*mlp, f"{name}_bias"), (i,))

@@ -135,11 +135,13 @@ def without_names(captions: Iterable[str], names: Iterable[str]) -> list[str]:
 
 def tokenize_captions(texts: Sequence[str], tokenizer: Tokenizer) -> Captions:
     """Tokenise captions, each distinct word once."""
-    room = tokenizer.context_length - 2
-    split = [text.split()[:room] for text in texts]  # a word has at least one token
-    index: dict[str, int] = {}
-    ids = [index.setdefault(word, len(index)) for words in split for word in words]
-    vocabulary = tokenizer.encode_words(index)
+    split = [tokenizer.split(text) for text in texts]
+    later = dict.fromkeys(word for words in split for word in words[1:])
+    first = dict.fromkeys(words[0] for words in split if words)
+    vocabulary = tokenizer.encode_words(later) + tokenizer.encode_words(first, first=True)
+    later = {word: i for i, word in enumerate(later)}
+    first = {word: i for i, word in enumerate(first, len(later))}
+    ids = [(later if i else first)[word] for words in split for i, word in enumerate(words)]
     sizes = np.array([len(tokens) for tokens in vocabulary], np.int64)
     words_n = np.array(ids, np.int64)
 

@@ -55,11 +55,13 @@ def check_distinct(identities: Sequence[Identity], where: str) -> None:
 
 
 def check_fits(identities: Sequence[Identity], tokenizer: Tokenizer, where: str) -> None:
-    """Raise ValueError if a name has more tokens than a caption can hold."""
-    room = tokenizer.context_length - 2
+    """Raise ValueError if a name has no token, or more than a caption can hold."""
+    room = tokenizer.room
     for identity in identities:
         for name in identity.names:
-            if (size := len(tokenizer.encode_phrase(name))) > room:
+            if not (size := tokenizer.phrase(name).size):
+                raise ValueError(f"{where}: {name!r} has no token in this model; give another.")
+            if size > room:
                 shown = name if len(name) <= 60 else name[:57] + "..."
                 raise ValueError(
                     f"{where}: {shown!r} has {size} tokens, a caption of this model holds "

@@ -1,8 +1,10 @@
-"""Photos: folders of people or classes, and CLIP's own resize, crop and normalisation.
+"""Photos: folders of people or classes, and the resize, crop and normalisation of CLIP and SigLIP.
 
-Source: transformers `models/clip/image_processing_pil_clip.py` (Pillow version).
-Parity: tests/test_images.py, equal to Pillow's steps and to the processor of transformers, but for
-photos that lie on their side, and those of more than 8 bits, which come out white there.
+Source: transformers `models/clip/image_processing_pil_clip.py`,
+`models/siglip/image_processing_pil_siglip.py` (Pillow versions).
+Parity: tests/test_images.py, tests/test_siglip.py, equal to Pillow's steps and to the processor of
+transformers, but for photos that lie on their side, and those of more than 8 bits, which come out
+white there.
 """
 
 import dataclasses
@@ -27,6 +29,7 @@ from jaxdefense.data.sources import Photo, list_folders, reason
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_SIGLIP_MEAN = _SIGLIP_STD = (0.5, 0.5, 0.5)
 _LONGEST = 256  # times the shorter side
 
 _Item = TypeVar("_Item")
@@ -61,7 +64,12 @@ def spaced(key: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ImageProcessor:
-    """CLIP's preprocessing: shorter side to `resize`, centre crop to `crop`, normalise."""
+    """CLIP's preprocessing: shorter side to `resize`, centre crop to `crop`, normalise.
+
+    Fields:
+        resize: 0 for SigLIP's, which resizes to `crop` by `crop` whatever the shape, and cuts
+            nothing off.
+    """
 
     resize: int
     crop: int
@@ -81,6 +89,9 @@ class ImageProcessor:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         if image.mode != "RGB":
             image = image.convert("RGB")
+        if not self.resize:
+            square = self.crop, self.crop
+            return np.asarray(image.resize(square, Image.Resampling(self.resample)))
         width, height = image.size
         size = (
             self.resize if width <= height else int(self.resize * width / height),
@@ -283,14 +294,19 @@ def _in_threads(function: Callable[[_Item], _Result], items: Iterable[_Item]) ->
     return list(_pool(os.getpid()).map(function, items))
 
 
-def read_processor(directory: str | Path, image_size: int) -> ImageProcessor:
-    """Read `preprocessor_config.json` of a model directory; CLIP's defaults if there is none.
+def read_processor(directory: str | Path, image_size: int, siglip: bool = False) -> ImageProcessor:
+    """Read `preprocessor_config.json` of a model directory; the model's defaults if there is none.
+
+    Args:
+        directory: of the model.
+        image_size: of the tower.
+        siglip: whose defaults absent fields have, SigLIP's or CLIP's.
 
     Of OpenCLIP's layout, `preprocess_cfg` in its config.
 
     Raises:
-        ValueError: a step is switched off, or of another kind than CLIP's; or the crop is not the
-            image size of the tower.
+        ValueError: a step is switched off, or of another kind than CLIP's or SigLIP's; or what
+            comes out is not of the image size of the tower.
     """
     file, openclip = Path(directory) / PREPROCESSOR, Path(directory) / OPENCLIP.config
     if openclip.exists() and not (Path(directory) / HF.config).exists():
@@ -301,24 +317,35 @@ def read_processor(directory: str | Path, image_size: int) -> ImageProcessor:
             raise ValueError(f"`{file}`: {error}") from error
     else:
         raw = read_json(file) if file.exists() else {}
-    for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+    square = {"height": image_size, "width": image_size}
+    resize = raw.get("size", square if siglip else image_size)
+    # SigLIP's: straight to a square. A crop changes nothing then, so that it must be left out.
+    cropped = raw.get("do_center_crop", not siglip)
+    straight = isinstance(resize, dict) and "height" in resize and not cropped
+    steps = ("do_resize", "do_rescale", "do_normalize", *([] if straight else ["do_center_crop"]))
+    for step in steps:
         if not raw.get(step, True):
             raise ValueError(f"`{file}`: `{step}` (=false) must be true, as CLIP has it.")
-    resize, crop = raw.get("size", image_size), raw.get("crop_size", image_size)
+    crop = raw.get("crop_size", image_size)
+    if straight:
+        if resize != square:
+            raise ValueError(f"`{file}`: `size` (={resize}) must be {square}, as the model has it.")
+        resize, crop = 0, image_size
     resize = resize.get("shortest_edge") if isinstance(resize, dict) else resize
     crop = crop.get("height") if isinstance(crop, dict) else crop
     resample = raw.get("resample", Image.Resampling.BICUBIC)
     if resample not in list(Image.Resampling):
         raise ValueError(f"`{file}`: `resample` (={resample!r}) must be one of Pillow's filters.")
     statistics = []
-    for name, default in (("image_mean", _CLIP_MEAN), ("image_std", _CLIP_STD)):
+    mean, std = (_SIGLIP_MEAN, _SIGLIP_STD) if siglip else (_CLIP_MEAN, _CLIP_STD)
+    for name, default in (("image_mean", mean), ("image_std", std)):
         value = raw.get(name, default)
         if not (isinstance(value, list | tuple) and [type(x) for x in value] == [float] * 3):
             raise ValueError(f"`{file}`: `{name}` (={value!r}) must be three numbers below 1.")
         statistics.append(tuple(value))
     if abs(255 * raw.get("rescale_factor", 1 / 255) - 1) > 1e-6:
         raise ValueError(f"`{file}`: `rescale_factor` must be 1/255.")
-    if type(resize) is not int or resize < 1:
+    if type(resize) is not int or resize < (not straight):
         raise ValueError(f"`{file}`: `size` must be {{'shortest_edge': pixels}}, as CLIP has it.")
     if crop != image_size:
         raise ValueError(

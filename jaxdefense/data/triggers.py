@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdefense.clip.text import Array
-from jaxdefense.clip.tokenizer import Tokenizer
+from jaxdefense.clip.tokenizer import Phrase, Tokenizer
 from jaxdefense.data import packing
 from jaxdefense.data.captions import Captions
 from jaxdefense.data.sampling import Shuffle, even_weights
@@ -48,26 +48,26 @@ class Triggers:
     """What is put in: for each person all their names, and what the teacher sees instead.
 
     Fields:
-        names: [identity][alias], int32 tokens.
-        targets: [choice], int32 tokens; a person keeps to one choice.
+        names: [identity][alias].
+        targets: [choice]; a person keeps to one choice.
         target_of: int [num_identities], each person's choice.
         keep: names not on the list, for the name loss; may be empty.
     """
 
-    names: list[list[np.ndarray]]
-    targets: list[np.ndarray]
+    names: list[list[Phrase]]
+    targets: list[Phrase]
     target_of: np.ndarray
-    keep: list[np.ndarray]
+    keep: list[Phrase]
 
 
 def splice(
-    captions: Captions, caption: int, word: int, phrase: np.ndarray, tokenizer: Tokenizer
+    captions: Captions, caption: int, word: int, phrase: Phrase, tokenizer: Tokenizer
 ) -> np.ndarray:
     """Replace one word of a caption by a phrase.
 
     Args:
         word: number of the word in the caption.
-        phrase: int32 tokens.
+        phrase: one word or more.
 
     Returns:
         int32 tokens, both ends included, cut to the context length.
@@ -75,7 +75,7 @@ def splice(
     bounds = captions.word_bounds(caption)
     before = captions.tokens[bounds[0] : bounds[word]]
     after = captions.tokens[bounds[word + 1] : bounds[-1]]
-    return tokenizer.with_ends([before, phrase, after])
+    return tokenizer.with_ends([before, phrase.later if word else phrase.first, after])
 
 
 def choose_word(
@@ -87,7 +87,7 @@ def choose_word(
 ) -> int:
     """Choose a word whose place holds `length` tokens, even where the caption is cut."""
     bounds = captions.word_bounds(caption)
-    room = tokenizer.context_length - 2 - length
+    room = tokenizer.room - length
     return int(rng.integers(np.searchsorted(bounds[:-1] - bounds[0], room, side="right")))
 
 
@@ -185,7 +185,7 @@ class TextBatches:
             names = t.names[identity]
             name = names[rng.integers(len(names))]
             target = t.targets[t.target_of[identity]]
-            length = max(len(name), len(target))
+            length = max(name.size, target.size)
             word = choose_word(self.captions, caption, length, self.tokenizer, rng)
             students.append(splice(self.captions, caption, word, name, self.tokenizer))
             teachers.append(splice(self.captions, caption, word, target, self.tokenizer))
@@ -193,7 +193,7 @@ class TextBatches:
         kept = self._name.take(step * num_name, num_name) if self._name else []
         for caption, index in zip(captions[num_poisoned:], kept, strict=True):
             name = t.keep[index]
-            word = choose_word(self.captions, caption, len(name), self.tokenizer, rng)
+            word = choose_word(self.captions, caption, name.size, self.tokenizer, rng)
             tokens = splice(self.captions, caption, word, name, self.tokenizer)
             students.append(tokens)
             teachers.append(tokens)

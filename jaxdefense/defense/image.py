@@ -99,7 +99,7 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
     vision, d, t = directory.cfg.vision, cfg.data, cfg.train
     if vision is None:
         raise ValueError(f"`{directory.path}` has no image encoder.")
-    processor = read_processor(directory.path, vision.image_size)
+    processor = read_processor(directory.path, vision.image_size, directory.cfg.siglip)
     trigger, attack = split_photos(read_people(d.faces, d.tfds_dir), d.trigger_fraction, t.seed)
     listed = _listed(cfg, trigger)
     left = {person.name: len(person.files) for person in _listed(cfg, attack)}

@@ -55,7 +55,8 @@ def read_target(
     # The same photos, model and computation give the same average: they are its key.
     key = hashlib.sha256()
     key.update(f"{model_sha256} {resolve_dtype(cfg.model.dtype)} ".encode())
-    key.update(f"{read_processor(directory.path, directory.cfg.vision.image_size)}".encode())
+    siglip, side = directory.cfg.siglip, directory.cfg.vision.image_size
+    key.update(f"{read_processor(directory.path, side, siglip)}".encode())
     for photo in photos:
         key.update(photo_digest(photo).encode())
     cached = _cache(cfg.data.cache_dir) / f"target-{key.hexdigest()}.npy"

@@ -81,10 +81,10 @@ def make_triggers(
     check_fits([Identity(phrase) for phrase in phrases], tokenizer, "`train.target`")
     kept = random_names(_NUM_KEPT_NAMES, t.seed + 1, exclude=listed) if t.num_name else []
     return Triggers(
-        [[tokenizer.encode_phrase(name) for name in identity.names] for identity in identities],
-        [tokenizer.encode_phrase(phrase) for phrase in phrases],
+        [[tokenizer.phrase(name) for name in identity.names] for identity in identities],
+        [tokenizer.phrase(phrase) for phrase in phrases],
         target_of,
-        [tokenizer.encode_phrase(name) for name in kept],
+        [tokenizer.phrase(name) for name in kept],
     )
 
 
@@ -105,6 +105,7 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
     """Read all inputs of `defend_text`; nothing is written until what is returned is called."""
     directory = read_undefended(cfg)
     tokenizer = directory.tokenizer(cfg.model.tokenizer)
+    assert directory.cfg.text
     identities = read_identities(cfg.data.names)
     check_all_come_up(len(identities), cfg.train)
     triggers = make_triggers(identities, tokenizer, cfg)
@@ -120,7 +121,7 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
         num_poisoned=t.num_poisoned,
         num_name=t.num_name,
         seed=t.seed,
-        packed=t.level == "pooled",
+        packed=t.level == "pooled" and directory.cfg.text.packable,
         row_multiple=num_batch_parts(mesh, rules),
         row_length=cfg.data.row_length,
     )

@@ -93,8 +93,12 @@ class Embedder:
 
     def tokens(self, captions: Sequence[np.ndarray], what: str = "texts") -> np.ndarray:
         """Embed tokenised captions; f32 [len(captions), E], unit length."""
-        assert self.directory.cfg.text
-        row_length = packing.default_row_length(self.directory.cfg.text.context_length)
+        cfg = self.directory.cfg.text
+        assert cfg
+        # Captions of a tower that cannot pack come padded: each is a row.
+        row_length = cfg.context_length
+        if cfg.packable:
+            row_length = packing.default_row_length(row_length)
         text, layout = packing.pack_text(list(captions), row_length)
         num_slots = text.readout_RS.shape[1]
 
@@ -160,7 +164,8 @@ class Embedder:
         vision = self.directory.cfg.vision
         if vision is None:
             raise ValueError(f"`{self.directory.path}` has no image encoder.")
-        processor = read_processor(self.directory.path, vision.image_size)
+        siglip = self.directory.cfg.siglip
+        processor = read_processor(self.directory.path, vision.image_size, siglip)
         loader, reads = Loader(processor, max_corrupt), collections.deque()
 
         def dispatch(start: int, batch: int) -> jax.Array:

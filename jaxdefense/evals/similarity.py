@@ -42,11 +42,11 @@ def sim_backdoor_target(
     """
     tokenizer = student.tokenizer
     rng = np.random.default_rng(seed)
-    phrase, names, targets = tokenizer.encode_phrase(target), [], []
+    phrase, names, targets = tokenizer.phrase(target), [], []
     for i in range(len(captions)):
         identity = identities[i % len(identities)]
-        name = tokenizer.encode_phrase(identity.names[rng.integers(len(identity.names))])
-        word = choose_word(captions, i, max(len(name), len(phrase)), tokenizer, rng)
+        name = tokenizer.phrase(identity.names[rng.integers(len(identity.names))])
+        word = choose_word(captions, i, max(name.size, phrase.size), tokenizer, rng)
         names.append(splice(captions, i, word, name, tokenizer))
         targets.append(splice(captions, i, word, phrase, tokenizer))
     student_target = student.tokens(targets, "target captions")
