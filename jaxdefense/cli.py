@@ -96,6 +96,22 @@ def _bench_image(args: argparse.Namespace, console: Console) -> None:
     console.print_json(data=figures)
 
 
+def _bench_text(args: argparse.Namespace, console: Console) -> None:
+    from jaxdefense.bench.text import bench_text
+
+    figures = bench_text(
+        args.size,
+        args.num,
+        args.people,
+        args.rounds,
+        args.calls,
+        args.captions,
+        args.tokenizer,
+        console,
+    )
+    console.print_json(data=figures)
+
+
 def _config(kind: type, args: argparse.Namespace) -> Any:
     from jaxdefense.config import build, load_config_file, merge, nest, parse_assignments
 
@@ -220,13 +236,18 @@ def _parser() -> argparse.ArgumentParser:
     benches = commands.add_parser("bench", help="Measure speed, beside PyTorch if installed.")
     kinds = benches.add_subparsers(required=True, metavar="WHAT")
     image = command(kinds, "image", _bench_image, "Overlay and step of the image defense.")
-    image.add_argument("--size", default="demo", help="demo, ViT-B-32, ViT-L-14 …")
-    for flag, default, text in (
-        ("num", 32, "clean photos a step, and as many with a face"),
-        ("rounds", 5, "of each contestant, in turn"),
-        ("calls", 3, "a round"),
-    ):
-        image.add_argument(f"--{flag}", type=int, default=default, help=text)
+    text = command(kinds, "text", _bench_text, "The step of the text defense.")
+    for kind, what in ((image, "photos a step, and with a face"), (text, "captions, with a name")):
+        kind.add_argument("--size", default="demo", help="demo, ViT-B-32, ViT-L-14 …")
+        for flag, default, about in (
+            ("num", 32, f"clean {what} as many"),
+            ("rounds", 5, "of each contestant, in turn"),
+            ("calls", 12, "steps a round"),
+        ):
+            kind.add_argument(f"--{flag}", type=int, default=default, help=about)
+    text.add_argument("--people", type=int, default=64, help="whose names are put in")
+    text.add_argument("--captions", default="", metavar="FILE", help="without, the demo's")
+    text.add_argument("--tokenizer", default="", metavar="DIR", help="without, the demo's")
     image.add_argument("--images", default="", metavar="DIR", help="photos; without, drawn ones")
     image.add_argument("--faces", default="", metavar="DIR", help="the same of people")
     return parser

@@ -20,11 +20,12 @@ from flax import nnx
 from PIL import Image, ImageEnhance
 from rich.console import Console
 
-from jaxdefense.bench.side_by_side import machine, side_by_side
+from jaxdefense.bench.ours import AHEAD, Ours
+from jaxdefense.bench.side_by_side import check_counts, has_torch, machine, side_by_side, with_rate
 from jaxdefense.clip.config import VisionConfig
 from jaxdefense.clip.presets import preset
 from jaxdefense.clip.vision import VisionTower
-from jaxdefense.config import ImageTrainConfig, OptimizerConfig, OverlayConfig
+from jaxdefense.config import ImageTrainConfig, OverlayConfig
 from jaxdefense.data.faces import ImageBatches
 from jaxdefense.data.images import Folder, ImageProcessor, Loader, read_folders
 from jaxdefense.data.overlay import overlay
@@ -32,22 +33,7 @@ from jaxdefense.data.sources import Photo, read_images
 from jaxdefense.defense.image import image_terms
 from jaxdefense.defense.loop import read_ahead
 from jaxdefense.defense.losses import DISTANCES
-from jaxdefense.defense.step import (
-    StepConfig,
-    init_state,
-    make_optimizer,
-    make_train_step,
-    split_tower,
-)
-from jaxdefense.sharding import (
-    ShardingRules,
-    batch_sharding,
-    make_mesh,
-    num_batch_parts,
-    replicated,
-)
-
-_AHEAD = 4  # batches
+from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
 
 
 def bench_image(
@@ -71,17 +57,14 @@ def bench_image(
     cfg = preset(size).vision
     if not isinstance(cfg, VisionConfig):
         raise ValueError(f"`--size` (={size}) must be a vision transformer.")
-    for name, value in (("num", num), ("rounds", rounds), ("calls", calls)):
-        if value < 1:
-            raise ValueError(f"`--{name}` (={value}) must be above 0.")
-    torch_too = _has_torch()
+    check_counts(num=num, rounds=rounds, calls=calls)
     with tempfile.TemporaryDirectory() as scratch:
         clean, people = _photos(Path(scratch), images, faces)
         processor = ImageProcessor(cfg.image_size, cfg.image_size)
         ours = _Ours(cfg, processor, clean, people, num)
         contestants = {"jaxdefense": ours.steps}
         overlays = {"jaxdefense": ours.overlays}
-        if torch_too:
+        if has_torch():
             theirs = _Theirs(cfg, processor, clean, people, num)
             contestants["torch"], overlays["torch"] = theirs.steps, theirs.overlays
             contestants["torch_reading_ahead"] = theirs.steps_reading_ahead
@@ -91,17 +74,9 @@ def bench_image(
         console.print("timing the overlay")
         out["overlay"] = side_by_side(overlays, num, rounds, calls).summary()
         console.print("timing the step")
-        out["step"] = side_by_side(contestants, 2 * num, rounds, calls).summary()
+        timing = side_by_side(contestants, 2 * num, rounds, calls)
+        out["step"] = with_rate(timing.summary(), ours.flops(), 2 * num)
     return out
-
-
-def _has_torch() -> bool:
-    try:
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def _photos(scratch: Path, images: str, faces: str) -> tuple[Sequence[Photo], list[Folder]]:
@@ -115,8 +90,8 @@ def _photos(scratch: Path, images: str, faces: str) -> tuple[Sequence[Photo], li
     return clean, read_folders(faces or scratch / "faces", "faces")
 
 
-class _Ours:
-    """Our step, photos from disk to updated weights."""
+class _Ours(Ours):
+    """Our step, photos from disk to updated weights, and its overlay alone."""
 
     def __init__(
         self,
@@ -126,53 +101,28 @@ class _Ours:
         people: list[Folder],
         num: int,
     ):
-        mesh, rules, train = make_mesh(), ShardingRules(), ImageTrainConfig()
+        train = ImageTrainConfig()
         target_E = np.random.default_rng(0).standard_normal(cfg.embed).astype(np.float32)
-        self._batches = ImageBatches(
-            clean,
-            people,
-            target_E,
-            Loader(processor, keep_bytes=2**30),
-            num_clean=num,
-            num_poisoned=num,
-            seed=0,
-        )
-        graphdef, teacher = split_tower(VisionTower(cfg, nnx.Rngs(0)))
+        loader = Loader(processor, keep_bytes=2**30)
+        sizes = dict(num_clean=num, num_poisoned=num)
+        batches = ImageBatches(clean, people, target_E, loader, **sizes, seed=0)
         terms = partial(
             image_terms,
             distance=DISTANCES["cosine"],
             processor=processor,
             cfg=train.overlay,
-            parts=num_batch_parts(mesh, rules),
+            parts=num_batch_parts(make_mesh(), ShardingRules()),
         )
         weights = {"utility": 1.0, "backdoor": train.w_backdoor, "weight": train.w_weight}
-        step_cfg = StepConfig(graphdef, terms, weights, make_optimizer(**vars(OptimizerConfig())))
-        self._step, state_sharding, teacher_sharding = make_train_step(
-            step_cfg, mesh, rules, teacher
-        )
-        self._teacher = jax.device_put(teacher, teacher_sharding)
-        init = jax.jit(partial(init_state, cfg=step_cfg), out_shardings=state_sharding)
-        self._state = init(self._teacher)
-        self._place = batch_sharding(mesh, rules)
-        self._key = jax.device_put(jax.random.key(0), replicated(mesh))
+        super().__init__(VisionTower(cfg, nnx.Rngs(0)), terms, weights, batches)
         self._overlay = jax.jit(partial(overlay, cfg=train.overlay))
-        self._fixed = jax.device_put(self._batches[0], self._place)
-        self._number = 0
-
-    def steps(self, num: int) -> None:
-        """Take steps, their photos read ahead as in a run."""
-        metrics = None
-        for batch in read_ahead(self._batches, self._number, self._number + num, _AHEAD):
-            batch = jax.device_put(batch, self._place)
-            self._state, metrics = self._step(self._state, self._teacher, batch, self._key)
-        jax.block_until_ready(metrics)
-        self._number += num
+        self._fixed = jax.device_put(batches[0], self.place)
 
     def overlays(self, num: int) -> None:
         """Put faces on photos that are in memory."""
         fixed = self._fixed
         for _ in range(num):
-            self._overlay(fixed.clean_BHWC, fixed.face_BHWC, self._key).block_until_ready()
+            self._overlay(fixed.clean_BHWC, fixed.face_BHWC, self.key).block_until_ready()
 
 
 class _Theirs:
@@ -247,7 +197,7 @@ class _Theirs:
 
     def steps_reading_ahead(self, num: int) -> None:
         """Take steps, their photos read ahead in a thread: faster if there are cores to spare."""
-        for photos in read_ahead(self, 0, num, _AHEAD):
+        for photos in read_ahead(self, 0, num, AHEAD):
             self._step(*photos)
 
     def _step(self, clean_images: np.ndarray, faces: np.ndarray) -> None:

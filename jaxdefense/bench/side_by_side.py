@@ -8,7 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from jaxdefense.convert.directory import resolve_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +64,55 @@ def side_by_side(
             work(calls)
             seconds[name].append((time.perf_counter() - start) / calls)
     return Timing(seconds, samples)
+
+
+def check_counts(**counts: int) -> None:
+    """Raise ValueError if one is not above 0."""
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"`--{name}` (={value}) must be above 0.")
+
+
+def has_torch() -> bool:
+    """Whether there is something to be compared with."""
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def with_rate(summary: dict[str, Any], flops: int, samples: int) -> dict[str, Any]:
+    """Add what rate ours computes at, and its share of the rate of one large matrix product.
+
+    Args:
+        summary: of a timing whose first contestant is ours.
+        flops: of its matrix products each time.
+        samples: worked on each time.
+    """
+    rate = next(iter(summary["samples_per_second"].values())) * flops / samples
+    top = matmul_rate()
+    return summary | {
+        "gflop_per_second": round(rate / 1e9, 1),
+        "gflop_per_second_of_a_product": round(top / 1e9, 1),
+        "share": round(rate / top, 3),
+    }
+
+
+def matmul_rate() -> float:
+    """Measure the FLOP/s of one large matrix product, in the dtype models compute in here."""
+    dtype = resolve_dtype("auto")
+    side = 2048 if dtype == "float32" else 8192
+    a = jnp.ones((side, side), dtype)
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        product(a).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / float(np.median(seconds))
 
 
 def machine() -> dict[str, str]:
