@@ -35,6 +35,9 @@ _DEFAULT: Mapping[str, Rule] = MappingProxyType(
         "patch_height": None,
         "patch_width": None,
         "colour": None,
+        "photos": (DATA, FSDP),  # of the attack, and the candidate texts they are held against
+        "candidates": TENSOR,
+        "templates": None,
     }
 )
 
@@ -147,11 +150,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def num_batch_parts(mesh: Mesh, rules: ShardingRules) -> int:
-    """Into how many parts the mesh cuts a batch."""
-    axes = rules.rules["batch"]
+def num_parts(mesh: Mesh, rules: ShardingRules, dim: str) -> int:
+    """Into how many parts the mesh cuts a logical dim."""
+    axes = rules.rules[dim]
     axes = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def num_batch_parts(mesh: Mesh, rules: ShardingRules) -> int:
+    """Into how many parts the mesh cuts a batch."""
+    return num_parts(mesh, rules, "batch")
 
 
 def check_parts(name: str, num: int, parts: int) -> None:

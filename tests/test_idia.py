@@ -1,25 +1,44 @@
 """The attack, against a slow loop in NumPy that follows its definition, ties included."""
 
+import io
 import json
 from collections import Counter
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from factories import write_model_directory
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import Mesh
 from PIL import Image
 from rich.console import Console
 
 from jaxdefense.config import AttackConfig, ModelConfig
+from jaxdefense.data.captions import folded_words
 from jaxdefense.data.images import read_folders
+from jaxdefense.data.names import census
 from jaxdefense.evals.embed import Embedder, check_embeddings
-from jaxdefense.idia.attack import attack, candidate_names, infer
+from jaxdefense.idia.attack import attack, infer
+from jaxdefense.idia.candidates import candidate_names, read_sexes
+from jaxdefense.idia.nearest import Nearest, _compiled
 from jaxdefense.idia.prompts import TEMPLATES, fill
 from jaxdefense.idia.run import run_attack
-from jaxdefense.idia.votes import NO_ANSWER, majority, nearest
+from jaxdefense.idia.votes import NO_ANSWER, majority
+from jaxdefense.sharding import AXES, make_mesh
+
+MESHES = {
+    "one": lambda: one_device_mesh(),
+    "data": lambda: make_mesh(),
+    "tensor": lambda: make_mesh(data=1, tensor=-1),
+    "all": lambda: make_mesh(data=2, fsdp=2, tensor=2),
+}
+
+
+def one_device_mesh():
+    return Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
 
 
 def unit(x):
@@ -34,8 +53,10 @@ def slow_majority(votes):
     return ranked[0][0]
 
 
-def slow_attack(image_PE, owner_P, text_QME, num_people):
+def slow_attack(image_PE, owner_P, text_QME, num_people, group_M=None):
     """One person, one template, one photo, one candidate at a time."""
+    if group_M is None:
+        group_M = [0] * text_QME.shape[1]
     correct, answers = [], []
     for person in range(num_people):
         given_answers = []
@@ -43,7 +64,10 @@ def slow_attack(image_PE, owner_P, text_QME, num_people):
             votes = []
             for image_E, owner in zip(image_PE, owner_P, strict=True):
                 if owner == person:
-                    cosines = [float(np.dot(image_E, text_E)) for text_E in text_ME]
+                    cosines = [
+                        float(np.dot(image_E, text_E)) if group == group_M[person] else -np.inf
+                        for text_E, group in zip(text_ME, group_M, strict=True)
+                    ]
                     votes.append(cosines.index(max(cosines)))
             given_answers.append(slow_majority(votes))
         correct.append(sum(answer == person for answer in given_answers))
@@ -51,19 +75,80 @@ def slow_attack(image_PE, owner_P, text_QME, num_people):
     return np.array(correct), np.array(answers).T
 
 
-@pytest.mark.parametrize("num_people,num_photos,num_templates", [(3, 5, 4), (7, 1, 2), (1, 6, 1)])
-@pytest.mark.parametrize("seed", range(3))
-def test_infer_matches_slow_loop(num_people, num_photos, num_templates, seed):
-    rng = np.random.default_rng(seed)
-    # People of unequal numbers of photos, in any order; few candidates, so that ties abound.
-    counts = rng.integers(1, num_photos + 1, num_people)
+def run_infer(image, owner, text, num_people, *, block, mesh=None, group=None):
+    """The attack on embeddings that come in blocks."""
+    num = text.shape[1]
+    blocks = (text[:, start : start + block] for start in range(0, num, block))
+    group = np.zeros(num, np.int32) if group is None else group
+    return infer(image, owner, blocks, group, num_people, block, mesh or make_mesh())
+
+
+@st.composite
+def attacks(draw):
+    """Embeddings, blocks and a mesh; cosines are exact and few, so that candidates often tie."""
+    num_people, num_templates = draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    num = num_people + draw(st.integers(1, 9))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    counts = rng.integers(1, 6, num_people)
     owner = rng.permutation(np.repeat(np.arange(num_people), counts))
-    image = unit(rng.standard_normal((len(owner), 8)))
-    text = unit(rng.standard_normal((num_templates, num_people + 2, 8)))
-    ours = infer(image, owner, text, num_people)
-    want = slow_attack(image, owner, text, num_people)
+    image = rng.integers(-1, 2, (len(owner), 4)).astype(np.float32)
+    text = rng.integers(-1, 2, (num_templates, num, 4)).astype(np.float32)
+    group = rng.integers(0, draw(st.integers(1, 2)), num)
+    return image, owner, text, num_people, draw(st.integers(1, num + 2)), group
+
+
+@given(attacks(), st.sampled_from(list(MESHES)))
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
+def test_infer_matches_slow_loop(case, mesh):
+    image, owner, text, num_people, block, group = case
+    ours = run_infer(image, owner, text, num_people, block=block, mesh=MESHES[mesh](), group=group)
+    want = slow_attack(image, owner, text, num_people, group)
     np.testing.assert_array_equal(ours[0], want[0])
     np.testing.assert_array_equal(ours[1], want[1])
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("block", [1, 4, 7, 13, 20])
+def test_infer_matches_slow_loop_on_unit_vectors(block, mesh):
+    if mesh != "one" and jax.device_count() != 8:
+        pytest.skip("needs 8 devices")
+    rng = np.random.default_rng(block)
+    owner = rng.permutation(np.repeat(np.arange(5), [3, 1, 6, 2, 5]))
+    image, text = unit(rng.standard_normal((17, 8))), unit(rng.standard_normal((3, 13, 8)))
+    ours = run_infer(image, owner, text, 5, block=block, mesh=MESHES[mesh]())
+    np.testing.assert_array_equal(ours[1], slow_attack(image, owner, text, 5)[1])
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("block", [1, 2, 3, 8])
+def test_of_equal_cosines_the_first_candidate_wins(block, mesh):
+    if mesh != "one" and jax.device_count() != 8:
+        pytest.skip("needs 8 devices")
+    image = np.eye(4, dtype=np.float32)[[0, 1, 2]]
+    # Candidates 1, 3 and 6 are the first photo's, 2 and 7 the second's; the third has but -0.
+    text = np.eye(4, dtype=np.float32)[[3, 0, 1, 0, 3, 3, 0, 1]][None]
+    nearest = Nearest(image, np.zeros(3, np.int32), 1, block, MESHES[mesh]())
+    for start in range(0, 8, block):
+        part = text[:, start : start + block]
+        nearest.add(part, np.zeros(part.shape[1], np.int32))
+    assert nearest.answers().tolist() == [[1, 2, 0]]
+
+
+def test_a_block_filled_up_holds_no_further_candidate():
+    # Cosines are negative: a row of zeros would win if it counted.
+    image = np.array([[1, 0]], np.float32)
+    nearest = Nearest(image, np.zeros(1, np.int32), 1, 8, make_mesh())
+    nearest.add(np.array([[[-1, 0], [-0.5, 0]]], np.float32), np.zeros(2, np.int32))
+    assert nearest.answers().tolist() == [[1]]
+
+
+def test_blocks_share_one_compiled_program():
+    rng = np.random.default_rng(0)
+    text = unit(rng.standard_normal((2, 37, 16)))
+    owner = np.repeat(np.arange(3), 4)
+    before = _compiled(make_mesh())[0]._cache_size()
+    run_infer(unit(rng.standard_normal((12, 16))), owner, text, 3, block=8)
+    assert _compiled(make_mesh())[0]._cache_size() == before + 1
 
 
 def test_slow_loop_meets_ties():
@@ -89,11 +174,6 @@ def test_majority_ignores_masked_votes_and_counts_ties_as_none():
     answer = jnp.array([[[3, 3, 5, 5], [3, 3, 5, 5], [0, 0, 0, 0]]])
     mask = jnp.array([[True] * 4, [True, True, True, False], [True, False, False, False]])
     assert majority(answer, mask).tolist() == [[NO_ANSWER, 3, 0]]
-
-
-def test_nearest_takes_the_first_of_equal_cosines():
-    image, text = jnp.eye(3)[:1], jnp.eye(3)[jnp.array([1, 0, 0])]
-    assert nearest(image, text[None]).tolist() == [[1]]
 
 
 def test_templates_are_the_papers():
@@ -130,7 +210,9 @@ def test_attack_matches_slow_loop_end_to_end(inputs):
     found = attack(model, people, candidates, num_photos=9, threshold=1, seed=0)
     files = [file for person in people for file in person.files]
     image = np.stack([model.photos([file])[0] for file in files])
-    text = np.stack([[model.texts([t.format(n)])[0] for n in candidates] for t in TEMPLATES])
+    text = np.stack(
+        [[model.texts([t.format(n)])[0] for n in candidates.block(0, 9)] for t in TEMPLATES]
+    )
     owner = np.repeat(np.arange(3), [len(person.files) for person in people])
     assert found.correct == slow_attack(image, owner, text, 3)[0].tolist()
 
@@ -172,19 +254,80 @@ def test_attack_refuses_settings_that_mean_nothing(inputs, change, message):
         run_attack(config(inputs, **change), Console(quiet=True))
 
 
+# Candidates
+
+
+def all_of(candidates):
+    return candidates.block(0, len(candidates))
+
+
 def test_candidates_come_from_a_file(tmp_path):
     file = tmp_path / "candidates.txt"
     file.write_text("Bob Keep\njoe cool\nEve Stay\n")
-    got = candidate_names(["Joe Cool", "Zoe"], str(file), 5, 0)
-    assert got == ["Joe Cool", "Zoe", "Bob Keep", "Eve Stay"]
-    file.write_text("Bob Keep\nbob  keep\n")
-    with pytest.raises(ValueError, match="twice"):
-        candidate_names(["Joe Cool"], str(file), 5, 0)
-    file.write_text("Joe Cool\n")
-    with pytest.raises(ValueError, match="no name besides"):
-        candidate_names(["Joe Cool"], str(file), 5, 0)
+    console = Console(record=True, width=200, quiet=False, file=io.StringIO())
+    got = candidate_names(["Joe Cool", "Zoe"], str(file), 5, 0, None, console)
+    assert all_of(got) == ["Joe Cool", "Zoe", "Bob Keep", "Eve Stay"]
+    assert "lacks `Zoe`: added" in console.export_text()
+    assert got.block(1, 2) == ["Zoe", "Bob Keep"] and got.block(3, 2) == ["Eve Stay"]
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("Bob Keep\nbob  keep\n", "'bob  keep' is there twice"),
+        ("Joe Cool\n", "no name besides"),
+        ("Bob Keep\n--\n", "no letter"),
+        ("\n \n", "is empty"),
+    ],
+)
+def test_candidates_of_a_wrong_file(tmp_path, text, message):
+    (tmp_path / "candidates.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        candidate_names(["Joe Cool"], str(tmp_path / "candidates.txt"), 5, 0)
+
+
+def test_random_candidates_are_no_ones_own():
+    people = ["Joe Cool", "Zoe"]
+    first = candidate_names(people, "", 60, 0).block(2, 9)
+    again = all_of(candidate_names([*people, first[4].upper()], "", 60, 0))
+    assert len({folded_words(name) for name in again}) == 60
     with pytest.raises(ValueError, match="two folders"):
         candidate_names(["Joe Cool", "joe cool"], "", 5, 0)
+
+
+def test_sexes_put_people_in_groups(tmp_path):
+    (tmp_path / "sexes.txt").write_text("Joe Cool\tm\nZoe\tf\nBob Keep\tm\nEve Stay\tf\n")
+    sexes = read_sexes(str(tmp_path / "sexes.txt"))
+    got = candidate_names(["Joe Cool", "Zoe"], "", 300, 0, sexes)
+    female = set(census("female"))
+    for name, group in list(zip(all_of(got), got.group_M, strict=True))[2:]:
+        assert group == (name.split()[0] not in female)
+    assert got.group_M[:2].tolist() == [1, 0] and abs(got.group_M.mean() - 0.5) < 0.01
+    (tmp_path / "candidates.txt").write_text("Bob Keep\nEve Stay\n")
+    got = candidate_names(["Joe Cool", "Zoe"], str(tmp_path / "candidates.txt"), 5, 0, sexes)
+    assert got.group_M.tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("Zoe\tf\n", "no line for `Joe Cool`"),
+        ("Zoe\tf\nJoe Cool\tx\n", "f or m"),
+        ("Zoe\tf\nJoe Cool\tm\nzoe\tm\n", "named before"),
+        ("Zoe f\n", "a tab"),
+    ],
+)
+def test_sexes_that_are_wrong(tmp_path, text, message):
+    (tmp_path / "sexes.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        candidate_names(["Joe Cool", "Zoe"], "", 9, 0, read_sexes(str(tmp_path / "sexes.txt")))
+
+
+def test_a_sex_with_none_but_the_people_is_refused(tmp_path):
+    (tmp_path / "candidates.txt").write_text("Eve Stay\n")
+    sexes = {("joe", "cool"): "m", ("zoe",): "f", ("eve", "stay"): "f"}
+    with pytest.raises(ValueError, match="sex of 'Joe Cool'"):
+        candidate_names(["Joe Cool", "Zoe"], str(tmp_path / "candidates.txt"), 5, 0, sexes)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.25])

@@ -4,7 +4,7 @@ Source: US Census Bureau, 1990 census, the most frequent first names by sex and 
 domain); `census/` holds its first 500, 500 and 2,000.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import cache
 from importlib import resources
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxdefense.data.captions import folded_words
 
-FEMALE, MALE = SEXES = ("f", "m")
+SEXES = ("f", "m")
 
 
 @cache
@@ -67,6 +67,9 @@ class RandomNames:
 
     def __len__(self) -> int:
         return self._num
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self.__getitem__, range(self._num))
 
     def __getitem__(self, index: int) -> str:
         if not 0 <= index < self._num:
