@@ -1,7 +1,10 @@
 """The attack, against a slow loop in NumPy that follows its definition, ties included."""
 
+import csv
 import io
 import json
+import subprocess
+import sys
 from collections import Counter
 from typing import Any
 
@@ -16,10 +19,11 @@ from jax.sharding import Mesh
 from PIL import Image
 from rich.console import Console
 
-from jaxdefense.config import AttackConfig, ModelConfig
+from jaxdefense.config import AttackConfig, MeshConfig, ModelConfig
 from jaxdefense.data.captions import folded_words
 from jaxdefense.data.images import read_folders
 from jaxdefense.data.names import census
+from jaxdefense.evals import embed
 from jaxdefense.evals.embed import Embedder, check_embeddings
 from jaxdefense.idia.attack import attack, infer
 from jaxdefense.idia.candidates import candidate_names, read_sexes
@@ -182,24 +186,26 @@ def test_templates_are_the_papers():
     assert fill(["A", "B"], ("{0}", "x {0}")) == ["A", "B", "x A", "x B"]
 
 
+def write_faces(path, people=(("Joe_Cool", 3), ("Ada_King", 2), ("Zoe", 1))):
+    rng = np.random.default_rng(len(people))
+    for name, count in people:
+        (path / name).mkdir(parents=True)
+        for i in range(count):
+            image = Image.fromarray(rng.integers(0, 255, (14, 17, 3), np.uint8))
+            image.save(path / name / f"{i}.png")
+
+
 @pytest.fixture
 def inputs(tmp_path):
     write_model_directory(tmp_path / "model", text={"max_position_embeddings": 40})
-    rng = np.random.default_rng(0)
-    for name, count in (("Joe_Cool", 3), ("Ada_King", 2), ("Zoe", 1)):
-        folder = tmp_path / "faces" / name
-        folder.mkdir(parents=True)
-        for i in range(count):
-            image = Image.fromarray(rng.integers(0, 255, (14, 17, 3), np.uint8))
-            image.save(folder / f"{i}.png")
+    write_faces(tmp_path / "faces")
     return tmp_path
 
 
 def config(inputs, **change):
     values: dict[str, Any] = {"num_candidates": 9, "num_photos": 4, "batch": 8} | change
-    return AttackConfig(
-        str(inputs / "results"), ModelConfig(str(inputs / "model")), str(inputs / "faces"), **values
-    )
+    where = {"out": str(inputs / "results"), "faces": str(inputs / "faces")}
+    return AttackConfig(model=ModelConfig(str(inputs / "model")), **(where | values))
 
 
 def test_attack_matches_slow_loop_end_to_end(inputs):
@@ -242,16 +248,203 @@ def test_attack_writes_its_summary(inputs):
     assert summary["tpr"] == np.mean(known)
 
 
+QUIET = Console(quiet=True)
+
+
+def rows_of(file):
+    return list(csv.DictReader(file.read_text().splitlines()))
+
+
+def said():
+    return Console(file=io.StringIO(), width=500, record=True)
+
+
+def test_attack_in_blocks_on_a_mesh_finds_the_same(inputs):
+    want = run_attack(config(inputs), QUIET)
+    change = {"candidate_block": 4, "cache_dir": "none"}
+    if jax.device_count() == 8:
+        change["mesh"] = MeshConfig(data=2, fsdp=4)
+    got = run_attack(config(inputs, out=str(inputs / "blocks"), **change), QUIET)
+    assert got == want
+
+
+def test_attack_of_strangers_gives_false_positives_and_a_line_for_everyone(inputs):
+    write_faces(inputs / "strangers", [("Una_Ek", 2), ("Ivo", 1)])
+    found = run_attack(config(inputs, strangers=str(inputs / "strangers"), num_candidates=6), QUIET)
+    assert found["num_identities"] == 3 and found["num_strangers"] == 2
+    assert set(found["strangers"]) == {"Ivo", "Una Ek"}
+    assert set(found["per_identity"]) == {"Joe Cool", "Ada King", "Zoe"} == set(found["answers"])
+    assert found["fpr"] == sum(n >= 1 for n in found["strangers"].values()) / 2
+    assert found["photos_per_identity"] == {"min": 1, "max": 3}
+    rows = rows_of(inputs / "results" / "results.csv")
+    assert [row["name"] for row in rows] == ["Ada King", "Joe Cool", "Zoe", "Ivo", "Una Ek"]
+    both = found["per_identity"] | found["strangers"]
+    for row in rows:
+        assert int(row["correct"]) == both[row["name"]]
+        assert row["known"] == str(int(both[row["name"]] >= 1))
+        assert row["stranger"] == str(int(row["name"] in found["strangers"]))
+        assert row["answer"] == found["answers"].get(row["name"], row["answer"])
+        assert "outcome" not in row
+    # They are attacked as the others are: the model tells no difference.
+    (inputs / "strangers" / "Ivo").rename(inputs / "faces" / "Ivo")
+    (inputs / "strangers" / "Una_Ek").rename(inputs / "faces" / "Una_Ek")
+    together = run_attack(config(inputs, out=str(inputs / "b"), num_candidates=6), QUIET)
+    assert set(together["per_identity"]) == set(both)
+
+
+def test_outcomes_compare_with_an_earlier_attack(inputs):
+    first = run_attack(config(inputs), QUIET)
+    (inputs / "names.txt").write_text("Joseph Cool\tJoe Cool\nZoe\n")
+    path = inputs / "results" / "summary.json"
+    # Say before: Joe and Ada were known, Zoe was not.
+    path.write_text(json.dumps(first | {"per_identity": {"Joe Cool": 3, "Ada King": 1, "Zoe": 0}}))
+    change = dict(
+        before=str(inputs / "results"), names=str(inputs / "names.txt"), out=str(inputs / "after")
+    )
+    found = run_attack(config(inputs, **change), QUIET)
+    known = {name: n >= 1 for name, n in found["per_identity"].items()}
+    want = {
+        "Joe Cool": "failed" if known["Joe Cool"] else "correctly unlearned",
+        "Zoe": "failed" if known["Zoe"] else "never recalled",
+        "Ada King": "kept" if known["Ada King"] else "wrongfully unlearned",
+    }
+    rows = rows_of(inputs / "after" / "results.csv")
+    assert {row["name"]: row["outcome"] for row in rows} == want
+    assert {k: v for k, v in found["outcomes"].items() if v} == Counter(want.values())
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"num_candidates": 7}, "`num_candidates` 9, this attack 7"),
+        ({"threshold": 2}, "`threshold` 1, this attack 2"),
+        ({"before": "nowhere"}, "nowhere/summary.json` does not exist"),
+        ({"faces": "others"}, "lacks `Ada Queen`"),
+        ({"names": ""}, "only together"),
+    ],
+)
+def test_an_earlier_attack_that_was_another_is_refused(inputs, monkeypatch, change, message):
+    monkeypatch.chdir(inputs)
+    path = inputs / "results" / "summary.json"
+    path.parent.mkdir()
+    path.write_text(
+        json.dumps(
+            {"num_candidates": 9, "threshold": 1, "num_templates": 21, "per_identity": {"Zoe": 1}}
+        )
+    )
+    write_faces(inputs / "others", [("Ada_Queen", 1), ("Zoe", 1)])
+    (inputs / "names.txt").write_text("Zoe\n")
+    given: dict[str, Any] = {"before": "results", "names": "names.txt", "out": "after"} | change
+    with pytest.raises(ValueError, match=message):
+        run_attack(config(inputs, **given), QUIET)
+
+
+def test_templates_come_from_a_file(inputs):
+    (inputs / "templates.txt").write_text("{0} in a hat\nsee {}\n")
+    found = run_attack(config(inputs, templates=str(inputs / "templates.txt")), QUIET)
+    assert found["num_templates"] == 2 and len(found["curve"]["tpr"]) == 2
+    model = Embedder(ModelConfig(str(inputs / "model")), 8, QUIET)
+    people = read_folders(inputs / "faces", "faces")
+    names = candidate_names([person.name for person in people], "", 9, 0)
+    templates = ("{0} in a hat", "see {0}")
+    direct = attack(model, people, names, num_photos=4, threshold=1, seed=0, templates=templates)
+    assert found["per_identity"] == dict(zip(direct.names, direct.correct, strict=True))
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("a photo\n", "'a photo' must hold .0. once"),
+        ("{0} and {0}\n", "must hold .0. once"),
+        ("{1}\n", "must hold .0. once"),
+        ("{0} x\n{}  x\n", "is there twice"),
+        ("\n", "is empty"),
+        ("{0} x\n", "`threshold` \\(=2\\) must be at most"),
+    ],
+)
+def test_templates_that_are_wrong(inputs, text, message):
+    (inputs / "templates.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        run_attack(config(inputs, templates=str(inputs / "templates.txt"), threshold=2), QUIET)
+    assert not (inputs / "results").exists()
+
+
+def test_few_photos_are_said(inputs):
+    console = said()
+    run_attack(config(inputs, num_photos=2), console)
+    assert "fewer than `num_photos` (=2) of `Zoe: 1`; attacked with" in console.export_text()
+
+
+def test_votes_that_tie_in_every_template_are_no_answer(inputs, monkeypatch):
+    def tied(answer_QP, owner_P, num_people):
+        answer_QI = np.tile(np.arange(num_people), (21, 1))
+        answer_QI[:, 1] = NO_ANSWER
+        answer_QI[:5, 2] = NO_ANSWER
+        return answer_QI
+
+    monkeypatch.setattr("jaxdefense.idia.attack.vote", tied)
+    found = run_attack(config(inputs), QUIET)
+    assert found["no_answer"] == 1
+    assert found["per_identity"] == {"Ada King": 21, "Joe Cool": 0, "Zoe": 16}
+    assert found["answers"] == {"Ada King": "Ada King", "Joe Cool": "", "Zoe": "Zoe"}
+    rows = rows_of(inputs / "results" / "results.csv")
+    assert [row["unanswered"] for row in rows] == ["0", "21", "5"]
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.25])
+@pytest.mark.parametrize("tower", ["_embed_text", "_embed_image"])
+def test_a_broken_model_gets_no_result(inputs, monkeypatch, tower, value):
+    run = getattr(embed, tower)
+    monkeypatch.setattr(embed, tower, lambda *args: jnp.full_like(run(*args), value))
+    with pytest.raises(ValueError, match="broken"):
+        run_attack(config(inputs), QUIET)
+    assert not (inputs / "results").exists()
+
+
+def test_a_template_in_which_all_names_are_one_is_refused(inputs):
+    (inputs / "templates.txt").write_text("see {0}\n" + "word " * 60 + "{0}\n")
+    with pytest.raises(ValueError, match="embeds all names in .* alike"):
+        run_attack(config(inputs, templates=str(inputs / "templates.txt")), QUIET)
+
+
 @pytest.mark.parametrize(
     "change,message",
     [
         ({"num_candidates": 3}, "must be above the number of people"),
         ({"threshold": 22}, "must be at most the number of templates"),
+        ({"candidate_block": 0}, "`candidate_block` .* above 0"),
+        ({"strangers": "faces"}, "two folders"),
     ],
 )
-def test_attack_refuses_settings_that_mean_nothing(inputs, change, message):
+def test_attack_refuses_settings_that_mean_nothing(inputs, monkeypatch, change, message):
+    monkeypatch.chdir(inputs)
     with pytest.raises(ValueError, match=message):
-        run_attack(config(inputs, **change), Console(quiet=True))
+        run_attack(config(inputs, **change), QUIET)
+
+
+_MEMORY = """
+import resource, sys
+import numpy as np
+from jaxdefense.idia.attack import infer
+from jaxdefense.sharding import make_mesh
+num, block, rng = int(sys.argv[1]), 4096, np.random.default_rng(0)
+owner = np.repeat(np.arange(20), 10)
+def blocks():
+    for start in range(0, num, block):
+        yield rng.standard_normal((21, min(block, num - start), 64), np.float32)
+image = rng.standard_normal((200, 64), np.float32)
+infer(image, owner, blocks(), np.zeros(num, np.int8), 20, block, make_mesh())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_candidates():
+    peaks = [
+        int(subprocess.check_output([sys.executable, "-c", _MEMORY, str(num)]))
+        for num in (20_000, 200_000)
+    ]
+    assert peaks[1] < 1.1 * peaks[0]
 
 
 # Candidates
@@ -264,7 +457,7 @@ def all_of(candidates):
 def test_candidates_come_from_a_file(tmp_path):
     file = tmp_path / "candidates.txt"
     file.write_text("Bob Keep\njoe cool\nEve Stay\n")
-    console = Console(record=True, width=200, quiet=False, file=io.StringIO())
+    console = said()
     got = candidate_names(["Joe Cool", "Zoe"], str(file), 5, 0, None, console)
     assert all_of(got) == ["Joe Cool", "Zoe", "Bob Keep", "Eve Stay"]
     assert "lacks `Zoe`: added" in console.export_text()
