@@ -63,6 +63,9 @@ class Nearest:
         short = self._block - len(group_M)
         if short:
             text_QME = np.pad(text_QME, ((0, 0), (0, short), (0, 0)))
+        # While the device works on one block the host makes the next, and no more than that:
+        # blocks that wait their turn would fill the memory.
+        jax.block_until_ready(self._best)
         self._best = self._update(
             self._best,
             self._image_PE,
