@@ -183,7 +183,7 @@ def test_majority_ignores_masked_votes_and_counts_ties_as_none():
 def test_templates_are_the_papers():
     assert len(TEMPLATES) == len(set(TEMPLATES)) == 21
     assert all(template.count("{0}") == 1 for template in TEMPLATES)
-    assert fill(["A", "B"], ("{0}", "x {0}")) == ["A", "B", "x A", "x B"]
+    assert fill(["A", "B"], ("{0}", "x {0}")) == [["A", "B"], ["x A", "x B"]]
 
 
 def write_faces(path, people=(("Joe_Cool", 3), ("Ada_King", 2), ("Zoe", 1))):
@@ -231,6 +231,11 @@ def test_embedding_many_equals_embedding_one_at_a_time(inputs):
     np.testing.assert_allclose(many, one, atol=1e-5)
     assert np.ptp(many, axis=0).max() > 1e-2
     np.testing.assert_allclose(np.linalg.norm(many, axis=-1), 1, atol=1e-6)
+    groups = [[f"a photo of Joe {i}" for i in range(45)], [f"{'x' * i} yes" for i in range(45)]]
+    many = model.prompts([*groups, ["the same"] * 45])
+    one = np.stack([[model.texts([text])[0] for text in group] for group in groups])
+    np.testing.assert_allclose(many[:2], one, atol=1e-5)
+    np.testing.assert_allclose(many[2], np.tile(model.texts(["the same"]), (45, 1)), atol=1e-5)
     files = [f for person in read_folders(inputs / "faces", "faces") for f in person.files] * 3
     many = model.photos(files)
     one = np.concatenate([model.photos([file]) for file in files])

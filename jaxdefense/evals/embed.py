@@ -119,23 +119,47 @@ class Embedder:
             self._digests[tower] = total.hexdigest()
         return self._digests[tower]
 
-    def num_slots(self, texts: Sequence[str]) -> int:
-        """Choose how many texts like these a row may hold; see `texts`."""
-        lengths = np.array([len(tokens) for tokens in self.tokenizer.encode(texts)])
-        return packing.slots_for(lengths, self._row_length())
+    def tokens(self, captions: Sequence[np.ndarray], what: str = "texts") -> np.ndarray:
+        """Embed tokenised captions; f32 [len(captions), E], unit length."""
+        return self._packed(captions, what, partial(packing.pack_text, list(captions)))
 
-    def _row_length(self) -> int:
-        assert self.directory.cfg.text
-        return packing.default_row_length(self.directory.cfg.text.context_length)
+    def texts(self, texts: Sequence[str], what: str = "texts") -> np.ndarray:
+        """Embed texts; f32 [len(texts), E], unit length."""
+        return self.tokens(self.tokenizer.encode(texts), what)
 
-    def tokens(
-        self, captions: Sequence[np.ndarray], what: str = "texts", num_slots: int = 0
+    def prompts(self, groups: Sequence[Sequence[str]], what: str = "prompts") -> np.ndarray:
+        """Embed groups of texts that begin alike, the beginning but once a row.
+
+        The device program is the same for any of them, so that they may come in many calls.
+
+        Args:
+            groups: all of one size.
+            what: to call them.
+
+        Returns:
+            f32 [len(groups), texts in a group, E], unit length.
+        """
+        tokens = [self.tokenizer.encode(texts) for texts in groups]
+
+        def pack(row_length: int) -> tuple[Text, packing.Layout]:
+            # First and last name and the end of text are three tokens or more.
+            return packing.pack_prompts(tokens, row_length, row_length // 3)
+
+        out_NE = self._packed([caption for group in tokens for caption in group], what, pack)
+        return out_NE.reshape(len(groups), -1, out_NE.shape[-1])
+
+    def _packed(
+        self,
+        captions: Sequence[np.ndarray],
+        what: str,
+        pack: Callable[[int], tuple[Text, packing.Layout]],
     ) -> np.ndarray:
-        """Embed tokenised captions; see `texts`."""
+        """Embed captions that `pack` lays into rows of a length, unless they were before."""
+        assert self.directory.cfg.text
         key = self._text_key(captions)
         if key and (cached := self._cache.get(key)) is not None:
             return cached
-        text, layout = packing.pack_text(list(captions), self._row_length(), num_slots=num_slots)
+        text, layout = pack(packing.default_row_length(self.directory.cfg.text.context_length))
         num_slots = text.readout_RS.shape[1]
 
         def dispatch(start: int, batch: int) -> jax.Array:
@@ -159,20 +183,6 @@ class Embedder:
         total.update(np.array([len(tokens) for tokens in captions], np.int32).tobytes())
         total.update(np.concatenate(captions).astype(np.int32).tobytes())
         return f"texts-{total.hexdigest()}"
-
-    def texts(self, texts: Sequence[str], what: str = "texts", num_slots: int = 0) -> np.ndarray:
-        """Embed texts.
-
-        Args:
-            texts: at least one.
-            what: to call them.
-            num_slots: texts a row may hold, or 0 to choose; the same for all of a stream of blocks,
-                and the device program is compiled once.
-
-        Returns:
-            f32 [len(texts), E], unit length.
-        """
-        return self.tokens(self.tokenizer.encode(texts), what, num_slots)
 
     def photos(self, photos: Sequence[Photo], what: str = "photos") -> np.ndarray:
         """Decode and embed photos; f32 [len(photos), E], unit length.

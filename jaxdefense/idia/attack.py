@@ -157,13 +157,11 @@ def _embedded(
     model: Embedder, candidates: Candidates, templates: Sequence[str], block: int
 ) -> Iterator[np.ndarray]:
     """Embed the candidates block by block; f32 [Q, up to `block`, E]."""
-    num_slots = model.num_slots(fill(["first last"], templates))
     total = -(-len(candidates) // block)
     for i in range(total):
         names = candidates.block(i * block, block)
         what = "prompts" if total == 1 else f"prompts, block {i + 1} of {total}"
-        text_BE = model.texts(fill(names, templates), what, num_slots)
-        text_QME = text_BE.reshape(len(templates), len(names), -1)
+        text_QME = model.prompts(fill(names, templates), what)
         if not i:
             _check_told_apart(text_QME, templates)
         yield text_QME
