@@ -150,9 +150,10 @@ def test_blocks_share_one_compiled_program():
     rng = np.random.default_rng(0)
     text = unit(rng.standard_normal((2, 37, 16)))
     owner = np.repeat(np.arange(3), 4)
-    before = _compiled(make_mesh())[0]._cache_size()
+    program: Any = _compiled(make_mesh())[0]
+    before = program._cache_size()
     run_infer(unit(rng.standard_normal((12, 16))), owner, text, 3, block=8)
-    assert _compiled(make_mesh())[0]._cache_size() == before + 1
+    assert program._cache_size() == before + 1
 
 
 def test_slow_loop_meets_ties():
@@ -204,7 +205,7 @@ def inputs(tmp_path):
 
 def config(inputs, **change):
     values: dict[str, Any] = {"num_candidates": 9, "num_photos": 4, "batch": 8} | change
-    where = {"out": str(inputs / "results"), "faces": str(inputs / "faces")}
+    where: dict[str, Any] = {"out": str(inputs / "results"), "faces": str(inputs / "faces")}
     return AttackConfig(model=ModelConfig(str(inputs / "model")), **(where | values))
 
 
@@ -258,10 +259,6 @@ QUIET = Console(quiet=True)
 
 def rows_of(file):
     return list(csv.DictReader(file.read_text().splitlines()))
-
-
-def said():
-    return Console(file=io.StringIO(), width=500, record=True)
 
 
 def test_attack_in_blocks_on_a_mesh_finds_the_same(inputs):
@@ -374,10 +371,14 @@ def test_templates_that_are_wrong(inputs, text, message):
     assert not (inputs / "results").exists()
 
 
-def test_few_photos_are_said(inputs):
-    console = said()
-    run_attack(config(inputs, num_photos=2), console)
-    assert "fewer than `num_photos` (=2) of `Zoe: 1`; attacked with" in console.export_text()
+def test_few_photos_and_missing_names_are_said(inputs):
+    (inputs / "candidates.txt").write_text("Joe Cool\nAda King\nBo Ek\nEve Stay\n")
+    console = Console(file=io.StringIO(), width=500, record=True)
+    change = {"num_photos": 2, "candidates": str(inputs / "candidates.txt")}
+    found = run_attack(config(inputs, **change), console)
+    text = console.export_text()
+    assert "`num_photos` (=2) of `Zoe: 1`; attacked with" in text
+    assert "lacks `Zoe`: added" in text and found["num_candidates"] == 5
 
 
 def test_votes_that_tie_in_every_template_are_no_answer(inputs, monkeypatch):
@@ -462,10 +463,9 @@ def all_of(candidates):
 def test_candidates_come_from_a_file(tmp_path):
     file = tmp_path / "candidates.txt"
     file.write_text("Bob Keep\njoe cool\nEve Stay\n")
-    console = said()
-    got = candidate_names(["Joe Cool", "Zoe"], str(file), 5, 0, None, console)
+    got = candidate_names(["Joe Cool", "Zoe"], str(file), 5, 0)
     assert all_of(got) == ["Joe Cool", "Zoe", "Bob Keep", "Eve Stay"]
-    assert "lacks `Zoe`: added" in console.export_text()
+    assert got.added == ["Zoe"]
     assert got.block(1, 2) == ["Zoe", "Bob Keep"] and got.block(3, 2) == ["Eve Stay"]
 
 

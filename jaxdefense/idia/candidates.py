@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from rich.console import Console
 
 from jaxdefense.convert.directory import some
 from jaxdefense.data.captions import folded_words, read_lines
@@ -17,6 +16,7 @@ class Candidates:
 
     Fields:
         group_M: int8 [M], a person is compared with the candidates of their group alone.
+        added: people whose names a candidates file lacks.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Candidates:
         Raises:
             ValueError: a name has no sex, or of someone's sex there is no other candidate.
         """
-        self._people, self._others = people, others
+        self._people, self._others, self.added = people, others, list[str]()
         self.group_M = np.zeros(len(self), np.int8)
         if sexes is None:
             return
@@ -70,7 +70,6 @@ def candidate_names(
     num: int,
     seed: int,
     sexes: Sexes | None = None,
-    console: Console | None = None,
 ) -> Candidates:
     """Put the candidates together: the people's own names, then a file's, or random ones.
 
@@ -80,7 +79,6 @@ def candidate_names(
         num: candidates in all; with a file, all of it is taken.
         seed: of the random names.
         sexes: see `Candidates`.
-        console: to say whose names the file lacks; they are added.
 
     Raises:
         ValueError: a name is there twice, or there is none besides the people's own.
@@ -112,13 +110,9 @@ def candidate_names(
         raise ValueError(f"candidates file `{file}` is empty; give one name a line.")
     if not others:
         raise ValueError(f"candidates file `{file}` holds no name besides the people's own.")
-    if console and (added := [name for name in people if folded_words(name) not in listed]):
-        console.print(
-            f"candidates file `{file}` lacks {some(added)}: added, as without their own name no "
-            "one can be recognised",
-            markup=False,
-        )
-    return Candidates(people, others, sexes)
+    candidates = Candidates(people, others, sexes)
+    candidates.added = [name for name in people if folded_words(name) not in listed]
+    return candidates
 
 
 def read_sexes(file: str) -> Sexes:

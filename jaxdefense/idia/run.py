@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -49,7 +50,6 @@ def run_attack(cfg: AttackConfig, console: Console) -> dict:
         cfg.num_candidates,
         cfg.seed,
         read_sexes(cfg.sexes) if cfg.sexes else None,
-        console,
     )
     templates = read_templates(cfg.templates) if cfg.templates else TEMPLATES
     before: dict[str, int] = {}
@@ -59,7 +59,6 @@ def run_attack(cfg: AttackConfig, console: Console) -> dict:
         where = f"names file `{cfg.names}`"
         chosen = choose_people(members, read_identities(cfg.names), where)
         listed = {folder.name for _, folder in chosen}
-    _say_few(people, cfg.num_photos, console)
     cache = ArrayCache(cfg.cache_dir, console)
     model = Embedder(cfg.model, cfg.batch, console, make_mesh(**vars(cfg.mesh)), cache)
     found = attack(
@@ -73,6 +72,8 @@ def run_attack(cfg: AttackConfig, console: Console) -> dict:
         templates=templates,
         block=cfg.candidate_block,
     )
+    for note in _notes(cfg, found, candidates.added):
+        console.print(note, markup=False)
     seen, unseen = found[: len(members)], found[len(members) :]
     summary = summarise(seen, unseen)
     outcomes: dict[str, str] = {}
@@ -146,13 +147,18 @@ def _read_before(
     return before
 
 
-def _say_few(people: list[Folder], wanted: int, console: Console) -> None:
-    few = {person.name: len(person.files) for person in people if len(person.files) < wanted}
-    if few:
-        shown = some(f"{name}: {num}" for name, num in few.items())
-        console.print(
-            f"fewer than `num_photos` (={wanted}) of {shown}; attacked with what there is",
-            markup=False,
+def _notes(cfg: AttackConfig, found: AttackResult, added: list[str]) -> Iterator[str]:
+    """Say what was not as asked."""
+    if added:
+        yield (
+            f"candidates file `{cfg.candidates}` lacks {some(added)}: added, as without their own "
+            "name no one can be recognised"
+        )
+    photos = zip(found.names, found.num_photos, strict=True)
+    if few := [f"{name}: {num}" for name, num in photos if num < cfg.num_photos]:
+        yield (
+            f"fewer photos than `num_photos` (={cfg.num_photos}) of {some(few)}; attacked with "
+            "what there is"
         )
 
 
