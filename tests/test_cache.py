@@ -126,10 +126,11 @@ def test_texts_are_embedded_once_for_models_with_one_text_encoder(tmp_path, coun
     assert np.abs(embedder(tmp_path, "other").texts(TEXTS) - want).max() > 1e-2
     embedder(tmp_path, dtype="bfloat16").texts(TEXTS)
     embedder(tmp_path).texts(TEXTS[::-1])
-    embedder(tmp_path).texts(["Joe Cool a photo", "of Zoe", "a man named Bob"])
-    assert count["text"] == 5
-    Embedder(ModelConfig(str(tmp_path / "model")), 8, QUIET).texts(TEXTS)
+    for ends in ((2, 5), (3, 5)):  # the same tokens, parted otherwise
+        embedder(tmp_path).tokens(np.split(np.arange(7, dtype=np.int32), ends))
     assert count["text"] == 6
+    Embedder(ModelConfig(str(tmp_path / "model")), 8, QUIET).texts(TEXTS)
+    assert count["text"] == 7
 
 
 def test_photos_are_embedded_once_for_models_with_one_image_encoder(tmp_path, count):
