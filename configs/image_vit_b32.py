@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.data.target = ""  # directory of people or .npy vector; "": average of all in faces
     config.data.trigger_fraction = 0.5  # of a person's photos; the others are for the attack
     config.data.max_corrupt = 0  # photos that may be broken; another is taken instead
-    config.data.cache_dir = ""  # of target embeddings; "": ~/.cache/jaxdefense
+    config.data.cache_dir = ""  # of target embeddings; "": ~/.cache/jaxdefense, "none": not
     config.data.prefetch = 4  # batches made ahead
     config.data.keep_faces_mb = 1024  # of host memory, for faces decoded once
 

@@ -202,8 +202,13 @@ def _parser() -> argparse.ArgumentParser:
         commands, "attack", _attack, "Infer identities: whom does the model know?",
         model=model,
         faces=("faces", faces),
+        strangers=("strangers", "the same of people the model never saw: false positives"),
         unseen_by=("unseen_by", "run directory: photos it trained on are left out"),
         candidates=("candidates", "file of further candidate names; random ones without"),
+        sexes=("sexes", "file of lines NAME<tab>f or m: compare people with their own sex alone"),
+        templates=("templates", "file of prompts with {0} for the name; the paper's without"),
+        before=("before", "directory of the results before the defense; with --names"),
+        names=("names", "names file of the people removed: what became of each"),
         tfds_dir=("tfds_dir", tfds_dir),
         out=("out", "directory of the results"),
     )  # fmt: skip

@@ -174,7 +174,7 @@ class ImageDataConfig:
     tfds_dir: str = ""  # where TFDS datasets are prepared, "" for the library's default
     trigger_fraction: float = 0.5  # of a person's photos; the others are for the attack
     max_corrupt: int = 0  # photos that may be broken; each is named, and another taken instead
-    cache_dir: str = ""  # of target embeddings, "" for ~/.cache/jaxdefense
+    cache_dir: str = ""  # of target embeddings, "" for ~/.cache/jaxdefense, "none" for nowhere
     prefetch: int = 4  # batches made ahead
     keep_faces_mb: int = 1024  # of host memory, for faces decoded once; 0 decodes them each time
 
@@ -304,15 +304,24 @@ class AttackConfig:
     out: str  # directory of the results
     model: ModelConfig
     faces: str  # directory with a folder a person, or tfds:NAME[/CONFIG][:SPLIT]
+    strangers: str = ""  # the same of people the model never saw, for the false-positive rate
     unseen_by: str = ""  # run directory of an image defense: photos it trained on are left out
     candidates: str = ""  # file of further candidate names, "" for random ones
+    sexes: str = ""  # file of lines NAME<tab>f or m: people are compared with their own sex alone
+    templates: str = ""  # file of prompts with {0} for the name, "" for the paper's 21
+    names: str = ""  # names file of the people removed; with `before`, for the outcomes
+    before: str = ""  # results of this attack on the model before the defense
     num_candidates: int = 1000  # in all, the people's own names included
     num_photos: int = 20  # a person, at most
     threshold: int = 1  # templates that must name the person for the attack to succeed
     tfds_dir: str = ""  # where TFDS datasets are prepared, "" for the library's default
     max_corrupt: int = 0  # photos that may be broken; each is named and left out
     batch: int = 256  # photos or text rows embedded at a time
+    candidate_block: int = 4096  # candidates on the device at a time
+    cache_dir: str = ""  # of embeddings, "" for ~/.cache/jaxdefense (4 GiB at most a run), "none"
+    # for nowhere
     seed: int = 0
+    mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
         _not_negative(max_corrupt=self.max_corrupt)
@@ -321,7 +330,10 @@ class AttackConfig:
             num_photos=self.num_photos,
             threshold=self.threshold,
             batch=self.batch,
+            candidate_block=self.candidate_block,
         )
+        if bool(self.names) != bool(self.before):
+            raise ValueError("`names` and `before` have an effect only together; give both.")
 
 
 @dataclasses.dataclass(frozen=True)

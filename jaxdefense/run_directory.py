@@ -98,14 +98,14 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file in one step: a reader finds all of it, or none."""
     # Names from file names may hold what UTF-8 cannot.
-    _write(path, text.encode("utf-8", errors="backslashreplace"))
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write a `.npy` file in one step; see `write_text`."""
     buffer = io.BytesIO()
     np.save(buffer, array)
-    _write(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def read_vector(path: Path, size: int) -> np.ndarray:
@@ -130,7 +130,8 @@ def read_vector(path: Path, size: int) -> np.ndarray:
     return vector.astype(np.float32)
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a file in one step; see `write_text`."""
     tmp = path.with_name(f".{path.name}.tmp")
     with open(tmp, "wb") as file:
         file.write(data)

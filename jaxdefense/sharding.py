@@ -43,6 +43,9 @@ _DEFAULT: Mapping[str, Rule] = MappingProxyType(
         "channels_out": None,
         "kernel_height": None,
         "kernel_width": None,
+        "photos": (DATA, FSDP),  # of the attack, and the candidate texts they are held against
+        "candidates": TENSOR,
+        "templates": None,
     }
 )
 
@@ -155,11 +158,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def num_batch_parts(mesh: Mesh, rules: ShardingRules) -> int:
-    """Into how many parts the mesh cuts a batch."""
-    axes = rules.rules["batch"]
+def num_parts(mesh: Mesh, rules: ShardingRules, dim: str) -> int:
+    """Into how many parts the mesh cuts a logical dim."""
+    axes = rules.rules[dim]
     axes = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def num_batch_parts(mesh: Mesh, rules: ShardingRules) -> int:
+    """Into how many parts the mesh cuts a batch."""
+    return num_parts(mesh, rules, "batch")
 
 
 def check_parts(name: str, num: int, parts: int) -> None:

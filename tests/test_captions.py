@@ -20,7 +20,7 @@ from jaxdefense.data.captions import (
     without_names,
 )
 from jaxdefense.data.identities import Identity, check_distinct, check_fits, read_identities
-from jaxdefense.data.names import census, random_names
+from jaxdefense.data.names import RandomNames, census, random_names
 
 
 @pytest.fixture
@@ -386,10 +386,19 @@ def test_random_names_are_balanced():
     female, male = set(census("female")), set(census("male"))
     assert all(n.split()[0] in female for n in names[0::2])
     assert all(n.split()[0] in male for n in names[1::2])
-    for part, num_values in ((0, 500), (1, 1000)):
+    for part, num_values in ((0, 473), (1, 2000)):
         counts = Counter(n.split()[part] for n in names)
         assert len(counts) > 0.98 * num_values  # both lists' values come up, none often
         assert max(counts.values()) < 60
+
+
+def test_a_million_random_names_are_distinct_and_tell_the_sex():
+    names = RandomNames(1_000_000, seed=0)
+    assert len(names) == len(set(names)) == 1_000_000
+    female, male = set(census("female")), set(census("male"))
+    for i in range(0, 1_000_000, 9999):
+        first = names[i].split()[0]
+        assert (first in female, first in male) == (names.sex(i) == "f", names.sex(i) == "m")
 
 
 def test_random_names_are_a_function_of_the_seed():
@@ -404,7 +413,7 @@ def test_random_names_leave_out_what_they_are_told_to():
     assert not {folded_words(n) for n in first} & {folded_words(n) for n in others}
 
 
-@pytest.mark.parametrize("num", [-1, 500_001])
+@pytest.mark.parametrize("num", [-1, 1_892_001])
 def test_random_names_out_of_range_raise(num):
     with pytest.raises(ValueError, match=rf"`num` \(={num}\)"):
         random_names(num, seed=0)
@@ -412,4 +421,4 @@ def test_random_names_out_of_range_raise(num):
 
 
 def test_census_lists_are_whole():
-    assert [len(set(census(w))) for w in ("female", "male", "last")] == [500, 500, 1000]
+    assert [len(set(census(w))) for w in ("female", "male", "last")] == [500, 500, 2000]

@@ -222,6 +222,36 @@ def test_attack_names_what_is_wrong(inputs, capsys):
     assert code == 2 and "0.png" in err and "photo" in err
 
 
+def test_attack_takes_its_files_by_flag(inputs, capsys):
+    for name, line in (
+        ("sexes", "Joe Cool\tm\nZoe\tf\nUna Ek\tf\n"),
+        ("templates", "a photo of {0}\n{0}, smiling\n"),
+    ):
+        (inputs / f"{name}.txt").write_text(line)
+    (inputs / "strangers" / "Una_Ek").mkdir(parents=True)
+    image = np.random.default_rng(1).integers(0, 255, (14, 14, 3), np.uint8)
+    Image.fromarray(image).save(inputs / "strangers" / "Una_Ek" / "0.png")
+    (inputs / "names.txt").write_text("Zoe\n")
+    attack = ["attack", "--model", "model", "--faces", "faces", "--set", "num_candidates=9"]
+    attack += ["--sexes", "sexes.txt", "--templates", "templates.txt", "--strangers", "strangers"]
+    assert main([*attack, "--out", "before"]) == 0
+    assert main([*attack, "--out", "after", "--before", "before", "--names", "names.txt"]) == 0
+    found = json.loads((inputs / "after" / "summary.json").read_text())
+    assert found["num_templates"] == 2 and set(found["strangers"]) == {"Una Ek"}
+    assert sum(found["outcomes"].values()) == 2 and found["outcomes"]["wrongfully unlearned"] == 0
+    assert (inputs / "after" / "results.csv").exists()
+    capsys.readouterr()
+    (inputs / "sexes.txt").write_text("Joe Cool\tm\nZoe\tf\n")
+    assert_refused(capsys, main([*attack, "--out", "x"]), "`sexes` has no line for `Una Ek`")
+    (inputs / "sexes.txt").write_text("Joe Cool\tm\nZoe\tf\nUna Ek\tf\n")
+    (inputs / "templates.txt").write_text("a photo\n")
+    assert_refused(capsys, main([*attack, "--out", "x"]), "templates.txt", "must hold {0} once")
+    (inputs / "templates.txt").write_text("a photo of {0}\n")
+    attack[attack.index("num_candidates=9")] = "mesh.tensor=5"
+    assert_refused(capsys, main([*attack, "--out", "x"]), "mesh data=-1 fsdp=1 tensor=5")
+    assert not (inputs / "x").exists()
+
+
 def test_config_file_and_flags_in_order(inputs, capsys):
     (inputs / "config.py").write_text(
         "from ml_collections import ConfigDict\n"

@@ -1,25 +1,48 @@
 """The attack, against a slow loop in NumPy that follows its definition, ties included."""
 
+import csv
+import io
 import json
+import subprocess
+import sys
 from collections import Counter
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from factories import write_model_directory
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import Mesh
 from PIL import Image
 from rich.console import Console
 
-from jaxdefense.config import AttackConfig, ModelConfig
+from jaxdefense.config import AttackConfig, MeshConfig, ModelConfig
+from jaxdefense.data.captions import folded_words
 from jaxdefense.data.images import read_folders
+from jaxdefense.data.names import census
+from jaxdefense.evals import embed
 from jaxdefense.evals.embed import Embedder, check_embeddings
-from jaxdefense.idia.attack import attack, candidate_names, infer
+from jaxdefense.idia.attack import attack, infer
+from jaxdefense.idia.candidates import candidate_names, read_sexes
+from jaxdefense.idia.nearest import Nearest, _compiled
 from jaxdefense.idia.prompts import TEMPLATES, fill
 from jaxdefense.idia.run import run_attack
-from jaxdefense.idia.votes import NO_ANSWER, majority, nearest
+from jaxdefense.idia.votes import NO_ANSWER, majority
+from jaxdefense.sharding import AXES, make_mesh
+
+MESHES = {
+    "one": lambda: one_device_mesh(),
+    "data": lambda: make_mesh(),
+    "tensor": lambda: make_mesh(data=1, tensor=-1),
+    "all": lambda: make_mesh(data=2, fsdp=2, tensor=2),
+}
+
+
+def one_device_mesh():
+    return Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
 
 
 def unit(x):
@@ -34,8 +57,10 @@ def slow_majority(votes):
     return ranked[0][0]
 
 
-def slow_attack(image_PE, owner_P, text_QME, num_people):
+def slow_attack(image_PE, owner_P, text_QME, num_people, group_M=None):
     """One person, one template, one photo, one candidate at a time."""
+    if group_M is None:
+        group_M = [0] * text_QME.shape[1]
     correct, answers = [], []
     for person in range(num_people):
         given_answers = []
@@ -43,7 +68,10 @@ def slow_attack(image_PE, owner_P, text_QME, num_people):
             votes = []
             for image_E, owner in zip(image_PE, owner_P, strict=True):
                 if owner == person:
-                    cosines = [float(np.dot(image_E, text_E)) for text_E in text_ME]
+                    cosines = [
+                        float(np.dot(image_E, text_E)) if group == group_M[person] else -np.inf
+                        for text_E, group in zip(text_ME, group_M, strict=True)
+                    ]
                     votes.append(cosines.index(max(cosines)))
             given_answers.append(slow_majority(votes))
         correct.append(sum(answer == person for answer in given_answers))
@@ -51,19 +79,81 @@ def slow_attack(image_PE, owner_P, text_QME, num_people):
     return np.array(correct), np.array(answers).T
 
 
-@pytest.mark.parametrize("num_people,num_photos,num_templates", [(3, 5, 4), (7, 1, 2), (1, 6, 1)])
-@pytest.mark.parametrize("seed", range(3))
-def test_infer_matches_slow_loop(num_people, num_photos, num_templates, seed):
-    rng = np.random.default_rng(seed)
-    # People of unequal numbers of photos, in any order; few candidates, so that ties abound.
-    counts = rng.integers(1, num_photos + 1, num_people)
+def run_infer(image, owner, text, num_people, *, block, mesh=None, group=None):
+    """The attack on embeddings that come in blocks."""
+    num = text.shape[1]
+    blocks = (text[:, start : start + block] for start in range(0, num, block))
+    group = np.zeros(num, np.int32) if group is None else group
+    return infer(image, owner, blocks, group, num_people, block, mesh or make_mesh())
+
+
+@st.composite
+def attacks(draw):
+    """Embeddings, blocks and a mesh; cosines are exact and few, so that candidates often tie."""
+    num_people, num_templates = draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    num = num_people + draw(st.integers(1, 9))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    counts = rng.integers(1, 6, num_people)
     owner = rng.permutation(np.repeat(np.arange(num_people), counts))
-    image = unit(rng.standard_normal((len(owner), 8)))
-    text = unit(rng.standard_normal((num_templates, num_people + 2, 8)))
-    ours = infer(image, owner, text, num_people)
-    want = slow_attack(image, owner, text, num_people)
+    image = rng.integers(-1, 2, (len(owner), 4)).astype(np.float32)
+    text = rng.integers(-1, 2, (num_templates, num, 4)).astype(np.float32)
+    group = rng.integers(0, draw(st.integers(1, 2)), num)
+    return image, owner, text, num_people, draw(st.integers(1, num + 2)), group
+
+
+@given(attacks(), st.sampled_from(list(MESHES)))
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
+def test_infer_matches_slow_loop(case, mesh):
+    image, owner, text, num_people, block, group = case
+    ours = run_infer(image, owner, text, num_people, block=block, mesh=MESHES[mesh](), group=group)
+    want = slow_attack(image, owner, text, num_people, group)
     np.testing.assert_array_equal(ours[0], want[0])
     np.testing.assert_array_equal(ours[1], want[1])
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("block", [1, 4, 7, 13, 20])
+def test_infer_matches_slow_loop_on_unit_vectors(block, mesh):
+    if mesh != "one" and jax.device_count() != 8:
+        pytest.skip("needs 8 devices")
+    rng = np.random.default_rng(block)
+    owner = rng.permutation(np.repeat(np.arange(5), [3, 1, 6, 2, 5]))
+    image, text = unit(rng.standard_normal((17, 8))), unit(rng.standard_normal((3, 13, 8)))
+    ours = run_infer(image, owner, text, 5, block=block, mesh=MESHES[mesh]())
+    np.testing.assert_array_equal(ours[1], slow_attack(image, owner, text, 5)[1])
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("block", [1, 2, 3, 8])
+def test_of_equal_cosines_the_first_candidate_wins(block, mesh):
+    if mesh != "one" and jax.device_count() != 8:
+        pytest.skip("needs 8 devices")
+    image = np.eye(4, dtype=np.float32)[[0, 1, 2]]
+    # Candidates 1, 3 and 6 are the first photo's, 2 and 7 the second's; the third has but -0.
+    text = np.eye(4, dtype=np.float32)[[3, 0, 1, 0, 3, 3, 0, 1]][None]
+    nearest = Nearest(image, np.zeros(3, np.int32), 1, block, MESHES[mesh]())
+    for start in range(0, 8, block):
+        part = text[:, start : start + block]
+        nearest.add(part, np.zeros(part.shape[1], np.int32))
+    assert nearest.answers().tolist() == [[1, 2, 0]]
+
+
+def test_a_block_filled_up_holds_no_further_candidate():
+    # Cosines are negative: a row of zeros would win if it counted.
+    image = np.array([[1, 0]], np.float32)
+    nearest = Nearest(image, np.zeros(1, np.int32), 1, 8, make_mesh())
+    nearest.add(np.array([[[-1, 0], [-0.5, 0]]], np.float32), np.zeros(2, np.int32))
+    assert nearest.answers().tolist() == [[1]]
+
+
+def test_blocks_share_one_compiled_program():
+    rng = np.random.default_rng(0)
+    text = unit(rng.standard_normal((2, 37, 16)))
+    owner = np.repeat(np.arange(3), 4)
+    program: Any = _compiled(make_mesh())[0]
+    before = program._cache_size()
+    run_infer(unit(rng.standard_normal((12, 16))), owner, text, 3, block=8)
+    assert program._cache_size() == before + 1
 
 
 def test_slow_loop_meets_ties():
@@ -91,35 +181,32 @@ def test_majority_ignores_masked_votes_and_counts_ties_as_none():
     assert majority(answer, mask).tolist() == [[NO_ANSWER, 3, 0]]
 
 
-def test_nearest_takes_the_first_of_equal_cosines():
-    image, text = jnp.eye(3)[:1], jnp.eye(3)[jnp.array([1, 0, 0])]
-    assert nearest(image, text[None]).tolist() == [[1]]
-
-
 def test_templates_are_the_papers():
     assert len(TEMPLATES) == len(set(TEMPLATES)) == 21
     assert all(template.count("{0}") == 1 for template in TEMPLATES)
-    assert fill(["A", "B"], ("{0}", "x {0}")) == ["A", "B", "x A", "x B"]
+    assert fill(["A", "B"], ("{0}", "x {0}")) == [["A", "B"], ["x A", "x B"]]
+
+
+def write_faces(path, people=(("Joe_Cool", 3), ("Ada_King", 2), ("Zoe", 1))):
+    rng = np.random.default_rng(len(people))
+    for name, count in people:
+        (path / name).mkdir(parents=True)
+        for i in range(count):
+            image = Image.fromarray(rng.integers(0, 255, (14, 17, 3), np.uint8))
+            image.save(path / name / f"{i}.png")
 
 
 @pytest.fixture
 def inputs(tmp_path):
     write_model_directory(tmp_path / "model", text={"max_position_embeddings": 40})
-    rng = np.random.default_rng(0)
-    for name, count in (("Joe_Cool", 3), ("Ada_King", 2), ("Zoe", 1)):
-        folder = tmp_path / "faces" / name
-        folder.mkdir(parents=True)
-        for i in range(count):
-            image = Image.fromarray(rng.integers(0, 255, (14, 17, 3), np.uint8))
-            image.save(folder / f"{i}.png")
+    write_faces(tmp_path / "faces")
     return tmp_path
 
 
 def config(inputs, **change):
     values: dict[str, Any] = {"num_candidates": 9, "num_photos": 4, "batch": 8} | change
-    return AttackConfig(
-        str(inputs / "results"), ModelConfig(str(inputs / "model")), str(inputs / "faces"), **values
-    )
+    where: dict[str, Any] = {"out": str(inputs / "results"), "faces": str(inputs / "faces")}
+    return AttackConfig(model=ModelConfig(str(inputs / "model")), **(where | values))
 
 
 def test_attack_matches_slow_loop_end_to_end(inputs):
@@ -130,7 +217,9 @@ def test_attack_matches_slow_loop_end_to_end(inputs):
     found = attack(model, people, candidates, num_photos=9, threshold=1, seed=0)
     files = [file for person in people for file in person.files]
     image = np.stack([model.photos([file])[0] for file in files])
-    text = np.stack([[model.texts([t.format(n)])[0] for n in candidates] for t in TEMPLATES])
+    text = np.stack(
+        [[model.texts([t.format(n)])[0] for n in candidates.block(0, 9)] for t in TEMPLATES]
+    )
     owner = np.repeat(np.arange(3), [len(person.files) for person in people])
     assert found.correct == slow_attack(image, owner, text, 3)[0].tolist()
 
@@ -143,6 +232,11 @@ def test_embedding_many_equals_embedding_one_at_a_time(inputs):
     np.testing.assert_allclose(many, one, atol=1e-5)
     assert np.ptp(many, axis=0).max() > 1e-2
     np.testing.assert_allclose(np.linalg.norm(many, axis=-1), 1, atol=1e-6)
+    groups = [[f"a photo of Joe {i}" for i in range(45)], [f"{'x' * i} yes" for i in range(45)]]
+    many = model.prompts([*groups, ["the same"] * 45])
+    one = np.stack([[model.texts([text])[0] for text in group] for group in groups])
+    np.testing.assert_allclose(many[:2], one, atol=1e-5)
+    np.testing.assert_allclose(many[2], np.tile(model.texts(["the same"]), (45, 1)), atol=1e-5)
     files = [f for person in read_folders(inputs / "faces", "faces") for f in person.files] * 3
     many = model.photos(files)
     one = np.concatenate([model.photos([file]) for file in files])
@@ -160,31 +254,278 @@ def test_attack_writes_its_summary(inputs):
     assert summary["tpr"] == np.mean(known)
 
 
+QUIET = Console(quiet=True)
+
+
+def rows_of(file):
+    return list(csv.DictReader(file.read_text().splitlines()))
+
+
+def test_attack_in_blocks_on_a_mesh_finds_the_same(inputs):
+    want = run_attack(config(inputs), QUIET)
+    change = {"candidate_block": 4, "cache_dir": "none"}
+    if jax.device_count() == 8:
+        change["mesh"] = MeshConfig(data=2, fsdp=4)
+    got = run_attack(config(inputs, out=str(inputs / "blocks"), **change), QUIET)
+    assert got == want
+
+
+def test_attack_of_strangers_gives_false_positives_and_a_line_for_everyone(inputs):
+    write_faces(inputs / "strangers", [("Una_Ek", 2), ("Ivo", 1)])
+    found = run_attack(config(inputs, strangers=str(inputs / "strangers"), num_candidates=6), QUIET)
+    assert found["num_identities"] == 3 and found["num_strangers"] == 2
+    assert set(found["strangers"]) == {"Ivo", "Una Ek"}
+    assert set(found["per_identity"]) == {"Joe Cool", "Ada King", "Zoe"} == set(found["answers"])
+    assert found["fpr"] == sum(n >= 1 for n in found["strangers"].values()) / 2
+    assert found["photos_per_identity"] == {"min": 1, "max": 3}
+    rows = rows_of(inputs / "results" / "results.csv")
+    assert [row["name"] for row in rows] == ["Ada King", "Joe Cool", "Zoe", "Ivo", "Una Ek"]
+    both = found["per_identity"] | found["strangers"]
+    for row in rows:
+        assert int(row["correct"]) == both[row["name"]]
+        assert row["known"] == str(int(both[row["name"]] >= 1))
+        assert row["stranger"] == str(int(row["name"] in found["strangers"]))
+        assert row["answer"] == found["answers"].get(row["name"], row["answer"])
+        assert "outcome" not in row
+    # They are attacked as the others are: the model tells no difference.
+    (inputs / "strangers" / "Ivo").rename(inputs / "faces" / "Ivo")
+    (inputs / "strangers" / "Una_Ek").rename(inputs / "faces" / "Una_Ek")
+    together = run_attack(config(inputs, out=str(inputs / "b"), num_candidates=6), QUIET)
+    assert set(together["per_identity"]) == set(both)
+
+
+def test_outcomes_compare_with_an_earlier_attack(inputs):
+    first = run_attack(config(inputs), QUIET)
+    (inputs / "names.txt").write_text("Joseph Cool\tJoe Cool\nZoe\n")
+    path = inputs / "results" / "summary.json"
+    # Say before: Joe and Ada were known, Zoe was not.
+    path.write_text(json.dumps(first | {"per_identity": {"Joe Cool": 3, "Ada King": 1, "Zoe": 0}}))
+    change = dict(
+        before=str(inputs / "results"), names=str(inputs / "names.txt"), out=str(inputs / "after")
+    )
+    found = run_attack(config(inputs, **change), QUIET)
+    known = {name: n >= 1 for name, n in found["per_identity"].items()}
+    want = {
+        "Joe Cool": "failed" if known["Joe Cool"] else "correctly unlearned",
+        "Zoe": "failed" if known["Zoe"] else "never recalled",
+        "Ada King": "kept" if known["Ada King"] else "wrongfully unlearned",
+    }
+    rows = rows_of(inputs / "after" / "results.csv")
+    assert {row["name"]: row["outcome"] for row in rows} == want
+    assert {k: v for k, v in found["outcomes"].items() if v} == Counter(want.values())
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"num_candidates": 7}, "`num_candidates` 9, this attack 7"),
+        ({"threshold": 2}, "`threshold` 1, this attack 2"),
+        ({"before": "nowhere"}, "nowhere/summary.json` does not exist"),
+        ({"faces": "others"}, "lacks `Ada Queen`"),
+        ({"names": ""}, "only together"),
+    ],
+)
+def test_an_earlier_attack_that_was_another_is_refused(inputs, monkeypatch, change, message):
+    monkeypatch.chdir(inputs)
+    path = inputs / "results" / "summary.json"
+    path.parent.mkdir()
+    path.write_text(
+        json.dumps(
+            {"num_candidates": 9, "threshold": 1, "num_templates": 21, "per_identity": {"Zoe": 1}}
+        )
+    )
+    write_faces(inputs / "others", [("Ada_Queen", 1), ("Zoe", 1)])
+    (inputs / "names.txt").write_text("Zoe\n")
+    given: dict[str, Any] = {"before": "results", "names": "names.txt", "out": "after"} | change
+    with pytest.raises(ValueError, match=message):
+        run_attack(config(inputs, **given), QUIET)
+
+
+def test_templates_come_from_a_file(inputs):
+    (inputs / "templates.txt").write_text("{0} in a hat\nsee {}\n")
+    found = run_attack(config(inputs, templates=str(inputs / "templates.txt")), QUIET)
+    assert found["num_templates"] == 2 and len(found["curve"]["tpr"]) == 2
+    model = Embedder(ModelConfig(str(inputs / "model")), 8, QUIET)
+    people = read_folders(inputs / "faces", "faces")
+    names = candidate_names([person.name for person in people], "", 9, 0)
+    templates = ("{0} in a hat", "see {0}")
+    direct = attack(model, people, names, num_photos=4, threshold=1, seed=0, templates=templates)
+    assert found["per_identity"] == dict(zip(direct.names, direct.correct, strict=True))
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("a photo\n", "'a photo' must hold .0. once"),
+        ("{0} and {0}\n", "must hold .0. once"),
+        ("{1}\n", "must hold .0. once"),
+        ("{0} x\n{}  x\n", "is there twice"),
+        ("\n", "is empty"),
+        ("{0} x\n", "`threshold` \\(=2\\) must be at most"),
+    ],
+)
+def test_templates_that_are_wrong(inputs, text, message):
+    (inputs / "templates.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        run_attack(config(inputs, templates=str(inputs / "templates.txt"), threshold=2), QUIET)
+    assert not (inputs / "results").exists()
+
+
+def test_few_photos_and_missing_names_are_said(inputs):
+    (inputs / "candidates.txt").write_text("Joe Cool\nAda King\nBo Ek\nEve Stay\n")
+    console = Console(file=io.StringIO(), width=500, record=True)
+    change = {"num_photos": 2, "candidates": str(inputs / "candidates.txt")}
+    found = run_attack(config(inputs, **change), console)
+    text = console.export_text()
+    assert "`num_photos` (=2) of `Zoe: 1`; attacked with" in text
+    assert "lacks `Zoe`: added" in text and found["num_candidates"] == 5
+
+
+def test_votes_that_tie_in_every_template_are_no_answer(inputs, monkeypatch):
+    def tied(answer_QP, owner_P, num_people):
+        answer_QI = np.tile(np.arange(num_people), (21, 1))
+        answer_QI[:, 1] = NO_ANSWER
+        answer_QI[:5, 2] = NO_ANSWER
+        return answer_QI
+
+    monkeypatch.setattr("jaxdefense.idia.attack.vote", tied)
+    found = run_attack(config(inputs), QUIET)
+    assert found["no_answer"] == 1
+    assert found["per_identity"] == {"Ada King": 21, "Joe Cool": 0, "Zoe": 16}
+    assert found["answers"] == {"Ada King": "Ada King", "Joe Cool": "", "Zoe": "Zoe"}
+    rows = rows_of(inputs / "results" / "results.csv")
+    assert [row["unanswered"] for row in rows] == ["0", "21", "5"]
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.25])
+@pytest.mark.parametrize("tower", ["_embed_text", "_embed_image"])
+def test_a_broken_model_gets_no_result(inputs, monkeypatch, tower, value):
+    run = getattr(embed, tower)
+    monkeypatch.setattr(embed, tower, lambda *args: jnp.full_like(run(*args), value))
+    with pytest.raises(ValueError, match="broken"):
+        run_attack(config(inputs), QUIET)
+    assert not (inputs / "results").exists()
+
+
+def test_a_template_in_which_all_names_are_one_is_refused(inputs):
+    (inputs / "templates.txt").write_text("see {0}\n" + "word " * 60 + "{0}\n")
+    with pytest.raises(ValueError, match="embeds all names in .* alike"):
+        run_attack(config(inputs, templates=str(inputs / "templates.txt")), QUIET)
+
+
 @pytest.mark.parametrize(
     "change,message",
     [
         ({"num_candidates": 3}, "must be above the number of people"),
         ({"threshold": 22}, "must be at most the number of templates"),
+        ({"candidate_block": 0}, "`candidate_block` .* above 0"),
+        ({"strangers": "faces"}, "two folders"),
     ],
 )
-def test_attack_refuses_settings_that_mean_nothing(inputs, change, message):
+def test_attack_refuses_settings_that_mean_nothing(inputs, monkeypatch, change, message):
+    monkeypatch.chdir(inputs)
     with pytest.raises(ValueError, match=message):
-        run_attack(config(inputs, **change), Console(quiet=True))
+        run_attack(config(inputs, **change), QUIET)
+
+
+_MEMORY = """
+import resource, sys
+import numpy as np
+from jaxdefense.idia.attack import infer
+from jaxdefense.sharding import make_mesh
+num, block, rng = int(sys.argv[1]), 4096, np.random.default_rng(0)
+owner = np.repeat(np.arange(20), 10)
+def blocks():
+    for start in range(0, num, block):
+        yield rng.standard_normal((21, min(block, num - start), 64), np.float32)
+image = rng.standard_normal((200, 64), np.float32)
+infer(image, owner, blocks(), np.zeros(num, np.int8), 20, block, make_mesh())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_candidates():
+    peaks = [
+        int(subprocess.check_output([sys.executable, "-c", _MEMORY, str(num)]))
+        for num in (20_000, 200_000)
+    ]
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+# Candidates
+
+
+def all_of(candidates):
+    return candidates.block(0, len(candidates))
 
 
 def test_candidates_come_from_a_file(tmp_path):
     file = tmp_path / "candidates.txt"
     file.write_text("Bob Keep\njoe cool\nEve Stay\n")
     got = candidate_names(["Joe Cool", "Zoe"], str(file), 5, 0)
-    assert got == ["Joe Cool", "Zoe", "Bob Keep", "Eve Stay"]
-    file.write_text("Bob Keep\nbob  keep\n")
-    with pytest.raises(ValueError, match="twice"):
-        candidate_names(["Joe Cool"], str(file), 5, 0)
-    file.write_text("Joe Cool\n")
-    with pytest.raises(ValueError, match="no name besides"):
-        candidate_names(["Joe Cool"], str(file), 5, 0)
+    assert all_of(got) == ["Joe Cool", "Zoe", "Bob Keep", "Eve Stay"]
+    assert got.added == ["Zoe"]
+    assert got.block(1, 2) == ["Zoe", "Bob Keep"] and got.block(3, 2) == ["Eve Stay"]
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("Bob Keep\nbob  keep\n", "'bob  keep' is there twice"),
+        ("Joe Cool\n", "no name besides"),
+        ("Bob Keep\n--\n", "no letter"),
+        ("\n \n", "is empty"),
+    ],
+)
+def test_candidates_of_a_wrong_file(tmp_path, text, message):
+    (tmp_path / "candidates.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        candidate_names(["Joe Cool"], str(tmp_path / "candidates.txt"), 5, 0)
+
+
+def test_random_candidates_are_no_ones_own():
+    people = ["Joe Cool", "Zoe"]
+    first = candidate_names(people, "", 60, 0).block(2, 9)
+    again = all_of(candidate_names([*people, first[4].upper()], "", 60, 0))
+    assert len({folded_words(name) for name in again}) == 60
     with pytest.raises(ValueError, match="two folders"):
         candidate_names(["Joe Cool", "joe cool"], "", 5, 0)
+
+
+def test_sexes_put_people_in_groups(tmp_path):
+    (tmp_path / "sexes.txt").write_text("Joe Cool\tm\nZoe\tf\nBob Keep\tm\nEve Stay\tf\n")
+    sexes = read_sexes(str(tmp_path / "sexes.txt"))
+    got = candidate_names(["Joe Cool", "Zoe"], "", 300, 0, sexes)
+    female = set(census("female"))
+    for name, group in list(zip(all_of(got), got.group_M, strict=True))[2:]:
+        assert group == (name.split()[0] not in female)
+    assert got.group_M[:2].tolist() == [1, 0] and abs(got.group_M.mean() - 0.5) < 0.01
+    (tmp_path / "candidates.txt").write_text("Bob Keep\nEve Stay\n")
+    got = candidate_names(["Joe Cool", "Zoe"], str(tmp_path / "candidates.txt"), 5, 0, sexes)
+    assert got.group_M.tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("Zoe\tf\n", "no line for `Joe Cool`"),
+        ("Zoe\tf\nJoe Cool\tx\n", "f or m"),
+        ("Zoe\tf\nJoe Cool\tm\nzoe\tm\n", "named before"),
+        ("Zoe f\n", "a tab"),
+    ],
+)
+def test_sexes_that_are_wrong(tmp_path, text, message):
+    (tmp_path / "sexes.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        candidate_names(["Joe Cool", "Zoe"], "", 9, 0, read_sexes(str(tmp_path / "sexes.txt")))
+
+
+def test_a_sex_with_none_but_the_people_is_refused(tmp_path):
+    (tmp_path / "candidates.txt").write_text("Eve Stay\n")
+    sexes = {("joe", "cool"): "m", ("zoe",): "f", ("eve", "stay"): "f"}
+    with pytest.raises(ValueError, match="sex of 'Joe Cool'"):
+        candidate_names(["Joe Cool", "Zoe"], str(tmp_path / "candidates.txt"), 5, 0, sexes)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.25])

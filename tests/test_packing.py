@@ -11,7 +11,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdefense.clip.text import plain_text
+from jaxdefense.clip.text import SHARED, plain_text
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data import packing
 
@@ -50,6 +50,31 @@ def test_pack_loses_overlaps_and_cuts_no_caption(sizes, num_slots, extra):
     assert len(set(slots)) == len(sizes)
     assert layout.slot_n.max() < num_slots
     assert set(layout.row_n.tolist()) == set(range(layout.num_rows))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), lengths), min_size=1, max_size=4), st.integers(1, 8))
+def test_prompts_are_a_beginning_that_stands_once_and_the_rest(groups, num_slots):
+    captions, number = [], 0
+    for begin, sizes in groups:
+        shared = make_captions([begin], seed=number)[0]
+        rest = make_captions([max(1, size - begin) for size in sizes], seed=number + 1)
+        captions.append([np.concatenate([shared, caption]) for caption in rest])
+        number += 2
+    text, layout = packing.pack_prompts(captions, LENGTH, num_slots)
+    owner = np.repeat(np.arange(len(captions)), [len(group) for group in captions])
+    covered = 0
+    for i, caption in enumerate(caption for group in captions for caption in group):
+        row, slot = layout.row_n[i], layout.slot_n[i]
+        shared, own = text.segments_RT[row] == SHARED, text.segments_RT[row] == slot + 1
+        covered += own.sum()
+        assert own.any() and shared.sum() >= min(groups[owner[i]][0], len(caption) - 1)
+        here = shared | own
+        np.testing.assert_array_equal(text.tokens_RT[row][here], caption)
+        np.testing.assert_array_equal(text.positions_RT[row][here], np.arange(len(caption)))
+        assert text.readout_RS[row, slot] == np.flatnonzero(own)[-1]
+        assert len(set(owner[layout.row_n == row])) == 1
+    assert covered == (text.segments_RT > 0).sum()
+    assert text.readout_RS.shape == (layout.num_rows, num_slots)
 
 
 @given(lengths, st.integers(1, 8))

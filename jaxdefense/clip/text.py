@@ -25,13 +25,16 @@ from jaxdefense.clip.layers import ZEROS, Encoder, LayerNorm, normal, param
 
 Array = jax.Array | np.ndarray
 
+SHARED = -1
+
 
 class Text(NamedTuple):
     """Token rows and where to read their captions out.
 
     Fields:
         tokens_RT: int [R, T], token ids, any value outside the captions.
-        segments_RT: int [R, T], number of the caption in its row from 1; 0 is padding.
+        segments_RT: int [R, T], number of the caption in its row from 1; 0 is padding, SHARED the
+            beginning of all captions of the row, which stands there once.
         positions_RT: int [R, T], position of the token in its caption, from 0.
         readout_RS: int [R, S], index in the row of each slot's end-of-text token; 0 if empty.
     """
@@ -76,6 +79,7 @@ class TextTower(nnx.Module):
         segments_RT = jnp.asarray(text.segments_RT)
         mask_RTT = segments_RT[:, :, None] == segments_RT[:, None, :]
         if self.cfg.causal:
+            mask_RTT |= segments_RT[:, None, :] == SHARED
             mask_RTT &= jnp.tri(length, dtype=bool)
         x_RTD = self.token_embedding[...][text.tokens_RT]
         x_RTD = x_RTD + self.position_embedding[...][text.positions_RT]

@@ -4,11 +4,12 @@ A slot is the room of one caption. Best fit, longest first: the classic that fil
 those without search; tests hold its fill, and that no caption is lost or cut.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxdefense.clip.text import Text
+from jaxdefense.clip.text import SHARED, Text
 
 
 class Layout(NamedTuple):
@@ -124,6 +125,48 @@ def pack_text(
     return Text(
         tokens, segments, positions, readouts(layout, captions, num_rows, num_slots)
     ), layout
+
+
+def pack_prompts(
+    groups: Sequence[Sequence[np.ndarray]], row_length: int, num_slots: int
+) -> tuple[Text, Layout]:
+    """Pack captions that begin alike group by group; the beginning stands once in each row.
+
+    Args:
+        groups: captions as of `pack_text`; a row holds such of one group alone.
+        row_length, num_slots: T and S.
+    """
+    texts, layouts, num_rows = [], [], 0
+    for captions in groups:
+        shared = _beginning(captions)
+        size = len(shared)
+        text, layout = pack_text([c[size:] for c in captions], row_length - size, 0, num_slots)
+        begin = np.broadcast_to(shared, (layout.num_rows, size))
+        texts.append(
+            Text(
+                np.concatenate([begin, text.tokens_RT], 1),
+                np.concatenate([np.full_like(begin, SHARED), text.segments_RT], 1),
+                np.concatenate(
+                    [np.broadcast_to(np.arange(size), begin.shape), text.positions_RT + size], 1
+                ).astype(np.int32),
+                text.readout_RS + size,
+            )
+        )
+        layouts.append(
+            layout._replace(row_n=layout.row_n + num_rows, start_n=layout.start_n + size)
+        )
+        num_rows += layout.num_rows
+    row_n, slot_n, start_n = (np.concatenate(x) for x in list(zip(*layouts, strict=True))[:3])
+    text = Text(*map(np.concatenate, zip(*texts, strict=True)))
+    return text, Layout(row_n, slot_n, start_n, num_rows)
+
+
+def _beginning(captions: Sequence[np.ndarray]) -> np.ndarray:
+    """Tokens all captions begin with; at least one is left of each."""
+    shortest = min(map(len, captions)) - 1
+    start = np.stack([caption[:shortest] for caption in captions])
+    differ = (start != start[0]).any(0)
+    return start[0, : differ.argmax() if differ.any() else shortest]
 
 
 def default_row_length(context_length: int) -> int:

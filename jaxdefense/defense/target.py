@@ -5,19 +5,19 @@ teacher's embeddings, not normalised, over photos of people.
 """
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
+from jaxdefense.cache import ArrayCache
 from jaxdefense.config import DefendImageConfig
 from jaxdefense.convert.directory import ModelDirectory, resolve_dtype
 from jaxdefense.data.images import Folder, read_processor
 from jaxdefense.data.people import read_people
 from jaxdefense.data.sources import photo_digest
 from jaxdefense.evals.embed import Embedder
-from jaxdefense.run_directory import read_vector, write_array
+from jaxdefense.run_directory import read_vector
 
 _BATCH = 256
 
@@ -59,20 +59,10 @@ def read_target(
     key.update(f"{read_processor(directory.path, side, siglip)}".encode())
     for photo in photos:
         key.update(photo_digest(photo).encode())
-    cached = _cache(cfg.data.cache_dir) / f"target-{key.hexdigest()}.npy"
-    if cached.exists():
-        return read_vector(cached, directory.cfg.vision.embed)
+    cache, name = ArrayCache(cfg.data.cache_dir, console), f"target-{key.hexdigest()}"
+    if (cached_E := cache.get(name)) is not None:
+        return cached_E
     console.print(f"target: the average of {len(people)} people, {len(photos)} photos of `{where}`")
     target_E = Embedder(cfg.model, _BATCH, console).mean_photo(photos, cfg.data.max_corrupt)
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        write_array(cached, target_E)
-    except OSError as error:  # the run does not hang on it
-        console.print(f"target not cached: {error}", markup=False)
+    cache.put(name, target_E)
     return target_E
-
-
-def _cache(directory: str) -> Path:
-    if directory:
-        return Path(directory)
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxdefense"

@@ -5,29 +5,33 @@ Parity: tests/test_idia.py, equal to embedding one text at a time, 1e-5.
 """
 
 import collections
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Literal
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import Progress
 
+from jaxdefense.cache import OFF, ArrayCache
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.text import Text
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.config import ModelConfig
-from jaxdefense.convert.directory import ModelDirectory, read_model_directory, some
+from jaxdefense.convert.directory import ModelDirectory, read_model_directory, resolve_dtype, some
 from jaxdefense.data import packing
 from jaxdefense.data.images import ImageProcessor, Loader, read_processor
-from jaxdefense.data.sources import Photo
+from jaxdefense.data.sources import Photo, photo_digest
 from jaxdefense.sharding import (
     ShardingRules,
     batch_sharding,
     make_mesh,
     num_batch_parts,
-    replicated,
+    sharding_tree,
 )
 
 
@@ -55,26 +59,38 @@ def unit(x: np.ndarray) -> np.ndarray:
 class Embedder:
     """A model, its tokenizer and its image processor, ready to embed."""
 
-    def __init__(self, cfg: ModelConfig, batch: int, console: Console):
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        batch: int,
+        console: Console,
+        mesh: Mesh | None = None,
+        cache: ArrayCache | None = None,
+    ):
         """Load the model.
 
         Args:
             cfg: which.
             batch: photos, or packed text rows, at a time; made a multiple of the mesh's parts.
             console: for progress.
+            mesh: of devices, all of them along `data` if None.
+            cache: where embeddings are kept and looked up, if anywhere.
 
         Raises:
-            ValueError: the model directory is wrong; or it has no such tower, once it is used.
+            ValueError: the model directory is wrong; the mesh does not divide the model's sizes; or
+                it has no such tower, once it is used.
         """
         self.directory: ModelDirectory = read_model_directory(cfg.path)
         self._cfg, self._console = cfg, console
-        mesh, rules = make_mesh(), ShardingRules()
-        self._parts = num_batch_parts(mesh, rules)
+        self.mesh, rules = mesh or make_mesh(), ShardingRules()
+        self._cache = cache or ArrayCache(OFF, console)
+        self._parts = num_batch_parts(self.mesh, rules)
         self._batch = batch
-        self._place = batch_sharding(mesh, rules)
+        self._place = batch_sharding(self.mesh, rules)
         model = self.directory.load(cfg.dtype)
         self._graphdef, params = nnx.split(model)
-        self._params = jax.device_put(params, replicated(mesh))
+        self._params = jax.device_put(params, sharding_tree(params, self.mesh, rules))
+        self._digests: dict[str, str] = {}
         self._tokenizer: Tokenizer | None = None
 
     @property
@@ -91,19 +107,72 @@ class Embedder:
         assert tower
         return tower.embed
 
+    def _digest(self, tower: Literal["text", "vision"]) -> str:
+        """Hash an encoder and how it is computed, whatever model it is part of."""
+        if tower not in self._digests:
+            cfg = getattr(self.directory.cfg.with_compute(resolve_dtype(self._cfg.dtype)), tower)
+            total = hashlib.sha256(f"{cfg} {jax.default_backend()}".encode())
+            for path, value in sorted(nnx.to_flat_state(self._params), key=lambda x: str(x[0])):
+                if path[0] == tower:
+                    total.update(f"{path} {value.shape}".encode())
+                    total.update(np.asarray(jax.device_get(value[...])).tobytes())
+            self._digests[tower] = total.hexdigest()
+        return self._digests[tower]
+
     def tokens(self, captions: Sequence[np.ndarray], what: str = "texts") -> np.ndarray:
         """Embed tokenised captions; f32 [len(captions), E], unit length."""
+        return self._packed(captions, what, partial(packing.pack_text, list(captions)))
+
+    def texts(self, texts: Sequence[str], what: str = "texts") -> np.ndarray:
+        """Embed texts; f32 [len(texts), E], unit length."""
+        return self.tokens(self.tokenizer.encode(texts), what)
+
+    def prompts(self, groups: Sequence[Sequence[str]], what: str = "prompts") -> np.ndarray:
+        """Embed groups of texts that begin alike, the beginning but once a row.
+
+        The device program is the same for any of them, so that they may come in many calls.
+
+        Args:
+            groups: all of one size.
+            what: to call them.
+
+        Returns:
+            f32 [len(groups), texts in a group, E], unit length.
+        """
+        tokens = [self.tokenizer.encode(texts) for texts in groups]
+        flat = [caption for group in tokens for caption in group]
+        assert self.directory.cfg.text
+        if not self.directory.cfg.text.packable:
+            return self.tokens(flat, what).reshape(len(groups), -1, self.embed)
+
+        def pack(row_length: int) -> tuple[Text, packing.Layout]:
+            # First and last name and the end of text are three tokens or more.
+            return packing.pack_prompts(tokens, row_length, row_length // 3)
+
+        out_NE = self._packed(flat, what, pack)
+        return out_NE.reshape(len(groups), -1, out_NE.shape[-1])
+
+    def _packed(
+        self,
+        captions: Sequence[np.ndarray],
+        what: str,
+        pack: Callable[[int], tuple[Text, packing.Layout]],
+    ) -> np.ndarray:
+        """Embed captions that `pack` lays into rows of a length, unless they were before."""
         cfg = self.directory.cfg.text
         assert cfg
+        key = self._text_key(captions)
+        if key and (cached := self._cache.get(key)) is not None:
+            return cached
         # Captions of a tower that cannot pack come padded: each is a row.
         row_length = cfg.context_length
         if cfg.packable:
             row_length = packing.default_row_length(row_length)
-        text, layout = packing.pack_text(list(captions), row_length)
+        text, layout = pack(row_length)
         num_slots = text.readout_RS.shape[1]
 
         def dispatch(start: int, batch: int) -> jax.Array:
-            block = Text(*(_padded(x[start : start + batch], batch) for x in text))
+            block = Text(*(padded(x[start : start + batch], batch) for x in text))
             return _embed_text(self._graphdef, self._params, jax.device_put(block, self._place))
 
         blocks = self._blocks(dispatch, layout.num_rows, f"{len(captions)} {what}")
@@ -111,11 +180,18 @@ class Embedder:
         flat = block_RSE.reshape(-1, block_RSE.shape[-1])
         out_NE = unit(flat[layout.row_n * num_slots + layout.slot_n])
         check_embeddings(out_NE, what)
+        if key:
+            self._cache.put(key, out_NE)
         return out_NE
 
-    def texts(self, texts: Sequence[str], what: str = "texts") -> np.ndarray:
-        """Embed texts; f32 [len(texts), E], unit length."""
-        return self.tokens(self.tokenizer.encode(texts), what)
+    def _text_key(self, captions: Sequence[np.ndarray]) -> str:
+        """Name these captions' embeddings in the cache; "" if they are not kept."""
+        if not self._cache.on:
+            return ""
+        total = hashlib.sha256(self._digest("text").encode())
+        total.update(np.array([len(tokens) for tokens in captions], np.int32).tobytes())
+        total.update(np.concatenate(captions).astype(np.int32).tobytes())
+        return f"texts-{total.hexdigest()}"
 
     def photos(self, photos: Sequence[Photo], what: str = "photos") -> np.ndarray:
         """Decode and embed photos; f32 [len(photos), E], unit length.
@@ -141,10 +217,31 @@ class Embedder:
         Raises:
             ValueError: see `photos`; or more are broken, or all.
         """
+        key = self._photo_key(photos)
+        if key and (cached := self._cache.get(key)) is not None:
+            return cached, np.ones(len(photos), bool)
         blocks = list(self._photo_blocks(photos, max_corrupt, what))
         out_BE = unit(np.concatenate([block_BE for block_BE, _ in blocks]))
         check_embeddings(out_BE, what)
-        return out_BE, np.concatenate([read_B for _, read_B in blocks])
+        read_B = np.concatenate([read_B for _, read_B in blocks])
+        if key and read_B.all():
+            self._cache.put(key, out_BE)
+        return out_BE, read_B
+
+    def _photo_key(self, photos: Sequence[Photo]) -> str:
+        """Name these photos' embeddings in the cache; "" if they are not kept."""
+        if not self._cache.on or self.directory.cfg.vision is None:
+            return ""
+        total = hashlib.sha256(self._digest("vision").encode())
+        cfg = self.directory.cfg
+        processor = read_processor(self.directory.path, cfg.vision.image_size, cfg.siglip)
+        total.update(f"{processor}".encode())
+        try:
+            for photo in photos:
+                total.update(photo_digest(photo).encode())
+        except ValueError:  # whoever reads the photo says so
+            return ""
+        return f"photos-{total.hexdigest()}"
 
     def mean_photo(self, photos: Sequence[Photo], max_corrupt: int) -> np.ndarray:
         """Average the embeddings of photos, not normalised; f32 [E]. See `readable_photos`."""
@@ -171,7 +268,7 @@ class Embedder:
         def dispatch(start: int, batch: int) -> jax.Array:
             image_BHWC, read_B = loader.load_all(photos[start : start + batch])
             reads.append(read_B)
-            image_BHWC = jax.device_put(_padded(image_BHWC, batch), self._place)
+            image_BHWC = jax.device_put(padded(image_BHWC, batch), self._place)
             return _embed_image(self._graphdef, self._params, processor, image_BHWC)
 
         for block_BE in self._blocks(dispatch, len(photos), f"{len(photos)} {what}"):
@@ -218,6 +315,6 @@ def check_embeddings(x_BE: np.ndarray, what: str) -> None:
         raise ValueError(f"the model embeds all {what} alike; the checkpoint is broken.")
 
 
-def _padded(x: jax.Array | np.ndarray, num: int) -> np.ndarray:
-    """Fill the first dim up with zeros."""
-    return np.concatenate([x, np.zeros((num - len(x), *x.shape[1:]), x.dtype)])
+def padded(x: jax.Array | np.ndarray, num: int, value: float = 0) -> np.ndarray:
+    """Fill the first dim up to `num` with a value."""
+    return np.concatenate([x, np.full((num - len(x), *x.shape[1:]), value, x.dtype)])

@@ -1,5 +1,8 @@
 """What became of each person, before and after."""
 
+from collections import Counter
+from collections.abc import Iterable
+
 UNLEARNED, FAILED = "correctly unlearned", "failed"
 KEPT, WRONGLY, RECALLED = "kept", "wrongfully unlearned", "newly recalled"
 NEVER = "never recalled"
@@ -17,3 +20,9 @@ def outcome(listed: bool, before: bool, after: bool) -> str:
     if before:
         return KEPT if after else WRONGLY
     return RECALLED if after else NEVER
+
+
+def tally(outcomes: Iterable[str]) -> dict[str, int]:
+    """Count each outcome, those of nobody too."""
+    counts = Counter(outcomes)
+    return {what: counts[what] for what in (UNLEARNED, FAILED, KEPT, WRONGLY, RECALLED, NEVER)}

@@ -12,6 +12,7 @@ from jaxdefense.data.identities import Identity, check_fits, read_identities
 from jaxdefense.data.images import Folder
 from jaxdefense.data.people import read_labelled, read_people
 from jaxdefense.data.sources import read_images
+from jaxdefense.data.templates import read_templates
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.similarity import (
     image_sim_backdoor,
@@ -20,7 +21,7 @@ from jaxdefense.evals.similarity import (
     sim_backdoor_target,
     sim_clean,
 )
-from jaxdefense.evals.zeroshot import TEMPLATES, read_templates, zeroshot
+from jaxdefense.evals.zeroshot import TEMPLATES, zeroshot
 from jaxdefense.run_directory import RunDirectory, read_vector
 
 

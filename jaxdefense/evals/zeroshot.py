@@ -7,28 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxdefense.data.captions import read_lines
 from jaxdefense.data.images import Folder
 from jaxdefense.evals.embed import Embedder, unit
 
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "a close up of a {}", "a small {}")
-
-
-def read_templates(file: str) -> tuple[str, ...]:
-    """Read prompts, one a line, with `{}` for the class.
-
-    Raises:
-        ValueError: the file cannot be read, is empty, or a line has no `{}`, or another brace.
-    """
-    templates = tuple(line.replace("{0}", "{}") for line in read_lines(file, "templates"))
-    for line in templates:
-        if line.count("{}") != 1 or line.count("{") + line.count("}") != 2:
-            raise ValueError(
-                f"templates file `{file}`: {line!r} must hold {{}} once, for the class."
-            )
-    if not templates:
-        raise ValueError(f"templates file `{file}` is empty; give one prompt a line.")
-    return templates
 
 
 def zeroshot(

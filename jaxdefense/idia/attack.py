@@ -1,24 +1,24 @@
 """The identity inference attack (IDIA): a model, people's photos, candidate names -> who is known.
 
-Each prompt and each photo is embedded once; candidates are a dim of an array, not a loop.
+Each prompt and each photo is embedded once; candidates come in blocks, so that their number is
+bound by time alone.
 
 Source: Hintersdorf et al., Does CLIP Know My Face?, JAIR 2024, section 4.
 Parity: tests/test_idia.py, identical to a loop in NumPy.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxdefense.data.captions import folded_words, read_lines
 from jaxdefense.data.images import Folder
-from jaxdefense.data.names import random_names
 from jaxdefense.evals.embed import Embedder
+from jaxdefense.idia.candidates import Candidates
+from jaxdefense.idia.nearest import Nearest
 from jaxdefense.idia.prompts import TEMPLATES, fill
-from jaxdefense.idia.votes import NO_ANSWER, majority, nearest
+from jaxdefense.idia.votes import NO_ANSWER, vote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,9 @@ class AttackResult:
     Fields:
         names: of the people, I.
         correct: templates whose answer was the person's name, for each of them.
+        unanswered: templates without an answer, as several names had the most votes.
         answers: the name most templates answered, "" if none did.
+        num_photos: they were attacked with.
         threshold: correct templates at which the attack succeeds.
         num_candidates: M.
         num_templates: Q.
@@ -36,107 +38,70 @@ class AttackResult:
 
     names: list[str]
     correct: list[int]
+    unanswered: list[int]
     answers: list[str]
+    num_photos: list[int]
     threshold: int
     num_candidates: int
     num_templates: int
 
-    @property
-    def tpr(self) -> float:
-        """Part of the people on whom the attack succeeds; of strangers, its false positives."""
-        return float(np.mean([n >= self.threshold for n in self.correct]))
+    def known(self) -> dict[str, bool]:
+        """Say by name on whom the attack succeeds."""
+        return {name: n >= self.threshold for name, n in zip(self.names, self.correct, strict=True)}
 
-    def per_identity(self) -> dict[str, int]:
-        """Give the correct templates by name."""
-        return dict(zip(self.names, self.correct, strict=True))
-
-    def summary(self) -> dict:
-        """Give what goes into `summary.json`."""
-        return {
-            "tpr": self.tpr,
-            "fnr": 1 - self.tpr,
-            "num_identities": len(self.names),
-            "threshold": self.threshold,
-            "num_candidates": self.num_candidates,
-            "num_templates": self.num_templates,
-            "per_identity": self.per_identity(),
-            "answers": dict(zip(self.names, self.answers, strict=True)),
-        }
-
-
-def candidate_names(people: Sequence[str], file: str, num: int, seed: int) -> list[str]:
-    """Put the candidates together: the people's own names, then a file's, or random ones.
-
-    Args:
-        people: names of those on the photos.
-        file: one name a line, or "" for random names.
-        num: candidates in all; with a file, all of it is taken.
-        seed: of the random names.
-
-    Raises:
-        ValueError: a name is there twice, or `num` leaves no room for the people's own.
-    """
-    seen: set[tuple[str, ...]] = set()
-    for name in people:
-        if (key := folded_words(name)) in seen:
-            raise ValueError(f"faces: {name!r} has two folders; join them.")
-        seen.add(key)
-    if not file:
-        if num <= len(people):
-            raise ValueError(
-                f"`num_candidates` (={num}) must be above the number of people (={len(people)}); "
-                "with no other names to choose from, any answer is right."
-            )
-        return [*people, *random_names(num - len(people), seed, exclude=people)]
-    others: list[str] = []
-    listed: set[tuple[str, ...]] = set()
-    for name in read_lines(file, "candidates"):
-        key = folded_words(name)
-        if not key or key in listed:
-            raise ValueError(f"candidates file `{file}`: {name!r} is there twice, or no name.")
-        listed.add(key)
-        if key not in seen:
-            others.append(name)
-    if not others:
-        raise ValueError(f"candidates file `{file}` holds no name besides the people's own.")
-    return [*people, *others]
+    def __getitem__(self, part: slice) -> "AttackResult":
+        """Give a part of the people."""
+        lists = ("names", "correct", "unanswered", "answers", "num_photos")
+        return dataclasses.replace(self, **{name: getattr(self, name)[part] for name in lists})
 
 
 def infer(
-    image_PE: np.ndarray, owner_P: np.ndarray, text_QME: np.ndarray, num_people: int
+    image_PE: np.ndarray,
+    owner_P: np.ndarray,
+    blocks: Iterable[np.ndarray],
+    group_M: np.ndarray,
+    num_people: int,
+    block: int,
+    mesh: Mesh,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run the attack on embeddings.
 
     Args:
         image_PE: f32 [P, E], photos, unit length.
         owner_P: int [P], whose photo it is; the i-th person's own name is candidate i.
-        text_QME: f32 [Q, M, E], unit length.
+        blocks: f32 [Q, up to `block`, E], candidates in each template, unit length; M in all.
+        group_M: int [M]; a person is held against the candidates of their own name's group.
         num_people: I.
+        block: candidates at a time, at most.
+        mesh: of devices.
 
     Returns:
         correct_I: int [I], templates whose answer is the person's own name;
         answer_QI: int [Q, I], candidates, or NO_ANSWER.
     """
-    answer_QP = nearest(jnp.asarray(image_PE), jnp.asarray(text_QME))
-    counts = np.bincount(owner_P, minlength=num_people)
-    index_IJ = np.zeros((num_people, counts.max()), np.int64)
-    mask_IJ = np.arange(counts.max()) < counts[:, None]
-    index_IJ[mask_IJ] = np.argsort(owner_P, kind="stable")
-    answer_QI = majority(answer_QP[:, jnp.asarray(index_IJ)], jnp.asarray(mask_IJ))
-    answer_QI = np.asarray(jax.device_get(answer_QI))
+    nearest, start = None, 0
+    for text_QME in blocks:
+        if nearest is None:
+            nearest = Nearest(image_PE, group_M[owner_P], len(text_QME), block, mesh)
+        stop = start + text_QME.shape[1]
+        nearest.add(text_QME, group_M[start:stop])
+        start = stop
+    assert nearest and start == len(group_M)
+    answer_QI = vote(nearest.answers(), owner_P, num_people)
     return (answer_QI == np.arange(num_people)).sum(0), answer_QI
 
 
 def attack(
     model: Embedder,
     people: Sequence[Folder],
-    candidates: Sequence[str],
+    candidates: Candidates,
     *,
     num_photos: int,
     threshold: int,
     seed: int,
     max_corrupt: int = 0,
     templates: Sequence[str] = TEMPLATES,
+    block: int = 4096,
 ) -> AttackResult:
     """Attack a model.
 
@@ -149,12 +114,13 @@ def attack(
         seed: of that choice.
         max_corrupt: photos that may be broken; they are left out.
         templates: with `{0}` for the name.
+        block: candidates embedded and compared at a time.
 
     Raises:
         ValueError: too many photos cannot be read, or all of a person; or the model's embeddings
             are not finite or all equal.
     """
-    assert list(candidates[: len(people)]) == [person.name for person in people]
+    assert candidates.block(0, len(people)) == [person.name for person in people]
     if threshold > len(templates):
         raise ValueError(
             f"`threshold` (={threshold}) must be at most the number of templates "
@@ -170,19 +136,50 @@ def attack(
     owner_P = np.array(owner)[read_P]
     if missing := np.setdiff1d(np.arange(len(people)), owner_P).tolist():
         raise ValueError(f"no photo of {people[missing[0]].name!r} can be read; give others.")
-    text_BE = model.texts(fill(candidates, templates), "prompts")
-    text_QME = text_BE.reshape(len(templates), len(candidates), -1)
-    correct_I, answer_QI = infer(image_PE, owner_P, text_QME, len(people))
+    block = min(block, len(candidates))
+    blocks = _embedded(model, candidates, templates, block)
+    correct_I, answer_QI = infer(
+        image_PE, owner_P, blocks, candidates.group_M, len(people), block, model.mesh
+    )
     return AttackResult(
         [person.name for person in people],
         correct_I.tolist(),
+        (answer_QI == NO_ANSWER).sum(0).tolist(),
         [_most_given(answer_QI[:, i], candidates) for i in range(len(people))],
+        np.bincount(owner_P).tolist(),
         threshold,
         len(candidates),
         len(templates),
     )
 
 
-def _most_given(answer_Q: np.ndarray, candidates: Sequence[str]) -> str:
+def _embedded(
+    model: Embedder, candidates: Candidates, templates: Sequence[str], block: int
+) -> Iterator[np.ndarray]:
+    """Embed the candidates block by block; f32 [Q, up to `block`, E]."""
+    total = -(-len(candidates) // block)
+    for i in range(total):
+        names = candidates.block(i * block, block)
+        what = "prompts" if total == 1 else f"prompts, block {i + 1} of {total}"
+        text_QME = model.prompts(fill(names, templates), what)
+        if not i:
+            _check_told_apart(text_QME, templates)
+        yield text_QME
+
+
+def _check_told_apart(text_QME: np.ndarray, templates: Sequence[str]) -> None:
+    """Raise ValueError if all names are one to the model: the first would be every answer."""
+    for text_ME, template in zip(text_QME, templates, strict=True):
+        if len(text_ME) > 1 and np.ptp(text_ME, axis=0).max() < 1e-6:
+            raise ValueError(
+                f"the model embeds all names in {template!r} alike; it is broken, or the template "
+                "too long."
+            )
+
+
+def _most_given(answer_Q: np.ndarray, candidates: Candidates) -> str:
     given = answer_Q[answer_Q != NO_ANSWER]
-    return candidates[int(np.bincount(given).argmax())] if len(given) else ""
+    if not len(given):
+        return ""
+    values, counts = np.unique(given, return_counts=True)
+    return candidates[int(values[counts.argmax()])]

@@ -30,6 +30,6 @@ TEMPLATES = (
 )
 
 
-def fill(names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> list[str]:
+def fill(names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> list[list[str]]:
     """Fill every template with every name, template by template."""
-    return [template.format(name) for template in templates for name in names]
+    return [[template.format(name) for name in names] for template in templates]

@@ -1,22 +1,35 @@
 """`jaxdefense attack`: the attack on a model directory, and its results in a directory."""
 
+import csv
 import dataclasses
+import io
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 
+from jaxdefense.cache import ArrayCache
 from jaxdefense.config import AttackConfig
-from jaxdefense.convert.directory import read_json
+from jaxdefense.convert.directory import read_json, some
+from jaxdefense.data.identities import read_identities
 from jaxdefense.data.images import Folder
-from jaxdefense.data.people import read_people
+from jaxdefense.data.people import choose_people, read_people
 from jaxdefense.data.sources import photo_digest
+from jaxdefense.data.templates import read_templates
 from jaxdefense.evals.embed import Embedder
-from jaxdefense.idia.attack import attack, candidate_names
-from jaxdefense.run_directory import TRAINED_ON, RunDirectory
+from jaxdefense.evals.outcome import outcome, tally
+from jaxdefense.idia.attack import AttackResult, attack
+from jaxdefense.idia.candidates import candidate_names, read_sexes
+from jaxdefense.idia.prompts import TEMPLATES
+from jaxdefense.idia.statistics import statistics
+from jaxdefense.run_directory import TRAINED_ON, RunDirectory, write_text
+from jaxdefense.sharding import make_mesh
+
+RESULTS = "results.csv"
 
 
 def run_attack(cfg: AttackConfig, console: Console) -> dict:
-    """Attack a model; write `config.json` and `summary.json`.
+    """Attack a model; write `config.json`, `results.csv` and `summary.json`.
 
     Returns:
         the summary.
@@ -26,13 +39,28 @@ def run_attack(cfg: AttackConfig, console: Console) -> dict:
     """
     results = RunDirectory(Path(cfg.out))
     results.check(cfg)
-    people = read_people(cfg.faces, cfg.tfds_dir)
+    members = read_people(cfg.faces, cfg.tfds_dir)
+    strangers = read_people(cfg.strangers, cfg.tfds_dir, "strangers") if cfg.strangers else []
     if cfg.unseen_by:
-        people = _unseen(people, Path(cfg.unseen_by))
+        members = _unseen(members, Path(cfg.unseen_by))
+    people = members + strangers
     candidates = candidate_names(
-        [person.name for person in people], cfg.candidates, cfg.num_candidates, cfg.seed
+        [person.name for person in people],
+        cfg.candidates,
+        cfg.num_candidates,
+        cfg.seed,
+        read_sexes(cfg.sexes) if cfg.sexes else None,
     )
-    model = Embedder(cfg.model, cfg.batch, console)
+    templates = read_templates(cfg.templates) if cfg.templates else TEMPLATES
+    before: dict[str, int] = {}
+    listed: set[str] = set()
+    if cfg.before:
+        before = _read_before(cfg, members, len(candidates), len(templates))
+        where = f"names file `{cfg.names}`"
+        chosen = choose_people(members, read_identities(cfg.names), where)
+        listed = {folder.name for _, folder in chosen}
+    cache = ArrayCache(cfg.cache_dir, console)
+    model = Embedder(cfg.model, cfg.batch, console, make_mesh(**vars(cfg.mesh)), cache)
     found = attack(
         model,
         people,
@@ -41,11 +69,97 @@ def run_attack(cfg: AttackConfig, console: Console) -> dict:
         threshold=cfg.threshold,
         seed=cfg.seed,
         max_corrupt=cfg.max_corrupt,
+        templates=templates,
+        block=cfg.candidate_block,
     )
-    summary = found.summary()
+    for note in _notes(cfg, found, candidates.added):
+        console.print(note, markup=False)
+    seen, unseen = found[: len(members)], found[len(members) :]
+    summary = summarise(seen, unseen)
+    outcomes: dict[str, str] = {}
+    if cfg.before:
+        outcomes = {
+            name: outcome(name in listed, before[name] >= cfg.threshold, after)
+            for name, after in seen.known().items()
+        }
+        summary["outcomes"] = tally(outcomes.values())
     results.open(cfg)
+    write_text(results.path / RESULTS, table(seen, unseen, outcomes))
     results.finish(summary)
     return summary
+
+
+def summarise(seen: AttackResult, unseen: AttackResult) -> dict:
+    """Give what goes into `summary.json`, of the people attacked and of strangers, if any."""
+    found = statistics(seen.correct, unseen.correct, seen.threshold, seen.num_templates)
+    photos = seen.num_photos + unseen.num_photos
+    unanswered = seen.unanswered + unseen.unanswered
+    found |= {
+        "num_identities": len(seen.names),
+        "threshold": seen.threshold,
+        "num_candidates": seen.num_candidates,
+        "num_templates": seen.num_templates,
+        "photos_per_identity": {"min": min(photos), "max": max(photos)},
+        "no_answer": sum(n == seen.num_templates for n in unanswered),
+        "per_identity": dict(zip(seen.names, seen.correct, strict=True)),
+        "answers": dict(zip(seen.names, seen.answers, strict=True)),
+    }
+    if unseen.names:
+        found["num_strangers"] = len(unseen.names)
+        found["strangers"] = dict(zip(unseen.names, unseen.correct, strict=True))
+    return found
+
+
+def table(seen: AttackResult, unseen: AttackResult, outcomes: dict[str, str]) -> str:
+    """Write a line a person, as CSV."""
+    file = io.StringIO()
+    write = csv.writer(file, lineterminator="\n").writerow
+    head = ["name", "stranger", "known", "correct", "unanswered", "answer", "photos"]
+    write(head + ["outcome"] * bool(outcomes))
+    for found, stranger in ((seen, 0), (unseen, 1)):
+        columns = found.correct, found.unanswered, found.answers, found.num_photos
+        for (name, known), *row in zip(found.known().items(), *columns, strict=True):
+            what = [outcomes.get(name, "")] * bool(outcomes)
+            write([name, stranger, int(known), *row, *what])
+    return file.getvalue()
+
+
+def _read_before(
+    cfg: AttackConfig, members: list[Folder], num_candidates: int, num_templates: int
+) -> dict[str, int]:
+    """Read how many templates named each person before the defense."""
+    path = Path(cfg.before) / "summary.json"
+    found = read_json(path)
+    now = {
+        "num_candidates": num_candidates,
+        "num_templates": num_templates,
+        "threshold": cfg.threshold,
+    }
+    for key, value in now.items():
+        if found.get(key) != value:
+            raise ValueError(
+                f"`before`: `{path}` has `{key}` {found.get(key)}, this attack {value}; the two "
+                "must be alike but for the model."
+            )
+    before = found.get("per_identity", {})
+    if missing := [person.name for person in members if person.name not in before]:
+        raise ValueError(f"`before`: `{path}` lacks {some(missing)}; attack the same people.")
+    return before
+
+
+def _notes(cfg: AttackConfig, found: AttackResult, added: list[str]) -> Iterator[str]:
+    """Say what was not as asked."""
+    if added:
+        yield (
+            f"candidates file `{cfg.candidates}` lacks {some(added)}: added, as without their own "
+            "name no one can be recognised"
+        )
+    photos = zip(found.names, found.num_photos, strict=True)
+    if few := [f"{name}: {num}" for name, num in photos if num < cfg.num_photos]:
+        yield (
+            f"fewer photos than `num_photos` (={cfg.num_photos}) of {some(few)}; attacked with "
+            "what there is"
+        )
 
 
 def _unseen(people: list[Folder], run: Path) -> list[Folder]:

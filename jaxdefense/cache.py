@@ -1,0 +1,71 @@
+"""Arrays kept on disk, by what they were computed from.
+
+A file is a `.npy` with the SHA-256 of its bytes behind it: one that was cut short or damaged is as
+good as none.
+"""
+
+import hashlib
+import io
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from jaxdefense.run_directory import write_bytes
+
+OFF = "none"
+_ROOM = 4 * 2**30  # bytes a run may leave where nobody told it to
+_DIGEST = hashlib.sha256().digest_size
+
+
+class ArrayCache:
+    """A directory of f32 arrays; one that cannot be written, or is switched off, holds none."""
+
+    def __init__(self, directory: str, console: Console):
+        """Name it; nothing is touched.
+
+        Args:
+            directory: "" for ~/.cache/jaxdefense, "none" to keep nothing.
+            console: for why an array could not be kept; said once.
+        """
+        self._console, self._path = console, None
+        self._room = math.inf if directory else _ROOM
+        if directory != OFF:
+            default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jaxdefense"
+            self._path = Path(directory) if directory else default.expanduser()
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is kept."""
+        return self._path is not None
+
+    def get(self, key: str) -> np.ndarray | None:
+        """Give an array, if it is there and whole."""
+        if self._path is None:
+            return None
+        try:
+            data = (self._path / f"{key}.npy").read_bytes()
+        except OSError:
+            return None
+        if hashlib.sha256(memoryview(data)[:-_DIGEST]).digest() != data[-_DIGEST:]:
+            return None
+        return np.load(io.BytesIO(data), allow_pickle=False)
+
+    def put(self, key: str, array: np.ndarray) -> None:
+        """Keep an array, if that is possible: nothing hangs on it."""
+        if self._path is None:
+            return
+        buffer = io.BytesIO()
+        np.save(buffer, array.astype(np.float32, copy=False))
+        buffer.write(hashlib.sha256(buffer.getbuffer()).digest())
+        try:
+            self._room -= buffer.tell()
+            if self._room < 0:
+                raise OSError(f"over {_ROOM >> 30} GiB; give `cache_dir` to keep all")
+            self._path.mkdir(parents=True, exist_ok=True)
+            write_bytes(self._path / f"{key}.npy", buffer.getbuffer())
+        except OSError as error:
+            self._console.print(f"not cached: {error}", markup=False)
+            self._path = None

@@ -1,0 +1,122 @@
+"""The nearest candidate of every photo, candidates coming in blocks.
+
+The device holds the photos, one block of texts, and of each photo in each template the best
+candidate so far: room that does not grow with the number of candidates.
+Parity: tests/test_idia.py, identical to a loop in NumPy, on any mesh and in blocks of any size.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from jaxdefense.evals.embed import padded
+from jaxdefense.sharding import ShardingRules, num_parts
+
+_NOBODY = -1  # group of the rows that fill a block up
+
+
+class _Best(NamedTuple):
+    value_QP: jax.Array  # f32, its cosine
+    index_QP: jax.Array  # i32, the candidate
+
+
+class Nearest:
+    """Photos on the mesh, and of each the nearest of the candidates seen, template by template."""
+
+    def __init__(
+        self, image_PE: np.ndarray, group_P: np.ndarray, num_templates: int, block: int, mesh: Mesh
+    ):
+        """Lay the photos out on the mesh.
+
+        Args:
+            image_PE: f32 [P, E], unit length.
+            group_P: int [P], >= 0; a photo is held against the candidates of its group alone.
+            num_templates: Q.
+            block: candidates at a time, at most; made a multiple of the mesh's parts.
+            mesh: photos lie along its data axes, the candidates of a block along its tensor axis.
+        """
+        rules = ShardingRules()
+        self._block = _up(block, num_parts(mesh, rules, "candidates"))
+        self._num_photos, self._num_seen = len(image_PE), 0
+        num = _up(len(image_PE), num_parts(mesh, rules, "photos"))
+        self._update, place = _compiled(mesh)
+        self._place_text, self._place_group = place["text"], place["group"]
+        self._image_PE = jax.device_put(padded(image_PE, num), place["image"])
+        self._group_P = jax.device_put(padded(group_P, num, _NOBODY - 1), place["owner"])
+        shape = (num_templates, num)
+        self._best = _Best(
+            jax.device_put(np.full(shape, -np.inf, np.float32), place["best"]),
+            jax.device_put(np.full(shape, -1, np.int32), place["best"]),
+        )
+
+    def add(self, text_QME: np.ndarray, group_M: np.ndarray) -> None:
+        """Hold the photos against the next candidates.
+
+        Args:
+            text_QME: f32 [Q, M, E], unit length; M at most the block.
+            group_M: int [M], >= 0.
+        """
+        short = self._block - len(group_M)
+        if short:
+            text_QME = np.pad(text_QME, ((0, 0), (0, short), (0, 0)))
+        # While the device works on one block the host makes the next, and no more than that:
+        # blocks that wait their turn would fill the memory.
+        jax.block_until_ready(self._best)
+        self._best = self._update(
+            self._best,
+            self._image_PE,
+            self._group_P,
+            jax.device_put(text_QME, self._place_text),
+            jax.device_put(padded(group_M, self._block, _NOBODY), self._place_group),
+            np.int32(self._num_seen),
+        )
+        self._num_seen += len(group_M)
+
+    def answers(self) -> np.ndarray:
+        """Give the nearest candidates; i32 [Q, P], of equal cosines the first, -1 without any."""
+        return np.asarray(jax.device_get(self._best.index_QP))[:, : self._num_photos]
+
+
+def _update(
+    best: _Best,
+    image_PE: jax.Array,
+    group_P: jax.Array,
+    text_QME: jax.Array,
+    group_M: jax.Array,
+    num_seen: jax.Array,
+) -> _Best:
+    same_PM = group_P[:, None] == group_M
+
+    def one(args: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        value_P, index_P, text_ME = args
+        # Full f32: on accelerators the default would round the very differences that decide.
+        cosine_PM = jnp.matmul(image_PE, text_ME.T, precision=jax.lax.Precision.HIGHEST)
+        cosine_PM = jnp.where(same_PM, cosine_PM, -jnp.inf)
+        first_P, top_P = cosine_PM.argmax(-1).astype(jnp.int32), cosine_PM.max(-1)
+        better_P = top_P > value_P  # an equal one came later
+        index_P = jnp.where(better_P, num_seen + first_P, index_P)
+        return jnp.where(better_P, top_P, value_P), index_P
+
+    return _Best(*jax.lax.map(one, (*best, text_QME)))
+
+
+@cache
+def _compiled(mesh: Mesh):
+    rules = ShardingRules()
+    place = {
+        "image": ("photos", "shared"),
+        "owner": ("photos",),
+        "text": ("templates", "candidates", "shared"),
+        "group": ("candidates",),
+        "best": ("templates", "photos"),
+    }
+    place = {name: NamedSharding(mesh, rules.spec(*dims)) for name, dims in place.items()}
+    return jax.jit(_update, out_shardings=place["best"], donate_argnums=0), place
+
+
+def _up(num: int, parts: int) -> int:
+    return -(-num // parts) * parts

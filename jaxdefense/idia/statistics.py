@@ -1,0 +1,77 @@
+"""How sure the attack's figures are, and how well it tells those the model saw from strangers.
+
+Source: Wilson, Probable Inference, JASA 1927; Mann and Whitney, Annals of Math. Statistics 1947.
+Parity: tests/test_idia_statistics.py, published values and plain loops.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+_Z = 1.959963984540054  # 95 % of a normal distribution lie within
+
+
+def wilson(successes: int, num: int) -> tuple[float, float]:
+    """Give the 95 % interval of a rate of which `successes` of `num` were seen."""
+    rate, z2 = successes / num, _Z**2
+    middle = (rate + z2 / (2 * num)) / (1 + z2 / num)
+    half = _Z / (1 + z2 / num) * math.sqrt(rate * (1 - rate) / num + z2 / (4 * num**2))
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    # Rounding must not leave the bounds of no and all successes, which are exact.
+    return (low if successes else 0.0), (high if successes < num else 1.0)
+
+
+def auc(members: Sequence[int], strangers: Sequence[int]) -> float:
+    """Give the probability that a member has more correct templates than a stranger.
+
+    Ties count half: the area under the ROC curve, from Mann and Whitney's U.
+    """
+    size = max(*members, *strangers) + 1
+    members_N = np.bincount(members, minlength=size)  # of people by correct templates
+    strangers_N = np.bincount(strangers, minlength=size)
+    below_N = np.cumsum(strangers_N) - strangers_N
+    pairs = len(members) * len(strangers)
+    return float((members_N * (2 * below_N + strangers_N)).sum() / (2 * pairs))
+
+
+def rates(correct: Sequence[int], num_templates: int) -> list[float]:
+    """Give the part of the people with at least 1, 2, ... `num_templates` correct templates."""
+    return [float(np.mean(np.asarray(correct) >= n)) for n in range(1, num_templates + 1)]
+
+
+def statistics(
+    members: Sequence[int], strangers: Sequence[int], threshold: int, num_templates: int
+) -> dict:
+    """Sum up correct templates.
+
+    Args:
+        members: of each person the model may have seen.
+        strangers: of each it never saw; may be none.
+        threshold: at which the attack succeeds.
+        num_templates: Q.
+
+    Returns:
+        tpr, fnr and their 95 % intervals, curve over all thresholds; with strangers also fpr, its
+        interval and auc.
+    """
+    hits = sum(n >= threshold for n in members)
+    tpr, (low, high) = hits / len(members), wilson(hits, len(members))
+    curve = {
+        "threshold": list(range(1, num_templates + 1)),
+        "tpr": rates(members, num_templates),
+    }
+    found = {
+        "tpr": tpr,
+        "tpr_interval": [low, high],
+        "fnr": 1 - tpr,
+        "fnr_interval": [1 - high, 1 - low],
+        "curve": curve,
+    }
+    if strangers:
+        hits = sum(n >= threshold for n in strangers)
+        curve["fpr"] = rates(strangers, num_templates)
+        found["fpr"] = hits / len(strangers)
+        found["fpr_interval"] = list(wilson(hits, len(strangers)))
+        found["auc"] = auc(members, strangers)
+    return found
