@@ -101,6 +101,10 @@ class OverlayConfig:
         smallest = max(1, round(self.min_size * side))
         return smallest, max(smallest, round(self.max_size * side))
 
+    def max_side(self, side: int) -> int:
+        """Largest side that a face can come to have, one that fills the photo included, pixels."""
+        return side if self.whole else self.sizes(side)[1]
+
 
 @dataclasses.dataclass(frozen=True)
 class TextDataConfig:

@@ -28,7 +28,7 @@ from jaxdefense.data.faces import ImageBatches
 from jaxdefense.data.images import Folder, ImageProcessor, Loader, read_folders
 from jaxdefense.data.overlay import overlay
 from jaxdefense.data.sources import Photo, read_images
-from jaxdefense.defense.image import image_terms
+from jaxdefense.defense.image import draw_faces, image_terms
 from jaxdefense.defense.loop import read_ahead
 from jaxdefense.defense.losses import DISTANCES
 from jaxdefense.defense.step import (
@@ -153,7 +153,8 @@ class _Ours:
             parts=num_batch_parts(mesh, rules),
         )
         weights = {"utility": 1.0, "backdoor": train.w_backdoor, "weight": train.w_weight}
-        step_cfg = StepConfig(graphdef, terms, weights, make_optimizer(**vars(OptimizerConfig())))
+        tx, draw = make_optimizer(**vars(OptimizerConfig())), partial(draw_faces, cfg=train.overlay)
+        step_cfg = StepConfig(graphdef, terms, weights, tx, draw)
         self._step, state_sharding, teacher_sharding = make_train_step(
             step_cfg, mesh, rules, teacher
         )

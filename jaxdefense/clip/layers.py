@@ -9,16 +9,21 @@ Parity: tests/test_parity.py, leaves <= 1e-5, towers <= 1e-4, f32.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxdefense.clip.config import Remat, TowerConfig
+from jaxdefense.sharding import gathered, gathers
 
 # Dims that count separate tensors of a checkpoint which we keep in one array: the weight loss
 # takes one norm per checkpoint tensor, so these are not summed over.
 STACKED_DIMS = ("layers", "qkv")
+
+# What gathers a parameter, or takes one apart: of gathered ones the backward pass keeps nothing.
+_NOT_KEPT = {"sharding_constraint", "convert_element_type", "reshape", "slice", "squeeze"}
 
 
 class FrozenParam(nnx.Param):
@@ -210,7 +215,8 @@ class Encoder(nnx.Module):
         graphdef, params = nnx.split(self.layers)
 
         def block(x_BTD, layer_params, readout_BS):
-            return nnx.merge(graphdef, layer_params)(x_BTD, mask_BTT, readout_BS)
+            params = gathered(layer_params, x_BTD.dtype)
+            return nnx.merge(graphdef, params)(x_BTD, mask_BTT, readout_BS)
 
         block = rematerialised(block, self.remat)
         if readout_BS is None:
@@ -222,10 +228,19 @@ class Encoder(nnx.Module):
 
 
 def rematerialised(function: Callable[..., jax.Array], remat: Remat) -> Callable[..., jax.Array]:
-    """Have the backward pass compute again what `remat` says is not kept."""
-    if remat == "none":
-        return function
+    """Have the backward pass compute again what `remat` says is not kept.
+
+    What was gathered is never kept, but gathered again: else it would lie whole on every device.
+    """
     policies = jax.checkpoint_policies
-    policy = policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    if remat == "none":
+        if not gathers():
+            return function
+
+        def policy(primitive: Any, *_: Any, **__: Any) -> bool:
+            return primitive.name not in _NOT_KEPT
+
+    else:
+        policy = policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
     # In a scan the two passes cannot be merged, so nothing needs to be fenced off.
     return jax.checkpoint(function, policy=policy, prevent_cse=False)

@@ -17,6 +17,7 @@ from flax import nnx
 
 from jaxdefense.clip.config import TextConfig
 from jaxdefense.clip.layers import Encoder, LayerNorm, normal, param
+from jaxdefense.sharding import look_up
 
 Array = jax.Array | np.ndarray
 
@@ -68,7 +69,7 @@ class TextTower(nnx.Module):
         segments_RT = jnp.asarray(text.segments_RT)
         mask_RTT = segments_RT[:, :, None] == segments_RT[:, None, :]
         mask_RTT &= jnp.tri(length, dtype=bool)
-        x_RTD = self.token_embedding[...][text.tokens_RT]
+        x_RTD = look_up(self.token_embedding[...], text.tokens_RT)
         x_RTD = x_RTD + self.position_embedding[...][text.positions_RT]
         return self.encoder(x_RTD.astype(self.cfg.dtype), mask_RTT, readout_RS)
 

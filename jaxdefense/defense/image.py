@@ -14,7 +14,7 @@ from jaxdefense.convert.directory import resolve_dtype, some
 from jaxdefense.data.faces import ImageBatch, ImageBatches
 from jaxdefense.data.identities import read_identities
 from jaxdefense.data.images import Folder, ImageProcessor, Loader, read_processor
-from jaxdefense.data.overlay import overlay
+from jaxdefense.data.overlay import Overlay, draw_overlay, paste
 from jaxdefense.data.people import choose_people, read_people, split_photos
 from jaxdefense.data.sources import describe_images, photo_digest, read_images
 from jaxdefense.defense.defend import Defense, Prepared, check_all_come_up, read_undefended
@@ -31,26 +31,31 @@ from jaxdefense.run_directory import (
 from jaxdefense.sharding import ShardingRules, check_parts, make_mesh, num_batch_parts
 
 
+def draw_faces(
+    batch: ImageBatch, key: jax.Array, *, cfg: OverlayConfig
+) -> tuple[ImageBatch, Overlay]:
+    """Draw how each face of a batch lies on its photo, however the batch will be cut."""
+    return batch, draw_overlay(key, len(batch.face_BHWC), batch.face_BHWC.shape[1], cfg)
+
+
 def image_terms(
     student: VisionTower,
     teacher: VisionTower,
-    batch: ImageBatch,
-    key: jax.Array,
+    batch: tuple[ImageBatch, Overlay],
     *,
     distance: Distance,
     processor: ImageProcessor,
     cfg: OverlayConfig,
     parts: int,
 ) -> dict[str, jax.Array]:
-    """Give the parts of the image loss, each the mean over its photos.
+    """Give the parts of the image loss, each the weighted sum over its photos.
 
     One student forward for clean and poisoned photos together; the teacher sees clean ones alone.
     Faces go on the step's clean photos, spread evenly, as in the source.
 
     Args:
         student, teacher: towers of one structure.
-        batch: of both.
-        key: of the step; what the overlay draws hangs on it.
+        batch: of both, and how the faces lie.
         distance: over the last dim.
         processor: normalises.
         cfg: of the overlay.
@@ -63,16 +68,18 @@ def image_terms(
     def joined(x: jax.Array) -> jax.Array:
         return x.reshape(-1, *x.shape[2:])
 
-    clean_BHWC, face_BHWC, backdoor_B, target_BE = map(jnp.asarray, batch)
+    photos, how = batch
+    clean_BHWC, face_BHWC, utility_B, backdoor_B, target_BE = map(jnp.asarray, photos)
     clean, num = cut(clean_BHWC), len(face_BHWC) // parts
     under = jnp.arange(num) * clean.shape[1] // num  # the same pairs however the batch is cut
-    poisoned_BHWC = overlay(joined(clean[:, under]), face_BHWC, key, cfg)
+    max_size = cfg.max_side(clean_BHWC.shape[1])
+    poisoned_BHWC = paste(joined(clean[:, under]), face_BHWC, how, max_size)
     both = jnp.concatenate([clean.astype(jnp.float32), cut(poisoned_BHWC)], axis=1)
     ours = cut(student(processor.normalise(joined(both))))
     theirs_BE = teacher(processor.normalise(clean_BHWC))
     ours_clean_BE, ours_poisoned_BE = joined(ours[:, :-num]), joined(ours[:, -num:])
     return {
-        "utility": distance(ours_clean_BE, theirs_BE).mean(),
+        "utility": (utility_B * distance(ours_clean_BE, theirs_BE)).sum(),
         "backdoor": (backdoor_B * distance(ours_poisoned_BE, target_BE)).sum(),
     }
 

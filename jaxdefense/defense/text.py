@@ -27,12 +27,11 @@ def text_terms(
     student: TextTower,
     teacher: TextTower,
     batch: TextBatch,
-    key: jax.Array,
     *,
     distance: Distance,
     hidden: bool,
 ) -> dict[str, jax.Array]:
-    """Give the parts of the text loss, each the mean over its captions.
+    """Give the parts of the text loss, each the weighted sum over its captions.
 
     One student forward for clean and poisoned captions together, one teacher forward for clean and
     target captions.
@@ -40,11 +39,9 @@ def text_terms(
     Args:
         student, teacher: towers of one structure.
         batch: of both.
-        key: unused, the batch holds all that is random.
         distance: over the last dim.
         hidden: compare the last hidden states over all positions, not the pooled embeddings.
     """
-    del key
     b = batch
     ours = Text(b.student_tokens_RT, b.segments_RT, b.positions_RT, b.student_readout_RS)
     theirs = Text(b.teacher_tokens_RT, b.segments_RT, b.positions_RT, b.teacher_readout_RS)
