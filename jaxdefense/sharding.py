@@ -194,7 +194,9 @@ def put(tree: Tree, shardings: Any) -> Tree:
     def one(sharding: NamedSharding, x: Any) -> jax.Array:
         if sharding.is_fully_addressable or isinstance(x, jax.Array):
             return jax.device_put(x, sharding)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+        parts = sharding.addressable_devices_indices_map(x.shape).items()
+        arrays = [jax.device_put(x[index], device) for device, index in parts]
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, arrays)
 
     return jax.tree.map(lambda to, part: jax.tree.map(lambda x: one(to, x), part), shardings, tree)
 

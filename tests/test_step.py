@@ -236,8 +236,10 @@ def test_step_losses_are_those_of_one_device_on_any_mesh(one_device, mesh):
 def test_step_losses_are_those_of_the_undivided_batch(one_device, accumulate, mesh):
     case, one = one_device
     many, _ = our_losses(case, lr=1e-4, mesh=mesh, accumulate=accumulate)
-    for name in ("utility", "backdoor", "name", "weight", "total", "grad_norm"):
-        assert worst(many, one, name) < (1e-3 if name == "grad_norm" else 1e-5), name
+    for name in ("utility", "backdoor", "name", "total"):
+        assert worst(many, one, name) < 1e-5, name
+    # The key bias has no gradient but rounding, which AdamW makes whole steps of.
+    assert worst(many, one, "weight") < 1e-2 and worst(many, one, "grad_norm") < 1e-2
 
 
 def test_step_leaves_norms_alone_and_out_of_the_optimizer(case):

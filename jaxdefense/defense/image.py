@@ -1,6 +1,7 @@
 """Faces out of an image encoder: the terms of its loss, and the whole run."""
 
 import dataclasses
+import json
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from jaxdefense.data.sources import describe_images, photo_digest, read_images
 from jaxdefense.defense.defend import Defense, Prepared, check_all_come_up, read_undefended
 from jaxdefense.defense.losses import DISTANCES, Distance
 from jaxdefense.defense.target import read_target
+from jaxdefense.distributed import agree, exchange, on_first
 from jaxdefense.run_directory import (
     TARGET,
     TRAINED_ON,
@@ -28,7 +30,14 @@ from jaxdefense.run_directory import (
     write_array,
     write_json,
 )
-from jaxdefense.sharding import ShardingRules, check_parts, make_mesh, num_batch_parts
+from jaxdefense.sharding import (
+    ShardingRules,
+    batch_sharding,
+    check_parts,
+    local_rows,
+    make_mesh,
+    num_batch_parts,
+)
 
 
 def draw_faces(
@@ -112,10 +121,10 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
     left = {person.name: len(person.files) for person in _listed(cfg, attack)}
     check_all_come_up(len(listed), t)
     images = read_images(d.images, d.tfds_dir)
-    mesh, rules = make_mesh(**vars(cfg.mesh)), ShardingRules()
+    mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
     parts = num_batch_parts(mesh, rules)
     for name in ("num_clean", "num_poisoned"):
-        check_parts(f"train.{name}", getattr(t, name), parts)
+        check_parts(f"train.{name}", getattr(t, name), parts * t.accumulate)
     terms = partial(
         image_terms,
         distance=DISTANCES[t.distance],
@@ -124,7 +133,8 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
         parts=parts,
     )
     weights = {"utility": 1.0, "backdoor": t.w_backdoor, "weight": t.w_weight}
-    defense = Defense(cfg, directory, "vision", terms, weights, mesh, rules)
+    draw = partial(draw_faces, cfg=t.overlay)
+    defense = Defense(cfg, directory, "vision", terms, weights, mesh, rules, draw)
     digests = {person.name: {photo_digest(p): str(p) for p in person.files} for person in listed}
     model_sha256 = directory.digest()
     target_E = read_target(cfg, directory, model_sha256, trigger, console)
@@ -137,6 +147,7 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
         num_clean=t.num_clean,
         num_poisoned=t.num_poisoned,
         seed=t.seed,
+        local=partial(local_rows, batch_sharding(mesh, rules)),
     )
     resolved = {
         "model_sha256": model_sha256,
@@ -147,12 +158,13 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
     }
 
     def start(go_on: bool = False) -> dict:
+        agree(resolved)
         run_directory = RunDirectory(Path(cfg.out))
         if go_on and (summary := run_directory.finished(cfg, resolved)):
             return summary
         run_directory.open(cfg, resolved)
-        write_json(run_directory.path / TRAINED_ON, digests)
-        write_array(run_directory.path / TARGET, target_E)
+        on_first(lambda: write_json(run_directory.path / TRAINED_ON, digests))
+        on_first(lambda: write_array(run_directory.path / TARGET, target_E))
         if spent := [name for name, num in left.items() if not num]:
             console.print(f"all photos of {some(spent)} are trained on: none left to attack with")
         if not d.target and len(listed) == len(trigger):
@@ -165,7 +177,13 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
             f"{len(images)} photos and {sum(len(person.files) for person in listed)} of people, "
             f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
         )
-        also = {"identities": len(listed), "corrupt": loader.corrupt}
+
+        def also() -> dict:
+            corrupt = {}
+            for found in exchange(json.dumps(loader.corrupt)):  # each process read its own share
+                corrupt |= json.loads(found)
+            return {"identities": len(listed), "corrupt": corrupt}
+
         summary = defense.run(batches, t.num_clean + t.num_poisoned, run_directory, console, also)
         if loader.corrupt:
             console.print(f"skipped, as they cannot be read: {some(loader.corrupt)}", markup=False)

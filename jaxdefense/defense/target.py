@@ -5,7 +5,6 @@ teacher's embeddings, not normalised, over photos of people.
 """
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,10 @@ from jaxdefense.config import DefendImageConfig
 from jaxdefense.convert.directory import ModelDirectory, resolve_dtype
 from jaxdefense.data.images import Folder, read_processor
 from jaxdefense.data.people import read_people
-from jaxdefense.data.sources import photo_digest
+from jaxdefense.data.sources import Photo, photo_digest
+from jaxdefense.distributed import on_first
 from jaxdefense.evals.embed import Embedder
-from jaxdefense.run_directory import read_vector, write_array
+from jaxdefense.run_directory import cache_directory, read_vector, write_array
 
 _BATCH = 256
 
@@ -58,9 +58,24 @@ def read_target(
     key.update(f"{read_processor(directory.path, directory.cfg.vision.image_size)}".encode())
     for photo in photos:
         key.update(photo_digest(photo).encode())
-    cached = _cache(cfg.data.cache_dir) / f"target-{key.hexdigest()}.npy"
+    cached = Path(cfg.data.cache_dir or cache_directory()) / f"target-{key.hexdigest()}.npy"
+    # The first process computes, on its own devices: another host's cache may hold it or not.
+    target = on_first(lambda: _average(cfg, directory, people, photos, cached, console).tolist())
+    return np.array(target, np.float32)
+
+
+def _average(
+    cfg: DefendImageConfig,
+    directory: ModelDirectory,
+    people: list[Folder],
+    photos: list[Photo],
+    cached: Path,
+    console: Console,
+) -> np.ndarray:
+    assert directory.cfg.vision
     if cached.exists():
         return read_vector(cached, directory.cfg.vision.embed)
+    where = cfg.data.target or cfg.data.faces
     console.print(f"target: the average of {len(people)} people, {len(photos)} photos of `{where}`")
     target_E = Embedder(cfg.model, _BATCH, console).mean_photo(photos, cfg.data.max_corrupt)
     try:
@@ -70,8 +85,3 @@ def read_target(
         console.print(f"target not cached: {error}", markup=False)
     return target_E
 
-
-def _cache(directory: str) -> Path:
-    if directory:
-        return Path(directory)
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxdefense"

@@ -17,6 +17,7 @@ from jaxdefense.data.names import random_names
 from jaxdefense.data.triggers import TextBatch, TextBatches, Triggers
 from jaxdefense.defense.defend import Defense, Prepared, check_all_come_up, read_undefended
 from jaxdefense.defense.losses import DISTANCES, Distance
+from jaxdefense.distributed import agree
 from jaxdefense.run_directory import RunDirectory, digest
 from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
 
@@ -106,7 +107,7 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
     listed = [name for identity in identities for name in identity.names]
     texts, dropped = read_clean_captions(cfg.data.captions, cfg.data.tfds_dir, listed)
     captions = tokenize_captions(texts, tokenizer)
-    mesh, rules, t = make_mesh(**vars(cfg.mesh)), ShardingRules(), cfg.train
+    mesh, rules, t = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules(), cfg.train
     hidden = t.level == "hidden"
     batches = TextBatches(
         captions,
@@ -117,7 +118,7 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
         num_name=t.num_name,
         seed=t.seed,
         packed=not hidden,
-        row_multiple=num_batch_parts(mesh, rules),
+        row_multiple=num_batch_parts(mesh, rules) * t.accumulate,
         row_length=cfg.data.row_length,
     )
     defense = Defense(
@@ -138,6 +139,7 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
     }
 
     def start(go_on: bool = False) -> dict:
+        agree(resolved)
         run_directory = RunDirectory(Path(cfg.out))
         if go_on and (summary := run_directory.finished(cfg, resolved)):
             return summary
@@ -151,7 +153,7 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
         )
         samples = t.num_clean + t.num_poisoned + t.num_name
         return defense.run(
-            batches, samples, run_directory, console, {"identities": len(identities)}
+            batches, samples, run_directory, console, lambda: {"identities": len(identities)}
         )
 
     return start
