@@ -264,9 +264,7 @@ def gathered(params: Tree, dtype: DTypeLike | None = None) -> Tree:
             return variable
         whole = PartitionSpec(*(None if axis == FSDP else axis for axis in axes))
         value = value if dtype is None else value.astype(dtype)
-        return variable.replace(
-            jax.lax.with_sharding_constraint(value, NamedSharding(mesh, whole))
-        )
+        return variable.replace(jax.lax.with_sharding_constraint(value, NamedSharding(mesh, whole)))
 
     return jax.tree.map(one, params, is_leaf=_is_variable)
 

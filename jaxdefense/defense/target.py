@@ -84,4 +84,3 @@ def _average(
     except OSError as error:  # the run does not hang on it
         console.print(f"target not cached: {error}", markup=False)
     return target_E
-
