@@ -4,6 +4,7 @@ A checkpoint appears whole or not at all. Beside the arrays nothing is saved: da
 numbers are functions of the settings and of the number of steps taken, which is in the state.
 """
 
+import contextlib
 import errno
 import shutil
 from pathlib import Path
@@ -162,6 +163,8 @@ class Checkpoints:
         text = _reason(error)
         full = "No space left" in str(error) or getattr(error, "errno", 0) == errno.ENOSPC
         why = "No space left on device" if full else text
+        with contextlib.suppress(Exception):
+            self._manager.wait_until_finished()
         last = self.latest
         return OSError(
             f"checkpoint in `{self._path}` not written: {why}; "

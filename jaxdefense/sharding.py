@@ -82,7 +82,7 @@ def make_mesh(
     data: int = -1,
     fsdp: int = 1,
     tensor: int = 1,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
     """Lay devices out as a mesh; one axis may be -1 and takes what the others leave.
 
@@ -204,8 +204,8 @@ def put(tree: Tree, shardings: Any) -> Tree:
 def local_rows(sharding: NamedSharding, num: int) -> np.ndarray:
     """Tell which of `num` rows lie on this process's devices; bool [num]."""
     here = np.zeros(num, bool)
-    for (rows,) in sharding.addressable_devices_indices_map((num,)).values():
-        here[rows] = True
+    for index in sharding.addressable_devices_indices_map((num,)).values():
+        here[index] = True
     return here
 
 

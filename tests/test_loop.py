@@ -245,12 +245,13 @@ def test_checkpoint_that_is_torn_falls_back_to_the_one_before(tmp_path):
 
 
 def test_no_checkpoint_that_can_be_restored_raises(tmp_path):
-    assert newest(tmp_path / "none") == (0, None)
-    checkpoints(tmp_path, 1)
-    for file in (tmp_path / "1").rglob("d/*"):
+    path = tmp_path / "checkpoints"
+    assert newest(path) == (0, None)
+    checkpoints(path, 1)
+    for file in (path / "1").rglob("d/*"):
         file.write_bytes(b"")
     with pytest.raises(ValueError, match=r"checkpoint 1 in .* is broken, or of another model"):
-        newest(tmp_path)
+        newest(path)
 
 
 def test_disk_that_is_full_leaves_the_last_checkpoint(inputs, monkeypatch):
@@ -302,8 +303,8 @@ def test_run_goes_on_on_another_mesh_and_in_other_parts(inputs):
     cfg = config(inputs, "run", {"steps": 6, "save_every": 3, "accumulate": 2})
     mesh = MeshConfig(data=-1, fsdp=2)
     defend_text(dataclasses.replace(cfg, mesh=mesh), Console(quiet=True))
-    rows = [
-        [json.loads(line)["total"] for line in (inputs / out / "metrics.jsonl").read_text().splitlines()]
-        for out in ("run", "whole")
-    ]
+    rows = []
+    for out in ("run", "whole"):
+        lines = (inputs / out / "metrics.jsonl").read_text().splitlines()
+        rows.append([json.loads(line)["total"] for line in lines])
     np.testing.assert_allclose(*rows, rtol=1e-5)

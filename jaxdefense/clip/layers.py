@@ -192,7 +192,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, cfg: TowerConfig, rngs: nnx.Rngs):
         self.layers = Block(cfg, rngs, stack=(cfg.depth,))
-        self.remat = cfg.remat
+        self.remat: Remat = cfg.remat
 
     def __call__(
         self,
@@ -232,15 +232,13 @@ def rematerialised(function: Callable[..., jax.Array], remat: Remat) -> Callable
 
     What was gathered is never kept, but gathered again: else it would lie whole on every device.
     """
-    policies = jax.checkpoint_policies
-    if remat == "none":
-        if not gathers():
-            return function
+    if remat == "none" and not gathers():
+        return function
 
-        def policy(primitive: Any, *_: Any, **__: Any) -> bool:
-            return primitive.name not in _NOT_KEPT
+    def all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+        return primitive.name not in _NOT_KEPT
 
-    else:
-        policy = policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    policy = {"none": all_but_gathered, "dots": dots, "full": None}[remat]
     # In a scan the two passes cannot be merged, so nothing needs to be fenced off.
     return jax.checkpoint(function, policy=policy, prevent_cse=False)

@@ -64,7 +64,7 @@ class TextTower(nnx.Module):
             param(rngs, (d, cfg.embed), ("embed", "shared"), normal(d**-0.5)) if cfg.embed else None
         )
 
-    def _encode(self, text: Text, readout_RS: Array | None = None) -> jax.Array:
+    def _encode(self, text: Text, readout_RS: jax.Array | None = None) -> jax.Array:
         length = text.tokens_RT.shape[-1]
         segments_RT = jnp.asarray(text.segments_RT)
         mask_RTT = segments_RT[:, :, None] == segments_RT[:, None, :]

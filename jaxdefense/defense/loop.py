@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,12 @@ def run(
     started = warm = time.monotonic()
     metrics = log.last
     pending: dict[str, jax.Array] | None = None
-    with _stop_signals() as received, _progress(console) as progress, log:
+    with (
+        _stop_signals() as received,
+        _progress(console) as progress,
+        log,
+        closing(checkpoints),  # what is being written is finished, however the run ends
+    ):
         task = progress.add_task("defending", total=cfg.steps, completed=start, loss="compiling")
 
         def note(step: int, new: dict[str, jax.Array]) -> None:
@@ -177,9 +182,7 @@ def run(
                     _check_finite(state, step)  # a broken state must not be saved
                     checkpoints.save(done, state, metrics["total"])
                 if stop:
-                    checkpoints.close()
                     raise Interrupted(stop, done)
-        checkpoints.close()
     end, timed = time.monotonic(), cfg.steps - start - 1
     rate = timed * cfg.samples_per_step / (end - warm) if timed > 0 else 0.0
     return Outcome(state, metrics, end - started, rate)
