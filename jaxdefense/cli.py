@@ -268,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args, console)
     except KeyboardInterrupt:
-        code = 130
+        code, line = 130, "interrupted"
     except Exception as error:
         code = _explain(error, console)
         if code < 128:

@@ -207,6 +207,19 @@ def test_batch_is_the_same_whenever_asked(tmp_path):
     assert (other.face_BHWC != late.face_BHWC).any()
 
 
+def test_process_decodes_its_own_photos_alone(tmp_path, monkeypatch):
+    whole, decoded = make_batches(tmp_path)[2], []
+    load = Loader.load
+    monkeypatch.setattr(Loader, "load", lambda *args: decoded.append(len(args[1])) or load(*args))
+    part = make_batches(tmp_path, local=lambda num: np.arange(num) >= num // 2)[2]
+    assert decoded == [4, 8]
+    for name in ("clean_BHWC", "face_BHWC"):
+        ours, all_of_them = getattr(part, name), getattr(whole, name)
+        np.testing.assert_array_equal(ours[len(ours) // 2 :], all_of_them[len(ours) // 2 :])
+        assert not ours[: len(ours) // 2].any()
+    np.testing.assert_array_equal(part.backdoor_B, whole.backdoor_B)
+
+
 def test_batches_take_every_photo_and_every_person_in_turn(tmp_path):
     batches = make_batches(tmp_path, num_clean=11, num_poisoned=3)
     photos = {str(p): PROCESSOR.load([p])[0].tobytes() for p in batches._images}
