@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.train.steps = 100
     config.train.num_clean = 128  # photos a step
     config.train.num_poisoned = 128  # photos a step with a face on them
+    config.train.accumulate = 1  # parts a step is computed in, one in memory at a time
     config.train.w_backdoor = 0.8
     config.train.w_weight = 0.005
     config.train.distance = "cosine"  # cosine, mse, mae or poincare
@@ -57,5 +58,17 @@ def get_config() -> ConfigDict:
     config.mesh.data = -1  # devices along each axis; -1: what the others leave
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
+
+    config.distributed = ConfigDict()  # several processes; nothing: as their environment tells
+    config.distributed.coordinator = ""  # HOST:PORT of process 0
+    config.distributed.num_processes = 0
+    config.distributed.process_id = -1  # from 0; another on every process
+    config.distributed.timeout = 300  # seconds to wait for all at the start
+    config.distributed.heartbeat = 100  # seconds of silence after which one counts as dead
+
+    config.cache = ConfigDict()
+    config.cache.compilation = ""  # of compiled programs; "": ~/.cache/jaxdefense/xla; or off
+
+    config.profile = ""  # directory for a trace of a few steps
 
     return config

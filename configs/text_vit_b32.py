@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.train.steps = 400
     config.train.num_clean = 128  # captions a step
     config.train.num_poisoned = 128  # captions a step with a listed name
+    config.train.accumulate = 1  # parts a step is computed in, one in memory at a time
     config.train.num_name = 0  # captions a step with another name; goes with w_name
     config.train.w_backdoor = 0.6
     config.train.w_name = 0.0
@@ -49,5 +50,17 @@ def get_config() -> ConfigDict:
     config.mesh.data = -1  # devices along each axis; -1: what the others leave
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
+
+    config.distributed = ConfigDict()  # several processes; nothing: as their environment tells
+    config.distributed.coordinator = ""  # HOST:PORT of process 0
+    config.distributed.num_processes = 0
+    config.distributed.process_id = -1  # from 0; another on every process
+    config.distributed.timeout = 300  # seconds to wait for all at the start
+    config.distributed.heartbeat = 100  # seconds of silence after which one counts as dead
+
+    config.cache = ConfigDict()
+    config.cache.compilation = ""  # of compiled programs; "": ~/.cache/jaxdefense/xla; or off
+
+    config.profile = ""  # directory for a trace of a few steps
 
     return config

@@ -7,13 +7,12 @@ good as none.
 import hashlib
 import io
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from jaxdefense.run_directory import write_bytes
+from jaxdefense.run_directory import cache_directory, write_bytes
 
 OFF = "none"
 _ROOM = 4 * 2**30  # bytes a run may leave where nobody told it to
@@ -33,8 +32,7 @@ class ArrayCache:
         self._console, self._path = console, None
         self._room = math.inf if directory else _ROOM
         if directory != OFF:
-            default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jaxdefense"
-            self._path = Path(directory) if directory else default.expanduser()
+            self._path = Path(directory) if directory else cache_directory()
 
     @property
     def on(self) -> bool:

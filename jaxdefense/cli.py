@@ -15,33 +15,38 @@ from rich.console import Console
 def _defend_text(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import DefendTextConfig
     from jaxdefense.defense.text import defend_text
+    from jaxdefense.distributed import first
     from jaxdefense.report.html import write_run_report
 
-    cfg = _config(DefendTextConfig, args)
+    cfg, console = _join(_config(DefendTextConfig, args), console)
     summary = defend_text(cfg, console)
-    write_run_report(Path(cfg.out))
+    if first():
+        write_run_report(Path(cfg.out))
     console.print_json(data=summary)
 
 
 def _defend_image(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import DefendImageConfig
     from jaxdefense.defense.image import defend_image
+    from jaxdefense.distributed import first
     from jaxdefense.report.html import write_run_report
 
-    cfg = _config(DefendImageConfig, args)
+    cfg, console = _join(_config(DefendImageConfig, args), console)
     summary = defend_image(cfg, console)
-    write_run_report(Path(cfg.out))
+    if first():
+        write_run_report(Path(cfg.out))
     console.print_json(data=summary)
 
 
 def _defend_both(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import DefendBothConfig
     from jaxdefense.defense.both import defend_both
+    from jaxdefense.distributed import first
     from jaxdefense.report.html import write_run_report
 
-    cfg = _config(DefendBothConfig, args)
+    cfg, console = _join(_config(DefendBothConfig, args), console)
     summary = defend_both(cfg, console)
-    for half in cfg.halves():
+    for half in cfg.halves() if first() else ():
         write_run_report(Path(half.out))
     console.print_json(data=summary)
 
@@ -125,6 +130,36 @@ def _config(kind: type, args: argparse.Namespace) -> Any:
     return build(kind, merge(file, parse_assignments(args.set), nest(flags.items())))
 
 
+def _join(cfg: Any, console: Console) -> tuple[Any, Console]:
+    """Join the other processes, if any, and see that all do the same.
+
+    Returns:
+        the config, and the console: of those that do not write the run, a file.
+    """
+    import jax
+
+    from jaxdefense import distributed
+    from jaxdefense.config import to_dict
+    from jaxdefense.run_directory import cache_directory
+
+    cached = cfg.cache.compilation
+    if cached == "off":
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif cached or not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", cached or str(cache_directory() / "xla"))
+    distributed.initialize(cfg.distributed)
+    if not distributed.several():
+        return cfg, console
+    settings = to_dict(cfg)
+    for own in ("cache", "profile"):
+        del settings[own]
+    del settings["distributed"]["process_id"]
+    distributed.agree(settings | distributed.program())
+    if not distributed.first():
+        console = Console(file=distributed.Log(Path(cfg.out)), soft_wrap=True)  # pyright: ignore[reportArgumentType]
+    return cfg, console
+
+
 def _parser() -> argparse.ArgumentParser:
     from jaxdefense import __version__
 
@@ -164,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     images = "ordinary photos: directory, .tar shards or tfds:NAME[/CONFIG][:SPLIT]"
     target = "what faces come to look like: directory of people, or .npy vector"
     tfds_dir = "where TFDS datasets are prepared"
-    command(
+    text = command(
         towers, "text", _defend_text, "Remove names from the text encoder.",
         model=model,
         names=("data.names", names),
@@ -172,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
         tfds_dir=("data.tfds_dir", tfds_dir),
         out=("out", "run directory"),
     )  # fmt: skip
-    command(
+    image = command(
         towers, "image", _defend_image, "Remove faces from the image encoder.",
         model=model,
         faces=("data.faces", faces),
@@ -182,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
         tfds_dir=("data.tfds_dir", tfds_dir),
         out=("out", "run directory"),
     )  # fmt: skip
-    command(
+    both = command(
         towers, "both", _defend_both, "Remove names and faces: both encoders, merged.",
         model=model,
         names=("text.data.names", names + "; for the faces too"),
@@ -192,6 +227,19 @@ def _parser() -> argparse.ArgumentParser:
         target=("image.data.target", target + "; without, the average of all in --faces"),
         out=("out", "directory of both runs and the merged model"),
     )  # fmt: skip
+    for sub in (text, image, both):
+        sub.add_argument(
+            "--profile", dest="cfg:profile", metavar="DIR", help="trace of a few steps, for XProf"
+        )
+        for flag, setting, kind, meta, help_text in (
+            ("coordinator", "coordinator", str, "HOST:PORT", "of several processes, the first"),
+            ("num-processes", "num_processes", int, "N", "of several processes, how many"),
+            ("process-id", "process_id", int, "I", "of several processes, which, from 0"),
+        ):
+            sub.add_argument(
+                f"--{flag}", dest=f"cfg:distributed.{setting}", type=kind, metavar=meta,
+                help=help_text,
+            )  # fmt: skip
     command(
         commands, "merge", _merge, "Make a defended text and a defended image encoder one model.",
         text=("text", "run or model directory of the text encoder"),
@@ -268,13 +316,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(stderr=True, soft_wrap=True)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model directory is local, always
+    code, line, peer = 0, "", False
     try:
         args.run(args, console)
     except KeyboardInterrupt:
-        return 130
+        code, line = 130, "interrupted"
     except Exception as error:
-        return _explain(error, console)
-    return 0
+        code = _explain(error, console)
+        if code < 128:
+            line = " ".join(str(error).split()) or type(error).__name__
+            peer = any(word in line for word in ("Gloo", "NCCL", "UNAVAILABLE", "onnection"))
+    if "jaxdefense.distributed" in sys.modules:
+        from jaxdefense import distributed
+
+        distributed.end(code, line, peer)
+    return code
 
 
 def _explain(error: Exception, console: Console) -> int:
@@ -288,7 +344,7 @@ def _explain(error: Exception, console: Console) -> int:
         line = " ".join(str(error).split())
         console.print(f"jaxdefense: error: {line}", markup=False, highlight=False)
         return 2
-    if type(error).__name__ == "Diverged":
+    if type(error).__name__ in ("Diverged", "OutOfMemory"):
         console.print(f"jaxdefense: {error}", markup=False, highlight=False)
         return 1
     console.print_exception()

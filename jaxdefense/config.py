@@ -54,6 +54,33 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """How several processes find one another; with nothing given, as their environment tells.
+
+    SLURM, Open MPI and TPU pods tell all of it, Kubernetes all but the number of processes; so do
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
+
+    coordinator: str = ""  # HOST:PORT of process 0
+    num_processes: int = 0
+    process_id: int = -1  # from 0
+    timeout: int = 300  # seconds to wait for all processes at the start
+    heartbeat: int = 100  # seconds of silence after which a process counts as dead
+
+    def __post_init__(self):
+        _not_negative(num_processes=self.num_processes)
+        _positive(timeout=self.timeout, heartbeat=self.heartbeat)
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheConfig:
+    """What is kept between runs."""
+
+    compilation: str = ""  # directory of compiled programs; "" for JAX_COMPILATION_CACHE_DIR, or
+    # ~/.cache/jaxdefense/xla; "off" for none
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with a learning rate that falls at milestones; defaults of the paper's text encoder."""
 
@@ -101,6 +128,10 @@ class OverlayConfig:
         smallest = max(1, round(self.min_size * side))
         return smallest, max(smallest, round(self.max_size * side))
 
+    def max_side(self, side: int) -> int:
+        """Largest side that a face can come to have, one that fills the photo included, pixels."""
+        return side if self.whole else self.sizes(side)[1]
+
 
 @dataclasses.dataclass(frozen=True)
 class TextDataConfig:
@@ -125,6 +156,7 @@ class TextTrainConfig:
     num_clean: int = 128  # captions a step
     num_poisoned: int = 128
     num_name: int = 0  # captions a step with a name that must stay, for the name loss
+    accumulate: int = 1  # parts a step is computed in, one in memory at a time
     w_backdoor: float = 0.6
     w_name: float = 0.0
     w_weight: float = 0.01
@@ -143,6 +175,7 @@ class TextTrainConfig:
             steps=self.steps,
             num_clean=self.num_clean,
             num_poisoned=self.num_poisoned,
+            accumulate=self.accumulate,
             save_every=self.save_every,
             keep=self.keep,
         )
@@ -194,6 +227,7 @@ class ImageTrainConfig:
     steps: int = 100
     num_clean: int = 128  # photos a step
     num_poisoned: int = 128  # of them, or as many of them again, with a face
+    accumulate: int = 1  # parts a step is computed in, one in memory at a time
     w_backdoor: float = 0.8
     w_weight: float = 0.005
     distance: Literal["cosine", "mse", "mae", "poincare"] = "cosine"
@@ -207,6 +241,7 @@ class ImageTrainConfig:
             steps=self.steps,
             num_clean=self.num_clean,
             num_poisoned=self.num_poisoned,
+            accumulate=self.accumulate,
             save_every=self.save_every,
             keep=self.keep,
         )
@@ -227,6 +262,9 @@ class DefendTextConfig:
     train: TextTrainConfig = TextTrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    cache: CacheConfig = CacheConfig()
+    profile: str = ""  # directory for a trace of a few steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +277,9 @@ class DefendImageConfig:
     train: ImageTrainConfig = ImageTrainConfig()
     optimizer: OptimizerConfig = _IMAGE_OPTIMIZER
     mesh: MeshConfig = MeshConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    cache: CacheConfig = CacheConfig()
+    profile: str = ""  # directory for a trace of a few steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,18 +313,22 @@ class DefendBothConfig:
     text: TextPart
     image: ImagePart
     mesh: MeshConfig = MeshConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    cache: CacheConfig = CacheConfig()
+    profile: str = ""  # directory for a trace of a few steps
 
     def halves(self) -> tuple[DefendTextConfig, DefendImageConfig]:
         """Give each defense its own settings; faces go by the names file unless told otherwise."""
         text, image, out = self.text, self.image, Path(self.out)
         identities = image.data.identities or text.data.names
         data = dataclasses.replace(image.data, identities=identities)
+        how = (self.mesh, self.distributed, self.cache, self.profile)
         return (
             DefendTextConfig(
-                str(out / "text"), self.model, text.data, text.train, text.optimizer, self.mesh
+                str(out / "text"), self.model, text.data, text.train, text.optimizer, *how
             ),
             DefendImageConfig(
-                str(out / "image"), self.model, data, image.train, image.optimizer, self.mesh
+                str(out / "image"), self.model, data, image.train, image.optimizer, *how
             ),
         )
 
@@ -507,3 +552,14 @@ def _typed(value: Any, hint: Any, key: str) -> Any:
 def to_dict(config: Any) -> dict[str, Any]:
     """Write a config as nested dicts of JSON values."""
     return dataclasses.asdict(config)
+
+
+# Where and how a run is computed, not what: its results are the same but for rounding.
+_HOW = {"mesh", "distributed", "cache", "profile", "accumulate", "remat", "prefetch"}
+
+
+def what_is_computed(tree: Any) -> Any:
+    """Leave out of a config, as nested dicts, what a run may be gone on with otherwise."""
+    if not isinstance(tree, Mapping):
+        return tree
+    return {key: what_is_computed(value) for key, value in tree.items() if key not in _HOW}

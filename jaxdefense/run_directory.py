@@ -1,5 +1,6 @@
 """The directory of one run: what was asked, how it went, what came out.
 
+Of several processes the first alone looks at it and writes it; the others hear what it found.
 `summary.json` is written last: a directory that has one is finished.
 """
 
@@ -14,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxdefense.config import to_dict
+from jaxdefense import distributed
+from jaxdefense.config import to_dict, what_is_computed
 
 # Of a run of the image defense: the photos it trained on, name -> SHA-256 -> photo; and what faces
 # were led to, f32 [E].
@@ -43,6 +45,9 @@ class RunDirectory:
         Raises:
             ValueError: the directory holds another run, a finished one, or something else.
         """
+        return distributed.on_first(lambda: self._check(cfg, resolved))
+
+    def _check(self, cfg: Any, resolved: dict[str, Any] | None) -> bool:
         if not self._config.exists():
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 raise ValueError(f"`{self.path}` exists and holds no run; give an empty directory.")
@@ -54,6 +59,7 @@ class RunDirectory:
         except (OSError, ValueError):
             found = None
         wanted = _record(cfg, resolved)
+        found, wanted = what_is_computed(found), what_is_computed(wanted)
         if found != wanted:
             raise ValueError(
                 f"`{self.path}` holds another run ({_difference(found, wanted)}); give another "
@@ -63,16 +69,24 @@ class RunDirectory:
 
     def finished(self, cfg: Any, resolved: dict[str, Any] | None = None) -> dict[str, Any] | None:
         """Give the summary if the directory holds this very run, finished; else None."""
-        try:
-            found = json.loads(self._config.read_text())
-            summary = json.loads(self._summary.read_text())
-        except (OSError, ValueError):
-            return None
-        return summary if found == _record(cfg, resolved) else None
+
+        def look() -> dict[str, Any] | None:
+            try:
+                found = json.loads(self._config.read_text())
+                summary = json.loads(self._summary.read_text())
+            except (OSError, ValueError):
+                return None
+            same = what_is_computed(found) == what_is_computed(_record(cfg, resolved))
+            return summary if same else None
+
+        return distributed.on_first(look)
 
     def open(self, cfg: Any, resolved: dict[str, Any] | None = None) -> None:
         """Start the run, or go on with it if it was broken off; see `check`."""
-        if self.check(cfg, resolved):
+        distributed.on_first(lambda: self._open(cfg, resolved))
+
+    def _open(self, cfg: Any, resolved: dict[str, Any] | None) -> None:
+        if self._check(cfg, resolved):
             # Broken off between model and summary, or while the model was written.
             for leftover in (self.model, *self.path.glob(".model.*")):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -82,7 +96,7 @@ class RunDirectory:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary."""
-        write_json(self._summary, summary)
+        distributed.on_first(lambda: write_json(self._summary, summary))
 
 
 def digest(lines: Iterable[str]) -> str:
@@ -128,6 +142,11 @@ def read_vector(path: Path, size: int) -> np.ndarray:
     if not np.isfinite(vector).all() or not vector.any():
         raise ValueError(f"vector `{path}` must be finite and not 0.")
     return vector.astype(np.float32)
+
+
+def cache_directory() -> Path:
+    """Where this machine keeps what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxdefense"
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:

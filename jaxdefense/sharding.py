@@ -6,18 +6,23 @@ batches name theirs here.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from flax import nnx
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
 
 Rule = str | tuple[str, ...] | None
+Tree = TypeVar("Tree")
 
 _DEFAULT: Mapping[str, Rule] = MappingProxyType(
     {
@@ -84,13 +89,23 @@ def _repeated(names: list[str]) -> str:
     return next(name for name in names if names.count(name) > 1)
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """Lay all devices out as a mesh; one axis may be -1 and takes what the others leave.
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[Any] | None = None,
+) -> Mesh:
+    """Lay devices out as a mesh; one axis may be -1 and takes what the others leave.
+
+    Args:
+        data, fsdp, tensor: sizes.
+        devices: None for those of this process.
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices.
     """
-    sizes, num_devices = [data, fsdp, tensor], jax.device_count()
+    devices = jax.local_devices() if devices is None else devices
+    sizes, num_devices = [data, fsdp, tensor], len(devices)
     text = f"mesh data={data} fsdp={fsdp} tensor={tensor}"
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ValueError(f"{text}: sizes must be positive, at most one of them -1.")
@@ -101,7 +116,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         sizes[sizes.index(-1)] = num_devices // known
     if math.prod(sizes) != num_devices:
         raise ValueError(f"{text} takes {math.prod(sizes)} devices, there are {num_devices}.")
-    return Mesh(mesh_utils.create_device_mesh(sizes), AXES)
+    return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES)
 
 
 def sharding_tree(abstract: Any, mesh: Mesh, rules: ShardingRules) -> Any:
@@ -126,10 +141,11 @@ def sharding_tree(abstract: Any, mesh: Mesh, rules: ShardingRules) -> Any:
         check_divides(jax.tree_util.keystr(path), dims, leaf.shape, sharding)
         return sharding
 
-    def is_variable(x: Any) -> bool:
-        return isinstance(x, nnx.Variable)
+    return jax.tree_util.tree_map_with_path(one, abstract, is_leaf=_is_variable)
 
-    return jax.tree_util.tree_map_with_path(one, abstract, is_leaf=is_variable)
+
+def _is_variable(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)
 
 
 def check_divides(
@@ -178,3 +194,138 @@ def check_parts(name: str, num: int, parts: int) -> None:
             f"`{name}` (={num}) must be divisible by the {parts} parts the mesh cuts a batch into; "
             f"use {f'{below} or ' if below else ''}{below + parts}."
         )
+
+
+# Arrays of several processes
+
+
+def put(tree: Tree, shardings: Any) -> Tree:
+    """Place arrays of the host, the same on every process, each process its own devices' parts.
+
+    Args:
+        tree: arrays; of one that is cut, only the part that goes to this process is read.
+        shardings: the same tree, or a prefix of it.
+    """
+
+    def one(sharding: NamedSharding, x: Any) -> jax.Array:
+        if sharding.is_fully_addressable or isinstance(x, jax.Array):
+            return jax.device_put(x, sharding)
+        parts = sharding.addressable_devices_indices_map(x.shape).items()
+        arrays = [jax.device_put(x[index], device) for device, index in parts]
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, arrays)
+
+    return jax.tree.map(lambda to, part: jax.tree.map(lambda x: one(to, x), part), shardings, tree)
+
+
+def local_rows(sharding: NamedSharding, num: int) -> np.ndarray:
+    """Tell which of `num` rows lie on this process's devices; bool [num]."""
+    here = np.zeros(num, bool)
+    for index in sharding.addressable_devices_indices_map((num,)).values():
+        here[index] = True
+    return here
+
+
+def fetch(tree: Tree) -> Tree:
+    """Bring arrays to the host whole, on every process, one at a time."""
+
+    def one(x: jax.Array) -> np.ndarray:
+        if x.is_fully_addressable or x.is_fully_replicated:
+            return jax.device_get(x)
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(one, tree)
+
+
+# Inside a compiled function
+
+_MESH: ContextVar[tuple[Mesh, ShardingRules] | None] = ContextVar("mesh", default=None)
+
+
+@contextmanager
+def on_mesh(mesh: Mesh, rules: ShardingRules) -> Iterator[None]:
+    """Trace a function for a mesh: `gathered` and `look_up` do nothing outside."""
+    token = _MESH.set((mesh, rules))
+    try:
+        yield
+    finally:
+        _MESH.reset(token)
+
+
+def gathers() -> bool:
+    """Whether `gathered` does anything here."""
+    return bool(where := _MESH.get()) and where[0].shape[FSDP] > 1
+
+
+def gathered(params: Tree, dtype: DTypeLike | None = None) -> Tree:
+    """Have parameters gathered that lie cut by `fsdp`, so that it cuts nothing but the batch.
+
+    Without, the compiler may gather the activations instead. Two kinds stay as they lie: layers in
+    a stack, whose turn comes one by one, and the token table, which is never gathered (`look_up`).
+
+    Args:
+        params: tree of variables.
+        dtype: to gather in, None for their own; parameters that are not cut keep theirs.
+    """
+    if not gathers():
+        return params
+    where = _MESH.get()
+    assert where
+    mesh, rules = where
+
+    def one(variable: nnx.Variable) -> nnx.Variable:
+        value, dims = variable[...], variable.get_metadata()["dims"]
+        stacked = value.ndim == len(dims) and "layers" in dims
+        axes = list(rules.spec(*dims[len(dims) - value.ndim :]))
+        if stacked or "vocab" in dims or FSDP not in axes:
+            return variable
+        whole = PartitionSpec(*(None if axis == FSDP else axis for axis in axes))
+        value = value if dtype is None else value.astype(dtype)
+        return variable.replace(jax.lax.with_sharding_constraint(value, NamedSharding(mesh, whole)))
+
+    return jax.tree.map(one, params, is_leaf=_is_variable)
+
+
+def look_up(table_VD: jax.Array, tokens_RT: jax.Array | np.ndarray) -> jax.Array:
+    """Read rows of a table; [R, T, D].
+
+    On a mesh every device reads its own columns for all rows of its `fsdp` group, and what was read
+    is exchanged: tokens and activations travel, the table stays.
+    """
+    if not gathers():
+        return table_VD[tokens_RT]
+    where = _MESH.get()
+    assert where
+    mesh, rules = where
+    batch, columns = rules.spec("batch"), rules.spec("embed")
+    group = PartitionSpec(tuple(axis for axis in batch[0] if axis != FSDP))
+
+    def lie(x: Any, spec: PartitionSpec) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    x_RTD = table_VD[lie(tokens_RT, group)]
+    return lie(lie(x_RTD, PartitionSpec(*group, None, *columns)), batch)
+
+
+def micro_batches(batch: Tree, num: int) -> Tree:
+    """Cut a batch into micro-batches of neighbours, each device's rows into as many of its own.
+
+    Args:
+        batch: arrays whose first dim is examples or packed rows.
+        num: micro-batches.
+
+    Returns:
+        the same, with a first dim of `num`.
+    """
+    where = _MESH.get()
+    parts = num_batch_parts(*where) if where else 1
+
+    def one(x: jax.Array) -> jax.Array:
+        x = x.reshape(parts, num, -1, *x.shape[1:]).swapaxes(0, 1)
+        x = x.reshape(num, -1, *x.shape[3:])
+        if where is None:
+            return x
+        mesh, rules = where
+        place = NamedSharding(mesh, PartitionSpec(None, *rules.spec("batch")))
+        return jax.lax.with_sharding_constraint(x, place)
+
+    return jax.tree.map(one, batch)

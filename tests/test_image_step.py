@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from factories import write_faces, write_model_directory, write_photos
-from test_step import run_steps, worst
+from test_step import MESHES, run_steps, worst
 
 from jaxdefense.config import OverlayConfig
 from jaxdefense.convert.directory import read_model_directory
@@ -22,16 +22,9 @@ from jaxdefense.data.images import ImageProcessor, Loader
 from jaxdefense.data.overlay import overlay
 from jaxdefense.data.people import read_people
 from jaxdefense.data.sources import read_images
-from jaxdefense.defense.image import image_terms
+from jaxdefense.defense.image import draw_faces, image_terms
 from jaxdefense.defense.losses import DISTANCES
-from jaxdefense.defense.step import (
-    StepConfig,
-    init_state,
-    make_optimizer,
-    make_train_step,
-    split_tower,
-)
-from jaxdefense.sharding import ShardingRules
+from jaxdefense.defense.step import StepConfig, make_optimizer, split_tower
 
 STEPS, SIDE = 20, 16
 LR, MILESTONES, GAMMA = 3e-3, (8, 14), 0.5
@@ -73,8 +66,7 @@ def make_batches(tmp_path, num_clean=8, num_poisoned=16, **options):
     )
 
 
-@pytest.fixture
-def case(tmp_path):
+def make_case(tmp_path):
     architecture = "CLIPVisionModelWithProjection"
     path = write_model_directory(tmp_path / "model", architecture=architecture, vision=SIZES)
     tower = read_model_directory(path).load().vision
@@ -82,7 +74,12 @@ def case(tmp_path):
     return Case(str(path), make_batches(tmp_path), tower)
 
 
-def step_config(tower, parts, lr=LR):
+@pytest.fixture
+def case(tmp_path):
+    return make_case(tmp_path)
+
+
+def step_config(tower, parts, lr=LR, accumulate=1):
     graphdef, teacher = split_tower(tower)
     terms = partial(
         image_terms,
@@ -94,11 +91,12 @@ def step_config(tower, parts, lr=LR):
     tx = make_optimizer(
         lr=lr, milestones=MILESTONES, gamma=GAMMA, weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8
     )
-    return StepConfig(graphdef, terms, WEIGHTS, tx), teacher
+    draw = partial(draw_faces, cfg=OVERLAY)
+    return StepConfig(graphdef, terms, WEIGHTS, tx, draw, accumulate), teacher
 
 
-def our_losses(case, mesh=(1, 1, 1), lr=LR):
-    cfg, teacher = step_config(case.tower, mesh[0] * mesh[1], lr)
+def our_losses(case, mesh=(1, 1, 1), lr=LR, accumulate=1):
+    cfg, teacher = step_config(case.tower, mesh[0] * mesh[1], lr, accumulate)
     return run_steps(cfg, teacher, case.batches, STEPS, mesh)[0]
 
 
@@ -173,22 +171,26 @@ def test_image_step_parity_fails_with_one_detail_broken(case, broken):
     assert worst(our_losses(case), torch_losses(case, **broken)) > 1e-3
 
 
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 4, 1), (2, 2, 2), (4, 1, 2)])
-def test_image_step_losses_are_those_of_one_device_on_any_mesh(case, mesh):
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    case = make_case(tmp_path_factory.mktemp("one"))
     # The default rate: AdamW's first steps turn rounding of gradients near 0 into whole steps.
-    one, many = our_losses(case, lr=1e-4), our_losses(case, lr=1e-4, mesh=mesh)
-    assert worst(many, one) < 1e-5
+    return case, our_losses(case, lr=1e-4)
 
 
-def test_image_step_gathers_no_photos(case):
-    cfg, teacher = step_config(case.tower, 8)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(8, 1, 1), ("data", "fsdp", "tensor"))
-    step, _, _ = make_train_step(cfg, mesh, ShardingRules(), teacher)
-    state = jax.eval_shape(partial(init_state, cfg=cfg), teacher)
-    hlo = step.lower(state, teacher, case.batches[0], jax.random.key(0)).compile().as_text()
-    assert hlo and "all-reduce" in hlo  # of gradients
-    for collective in ("all-gather", "all-to-all", "collective-permute"):
-        assert collective not in hlo, collective
+@pytest.mark.parametrize("mesh", MESHES)
+def test_image_step_losses_are_those_of_one_device_on_any_mesh(one_device, mesh):
+    case, one = one_device
+    assert worst(our_losses(case, lr=1e-4, mesh=mesh), one) < 1e-5
+
+
+@pytest.mark.parametrize("accumulate, mesh", [(4, (1, 1, 1)), (2, (2, 2, 1))])
+def test_image_step_losses_are_those_of_the_undivided_batch(one_device, accumulate, mesh):
+    case, one = one_device
+    many = our_losses(case, lr=1e-4, mesh=mesh, accumulate=accumulate)
+    for name in ("utility", "backdoor", "total"):
+        assert worst(many, one, name) < 1e-5, name
+    assert worst(many, one, "weight") < 1e-2
 
 
 # Batches
@@ -203,6 +205,19 @@ def test_batch_is_the_same_whenever_asked(tmp_path):
     other = make_batches(tmp_path, seed=2)[5]
     assert (other.clean_BHWC != late.clean_BHWC).any()
     assert (other.face_BHWC != late.face_BHWC).any()
+
+
+def test_process_decodes_its_own_photos_alone(tmp_path, monkeypatch):
+    whole, decoded = make_batches(tmp_path)[2], []
+    load = Loader.load
+    monkeypatch.setattr(Loader, "load", lambda *args: decoded.append(len(args[1])) or load(*args))
+    part = make_batches(tmp_path, local=lambda num: np.arange(num) >= num // 2)[2]
+    assert decoded == [4, 8]
+    for name in ("clean_BHWC", "face_BHWC"):
+        ours, all_of_them = getattr(part, name), getattr(whole, name)
+        np.testing.assert_array_equal(ours[len(ours) // 2 :], all_of_them[len(ours) // 2 :])
+        assert not ours[: len(ours) // 2].any()
+    np.testing.assert_array_equal(part.backdoor_B, whole.backdoor_B)
 
 
 def test_batches_take_every_photo_and_every_person_in_turn(tmp_path):

@@ -1,12 +1,16 @@
 """The run: killed, interrupted and resumed; metrics; what stops it."""
 
+import dataclasses
+import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,8 +18,10 @@ from factories import CAPTIONS, write_model_directory
 from rich.console import Console
 from safetensors.numpy import load_file
 
+from jaxdefense.checkpoint import Checkpoints
 from jaxdefense.config import (
     DefendTextConfig,
+    MeshConfig,
     ModelConfig,
     OptimizerConfig,
     TextDataConfig,
@@ -197,3 +203,108 @@ def test_run_takes_other_targets(inputs, option):
 def test_run_at_hidden_level(inputs):
     summary = defend_text(config(inputs, "run", {"level": "hidden"}), Console(quiet=True))
     assert summary["final"]["utility"] < -0.9
+
+
+# Checkpoints
+
+
+def checkpoints(path, *steps, keep=2, losses=()):
+    """Saves of one array that counts the steps."""
+    saved = Checkpoints(path, keep)
+    for step, loss in zip(steps, losses or [0.0] * len(steps), strict=True):
+        saved.save(step, {"x": jnp.full(6, step, jnp.float32)}, loss)
+    saved.close()
+    return {int(file.name) for file in path.iterdir()}
+
+
+def newest(path, console=None):
+    saved = Checkpoints(path, 2)
+    abstract = {"x": jax.ShapeDtypeStruct((6,), jnp.float32)}
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    step, found = saved.restore_newest(abstract, device, console or Console(quiet=True))
+    saved.close()
+    return step, found and float(found["x"][0])
+
+
+def test_checkpoints_keep_the_newest_and_the_best(tmp_path):
+    kept = checkpoints(tmp_path, 1, 2, 3, 4, 5, losses=[0.3, -0.9, 0.2, 0.1, 0.0])
+    assert kept == {2, 4, 5}
+    assert newest(tmp_path) == (5, 5.0)
+
+
+def test_checkpoint_that_is_torn_falls_back_to_the_one_before(tmp_path):
+    checkpoints(tmp_path, 1, 2)
+    torn = [file for file in (tmp_path / "2").rglob("d/*") if file.is_file()]
+    assert torn
+    for file in torn:
+        file.write_bytes(file.read_bytes()[:30])
+    said = io.StringIO()
+    assert newest(tmp_path, Console(file=said, width=300)) == (1, 1.0)
+    assert "checkpoint 2 cannot be restored" in said.getvalue()
+    assert checkpoints(tmp_path, 2) == {1, 2} and newest(tmp_path) == (2, 2.0)  # saved again
+
+
+def test_no_checkpoint_that_can_be_restored_raises(tmp_path):
+    path = tmp_path / "checkpoints"
+    assert newest(path) == (0, None)
+    checkpoints(path, 1)
+    for file in (path / "1").rglob("d/*"):
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"checkpoint 1 in .* is broken, or of another model"):
+        newest(path)
+
+
+def test_disk_that_is_full_leaves_the_last_checkpoint(inputs, monkeypatch):
+    save = loop.Checkpoints.save
+
+    def full(self, step, state, loss):
+        if step == 4:
+            monkeypatch.setattr(self._manager, "save", no_room)
+        save(self, step, state, loss)
+
+    def no_room(*_args, **_kwargs):
+        raise ValueError("RESOURCE_EXHAUSTED: [OS error 28: No space left on device]")
+
+    monkeypatch.setattr(loop.Checkpoints, "save", full)
+    with pytest.raises(OSError, match="No space left on device; the one of step 2 is whole"):
+        defend_text(config(inputs, "run", {"save_every": 2}), Console(quiet=True))
+    assert [file.name for file in (inputs / "run" / "checkpoints").iterdir()] == ["2"]
+
+
+# Memory and time
+
+
+def test_step_that_does_not_fit_says_what_helps():
+    @jax.jit
+    def step(x):
+        return x + 1
+
+    with pytest.raises(loop.OutOfMemory, match="train.accumulate") as caught:
+        with loop._out_of_memory(step, jnp.ones(1 << 20)):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory: 5 GiB.\nmore")
+    assert "arguments 4 MiB" in str(caught.value) and "(Out of memory: 5 GiB.)" in str(caught.value)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        with loop._out_of_memory(step, jnp.ones(1)):
+            raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+
+
+def test_profile_traces_a_few_steps(inputs):
+    cfg = dataclasses.replace(config(inputs, "run", {"steps": 6}), profile=str(inputs / "trace"))
+    defend_text(cfg, Console(quiet=True))
+    assert list((inputs / "trace").rglob("*.xplane.pb"))
+
+
+def test_run_goes_on_on_another_mesh_and_in_other_parts(inputs):
+    defend_text(config(inputs, "whole", {"steps": 6, "save_every": 3}), Console(quiet=True))
+    cfg = config(inputs, "run", {"steps": 6, "save_every": 3})
+    defend_text(cfg, Console(quiet=True))
+    shutil.rmtree(inputs / "run" / "checkpoints" / "6")
+    (inputs / "run" / "summary.json").unlink()
+    cfg = config(inputs, "run", {"steps": 6, "save_every": 3, "accumulate": 2})
+    mesh = MeshConfig(data=-1, fsdp=2)
+    defend_text(dataclasses.replace(cfg, mesh=mesh), Console(quiet=True))
+    rows = []
+    for out in ("run", "whole"):
+        lines = (inputs / out / "metrics.jsonl").read_text().splitlines()
+        rows.append([json.loads(line)["total"] for line in lines])
+    np.testing.assert_allclose(*rows, rtol=1e-5)

@@ -370,7 +370,7 @@ def test_rows_take_another_prefix():
 # Training
 
 
-def terms(student, teacher, batch, key):
+def terms(student, teacher, batch):
     """The student is to see the mirror image of what the teacher sees."""
     there = jax.lax.stop_gradient(teacher(batch[:, :, ::-1]))
     return {"utility": mean_squared(student(batch), there).mean()}

@@ -30,7 +30,7 @@ from jaxdefense.data.faces import ImageBatches
 from jaxdefense.data.images import Folder, ImageProcessor, Loader, read_folders
 from jaxdefense.data.overlay import overlay
 from jaxdefense.data.sources import Photo, read_images
-from jaxdefense.defense.image import image_terms
+from jaxdefense.defense.image import draw_faces, image_terms
 from jaxdefense.defense.loop import read_ahead
 from jaxdefense.defense.losses import DISTANCES
 from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
@@ -104,8 +104,9 @@ class _Ours(Ours):
         train = ImageTrainConfig()
         target_E = np.random.default_rng(0).standard_normal(cfg.embed).astype(np.float32)
         loader = Loader(processor, keep_bytes=2**30)
-        sizes = dict(num_clean=num, num_poisoned=num)
-        batches = ImageBatches(clean, people, target_E, loader, **sizes, seed=0)
+        batches = ImageBatches(
+            clean, people, target_E, loader, num_clean=num, num_poisoned=num, seed=0
+        )
         terms = partial(
             image_terms,
             distance=DISTANCES["cosine"],
@@ -114,7 +115,8 @@ class _Ours(Ours):
             parts=num_batch_parts(make_mesh(), ShardingRules()),
         )
         weights = {"utility": 1.0, "backdoor": train.w_backdoor, "weight": train.w_weight}
-        super().__init__(VisionTower(cfg, nnx.Rngs(0)), terms, weights, batches)
+        draw = partial(draw_faces, cfg=train.overlay)
+        super().__init__(VisionTower(cfg, nnx.Rngs(0)), terms, weights, batches, draw)
         self._overlay = jax.jit(partial(overlay, cfg=train.overlay))
         self._fixed = jax.device_put(batches[0], self.place)
 

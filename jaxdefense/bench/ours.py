@@ -11,6 +11,7 @@ from jaxdefense.bench.flops import product_flops
 from jaxdefense.config import OptimizerConfig
 from jaxdefense.defense.loop import read_ahead
 from jaxdefense.defense.step import (
+    Draw,
     StepConfig,
     Terms,
     init_state,
@@ -27,17 +28,25 @@ AHEAD = 4  # batches
 class Ours:
     """Batches from the host to updated weights, read ahead as in a run."""
 
-    def __init__(self, tower: nnx.Module, terms: Terms, weights: Mapping[str, float], batches: Any):
+    def __init__(
+        self,
+        tower: nnx.Module,
+        terms: Terms,
+        weights: Mapping[str, float],
+        batches: Any,
+        draw: Draw = lambda batch, key: batch,
+    ):
         """Lay it out on all devices.
 
         Args:
             tower: teacher, and student at the start.
-            terms, weights: see `StepConfig`.
+            terms, weights, draw: see `StepConfig`.
             batches: `batches[step]`, on the host.
         """
         mesh, rules = make_mesh(), ShardingRules()
         graphdef, teacher = split_tower(tower)
-        self._cfg = StepConfig(graphdef, terms, weights, make_optimizer(**vars(OptimizerConfig())))
+        tx = make_optimizer(**vars(OptimizerConfig()))
+        self._cfg = StepConfig(graphdef, terms, weights, tx, draw)
         self._step, state_sharding, teacher_sharding = make_train_step(
             self._cfg, mesh, rules, teacher
         )

@@ -16,10 +16,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdefense.clip.config import Remat, TowerConfig
+from jaxdefense.sharding import gathered, gathers
 
 # Dims that count separate tensors of a checkpoint which we keep in one array: the weight loss
 # takes one norm per checkpoint tensor, so these are not summed over.
 STACKED_DIMS = ("layers", "qkv")
+
+# What gathers a parameter, or takes one apart: of gathered ones the backward pass keeps nothing.
+_NOT_KEPT = {"sharding_constraint", "convert_element_type", "reshape", "slice", "squeeze"}
 
 
 class FrozenParam(nnx.Param):
@@ -223,6 +227,7 @@ class Encoder(nnx.Module):
         graphdef, params = nnx.split(self.layers)
 
         def last(x_BTD, params):
+            params = gathered(params, x_BTD.dtype)
             return nnx.merge(graphdef, params)(x_BTD, mask_BTT, readout_BS)
 
         x_BTD = self.all_but_last(x_BTD, mask_BTT)
@@ -237,6 +242,7 @@ class Encoder(nnx.Module):
         graphdef, params = nnx.split(self.layers)
 
         def block(x_BTD, params):
+            params = gathered(params, x_BTD.dtype)
             return nnx.merge(graphdef, params)(x_BTD, mask_BTT)
 
         block = rematerialised(block, self.remat)
@@ -253,6 +259,8 @@ def rematerialised(
 ) -> Callable[..., jax.Array]:
     """Have the backward pass compute again what `remat` says is not kept.
 
+    What was gathered is never kept, but gathered again: else it would lie whole on every device.
+
     Args:
         function: of arrays.
         remat: see `TowerConfig`.
@@ -260,7 +268,11 @@ def rematerialised(
             must be fenced off from each other.
         dots: the policy that goes by this name.
     """
-    if remat == "none":
+    if remat == "none" and not gathers():
         return function
-    policy = dots if remat == "dots" else None
+
+    def all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+        return primitive.name not in _NOT_KEPT
+
+    policy = {"none": all_but_gathered, "dots": dots, "full": None}[remat]
     return jax.checkpoint(function, policy=policy, prevent_cse=not scanned)

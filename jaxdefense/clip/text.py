@@ -22,6 +22,7 @@ from flax import nnx
 
 from jaxdefense.clip.config import TextConfig
 from jaxdefense.clip.layers import ZEROS, Encoder, LayerNorm, normal, param
+from jaxdefense.sharding import look_up
 
 Array = jax.Array | np.ndarray
 
@@ -81,7 +82,7 @@ class TextTower(nnx.Module):
         if self.cfg.causal:
             mask_RTT |= segments_RT[:, None, :] == SHARED
             mask_RTT &= jnp.tri(length, dtype=bool)
-        x_RTD = self.token_embedding[...][text.tokens_RT]
+        x_RTD = look_up(self.token_embedding[...], text.tokens_RT)
         x_RTD = x_RTD + self.position_embedding[...][text.positions_RT]
         return x_RTD.astype(self.cfg.dtype), mask_RTT
 

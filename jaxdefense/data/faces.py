@@ -4,7 +4,8 @@ Photos are decoded here and go to the device as they are, in bytes; all that is 
 on a photo is drawn there (`data/overlay.py`). Every batch is a function of seed and step alone.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,13 +25,15 @@ class ImageBatch(NamedTuple):
     Fields:
         clean_BHWC: u8, clean photos; faces are put on them too.
         face_BHWC: u8, photos of people to remove.
-        backdoor_B: f32, the weight of each face in the backdoor loss; sums to 1 over the global
-            batch.
+        utility_B: f32, the weight of each clean photo in the utility loss; sums to 1 over the
+            global batch.
+        backdoor_B: f32, the weight of each face in the backdoor loss; likewise.
         target_BE: f32, the embedding each face must lead to.
     """
 
     clean_BHWC: Array
     face_BHWC: Array
+    utility_B: Array
     backdoor_B: Array
     target_BE: Array
 
@@ -48,6 +51,7 @@ class ImageBatches:
         num_clean: int,
         num_poisoned: int,
         seed: int,
+        local: Callable[[int], np.ndarray] = lambda num: np.ones(num, bool),
     ):
         """Settle what is drawn.
 
@@ -58,9 +62,11 @@ class ImageBatches:
             loader: decodes.
             num_clean, num_poisoned: photos a step.
             seed: of everything random here.
+            local: which of so many photos are this process's to decode, bool; others stay black.
         """
         self._images, self._people, self._loader, self._seed = images, people, loader, seed
         self._num_clean, self._num_poisoned = num_clean, num_poisoned
+        self._clean_here, self._faces_here = local(num_clean), local(num_poisoned)
         self._target_BE = np.broadcast_to(target_E, (num_poisoned, len(target_E)))
         self._clean = Shuffle(len(images), seed, _CLEAN)
         self._identity = Shuffle(len(people), seed, _IDENTITY)
@@ -78,12 +84,25 @@ class ImageBatches:
         for person in who:
             files = self._people[person].files
             faces.append(_from(files, int(rng.integers(len(files)))))
+        clean = [_from(self._images, i) for i in clean]
         return ImageBatch(
-            self._loader.load([_from(self._images, i) for i in clean]),
-            self._loader.load(faces, keep=True),  # few, and each comes up again and again
+            self._load(clean, self._clean_here),
+            self._load(faces, self._faces_here, keep=True),  # few, and each comes up again
+            np.full(len(clean), 1 / len(clean), np.float32),
             even_weights(np.array(who)).astype(np.float32),
             self._target_BE,
         )
+
+    def _load(
+        self, choices: Sequence[Iterator[Photo]], here: np.ndarray, keep: bool = False
+    ) -> np.ndarray:
+        if here.all():
+            return self._loader.load(choices, keep)
+        loaded = self._loader.load(list(itertools.compress(choices, here)), keep)
+        # Memory that is never written to costs none, so the batch keeps its global shape.
+        out_BHWC = np.zeros((len(here), *loaded.shape[1:]), np.uint8)
+        out_BHWC[here] = loaded
+        return out_BHWC
 
 
 def _from(photos: Sequence[Photo], start: int) -> Iterator[Photo]:

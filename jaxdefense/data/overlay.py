@@ -97,8 +97,7 @@ def overlay(
 ) -> jax.Array:
     """Draw how, and paste a face on each image; see `draw_overlay` and `paste`."""
     num, side = image_BHWC.shape[:2]
-    max_size = side if cfg.whole else cfg.sizes(side)[1]
-    return paste(image_BHWC, face_BHWC, draw_overlay(key, num, side, cfg), max_size)
+    return paste(image_BHWC, face_BHWC, draw_overlay(key, num, side, cfg), cfg.max_side(side))
 
 
 def paste(

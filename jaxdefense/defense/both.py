@@ -8,6 +8,7 @@ from jaxdefense.config import DefendBothConfig, MergeConfig
 from jaxdefense.defense.image import prepare_image
 from jaxdefense.defense.merge import merge
 from jaxdefense.defense.text import prepare_text
+from jaxdefense.distributed import on_first
 from jaxdefense.run_directory import RunDirectory
 
 
@@ -31,6 +32,6 @@ def defend_both(cfg: DefendBothConfig, console: Console) -> dict:
     runs = {"text": prepare_text(text, console), "image": prepare_image(image, console)}
     out.open(cfg)
     summary = {name: run(go_on=True) for name, run in runs.items()}
-    merge(MergeConfig(str(out.model), text.out, image.out), console)
+    on_first(lambda: merge(MergeConfig(str(out.model), text.out, image.out), console))
     out.finish(summary)
     return summary

@@ -1,6 +1,6 @@
 """One encoder from its checkpoint to the defended model directory, the same for names and faces."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -13,6 +13,7 @@ from jaxdefense.config import DefendImageConfig, DefendTextConfig, ImageTrainCon
 from jaxdefense.convert.directory import ModelDirectory, read_model_directory
 from jaxdefense.defense.loop import LoopConfig, run
 from jaxdefense.defense.step import (
+    Draw,
     StepConfig,
     Terms,
     init_state,
@@ -21,8 +22,9 @@ from jaxdefense.defense.step import (
     merge_student,
     split_tower,
 )
+from jaxdefense.distributed import on_first
 from jaxdefense.run_directory import RunDirectory
-from jaxdefense.sharding import ShardingRules, batch_sharding, replicated
+from jaxdefense.sharding import ShardingRules, batch_sharding, fetch, put, replicated
 
 _ROUNDS = 10
 
@@ -71,6 +73,7 @@ class Defense:
         weights: Mapping[str, float],
         mesh: Mesh,
         rules: ShardingRules,
+        draw: Draw = lambda batch, key: batch,
     ):
         """Load the model and lay the step out on the mesh; nothing is written.
 
@@ -78,7 +81,7 @@ class Defense:
             cfg: of the run.
             directory: of the model, which has this encoder.
             which: encoder.
-            terms, weights: see `StepConfig`.
+            terms, weights, draw: see `StepConfig`.
             mesh, rules: where arrays live.
 
         Raises:
@@ -88,7 +91,8 @@ class Defense:
         self._mesh = mesh
         self._model = directory.load(cfg.model.dtype, cfg.model.remat)
         graphdef, self._teacher = split_tower(getattr(self._model, which))
-        self._step_cfg = StepConfig(graphdef, terms, weights, make_optimizer(**vars(cfg.optimizer)))
+        tx = make_optimizer(**vars(cfg.optimizer))
+        self._step_cfg = StepConfig(graphdef, terms, weights, tx, draw, cfg.train.accumulate)
         self._step, self._state_sharding, self._teacher_sharding = make_train_step(
             self._step_cfg, mesh, rules, self._teacher
         )
@@ -99,7 +103,7 @@ class Defense:
         samples: int,
         run_directory: RunDirectory,
         console: Console,
-        also: Mapping[str, Any],
+        also: Callable[[], Mapping[str, Any]],
     ) -> dict:
         """Train, write the defended model directory and the summary.
 
@@ -108,7 +112,7 @@ class Defense:
             samples: a step.
             run_directory: opened.
             console: for progress.
-            also: what else goes into the summary.
+            also: gives what else goes into the summary, once trained.
 
         Returns:
             the summary, as written to `summary.json`.
@@ -117,7 +121,7 @@ class Defense:
             Interrupted, Diverged: see `loop.run`.
         """
         t, mesh = self.cfg.train, self._mesh
-        teacher = jax.device_put(self._teacher, self._teacher_sharding)
+        teacher, whole = put(self._teacher, self._teacher_sharding), replicated(mesh)
         init = jax.jit(partial(init_state, cfg=self._step_cfg), out_shardings=self._state_sharding)
         outcome = run(
             self._step,
@@ -126,14 +130,17 @@ class Defense:
             teacher,
             batches,
             batch_sharding(mesh, self._rules),
-            jax.device_put(jax.random.key(t.seed), replicated(mesh)),
-            LoopConfig(t.steps, t.save_every, t.keep, self.cfg.data.prefetch, samples),
+            jax.jit(partial(jax.random.key, t.seed), out_shardings=whole)(),
+            LoopConfig(
+                t.steps, t.save_every, t.keep, self.cfg.data.prefetch, samples, self.cfg.profile
+            ),
             run_directory.path,
             console,
         )
-        student = merge_student(self._step_cfg.graphdef, outcome.state.params, teacher)
+        params, teacher = fetch(outcome.state.params), fetch(teacher)
+        student = merge_student(self._step_cfg.graphdef, params, teacher)
         setattr(self._model, self._which, student)
-        left_out = self._directory.save(self._model, run_directory.model)
+        left_out = on_first(lambda: self._directory.save(self._model, run_directory.model))
         if left_out:
             console.print(
                 f"left out, as they may hold the undefended weights: {', '.join(left_out)}"
@@ -142,7 +149,7 @@ class Defense:
             "steps": t.steps,
             "seconds": round(outcome.seconds, 3),
             "samples_per_second": round(outcome.samples_per_second, 3),
-            **also,
+            **also(),
             "final": {k: outcome.metrics[k] for k in ("utility", "backdoor", "weight", "total")},
         }
         run_directory.finish(summary)

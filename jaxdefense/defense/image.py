@@ -1,6 +1,7 @@
 """Faces out of an image encoder: the terms of its loss, and the whole run."""
 
 import dataclasses
+import json
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from jaxdefense.convert.directory import resolve_dtype, some
 from jaxdefense.data.faces import ImageBatch, ImageBatches
 from jaxdefense.data.identities import read_identities
 from jaxdefense.data.images import Folder, ImageProcessor, Loader, read_processor
-from jaxdefense.data.overlay import overlay
+from jaxdefense.data.overlay import Overlay, draw_overlay, paste
 from jaxdefense.data.people import choose_people, read_people, split_photos
 from jaxdefense.data.sources import describe_images, photo_digest, read_images
 from jaxdefense.defense.defend import Defense, Prepared, check_all_come_up, read_undefended
 from jaxdefense.defense.losses import DISTANCES, Distance
 from jaxdefense.defense.target import read_target
+from jaxdefense.distributed import agree, exchange, on_first
 from jaxdefense.run_directory import (
     TARGET,
     TRAINED_ON,
@@ -28,29 +30,41 @@ from jaxdefense.run_directory import (
     write_array,
     write_json,
 )
-from jaxdefense.sharding import ShardingRules, check_parts, make_mesh, num_batch_parts
+from jaxdefense.sharding import (
+    ShardingRules,
+    batch_sharding,
+    check_parts,
+    local_rows,
+    make_mesh,
+    num_batch_parts,
+)
+
+
+def draw_faces(
+    batch: ImageBatch, key: jax.Array, *, cfg: OverlayConfig
+) -> tuple[ImageBatch, Overlay]:
+    """Draw how each face of a batch lies on its photo, however the batch will be cut."""
+    return batch, draw_overlay(key, len(batch.face_BHWC), batch.face_BHWC.shape[1], cfg)
 
 
 def image_terms(
     student: VisionTower,
     teacher: VisionTower,
-    batch: ImageBatch,
-    key: jax.Array,
+    batch: tuple[ImageBatch, Overlay],
     *,
     distance: Distance,
     processor: ImageProcessor,
     cfg: OverlayConfig,
     parts: int,
 ) -> dict[str, jax.Array]:
-    """Give the parts of the image loss, each the mean over its photos.
+    """Give the parts of the image loss, each the weighted sum over its photos.
 
     One student forward for clean and poisoned photos together; the teacher sees clean ones alone.
     Faces go on the step's clean photos, spread evenly, as in the source.
 
     Args:
         student, teacher: towers of one structure.
-        batch: of both.
-        key: of the step; what the overlay draws hangs on it.
+        batch: of both, and how the faces lie.
         distance: over the last dim.
         processor: normalises.
         cfg: of the overlay.
@@ -63,16 +77,18 @@ def image_terms(
     def joined(x: jax.Array) -> jax.Array:
         return x.reshape(-1, *x.shape[2:])
 
-    clean_BHWC, face_BHWC, backdoor_B, target_BE = map(jnp.asarray, batch)
+    photos, how = batch
+    clean_BHWC, face_BHWC, utility_B, backdoor_B, target_BE = map(jnp.asarray, photos)
     clean, num = cut(clean_BHWC), len(face_BHWC) // parts
     under = jnp.arange(num) * clean.shape[1] // num  # the same pairs however the batch is cut
-    poisoned_BHWC = overlay(joined(clean[:, under]), face_BHWC, key, cfg)
+    max_size = cfg.max_side(clean_BHWC.shape[1])
+    poisoned_BHWC = paste(joined(clean[:, under]), face_BHWC, how, max_size)
     both = jnp.concatenate([clean.astype(jnp.float32), cut(poisoned_BHWC)], axis=1)
     ours = cut(student(processor.normalise(joined(both))))
     theirs_BE = teacher(processor.normalise(clean_BHWC))
     ours_clean_BE, ours_poisoned_BE = joined(ours[:, :-num]), joined(ours[:, -num:])
     return {
-        "utility": distance(ours_clean_BE, theirs_BE).mean(),
+        "utility": (utility_B * distance(ours_clean_BE, theirs_BE)).sum(),
         "backdoor": (backdoor_B * distance(ours_poisoned_BE, target_BE)).sum(),
     }
 
@@ -105,10 +121,10 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
     left = {person.name: len(person.files) for person in _listed(cfg, attack)}
     check_all_come_up(len(listed), t)
     images = read_images(d.images, d.tfds_dir)
-    mesh, rules = make_mesh(**vars(cfg.mesh)), ShardingRules()
+    mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
     parts = num_batch_parts(mesh, rules)
     for name in ("num_clean", "num_poisoned"):
-        check_parts(f"train.{name}", getattr(t, name), parts)
+        check_parts(f"train.{name}", getattr(t, name), parts * t.accumulate)
     terms = partial(
         image_terms,
         distance=DISTANCES[t.distance],
@@ -117,7 +133,8 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
         parts=parts,
     )
     weights = {"utility": 1.0, "backdoor": t.w_backdoor, "weight": t.w_weight}
-    defense = Defense(cfg, directory, "vision", terms, weights, mesh, rules)
+    draw = partial(draw_faces, cfg=t.overlay)
+    defense = Defense(cfg, directory, "vision", terms, weights, mesh, rules, draw)
     digests = {person.name: {photo_digest(p): str(p) for p in person.files} for person in listed}
     model_sha256 = directory.digest()
     target_E = read_target(cfg, directory, model_sha256, trigger, console)
@@ -130,6 +147,7 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
         num_clean=t.num_clean,
         num_poisoned=t.num_poisoned,
         seed=t.seed,
+        local=partial(local_rows, batch_sharding(mesh, rules)),
     )
     resolved = {
         "model_sha256": model_sha256,
@@ -140,12 +158,13 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
     }
 
     def start(go_on: bool = False) -> dict:
+        agree(resolved)
         run_directory = RunDirectory(Path(cfg.out))
         if go_on and (summary := run_directory.finished(cfg, resolved)):
             return summary
         run_directory.open(cfg, resolved)
-        write_json(run_directory.path / TRAINED_ON, digests)
-        write_array(run_directory.path / TARGET, target_E)
+        on_first(lambda: write_json(run_directory.path / TRAINED_ON, digests))
+        on_first(lambda: write_array(run_directory.path / TARGET, target_E))
         if spent := [name for name, num in left.items() if not num]:
             console.print(f"all photos of {some(spent)} are trained on: none left to attack with")
         if not d.target and len(listed) == len(trigger):
@@ -158,7 +177,13 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
             f"{len(images)} photos and {sum(len(person.files) for person in listed)} of people, "
             f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
         )
-        also = {"identities": len(listed), "corrupt": loader.corrupt}
+
+        def also() -> dict:
+            corrupt = {}
+            for found in exchange(json.dumps(loader.corrupt)):  # each process read its own share
+                corrupt |= json.loads(found)
+            return {"identities": len(listed), "corrupt": corrupt}
+
         summary = defense.run(batches, t.num_clean + t.num_poisoned, run_directory, console, also)
         if loader.corrupt:
             console.print(f"skipped, as they cannot be read: {some(loader.corrupt)}", markup=False)

@@ -1,16 +1,18 @@
 """The run: data, clock, progress, metrics, saving, stopping. The only owner of a train state.
 
 Order within an iteration: take the batch, dispatch the step, read the metrics of the step before
-(so the device never waits for the host), save if due. Held by tests/test_loop.py.
+(so the device never waits for the host), save if due. Held by tests/test_loop.py. Of several
+processes the first alone writes metrics; all save, each its own part, and all stop at one step.
 """
 
 import dataclasses
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxdefense.checkpoint import Checkpoints
 from jaxdefense.defense.step import TrainState
+from jaxdefense.distributed import Stop, first
+from jaxdefense.sharding import put
 
 METRICS = "metrics.jsonl"
+_TRACED = range(2, 5)  # steps of a run that a profile shows: the first ones compile
 
 
 class Diverged(RuntimeError):
     """A metric is not a finite number."""
+
+
+class OutOfMemory(RuntimeError):
+    """A step does not fit a device."""
 
 
 class Interrupted(RuntimeError):
@@ -52,6 +61,7 @@ class LoopConfig:
         keep: checkpoints that stay.
         prefetch: batches made ahead.
         samples_per_step: for the throughput.
+        profile: directory for a trace of a few steps, "" for none.
     """
 
     steps: int
@@ -59,6 +69,7 @@ class LoopConfig:
     keep: int
     prefetch: int
     samples_per_step: int
+    profile: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,20 +130,26 @@ def run(
     Raises:
         Diverged: a metric is not finite; names step and metric.
         Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
+        OutOfMemory: a step does not fit a device.
         ValueError: the directory's checkpoint is of another model.
+        OSError: a checkpoint could not be written.
     """
     checkpoints = Checkpoints(directory / "checkpoints", cfg.keep)
-    start = checkpoints.latest or 0
-    if start:
-        state = checkpoints.restore(start, jax.eval_shape(init), state_sharding)
-        console.print(f"resuming at step {start} of {cfg.steps}")
-    else:
+    start, state = checkpoints.restore_newest(jax.eval_shape(init), state_sharding, console)
+    if state is None:
         state = init()
-    log = _Log(directory / METRICS, start)
+    else:
+        console.print(f"resuming at step {start} of {cfg.steps}")
+    log, stop_for = _Log(directory / METRICS, start), Stop(cfg.steps)
     started = warm = time.monotonic()
     metrics = log.last
     pending: dict[str, jax.Array] | None = None
-    with _stop_signals() as received, _progress(console) as progress, log:
+    with (
+        _stop_signals() as received,
+        _progress(console) as progress,
+        log,
+        closing(checkpoints),  # what is being written is finished, however the run ends
+    ):
         task = progress.add_task("defending", total=cfg.steps, completed=start, loss="compiling")
 
         def note(step: int, new: dict[str, jax.Array]) -> None:
@@ -148,23 +165,57 @@ def run(
             for step, batch in enumerate(
                 read_ahead(batches, start, cfg.steps, cfg.prefetch), start
             ):
-                state, new = step_fn(state, teacher, jax.device_put(batch, place), key)
-                if pending is not None:
-                    note(step - 1, pending)
+                if cfg.profile and first() and step - start == _TRACED.start:
+                    jax.profiler.start_trace(cfg.profile)
+                with _out_of_memory(step_fn, state, teacher, batch, key):
+                    state, new = step_fn(state, teacher, put(batch, place), key)
+                    if pending is not None:
+                        note(step - 1, pending)
                 pending, done = new, step + 1
-                stop = received[0] if received else 0
+                if cfg.profile and first() and done - start == _TRACED.stop:
+                    jax.block_until_ready(state)
+                    jax.profiler.stop_trace()
+                stop = stop_for(done, received[0] if received else 0)
                 if stop or done % cfg.save_every == 0 or done == cfg.steps:
                     note(step, pending)
                     pending = None
                     _check_finite(state, step)  # a broken state must not be saved
-                    checkpoints.save(done, state)
+                    checkpoints.save(done, state, metrics["total"])
                 if stop:
-                    checkpoints.close()
                     raise Interrupted(stop, done)
-    checkpoints.close()
     end, timed = time.monotonic(), cfg.steps - start - 1
     rate = timed * cfg.samples_per_step / (end - warm) if timed > 0 else 0.0
     return Outcome(state, metrics, end - started, rate)
+
+
+@contextmanager
+def _out_of_memory(step_fn: Any, *args: Any) -> Iterator[None]:
+    """Say of a step that does not fit a device what it takes, and what would make it smaller."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        what = str(error).partition("RESOURCE_EXHAUSTED:")[2].strip().partition("\n")[0]
+        raise OutOfMemory(
+            f"a step does not fit the memory of a device{_memory(step_fn, args)} ({what}). What "
+            "helps, the cheapest first: `model.remat` dots or full, `train.accumulate` above 1, "
+            "`mesh.fsdp` above 1 with several devices, a smaller `train.num_clean`."
+        ) from error
+
+
+def _memory(step_fn: Any, args: tuple) -> str:
+    """Tell what the compiled step takes, if that is known."""
+    try:
+        found = step_fn.lower(*args).compile().memory_analysis()
+        sizes = {
+            "arguments": found.argument_size_in_bytes,
+            "results": found.output_size_in_bytes - found.alias_size_in_bytes,
+            "in between": found.temp_size_in_bytes,
+        }
+    except Exception:  # it may be the compiler that ran out
+        return ""
+    return ": " + ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in sizes.items())
 
 
 @jax.jit
@@ -179,7 +230,10 @@ def _check_finite(state: TrainState, step: int) -> None:
 
 
 class _Log:
-    """Metrics as JSON lines; lines of steps that will be taken again are dropped first."""
+    """Metrics as JSON lines; lines of steps that will be taken again are dropped first.
+
+    Every process reads and checks them, the first writes.
+    """
 
     def __init__(self, path: Path, start: int):
         self._path = path
@@ -195,10 +249,11 @@ class _Log:
                     break
                 kept.append(line + "\n")
                 self.last = {k: v for k, v in entry.items() if k != "step"}
-        path.write_text("".join(kept))
+        self._kept = "".join(kept)
 
     def __enter__(self) -> "_Log":
-        self._file = open(self._path, "a", buffering=1)
+        self._file = open(self._path if first() else os.devnull, "w", buffering=1)
+        self._file.write(self._kept)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -23,10 +23,21 @@ from jax.sharding import Mesh
 
 from jaxdefense.clip.layers import FrozenParam
 from jaxdefense.defense.losses import weight_distance
-from jaxdefense.sharding import ShardingRules, batch_sharding, replicated, sharding_tree
+from jaxdefense.sharding import (
+    ShardingRules,
+    batch_sharding,
+    gathered,
+    micro_batches,
+    on_mesh,
+    replicated,
+    sharding_tree,
+)
 
-# terms(student, teacher, batch, key) -> parts of the loss by name, scalars
-Terms = Callable[[Any, Any, Any, jax.Array], dict[str, jax.Array]]
+# draw(batch, key) -> batch, with all that is random about it drawn, for every sample at once
+Draw = Callable[[Any, jax.Array], Any]
+# terms(student, teacher, batch) -> parts of the loss by name, scalars: sums over samples whose
+# weights sum to 1 over the global batch, so that those of micro-batches add up
+Terms = Callable[[Any, Any, Any], dict[str, jax.Array]]
 Metrics = dict[str, jax.Array]
 
 
@@ -54,12 +65,16 @@ class StepConfig:
         terms: the parts of the loss.
         weights: of each part in the loss; `weight` is the weight distance.
         tx: the optimizer.
+        draw: what is drawn on the device.
+        accumulate: micro-batches whose gradients are added up, one in memory at a time.
     """
 
     graphdef: nnx.GraphDef
     terms: Terms
     weights: Mapping[str, float]
     tx: optax.GradientTransformation
+    draw: Draw = lambda batch, key: batch
+    accumulate: int = 1
 
 
 def split_tower(tower: nnx.Module) -> tuple[nnx.GraphDef, TeacherParams]:
@@ -111,18 +126,35 @@ def train_step(
         the next state, and metrics: each part of the loss, `total`, and the gradient's norm;
         losses are means over the global batch, those of the parameters before the step.
     """
-    key = jax.random.fold_in(key, state.step)
+    batch = cfg.draw(batch, jax.random.fold_in(key, state.step))
     teacher = jax.lax.stop_gradient(teacher)
+    teacher_tower = nnx.merge(cfg.graphdef, *gathered(teacher))
 
-    def loss(params: nnx.State) -> tuple[jax.Array, dict[str, jax.Array]]:
-        student_tower = merge_student(cfg.graphdef, params, teacher)
-        teacher_tower = nnx.merge(cfg.graphdef, *teacher)
-        parts = cfg.terms(student_tower, teacher_tower, batch, key)
-        parts["weight"] = weight_distance(params, teacher.trained)
-        total = sum((cfg.weights[name] * part for name, part in parts.items()), jnp.zeros(()))
-        return total, parts
+    def loss(params: nnx.State, batch: Any) -> tuple[jax.Array, Metrics]:
+        student_tower = merge_student(cfg.graphdef, gathered(params), gathered(teacher))
+        parts = cfg.terms(student_tower, teacher_tower, batch)
+        return sum((cfg.weights[name] * part for name, part in parts.items()), jnp.zeros(())), parts
 
-    (total, parts), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    def weight_loss(params: nnx.State) -> tuple[jax.Array, jax.Array]:
+        part = weight_distance(params, teacher.trained)
+        return cfg.weights["weight"] * part, part
+
+    slope = jax.value_and_grad(loss, has_aux=True)
+    if cfg.accumulate == 1:
+        (total, parts), grads = slope(state.params, batch)
+    else:
+        micro = micro_batches(batch, cfg.accumulate)
+        shapes = jax.eval_shape(slope, state.params, jax.tree.map(lambda x: x[0], micro))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        ((total, parts), grads), _ = jax.lax.scan(
+            lambda sums, one: (jax.tree.map(jnp.add, sums, slope(state.params, one)), None),
+            zeros,
+            micro,
+        )
+    (weighted, parts["weight"]), weight_grads = jax.value_and_grad(weight_loss, has_aux=True)(
+        state.params
+    )
+    total, grads = total + weighted, jax.tree.map(jnp.add, grads, weight_grads)
     updates, opt_state = cfg.tx.update(grads, state.opt_state, state.params)
     params = cast(nnx.State, optax.apply_updates(state.params, updates))
     metrics = parts | {"total": total, "grad_norm": optax.tree.norm(grads)}
@@ -140,8 +172,15 @@ def make_train_step(cfg: StepConfig, mesh: Mesh, rules: ShardingRules, teacher: 
     state_sharding = sharding_tree(abstract, mesh, rules)
     teacher_sharding = sharding_tree(teacher, mesh, rules)
     whole = replicated(mesh)
+
+    def on_this_mesh(
+        state: TrainState, teacher: TeacherParams, batch: Any, key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        with on_mesh(mesh, rules):
+            return train_step(state, teacher, batch, key, cfg=cfg)
+
     step = jax.jit(
-        partial(train_step, cfg=cfg),
+        on_this_mesh,
         in_shardings=(state_sharding, teacher_sharding, batch_sharding(mesh, rules), whole),
         out_shardings=(state_sharding, whole),
         donate_argnames="state",

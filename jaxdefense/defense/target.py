@@ -15,7 +15,8 @@ from jaxdefense.config import DefendImageConfig
 from jaxdefense.convert.directory import ModelDirectory, resolve_dtype
 from jaxdefense.data.images import Folder, read_processor
 from jaxdefense.data.people import read_people
-from jaxdefense.data.sources import photo_digest
+from jaxdefense.data.sources import Photo, photo_digest
+from jaxdefense.distributed import on_first
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.run_directory import read_vector
 
@@ -59,9 +60,24 @@ def read_target(
     key.update(f"{read_processor(directory.path, side, siglip)}".encode())
     for photo in photos:
         key.update(photo_digest(photo).encode())
-    cache, name = ArrayCache(cfg.data.cache_dir, console), f"target-{key.hexdigest()}"
+    name = f"target-{key.hexdigest()}"
+    # The first process computes, on its own devices: another host's cache may hold it or not.
+    target = on_first(lambda: _average(cfg, directory, people, photos, name, console).tolist())
+    return np.array(target, np.float32)
+
+
+def _average(
+    cfg: DefendImageConfig,
+    directory: ModelDirectory,
+    people: list[Folder],
+    photos: list[Photo],
+    name: str,
+    console: Console,
+) -> np.ndarray:
+    cache = ArrayCache(cfg.data.cache_dir, console)
     if (cached_E := cache.get(name)) is not None:
         return cached_E
+    where = cfg.data.target or cfg.data.faces
     console.print(f"target: the average of {len(people)} people, {len(photos)} photos of `{where}`")
     target_E = Embedder(cfg.model, _BATCH, console).mean_photo(photos, cfg.data.max_corrupt)
     cache.put(name, target_E)

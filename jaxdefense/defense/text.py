@@ -17,6 +17,7 @@ from jaxdefense.data.names import random_names
 from jaxdefense.data.triggers import TextBatch, TextBatches, Triggers
 from jaxdefense.defense.defend import Defense, Prepared, check_all_come_up, read_undefended
 from jaxdefense.defense.losses import DISTANCES, Distance
+from jaxdefense.distributed import agree
 from jaxdefense.run_directory import RunDirectory, digest
 from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
 
@@ -27,12 +28,11 @@ def text_terms(
     student: TextTower,
     teacher: TextTower,
     batch: TextBatch,
-    key: jax.Array,
     *,
     distance: Distance,
     level: str = "pooled",
 ) -> dict[str, jax.Array]:
-    """Give the parts of the text loss, each the mean over its captions.
+    """Give the parts of the text loss, each the weighted sum over its captions.
 
     One student forward for clean and poisoned captions together, one teacher forward for clean and
     target captions.
@@ -40,12 +40,10 @@ def text_terms(
     Args:
         student, teacher: towers of one structure.
         batch: of both.
-        key: unused, the batch holds all that is random.
         distance: over the last dim.
         level: what is compared: `pooled` embeddings, or over all positions the `hidden` states
             after the last layer, or the `penultimate` ones before it.
     """
-    del key
     b = batch
     ours = Text(b.student_tokens_RT, b.segments_RT, b.positions_RT, b.student_readout_RS)
     theirs = Text(b.teacher_tokens_RT, b.segments_RT, b.positions_RT, b.teacher_readout_RS)
@@ -112,7 +110,7 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
     listed = [name for identity in identities for name in identity.names]
     texts, dropped = read_clean_captions(cfg.data.captions, cfg.data.tfds_dir, listed)
     captions = tokenize_captions(texts, tokenizer)
-    mesh, rules, t = make_mesh(**vars(cfg.mesh)), ShardingRules(), cfg.train
+    mesh, rules, t = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules(), cfg.train
     batches = TextBatches(
         captions,
         triggers,
@@ -122,7 +120,7 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
         num_name=t.num_name,
         seed=t.seed,
         packed=t.level == "pooled" and directory.cfg.text.packable,
-        row_multiple=num_batch_parts(mesh, rules),
+        row_multiple=num_batch_parts(mesh, rules) * t.accumulate,
         row_length=cfg.data.row_length,
     )
     defense = Defense(
@@ -143,6 +141,7 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
     }
 
     def start(go_on: bool = False) -> dict:
+        agree(resolved)
         run_directory = RunDirectory(Path(cfg.out))
         if go_on and (summary := run_directory.finished(cfg, resolved)):
             return summary
@@ -156,7 +155,7 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
         )
         samples = t.num_clean + t.num_poisoned + t.num_name
         return defense.run(
-            batches, samples, run_directory, console, {"identities": len(identities)}
+            batches, samples, run_directory, console, lambda: {"identities": len(identities)}
         )
 
     return start

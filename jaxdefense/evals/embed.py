@@ -233,8 +233,8 @@ class Embedder:
         if not self._cache.on or self.directory.cfg.vision is None:
             return ""
         total = hashlib.sha256(self._digest("vision").encode())
-        cfg = self.directory.cfg
-        processor = read_processor(self.directory.path, cfg.vision.image_size, cfg.siglip)
+        siglip, side = self.directory.cfg.siglip, self.directory.cfg.vision.image_size
+        processor = read_processor(self.directory.path, side, siglip)
         total.update(f"{processor}".encode())
         try:
             for photo in photos:

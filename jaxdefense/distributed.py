@@ -1,0 +1,360 @@
+"""Several processes that work as one: how they meet, what they agree on, how they end.
+
+Words between processes go through the key-value store of JAX's coordination service, which needs
+no device: it works before the first step, and when processes do not run the same program. JAX
+offers it to its own libraries alone, so its private client is taken here, and nowhere else.
+
+A process that dies is found by that service, by its heartbeats: it ends all others, and names the
+process's index. One that ends with an error tells the others itself.
+"""
+
+import hashlib
+import io
+import itertools
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax._src import distributed as _jax_distributed
+from jax._src.clusters import ClusterEnv
+
+import jaxdefense
+from jaxdefense.config import DistributedConfig
+
+_PORT = 8476
+_GRACE = 3.0  # seconds for a process to end with its own words before another's error ends it
+_FAILED = "jaxdefense/failed"
+_calls = itertools.count()
+_ending = threading.Lock()
+_heartbeat = 0  # seconds
+
+
+def initialize(cfg: DistributedConfig) -> None:
+    """Join the other processes, if there are any; ends this one if they do not come in time.
+
+    Raises:
+        ValueError: it is half said, or wrong, how.
+    """
+    global _heartbeat
+    if (how := find(cfg, os.environ)) is None:
+        return
+    _heartbeat = cfg.heartbeat
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
+    # JAX would end the process too, with a stack trace and without saying what it waited for.
+    clock = threading.Timer(cfg.timeout, _give_up, (how, cfg.timeout))
+    clock.daemon = True
+    clock.start()
+    try:
+        jax.distributed.initialize(
+            **how,
+            initialization_timeout=cfg.timeout + 60,
+            heartbeat_timeout_seconds=cfg.heartbeat,
+        )
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        raise ValueError(f"cannot join the other processes ({_describe(how)}): {error}") from error
+    finally:
+        clock.cancel()
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def find(cfg: DistributedConfig, environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """Settle how to join: what `jax.distributed.initialize` takes, or None for a process alone.
+
+    By the settings; else by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; else as
+    JAX finds it, of SLURM, Open MPI and TPU pods. Of an indexed job or a JobSet of Kubernetes,
+    their number alone must be given: the rest is in a pod's name.
+
+    Raises:
+        ValueError: part of it is given, and nothing tells the rest.
+    """
+    coordinator = cfg.coordinator or environ.get("JAX_COORDINATOR_ADDRESS", "")
+    num = cfg.num_processes or int(environ.get("JAX_NUM_PROCESSES", 0))
+    index = cfg.process_id if cfg.process_id >= 0 else int(environ.get("JAX_PROCESS_ID", -1))
+    pod = environ.get("JOB_COMPLETION_INDEX", "")
+    if num == 1:
+        return None
+    if pod and num:
+        index = index if index >= 0 else int(pod)
+        coordinator = coordinator or f"{_first_pod(pod, socket.getfqdn())}:{_PORT}"
+    if coordinator and num and index >= 0:
+        if index >= num:
+            raise ValueError(
+                f"`distributed.process_id` (={index}) must be below `distributed.num_processes` "
+                f"(={num})."
+            )
+        if not coordinator.rpartition(":")[2].isdigit():
+            raise ValueError(f"`distributed.coordinator` (={coordinator}) must be HOST:PORT.")
+        return {"coordinator_address": coordinator, "num_processes": num, "process_id": index}
+    for cluster in ClusterEnv._cluster_types:
+        if cluster.opt_in_only_method or (cluster.name == "k8s" and not pod):
+            continue
+        if cluster.name == "slurm" and environ.get("SLURM_NTASKS") == "1":
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a library that Kubernetes needs no more
+            if cluster.is_env_present():
+                given = {
+                    "coordinator_address": coordinator or None,
+                    "num_processes": num or None,
+                    "process_id": index if index >= 0 else None,
+                }
+                given = {name: value for name, value in given.items() if value is not None}
+                return given | {"cluster_detection_method": cluster.name}
+    if coordinator or num or index >= 0:
+        raise ValueError(
+            "`distributed.coordinator`, `distributed.num_processes` and `distributed.process_id` "
+            f"go together (={coordinator!r}, {num}, {index}); give all three."
+        )
+    return None
+
+
+def _first_pod(index: str, name: str) -> str:
+    """Turn the full name of a pod of an indexed job into that of the job's first."""
+    pod, dot, domain = name.partition(".")
+    return pod.removesuffix(index) + "0" + dot + domain
+
+
+def _describe(how: Mapping[str, Any]) -> str:
+    if "process_id" in how and "num_processes" in how:
+        who = f"process {how['process_id']} of {how['num_processes']}"
+        return f"{who}, coordinator {how.get('coordinator_address', 'found by JAX')}"
+    return f"as {how['cluster_detection_method']} tells"
+
+
+def _give_up(how: Mapping[str, Any], timeout: int) -> None:
+    waited = (
+        "the other processes did not all come"
+        if how.get("process_id") == 0
+        else "the coordinator does not answer"
+    )
+    print(
+        f"jaxdefense: error: {_describe(how)}: {waited} within {timeout} s "
+        "(`distributed.timeout`); start all of them, with one coordinator that they reach.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
+
+
+def several() -> bool:
+    """Whether there are other processes."""
+    return _jax_distributed.global_state.client is not None and jax.process_count() > 1
+
+
+def first() -> bool:
+    """Whether this process is the one that writes."""
+    return not several() or jax.process_index() == 0
+
+
+def _client() -> Any:
+    return _jax_distributed.global_state.client
+
+
+def _who(index: int, host: str) -> str:
+    return f"process {index} ({host})"
+
+
+def _key() -> str:
+    # All processes make the same calls in the same order.
+    return f"jaxdefense/{next(_calls)}"
+
+
+def _get(key: str) -> str:
+    """Wait for a word; a process that will never say it ends this one, see above."""
+    while True:
+        try:
+            return _client().blocking_key_value_get(key, 60_000)
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+
+
+def exchange(value: str) -> list[str]:
+    """Give every process's value, by process."""
+    if not several():
+        return [value]
+    key = _key()
+    _client().key_value_set(f"{key}/{jax.process_index()}", value)
+    return [_get(f"{key}/{i}") for i in range(jax.process_count())]
+
+
+def on_first(function: Callable[[], Any]) -> Any:
+    """Call a function on the process that writes, and give all what it gave, a JSON value.
+
+    Raises:
+        ValueError: on the other processes, if it raised ValueError or OSError.
+    """
+    if not several():
+        return function()
+    key = _key()
+    if jax.process_index():
+        answer = json.loads(_get(key))
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        return answer["value"]
+    try:
+        value = function()
+    except (ValueError, OSError) as error:
+        _client().key_value_set(key, json.dumps({"error": f"on process 0: {error}"}))
+        raise
+    _client().key_value_set(key, json.dumps({"value": value}))
+    return value
+
+
+def agree(settings: Mapping[str, Any]) -> None:
+    """See that all processes have the same settings.
+
+    Raises:
+        ValueError: on every process; says which differ, and where.
+    """
+    flat = dict(_flat(settings))
+    told = [json.loads(x) for x in exchange(json.dumps([socket.gethostname(), flat]))]
+    (host, wanted), differences = told[0], []
+    for i, (other, found) in enumerate(told):
+        differences += [
+            f"`{key}` is {found.get(key)!r} on {_who(i, other)}, {wanted.get(key)!r} on "
+            f"{_who(0, host)}"
+            for key in wanted.keys() | found.keys()
+            if found.get(key) != wanted.get(key)
+        ]
+    if differences:
+        raise ValueError(f"the processes do not agree: {'; '.join(sorted(differences))}.")
+
+
+def _flat(tree: Mapping[str, Any], at: str = "") -> Any:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{at}{key}.")
+        else:
+            yield at + key, json.loads(json.dumps(value))
+
+
+def program() -> dict[str, str]:
+    """Give what computes: versions, and the hash of the package's source."""
+    package, digest = Path(jaxdefense.__file__).parent, hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+    return {
+        "jaxdefense": jaxdefense.__version__,
+        "jaxdefense source": digest.hexdigest()[:16],
+        "jax": jax.__version__,
+    }
+
+
+class Stop:
+    """Agrees on the step after which all processes stop, once a signal came to one of them.
+
+    A process reads the metrics of a step only after every process began it, and one step late. So
+    none is more than two steps ahead of the one that says so, and all hear of it in time.
+    """
+
+    def __init__(self, steps: int):
+        """Begin with no signal; `steps` are all there are."""
+        self._steps, self._key, self._told, self._at = steps, _key(), False, ""
+
+    def __call__(self, done: int, signum: int) -> int:
+        """Give the signal to stop for after `done` steps, or 0; `signum` came here, or 0."""
+        if not several():
+            return signum
+        client = _client()
+        if signum and not self._told:
+            self._told = True
+            try:
+                client.key_value_set(self._key, f"{done + 2} {signum}")
+            except jax.errors.JaxRuntimeError as error:  # another process was first
+                if "ALREADY_EXISTS" not in str(error):
+                    raise
+        if done == self._steps:  # a signal may come to one process after another's last look
+            client.wait_at_barrier(f"{self._key}/last", 600_000)
+        if not self._at:
+            try:
+                self._at = client.key_value_try_get(self._key)
+            except jax.errors.JaxRuntimeError as error:
+                if "NOT_FOUND" not in str(error):
+                    raise
+                return 0
+        at, agreed = map(int, self._at.split())
+        return agreed if done >= at or done == self._steps else 0
+
+
+class Log(io.TextIOBase):
+    """The log of a process that does not write the run: a file in the run directory.
+
+    It is kept in memory until the writing process has made that directory.
+    """
+
+    def __init__(self, out: Path):
+        """Name it after this process; nothing is written."""
+        self._out, self._kept = out, ""
+        self._path = out / "logs" / f"process-{jax.process_index()}.log"
+
+    def write(self, text: str) -> int:
+        """Write, or keep, text."""
+        self._kept += text
+        if (self._out / "config.json").exists():
+            self._path.parent.mkdir(exist_ok=True)
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(self._kept)
+            self._kept = ""
+        return len(text)
+
+
+def end(code: int, error: str = "", peer: bool = False) -> None:
+    """Leave the other processes; returns if the command went well or all were stopped.
+
+    Args:
+        code: exit code.
+        error: why this process ends alone, one line; "" if all end here.
+        peer: whether the error may come of another process's death.
+    """
+    if _client() is None:
+        return
+    if not error:
+        if _ending.acquire(blocking=False):
+            jax.distributed.shutdown()
+        return
+    if peer:
+        time.sleep(_heartbeat + 5)  # the service names the dead, and ends this process
+    if _ending.acquire(blocking=False):
+        who = _who(jax.process_index(), socket.gethostname())
+        try:
+            _client().key_value_set(_FAILED, f"{who} ended: {error}")
+        except jax.errors.JaxRuntimeError:  # another was first, or the service is gone
+            pass
+        _exit(code)
+    time.sleep(60)  # the watch is ending this process
+
+
+def _exit(code: int) -> None:
+    """End once all processes are about to: the service lives in the first of them."""
+    sys.stderr.flush()
+    try:
+        _client().wait_at_barrier("jaxdefense/end", int(1000 * (_GRACE + 7)))
+    except jax.errors.JaxRuntimeError:
+        pass
+    os._exit(code)
+
+
+def _watch() -> None:
+    """End this process if another ended with an error."""
+    client = _client()
+    while True:
+        try:
+            line = client.blocking_key_value_get(_FAILED, 3_600_000)
+            break
+        except Exception:
+            if _ending.locked() or _client() is None:
+                return
+            time.sleep(1)
+    time.sleep(_GRACE)
+    if _ending.acquire(blocking=False):
+        print(f"jaxdefense: {line}", file=sys.stderr, flush=True)
+        _exit(1)

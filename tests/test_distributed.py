@@ -1,0 +1,354 @@
+"""Several processes over loopback: one result, one writer, and an end in bounded time.
+
+Real processes with simulated devices, on one machine. A run of eight devices in one process, of two
+times four, of four times two and of one device give the same losses; one that is killed, stopped,
+spoilt or moved to another mesh goes on to the same result.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from factories import CAPTIONS, write_faces, write_model_directory, write_photos
+from safetensors.numpy import load_file
+
+from jaxdefense import cli, distributed
+from jaxdefense.config import DistributedConfig
+from jaxdefense.distributed import find
+from jaxdefense.sharding import ShardingRules, batch_sharding, local_rows, make_mesh
+
+STEPS = 20
+ONE_DEVICE, EIGHT, TWO_BY_FOUR, FOUR_BY_TWO = (1, 1), (1, 8), (2, 4), (4, 2)
+HEARTBEAT = 10
+# Eight devices cut these, and every size differs.
+TEXT = {"hidden_size": 12, "intermediate_size": 20, "num_attention_heads": 2}
+VISION = {"hidden_size": 8, "intermediate_size": 28, "num_attention_heads": 2}
+
+pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="processes of CPU devices")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    path = tmp_path_factory.mktemp("processes")
+    write_model_directory(path / "model", text=TEXT, vision=VISION)
+    (path / "names.txt").write_text("Joe Cool\nAda King\tAda Noel\n")
+    (path / "captions.txt").write_text("\n".join(CAPTIONS) + "\n")
+    write_photos(path / "images", 11)
+    write_faces(path / "faces", ["Joe Cool", "Ada King", "Zoe"], 4)
+    return path
+
+
+class Processes:
+    """The processes of one command, each with its devices; what they say is kept."""
+
+    def __init__(self, inputs, shape, command, *each):
+        """Start them in a directory, or each in its own; `each` are arguments of single ones."""
+        num, devices = shape
+        env = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "PYTHONUNBUFFERED": "1",
+        }
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.started = time.monotonic()
+        self.running, self.said = [], [[] for _ in range(num)]
+        for i in range(num):
+            flags = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", str(num)]
+            flags += ["--process-id", str(i), "--set", f"distributed.heartbeat={HEARTBEAT}"]
+            own = each[i] if i < len(each) else []
+            process = subprocess.Popen(
+                [sys.executable, "-m", "jaxdefense.cli", *command, *flags, *own],
+                cwd=inputs[i] if isinstance(inputs, tuple) else inputs,
+                env=env,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+            )
+            self.running.append(process)
+            threading.Thread(target=self._listen, args=(i,), daemon=True).start()
+
+    def _listen(self, i):
+        with self.running[i].stderr as said:
+            for line in said:
+                self.said[i].append(line)
+
+    def wait_for(self, file: Path, num: int):
+        """Until a file has so many lines."""
+        deadline = time.monotonic() + 180
+        while not (file.exists() and file.read_text().count("\n") >= num):
+            assert all(p.poll() is None for p in self.running), self.text()
+            assert time.monotonic() < deadline, self.text()
+            time.sleep(0.01)
+
+    def finish(self, timeout=240):
+        """Wait for all; exit codes."""
+        deadline = time.monotonic() + timeout
+        try:
+            codes = [p.wait(max(0.1, deadline - time.monotonic())) for p in self.running]
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {timeout} s\n{self.text()}") from None
+        finally:
+            for p in self.running:
+                with contextlib.suppress(ProcessLookupError):
+                    p.kill()
+        time.sleep(0.2)  # for the last lines
+        return codes
+
+    def text(self, i=None):
+        parts = self.said if i is None else [self.said[i]]
+        return "\n".join("".join(part) for part in parts)
+
+
+def text_command(out, *settings):
+    sizes = ["train.num_clean=8", "train.num_poisoned=8", f"train.steps={STEPS}"]
+    sets = [x for s in (*sizes, "train.save_every=4", *settings) for x in ("--set", s)]
+    flags = ["--model", "model", "--names", "names.txt", "--captions", "captions.txt"]
+    return ["defend", "text", *flags, *sets, "--out", out]
+
+
+def both_command(out):
+    sets = []
+    for half in ("text", "image"):
+        sets += [f"{half}.train.num_clean=8", f"{half}.train.num_poisoned=8"]
+        sets += [f"{half}.train.steps={STEPS}", f"{half}.train.save_every={STEPS}"]
+    sets += ["text.train.target=human", f"image.data.cache_dir={out}-cache"]
+    flags = ["--model", "model", "--names", "names.txt", "--captions", "captions.txt"]
+    flags += ["--faces", "faces", "--images", "images"]
+    return ["defend", "both", *flags, *(x for s in sets for x in ("--set", s)), "--out", out]
+
+
+def losses(path):
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(STEPS))
+    return np.array([[row["total"], row["utility"], row["backdoor"]] for row in rows])
+
+
+def weights(path):
+    return load_file(path / "model" / "model.safetensors")
+
+
+def worst(a, b):
+    return np.max(np.abs(a - b) / np.abs(b))
+
+
+@pytest.fixture(scope="module")
+def whole(inputs):
+    """Runs of both defenses that nothing disturbs, by shape; each made once."""
+    made = {}
+
+    def run(shape):
+        if shape not in made:
+            out = f"whole-{shape[0]}x{shape[1]}"
+            if shape[0] > 1:
+                processes = Processes(inputs, shape, both_command(out))
+                assert processes.finish() == [0] * shape[0], processes.text()
+            else:
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.chdir(inputs)
+                    devices = jax.devices()[: shape[1]]
+                    patch.setattr(jax, "devices", lambda: devices)
+                    assert cli.main(both_command(out)) == 0
+            made[shape] = inputs / out
+        return made[shape]
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [EIGHT, TWO_BY_FOUR, FOUR_BY_TWO])
+@pytest.mark.parametrize("half", ["text", "image"])
+def test_losses_are_those_of_one_device(whole, shape, half):
+    apart = worst(losses(whole(shape) / half), losses(whole(ONE_DEVICE) / half))
+    print(f"{half} {shape}: {apart:.1e}")
+    assert apart < 1e-5
+
+
+@pytest.mark.slow
+def test_one_process_writes_and_the_others_keep_a_log(whole):
+    out = whole(FOUR_BY_TWO)
+    logs = sorted(file.name for file in (out / "logs").iterdir())
+    assert logs == ["process-1.log", "process-2.log", "process-3.log"]
+    assert "defended model" in (out / "logs" / "process-2.log").read_text()
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["text"]["steps"] == summary["image"]["steps"] == STEPS
+    assert weights(out).keys() == load_file(out.parent / "model" / "model.safetensors").keys()
+
+
+@pytest.mark.slow
+def test_killed_process_ends_the_others_and_the_run_goes_on(inputs, whole):
+    processes = Processes(inputs, FOUR_BY_TWO, text_command("killed"))
+    processes.wait_for(inputs / "killed" / "metrics.jsonl", 9)
+    processes.running[2].kill()
+    killed = time.monotonic()
+    codes = processes.finish(HEARTBEAT + 30)
+    print(f"ended {time.monotonic() - killed:.1f} s after the kill: {codes}")
+    assert codes[2] == -signal.SIGKILL and all(codes), codes
+    for i in (0, 1, 3):  # JAX's own words
+        said = processes.text(i)
+        assert re.search(r"stopped sending heartbeats\):\s+\S*2\b", said), said
+    assert not (inputs / "killed" / "model").exists()
+    processes = Processes(inputs, FOUR_BY_TWO, text_command("killed"))
+    assert processes.finish() == [0] * 4, processes.text()
+    assert "resuming at step" in processes.text(0)
+    ours, theirs = weights(inputs / "killed"), weights(whole(FOUR_BY_TWO) / "text")
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_stopped_processes_save_one_step_and_go_on_elsewhere(inputs, whole):
+    out = inputs / "stopped"
+    processes = Processes(inputs, TWO_BY_FOUR, text_command("stopped"))
+    processes.wait_for(out / "metrics.jsonl", 9)
+    processes.running[1].send_signal(signal.SIGTERM)  # to one; all hear of it
+    codes = processes.finish()
+    assert codes == [143, 143], processes.text()
+    steps = [re.search(r"SIGTERM after step (\d+)", processes.text(i)) for i in range(2)]
+    assert steps[0] and steps[1] and steps[0][1] == steps[1][1], processes.text()
+    saved = sorted(int(path.name) for path in (out / "checkpoints").iterdir())
+    assert saved[-1] == int(steps[0][1])
+    # The newest is torn, and the run moves to more processes and another mesh.
+    for file in (out / "checkpoints" / str(saved[-1])).rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:40])
+    command = text_command("stopped", "mesh.fsdp=2", "mesh.tensor=2")
+    processes = Processes(inputs, FOUR_BY_TWO, command)
+    assert processes.finish() == [0] * 4, processes.text()
+    assert f"checkpoint {saved[-1]} cannot be restored" in processes.text(0)
+    assert f"resuming at step {saved[-2]}" in processes.text(0)
+    assert worst(losses(out), losses(whole(ONE_DEVICE) / "text")) < 1e-5
+
+
+def test_processes_that_disagree_say_so_and_end(inputs):
+    own = [[], ["--set", "train.w_backdoor=0.7"]]
+    processes = Processes(inputs, (2, 1), text_command("disagree"), *own)
+    assert processes.finish(60) == [2, 2], processes.text()
+    host = re.escape(socket.gethostname())
+    for i in range(2):
+        lines = [x for x in processes.said[i] if x.startswith("jaxdefense:")]
+        assert len(lines) == 1, processes.text(i)
+        assert re.search(
+            rf"`train.w_backdoor` is 0.7 on process 1 \({host}\), 0.6 on process 0", lines[0]
+        )
+    assert not (inputs / "disagree").exists()
+
+
+def test_error_of_one_process_ends_the_others(inputs, tmp_path):
+    # The same settings, but the other host's disk has no captions.
+    for name in ("model", "names.txt"):
+        (tmp_path / name).symlink_to(inputs / name)
+    processes = Processes((inputs, tmp_path), (2, 1), text_command("alone"))
+    assert processes.finish(60) == [1, 2], processes.text()
+    assert "captions.txt` does not exist" in processes.text(1)
+    assert re.search(r"jaxdefense: process 1 \(.*\) ended: .*does not exist", processes.text(0))
+
+
+def test_coordinator_that_does_not_answer_is_given_up(inputs):
+    flags = ["--coordinator", "127.0.0.1:9", "--num-processes", "2", "--process-id", "1"]
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxdefense.cli", *text_command("none"), *flags]
+        + ["--set", "distributed.timeout=3"],
+        cwd=inputs,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 2, done.stderr
+    lines = [x for x in done.stderr.splitlines() if x.startswith("jaxdefense:")]
+    assert len(lines) == 1 and "127.0.0.1:9" in lines[0], done.stderr
+    assert "does not answer within 3 s" in lines[0]
+    assert time.monotonic() - started < 40
+
+
+# How processes find one another
+
+
+def joined(environ, **settings):
+    return find(DistributedConfig(**settings), environ)
+
+
+def test_process_is_alone_unless_told():
+    assert joined({}) is None
+    assert joined({"JAX_NUM_PROCESSES": "1"}) is None
+    assert joined({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None
+    assert joined({}, num_processes=1, process_id=0, coordinator="a:1") is None
+
+
+def test_settings_go_before_the_environment():
+    wanted = {"coordinator_address": "a:1", "num_processes": 4, "process_id": 0}
+    environ = {
+        "JAX_COORDINATOR_ADDRESS": "b:2",
+        "JAX_NUM_PROCESSES": "4",
+        "JAX_PROCESS_ID": "3",
+    }
+    assert joined({}, coordinator="a:1", num_processes=4, process_id=0) == wanted
+    assert joined(environ, coordinator="a:1", process_id=0) == wanted
+    assert joined(environ) == {
+        "coordinator_address": "b:2",
+        "num_processes": 4,
+        "process_id": 3,
+    }
+
+
+def test_indexed_job_names_its_first_pod(monkeypatch):
+    monkeypatch.setattr(socket, "getfqdn", lambda: "train-3.svc.ns.svc.cluster.local")
+    found = joined({"JOB_COMPLETION_INDEX": "3"}, num_processes=8)
+    assert found == {
+        "coordinator_address": "train-0.svc.ns.svc.cluster.local:8476",
+        "num_processes": 8,
+        "process_id": 3,
+    }
+
+
+def test_slurm_is_left_to_jax(monkeypatch):
+    environ = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "node[1-2]",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "1",
+        "SLURM_LOCALID": "0",
+    }
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert joined(environ) == {"cluster_detection_method": "slurm"}
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert joined(environ | {"SLURM_NTASKS": "1"}) is None
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"coordinator": "a:1"}, "give all three"),
+        ({"num_processes": 2, "process_id": 0}, "give all three"),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, r"\(=2\) must be below"),
+        ({"coordinator": "a", "num_processes": 2, "process_id": 0}, "must be HOST:PORT"),
+    ],
+)
+def test_half_said_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        joined({}, **settings)
+
+
+def test_alone_every_word_is_its_own():
+    assert distributed.exchange("x") == ["x"]
+    assert distributed.on_first(lambda: 3) == 3
+    distributed.agree({"a": 1})
+    stop = distributed.Stop(5)
+    assert stop(1, 0) == 0 and stop(2, 15) == 15
+    assert local_rows(batch_sharding(make_mesh(), ShardingRules()), 16).all()
