@@ -6,7 +6,7 @@ batches name theirs here.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -81,13 +81,23 @@ def _repeated(names: list[str]) -> str:
     return next(name for name in names if names.count(name) > 1)
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """Lay all devices out as a mesh; one axis may be -1 and takes what the others leave.
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[Any] | None = None,
+) -> Mesh:
+    """Lay devices out as a mesh; one axis may be -1 and takes what the others leave.
+
+    Args:
+        data, fsdp, tensor: sizes.
+        devices: None for all there are.
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices.
     """
-    sizes, num_devices = [data, fsdp, tensor], jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    sizes, num_devices = [data, fsdp, tensor], len(devices)
     text = f"mesh data={data} fsdp={fsdp} tensor={tensor}"
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ValueError(f"{text}: sizes must be positive, at most one of them -1.")
@@ -98,7 +108,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         sizes[sizes.index(-1)] = num_devices // known
     if math.prod(sizes) != num_devices:
         raise ValueError(f"{text} takes {math.prod(sizes)} devices, there are {num_devices}.")
-    return Mesh(mesh_utils.create_device_mesh(sizes), AXES)
+    return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES)
 
 
 def sharding_tree(abstract: Any, mesh: Mesh, rules: ShardingRules) -> Any:
