@@ -261,7 +261,8 @@ def _group_size(rest: str) -> int:
         return int(iota[2])
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
         return len(listed[1].split(","))
-    if named := re.search(r"replica_groups=(?:@?\w*)?mesh\[([^\]]*)\] *\{([^}]*)\}", rest):
+    mesh = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(.*?\)\))? *\{([^}]*)\}"
+    if named := re.search(mesh, rest):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", named[2]))
     return 1
