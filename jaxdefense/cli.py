@@ -107,7 +107,7 @@ def _bench_aot(args: argparse.Namespace, console: Console) -> None:
 
 
 def _sizes(text: str) -> dict[str, int]:
-    """Read `data=2,fsdp=4`."""
+    """Read `data=2,fsdp=4`; argparse refuses with the ValueError of what is no number."""
     pairs = [part.partition("=") for part in text.split(",")]
     return {name: int(size) for name, _, size in pairs}
 

@@ -383,7 +383,7 @@ class AotConfig:
         _positive(batch=self.batch)
         if self.caption_tokens < 3:
             raise ValueError(
-                f"`caption_tokens` (={self.caption_tokens}) must be at least 3: a word and two ends."
+                f"`caption_tokens` (={self.caption_tokens}) must be at least 3: a word, both ends."
             )
 
 

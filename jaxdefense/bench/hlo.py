@@ -139,9 +139,7 @@ class Program:
                 chains.add(chain[0])
             if kind == "all-reduce" and id(inside) in scatters:
                 kind = "reduce-scatter"
-            given = sum(
-                num_bytes(inside[x].type_text) for x in instruction.operands if x in inside
-            )
+            given = sum(num_bytes(inside[x].type_text) for x in instruction.operands if x in inside)
             group = _group_size(instruction.rest)
             found = out.setdefault(kind, Collective())
             found.count += times
@@ -211,27 +209,31 @@ def _instruction(line: str) -> Instruction | None:
     found = _INSTRUCTION.match(line)
     if not found:
         return None
-    text, depth, end = found[3], 0, 0
+    text = found[3]
     if text.startswith("("):  # a tuple's type, layouts with their own brackets in it
-        for end, letter in enumerate(text):
-            depth += (letter == "(") - (letter == ")")
-            if not depth:
-                break
-        end += 1
+        end = _closing(text, 0)
     else:
         end = text.find(" ")
     opcode = _OPCODE.match(text, end)
     if not opcode:
         return None
-    start, depth, close = opcode.end(), 1, opcode.end()
-    while close < len(text) and depth:
-        depth += (text[close] == "(") - (text[close] == ")")
-        close += 1
+    start = opcode.end()
+    close = _closing(text, start - 1)
     arguments = text[start : close - 1]
     operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
     return Instruction(
         found[2], opcode[1], text[:end], operands, arguments, text[close:], bool(found[1])
     )
+
+
+def _closing(text: str, at: int) -> int:
+    """Give the index after the bracket that closes the one at an index."""
+    depth = 0
+    for index in range(at, len(text)):
+        depth += (text[index] == "(") - (text[index] == ")")
+        if not depth:
+            return index + 1
+    return len(text)
 
 
 def _called(rest: str) -> list[str]:
