@@ -1,9 +1,10 @@
 """The command line: flags over `--set` over the config file; one clear line on a wrong input."""
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,22 @@ def _bench_text(args: argparse.Namespace, console: Console) -> None:
     console.print_json(data=figures)
 
 
-def _config(kind: type, args: argparse.Namespace) -> Any:
+def _bench_aot(args: argparse.Namespace, console: Console) -> None:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: leave chips to others
+    from jaxdefense.bench.aot import bench_aot, run_settings
+    from jaxdefense.config import AotConfig
+
+    base = run_settings(args.preset) if args.preset else {}
+    print(json.dumps(bench_aot(_config(AotConfig, args, base), console), indent=2))
+
+
+def _sizes(text: str) -> dict[str, int]:
+    """Read `data=2,fsdp=4`; argparse refuses with the ValueError of what is no number."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    return {name: int(size) for name, _, size in pairs}
+
+
+def _config(kind: type, args: argparse.Namespace, base: Mapping[str, Any] | None = None) -> Any:
     from jaxdefense.config import build, load_config_file, merge, nest, parse_assignments
 
     file = load_config_file(args.config) if args.config else {}
@@ -127,7 +143,7 @@ def _config(kind: type, args: argparse.Namespace) -> Any:
         for name, value in vars(args).items()
         if name.startswith("cfg:") and value is not None
     }
-    return build(kind, merge(file, parse_assignments(args.set), nest(flags.items())))
+    return build(kind, merge(base or {}, file, parse_assignments(args.set), nest(flags.items())))
 
 
 def _join(cfg: Any, console: Console) -> tuple[Any, Console]:
@@ -177,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         for flag, (setting, help_text) in flags.items():
             meta = "FILE" if "file" in help_text else "DIR"
+            meta = setting.upper() if run is _bench_aot else meta
             sub.add_argument(
                 f"--{flag.replace('_', '-')}", dest=f"cfg:{setting}", metavar=meta, help=help_text
             )
@@ -303,6 +320,22 @@ def _parser() -> argparse.ArgumentParser:
     text.add_argument("--tokenizer", default="", metavar="DIR", help="without, the demo's")
     image.add_argument("--images", default="", metavar="DIR", help="photos; without, drawn ones")
     image.add_argument("--faces", default="", metavar="DIR", help="the same of people")
+    aot = command(
+        kinds, "aot", _bench_aot, "Compile a step for a TPU topology, without the TPU.",
+        topology=("topology", "v5e:16x16, v5p:4x4x4 …"),
+        arch=("arch", "ViT-B-32, ViT-L-14, ViT-bigG-14 …"),
+        tower=("tower", "text or image"),
+        remat=("remat", "what is kept for the gradient: none, dots or full"),
+        dtype=("dtype", "of the computation: bfloat16 or float32"),
+    )  # fmt: skip
+    aot.add_argument("--preset", default="", metavar="RUN", help="ViT-L-14/image/v5e:4x4 …")
+    aot.add_argument(
+        "--mesh", dest="cfg:mesh", type=_sizes, metavar="AXES", help="data=4,fsdp=4,tensor=1"
+    )
+    aot.add_argument(
+        "--batch", dest="cfg:batch", type=int, metavar="N",
+        help="clean samples a step, and as many poisoned",
+    )  # fmt: skip
     return parser
 
 

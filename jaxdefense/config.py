@@ -423,6 +423,27 @@ class EvaluateConfig:
             raise ValueError("`target` must hold a word, such as 'human'.")
 
 
+@dataclasses.dataclass(frozen=True)
+class AotConfig:
+    """`jaxdefense bench aot`: the step of a defense, compiled for a TPU topology."""
+
+    topology: str  # generation and shape: v5e:16x16, v5p:4x4x4
+    arch: str  # one of `clip.presets.PRESETS`
+    tower: Literal["text", "image"]
+    batch: int = 128  # clean samples a step, and as many poisoned
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation
+    remat: Remat = "none"
+    caption_tokens: float = 13.6  # on average, both ends included; text alone. 13.6 is COCO's
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self):
+        _positive(batch=self.batch)
+        if self.caption_tokens < 3:
+            raise ValueError(
+                f"`caption_tokens` (={self.caption_tokens}) must be at least 3: a word, both ends."
+            )
+
+
 def load_config_file(path: str) -> dict[str, Any]:
     """Run a config file's `get_config()`.
 

@@ -75,9 +75,10 @@ def make_resnet() -> dict[str, np.ndarray]:
 
 
 def resnet_levels(cfg: ResNetConfig, num: int, seed: int) -> np.ndarray:
-    """Draw images, 0-255, of 8 x 8 coloured squares."""
-    levels_BHWC = np.random.default_rng(seed).integers(0, 256, (num, 8, 8, 3), np.uint8)
-    return levels_BHWC.repeat(cfg.image_size // 8, axis=1).repeat(cfg.image_size // 8, axis=2)
+    """Draw images, 0-255, of coloured squares, 8 pixels a side."""
+    grid = cfg.image_size // 8
+    levels_BHWC = np.random.default_rng(seed).integers(0, 256, (num, grid, grid, 3), np.uint8)
+    return levels_BHWC.repeat(8, axis=1).repeat(8, axis=2)
 
 
 def resnet_image(levels_BHWC: np.ndarray) -> np.ndarray:
@@ -95,7 +96,7 @@ def resnet_tensors(cfg: ResNetConfig, seed: int = 0) -> dict[str, np.ndarray]:
     tensors = {row.key: np.asarray(random_tensor(row, rng)) for row in resnet_rows(cfg, "")}
     for key in tensors:
         if key.startswith("layer") and key.endswith("bn3.weight"):
-            tensors[key] = tensors[key] / 2
+            tensors[key] = tensors[key] / 4
     source = torch_resnet(cfg, tensors)
     for module in source.modules():
         if hasattr(module, "running_mean"):

@@ -37,7 +37,7 @@ from jaxdefense.convert.resnet import resnet_rows
 from jaxdefense.convert.table import host_params, ignored_key, source_tensor
 from jaxdefense.defense.losses import mean_squared, weight_distance
 from jaxdefense.defense.step import StepConfig, make_optimizer, merge_student, split_tower
-from jaxdefense.sharding import ShardingRules, batch_sharding, make_mesh, sharding_tree
+from jaxdefense.sharding import FSDP, ShardingRules, batch_sharding, make_mesh, sharding_tree
 
 LEAF, WHOLE = 1e-5, 1e-4
 PRESETS = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
@@ -157,20 +157,24 @@ def our_bottleneck(source, width_in, width, stride, eps=1e-5):
     return module
 
 
-@pytest.mark.parametrize("broken", ["", "eps", "skipped pixels"])
-@pytest.mark.parametrize("width_in, stride", [(20, 1), (14, 1), (14, 2), (20, 2)])
+BOTTLENECKS = [(20, 1), (14, 1), (14, 2), (20, 2)]
+
+
+@pytest.mark.parametrize(
+    "width_in, stride, broken",
+    [(*sizes, broken) for sizes in BOTTLENECKS for broken in ("", "eps")]
+    + [(*sizes, "skipped pixels") for sizes in BOTTLENECKS if sizes[1] > 1],
+)
 def test_bottleneck_matches_torch_and_fails_broken(width_in, stride, broken, monkeypatch):
     source = randomise(import_open_clip().modified_resnet.Bottleneck(width_in, 5, stride))
     assert (source.downsample is None) == ((width_in, stride) == (20, 1))
     module = our_bottleneck(source, width_in, 5, stride, 1e-3 if broken == "eps" else 1e-5)
     if broken == "skipped pixels":
-        if stride == 1:
-            pytest.skip("nothing is skipped")
         monkeypatch.setattr(resnet, "_average", skipped_pixels)
     x_BHWC = feature_map(3, 8, 6, width_in)
     theirs = source(torch_feature_map(x_BHWC)).permute(0, 2, 3, 1)
     found = error(run(module, x_BHWC), theirs)
-    assert found > 20 * LEAF if broken else found <= LEAF
+    assert found > 100 * LEAF if broken else found <= LEAF
 
 
 @pytest.mark.parametrize("broken", ["", "mean", "positions", "q and k", "heads"])
@@ -493,10 +497,10 @@ def test_deeper_stages_compile_to_no_more():
 
 
 @eight_devices
-@pytest.mark.parametrize("rule", [None, "fsdp"])
-def test_convolutions_send_nothing_around_and_do_if_they_are_cut(rule):
+@pytest.mark.parametrize("change", [{}, {"channels_out": FSDP}])
+def test_convolutions_send_nothing_around_and_do_if_they_are_cut(change):
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    rules = ShardingRules(dict(ShardingRules().rules) | {"channels_out": rule})
+    rules = ShardingRules({**ShardingRules().rules, **change})
     graphdef, params = nnx.split(Stage(8, 4, 3, 2, TINY, nnx.Rngs(0)))
     forward = jax.jit(
         lambda params, x: nnx.merge(graphdef, params)(x),
@@ -504,7 +508,7 @@ def test_convolutions_send_nothing_around_and_do_if_they_are_cut(rule):
         out_shardings=batch_sharding(mesh, rules),
     )
     hlo = str(forward.lower(params, jnp.ones((8, 4, 4, 8))).compile().as_text())
-    assert bool(re.search(r"all-gather|all-reduce|all-to-all|permute\(", hlo)) == bool(rule)
+    assert bool(re.search(r"all-gather|all-reduce|all-to-all|permute\(", hlo)) == bool(change)
 
 
 # Config

@@ -1,0 +1,294 @@
+"""`jaxdefense bench aot`: the train step compiled for a TPU topology, without the TPU.
+
+The step is the one that a defense runs, on shapes in the place of arrays. Memory is the compiler's;
+the time is a roofline, a bound from below: that of the slowest of computing, memory and network, as
+if all overlapped perfectly. Nothing here has run on a TPU.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import time
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich.console import Console
+
+from jaxdefense.bench.flops import product_flops
+from jaxdefense.bench.hlo import Program
+from jaxdefense.clip.model import CLIP
+from jaxdefense.clip.presets import preset
+from jaxdefense.config import AotConfig, ImageTrainConfig, OptimizerConfig, TextTrainConfig
+from jaxdefense.data import packing
+from jaxdefense.data.faces import ImageBatch
+from jaxdefense.data.images import ImageProcessor
+from jaxdefense.data.triggers import TextBatch
+from jaxdefense.defense.image import draw_faces, image_terms
+from jaxdefense.defense.losses import DISTANCES
+from jaxdefense.defense.step import (
+    StepConfig,
+    init_state,
+    make_optimizer,
+    make_train_step,
+    split_tower,
+)
+from jaxdefense.defense.text import text_terms
+from jaxdefense.sharding import ShardingRules, check_parts, make_mesh, num_batch_parts
+
+
+class Chip(NamedTuple):
+    """Published figures of one chip.
+
+    Fields:
+        flops: bf16 a second.
+        hbm: bytes.
+        hbm_bandwidth: bytes a second.
+        ici_bandwidth: bytes a second that it sends, over all its links.
+    """
+
+    flops: float
+    hbm: int
+    hbm_bandwidth: float
+    ici_bandwidth: float
+
+
+# Source: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "key specifications". Their interconnect
+# figures are 2400, 1600, 4800 and 3200 Gbps a chip, or twice as many counted in both directions.
+CHIPS: Mapping[str, Chip] = MappingProxyType(
+    {
+        "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9),
+        "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9),
+        "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9),
+        "v6e": Chip(918e12, 32 * 2**30, 1600e9, 400e9),
+    }
+)
+
+
+def _run(batch: int, remat: str = "none", **mesh: int) -> dict[str, Any]:
+    return {"batch": batch, "remat": remat, "mesh": mesh}
+
+
+# Settings of runs that were compiled, figures in docs/scaling.md.
+RUNS: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {
+        f"{arch}/{tower}/{topology}": {"arch": arch, "tower": tower, "topology": topology} | run
+        for (arch, tower, topology), run in {
+            ("ViT-B-32", "text", "v5e:2x2"): _run(1024),
+            ("ViT-B-32", "image", "v5e:2x2"): _run(256),
+            ("ViT-L-14", "text", "v5e:2x2"): _run(1024),
+            ("ViT-L-14", "image", "v5e:2x2"): _run(64, "full", data=1, fsdp=4),
+            ("ViT-B-32", "text", "v5e:4x4"): _run(4096),
+            ("ViT-B-32", "image", "v5e:4x4"): _run(1024),
+            ("ViT-L-14", "text", "v5e:4x4"): _run(4096),
+            ("ViT-L-14", "image", "v5e:4x4"): _run(256, "full", data=4, fsdp=4),
+            ("ViT-bigG-14", "text", "v5e:4x4"): _run(2048, "full", data=1, fsdp=16),
+            ("ViT-bigG-14", "image", "v5e:4x4"): _run(128, "full", data=1, fsdp=16),
+            ("ViT-B-32", "text", "v5e:16x16"): _run(65536),
+            ("ViT-B-32", "image", "v5e:16x16"): _run(16384),
+            ("ViT-L-14", "text", "v5e:16x16"): _run(65536),
+            ("ViT-L-14", "image", "v5e:16x16"): _run(4096, "full", data=64, fsdp=4),
+            ("ViT-bigG-14", "text", "v5e:16x16"): _run(32768, "full", data=16, fsdp=16),
+            ("ViT-bigG-14", "image", "v5e:16x16"): _run(2048, "full", data=16, fsdp=16),
+        }.items()
+    }
+)
+
+
+def run_settings(name: str) -> dict[str, Any]:
+    """Give the settings of a run by name.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if name not in RUNS:
+        raise ValueError(f"`--preset` (={name}) must be one of {', '.join(RUNS)}.")
+    return RUNS[name]
+
+
+def bench_aot(cfg: AotConfig, console: Console) -> dict[str, Any]:
+    """Compile a step and read off what it takes.
+
+    Args:
+        cfg: of the step.
+        console: for progress.
+
+    Returns:
+        settings, and of one chip and step: `memory` (bytes), `flops`, `bytes`, `collectives`,
+        `roofline` (seconds).
+
+    Raises:
+        ValueError: topology, architecture or mesh do not exist or do not fit; no libtpu.
+    """
+    arch = preset(cfg.arch)
+    chip, devices = _topology(cfg.topology)
+    mesh = make_mesh(**vars(cfg.mesh), devices=devices)
+    rules = ShardingRules()
+    parts = num_batch_parts(mesh, rules)
+    step_cfg, teacher, batch = _pieces(cfg, arch, parts)
+    step, _, _ = make_train_step(step_cfg, mesh, rules, teacher)
+    state = jax.eval_shape(partial(init_state, cfg=step_cfg), teacher)
+    args = state, teacher, batch, jax.eval_shape(lambda: jax.random.key(0))
+    flops = product_flops(step, *args) / len(devices)
+    console.print(f"compiling for {len(devices)} chips of {cfg.topology}")
+    begin = time.monotonic()
+    try:
+        compiled = step.lower(*args).compile()
+    except jax.errors.JaxRuntimeError as error:
+        # The compiler lays memory out itself, and gives up on what does not fit.
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ValueError(f"the step does not fit {cfg.topology}: {_fit(str(error))}") from error
+    seconds = time.monotonic() - begin
+    program = Program(compiled.as_text() or "")
+    sent = program.collectives()
+    moved, moved_once = program.memory_bytes(), program.memory_bytes(loops=False)
+    xla: Any = compiled.cost_analysis()
+    limits = {
+        "compute": flops / chip.flops,
+        "memory": moved / chip.hbm_bandwidth,
+        "network": sum(x.wire_bytes for x in sent.values()) / chip.ici_bandwidth,
+    }
+    bound = max(limits, key=lambda name: limits[name])
+    return {
+        **dataclasses.asdict(cfg),
+        "mesh": dict(mesh.shape),
+        "chips": len(devices),
+        "batch_shapes": {k: list(v.shape) for k, v in batch._asdict().items()},
+        "compile_seconds": round(seconds, 1),
+        "memory": _memory(compiled, chip),
+        "flops": {"products": flops, "xla_loops_once": xla.get("flops", 0.0)},
+        "bytes": {
+            "accessed": moved,
+            "loops_once": moved_once,
+            "xla_loops_once": xla.get("bytes accessed", 0.0),
+        },
+        "collectives": {kind: dataclasses.asdict(x) for kind, x in sorted(sent.items())},
+        "loops_counted_once": sorted(program.unknown_loops),
+        "roofline": {
+            **{f"{name}_seconds": value for name, value in limits.items()},
+            "seconds": limits[bound],
+            "bound": bound,
+            "samples_per_second": 2 * cfg.batch / limits[bound],
+        },
+    }
+
+
+def _topology(name: str) -> tuple[Chip, list[Any]]:
+    kind = name.partition(":")[0]
+    if kind not in CHIPS or not name.partition(":")[2]:
+        raise ValueError(
+            f"`topology` (={name}) must be {', '.join(CHIPS)} and a shape, such as v5e:16x16 or "
+            "v5p:4x4x4."
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError("compiling for a TPU takes its compiler: pip install 'libtpu==0.0.42.*'.")
+    # Else libtpu asks a metadata server, which machines outside Google's cloud do not have.
+    for variable, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_WORKER_ID", "0"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),  # no chip is opened, so none is taken from others
+    ):
+        os.environ.setdefault(variable, value)
+    from jax.experimental import topologies
+
+    # A v4 chip's two cores work as one, as they do by default where there is a chip.
+    how = {"chip_config_name": "megacore"} if kind == "v4" else {}
+    try:
+        return CHIPS[kind], list(topologies.get_topology_desc(name, "tpu", **how).devices)
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+        line = str(error).splitlines()[0]
+        raise ValueError(f"`topology` (={name}) is none that libtpu knows: {line}") from error
+
+
+def _pieces(cfg: AotConfig, arch: Any, parts: int) -> tuple[StepConfig, Any, Any]:
+    """Make the step's configuration, the teacher's shapes and those of a batch."""
+    arch = arch.with_compute(cfg.dtype, cfg.remat)
+    model = nnx.eval_shape(lambda: CLIP(arch, nnx.Rngs(0)))
+    drawn: dict[str, Any] = {}
+    if cfg.tower == "text":
+        t = TextTrainConfig()
+        terms: Any = partial(text_terms, distance=DISTANCES[t.distance])
+        weights = {"utility": 1.0, "backdoor": t.w_backdoor, "name": 0.0, "weight": t.w_weight}
+        batch: Any = _text_batch(cfg, arch.text.context_length, parts)
+    else:
+        check_parts("batch", cfg.batch, parts)
+        t, side = ImageTrainConfig(), arch.vision.image_size
+        terms = partial(
+            image_terms,
+            distance=DISTANCES[t.distance],
+            processor=ImageProcessor(side, side),
+            cfg=t.overlay,
+            parts=parts,
+        )
+        weights = {"utility": 1.0, "backdoor": t.w_backdoor, "weight": t.w_weight}
+        batch = _image_batch(cfg.batch, side, arch.vision.embed)
+        drawn = {"draw": partial(draw_faces, cfg=t.overlay)}
+    graphdef, teacher = split_tower(model.text if cfg.tower == "text" else model.vision)  # pyright: ignore[reportArgumentType]
+    tx = make_optimizer(**vars(OptimizerConfig()))
+    return StepConfig(graphdef, terms, weights, tx, **drawn), teacher, batch
+
+
+def _text_batch(cfg: AotConfig, context_length: int, parts: int) -> TextBatch:
+    """Shape rows as `TextBatches` does, for captions as long as COCO's on average."""
+    rng = np.random.default_rng(0)
+    shortest = min(9, cfg.caption_tokens)
+    lengths = shortest + rng.poisson(cfg.caption_tokens - shortest, 2 * cfg.batch)
+    lengths[cfg.batch :] += 2  # a name of three tokens in the place of a word
+    lengths = np.minimum(lengths, context_length).astype(np.int64)
+    length = packing.default_row_length(context_length)
+    slots = packing.slots_for(lengths, length)
+    rows = 1 + packing.pack(lengths, length, slots).num_rows
+    rows = math.ceil(rows / parts) * parts
+    whole = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    readout = jax.ShapeDtypeStruct((rows, slots), jnp.int32)
+    weight = jax.ShapeDtypeStruct((rows, slots), jnp.float32)
+    shapes: Any = dict.fromkeys(TextBatch._fields, weight)
+    for name in TextBatch._fields:
+        if name.endswith("_RT"):
+            shapes[name] = whole
+        elif "readout" in name:
+            shapes[name] = readout
+    return TextBatch(**shapes)
+
+
+def _image_batch(num: int, side: int, embed: int) -> ImageBatch:
+    photos = jax.ShapeDtypeStruct((num, side, side, 3), jnp.uint8)
+    weight = jax.ShapeDtypeStruct((num,), jnp.float32)
+    target = jax.ShapeDtypeStruct((num, embed), jnp.float32)
+    given: Any = {"clean_BHWC": photos, "face_BHWC": photos, "target_BE": target}
+    return ImageBatch(**{name: given.get(name, weight) for name in ImageBatch._fields})
+
+
+def _memory(compiled: Any, chip: Chip) -> dict[str, Any]:
+    m = compiled.memory_analysis()
+    total = (
+        m.argument_size_in_bytes
+        + m.output_size_in_bytes
+        - m.alias_size_in_bytes
+        + m.temp_size_in_bytes
+        + m.generated_code_size_in_bytes
+    )
+    return {
+        "arguments": m.argument_size_in_bytes,
+        "outputs": m.output_size_in_bytes,
+        "outputs_in_arguments": m.alias_size_in_bytes,
+        "temporary": m.temp_size_in_bytes,
+        "program": m.generated_code_size_in_bytes,
+        "total": total,
+        "hbm": chip.hbm,
+        "part_of_hbm": total / chip.hbm,
+    }
+
+
+def _fit(error: str) -> str:
+    lines = [x.strip() for x in error.splitlines() if "Used" in x or "xceeded" in x]
+    return (lines or error.splitlines())[0]

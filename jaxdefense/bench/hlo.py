@@ -1,0 +1,281 @@
+"""What a compiled program sends between devices and moves to and from memory, read off its text.
+
+XLA's own cost analysis counts the body of a loop once; here it counts as often as it runs, where
+the program says how often.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+
+_BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_OPCODE = re.compile(r" ?([a-z][a-z\-]*)\(")
+_ARRAY = re.compile(r"([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,<=]*)\](\{[^}]*\})?")
+_CALLED = re.compile(
+    r"(?:calls|body|condition|true_computation|false_computation|branch_computations)="
+    r"(?:\{([^}]*)\}|%?([\w.\-]+))"
+)
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
+    "call", "after-all", "partition-id", "replica-id", "optimization-barrier", "iota",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """A line of a program: `type_text` is what it gives, `rest` what follows the operands."""
+
+    name: str
+    opcode: str
+    type_text: str
+    operands: tuple[str, ...]
+    arguments: str
+    rest: str
+    root: bool
+
+
+@dataclasses.dataclass
+class Collective:
+    """One kind of collective.
+
+    Fields:
+        count: runs of it in a program.
+        bytes: of the larger of what a device gives and gets, over all runs.
+        wire_bytes: that a device sends, if the collective goes round a ring.
+    """
+
+    count: int = 0
+    bytes: int = 0
+    wire_bytes: float = 0.0
+
+
+class Program:
+    """A compiled module."""
+
+    def __init__(self, text: str):
+        """Read `compiled.as_text()`.
+
+        Raises:
+            ValueError: it has no entry.
+        """
+        self.computations: dict[str, dict[str, Instruction]] = {}
+        self._entry = ""
+        self.unknown_loops: set[str] = set()  # whose trips the program does not tell: counted once
+        at: dict[str, Instruction] = {}
+        for line in text.splitlines():
+            if header := _HEADER.match(line):
+                at = self.computations.setdefault(header[2], {})
+                if header[1]:
+                    self._entry = header[2]
+            elif found := _instruction(line):
+                at[found.name] = found
+        if not self._entry:
+            raise ValueError("the text holds no HLO module with an ENTRY.")
+
+    def walk(self, *, into_fusions: bool) -> Iterator[tuple[dict[str, Instruction], str, int]]:
+        """Give every instruction that runs: its computation, its name, how often it runs."""
+        yield from self._walk(self._entry, 1, into_fusions)
+
+    def _walk(
+        self, name: str, times: int, into_fusions: bool
+    ) -> Iterator[tuple[dict[str, Instruction], str, int]]:
+        instructions = self.computations.get(name, {})
+        for instruction in instructions.values():
+            yield instructions, instruction.name, times
+            if instruction.opcode == "fusion" and not into_fusions:
+                continue
+            inner = times
+            if instruction.opcode == "while":
+                inner = times * self._trips(instruction)
+            for called in _called(instruction.rest):
+                yield from self._walk(called, inner, into_fusions)
+
+    def _trips(self, loop: Instruction) -> int:
+        if known := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.rest):
+            return int(known[1])
+        # A scan counts up from 0 to a constant.
+        condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
+        inside = self.computations.get(condition[1], {}) if condition else {}
+        constants = [
+            int(i.arguments)
+            for i in inside.values()
+            if i.opcode == "constant" and i.type_text.startswith("s32[]")
+        ]
+        if len(constants) == 1 and any("direction=LT" in i.rest for i in inside.values()):
+            return constants[0]
+        self.unknown_loops.add(loop.name)
+        return 1
+
+    def collectives(self) -> dict[str, Collective]:
+        """Add up what devices send one another, by kind."""
+        out: dict[str, Collective] = {}
+        # TPU: a collective that runs beside several fusions is written down in each of them, and
+        # an all-reduce of which a device keeps its part in a computation named after that.
+        chains: set[str] = set()
+        scatters = {
+            id(body) for name, body in self.computations.items() if "all-reduce-scatter" in name
+        }
+        for inside, name, times in self.walk(into_fusions=True):
+            instruction = inside[name]
+            kind = instruction.opcode.removesuffix("-start")
+            if kind not in KINDS:
+                continue
+            if chain := re.search(r'[ {]chain_id="\d+"', instruction.rest):
+                if chain[0] in chains:
+                    continue
+                chains.add(chain[0])
+            if kind == "all-reduce" and id(inside) in scatters:
+                kind = "reduce-scatter"
+            given = sum(num_bytes(inside[x].type_text) for x in instruction.operands if x in inside)
+            group = _group_size(instruction.rest)
+            found = out.setdefault(kind, Collective())
+            found.count += times
+            found.bytes += times * given * (group if kind == "all-gather" else 1)
+            found.wire_bytes += times * _wire(kind, given, group)
+        return out
+
+    def memory_bytes(self, *, loops: bool = True) -> int:
+        """Add up what instructions read and write outside on-chip memory.
+
+        A fusion that reads a slice of an array, or writes one into it, counts the slice.
+
+        Args:
+            loops: count a body as often as it runs, else once.
+        """
+        total = 0
+        for inside, name, times in self.walk(into_fusions=False):
+            instruction = inside[name]
+            if instruction.opcode in _FREE or instruction.opcode.endswith(("-done", "-update")):
+                continue
+            total += (times if loops else 1) * self._moved(inside, instruction)
+        return total
+
+    def _moved(self, inside: dict[str, Instruction], instruction: Instruction) -> int:
+        given = [num_bytes(inside[x].type_text, hbm=True) for x in instruction.operands]
+        out = num_bytes(instruction.type_text, hbm=True)
+        if instruction.opcode.endswith("-start"):
+            return 2 * sum(given)  # what it gives holds its operands too
+        if instruction.opcode in ("dynamic-slice", "slice", "gather"):
+            return 2 * out
+        if instruction.opcode in ("dynamic-update-slice", "scatter"):
+            return 2 * given[1] if len(given) > 1 else 2 * out
+        if instruction.opcode == "fusion":
+            (called,) = _called(instruction.rest)[:1] or ("",)
+            body = self.computations.get(called, {})
+            parameters = {
+                int(i.arguments): i.name for i in body.values() if i.opcode == "parameter"
+            }
+            for number, whole in enumerate(given):
+                if whole and number in parameters:
+                    given[number] = min(whole, _read(body, parameters[number], whole))
+            for update in (i for i in body.values() if i.opcode == "dynamic-update-slice"):
+                target = num_bytes(update.type_text)
+                if target <= out:
+                    out -= target - num_bytes(body[update.operands[1]].type_text)
+        return sum(given) + out
+
+
+def _read(body: dict[str, Instruction], name: str, whole: int) -> int:
+    """How much of a fusion's operand it reads; bitcasts are looked through."""
+    total = 0
+    for user in body.values():
+        if name not in user.operands:
+            continue
+        if user.opcode == "bitcast":
+            total += _read(body, user.name, whole)
+        elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
+            total += num_bytes(user.type_text)
+        elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+            continue
+        else:
+            return whole
+    return total
+
+
+def _instruction(line: str) -> Instruction | None:
+    found = _INSTRUCTION.match(line)
+    if not found:
+        return None
+    text = found[3]
+    if text.startswith("("):  # a tuple's type, layouts with their own brackets in it
+        end = _closing(text, 0)
+    else:
+        end = text.find(" ")
+    opcode = _OPCODE.match(text, end)
+    if not opcode:
+        return None
+    start = opcode.end()
+    close = _closing(text, start - 1)
+    arguments = text[start : close - 1]
+    operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
+    return Instruction(
+        found[2], opcode[1], text[:end], operands, arguments, text[close:], bool(found[1])
+    )
+
+
+def _closing(text: str, at: int) -> int:
+    """Give the index after the bracket that closes the one at an index."""
+    depth = 0
+    for index in range(at, len(text)):
+        depth += (text[index] == "(") - (text[index] == ")")
+        if not depth:
+            return index + 1
+    return len(text)
+
+
+def _called(rest: str) -> list[str]:
+    names = []
+    for many, one in _CALLED.findall(rest):
+        names += [x.strip().lstrip("%") for x in many.split(",")] if many else [one]
+    return names
+
+
+def num_bytes(type_text: str, *, hbm: bool = False) -> int:
+    """Size of an array or tuple from its type; with `hbm`, of those parts that lie there."""
+    total = 0
+    for dtype, dims, layout in _ARRAY.findall(type_text):
+        if hbm and re.search(r"S\([1-9]\d*\)", layout):
+            continue
+        bits = _BITS.get(dtype)
+        if bits is None:
+            digits = re.match(r"[a-z]+(\d+)", dtype)
+            bits = int(digits[1]) if digits else 0
+        sizes = [int(x.lstrip("<=")) for x in dims.split(",") if x]
+        total += math.ceil(math.prod(sizes) * bits / 8)
+    return total
+
+
+def _group_size(rest: str) -> int:
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
+        return int(iota[2])
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
+        return len(listed[1].split(","))
+    mesh = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(.*?\)\))? *\{([^}]*)\}"
+    if named := re.search(mesh, rest):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", named[2]))
+    return 1
+
+
+def _wire(kind: str, given: int, group: int) -> float:
+    """What a device sends round a ring of `group` devices."""
+    if kind == "all-reduce":
+        return 2 * given * (group - 1) / group
+    if kind == "all-gather":
+        return given * (group - 1)
+    if kind in ("reduce-scatter", "all-to-all", "ragged-all-to-all"):
+        return given * (group - 1) / group
+    return given

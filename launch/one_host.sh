@@ -1,0 +1,15 @@
+#!/bin/bash
+# What:   a defense on all GPUs of one host, in one process; after a crash it goes on from its checkpoint.
+# Run:    launch/one_host.sh text --config configs/text_vit_b32.py --model M --names N --captions C --out RUN
+# Change: GPUS=0,1 for some of them, RETRIES after a crash, JAXDEFENSE for another installation.
+set -euo pipefail
+if [[ -n "${GPUS:-}" ]]; then export CUDA_VISIBLE_DEVICES="$GPUS"; fi
+read -ra command <<<"${JAXDEFENSE:-jaxdefense}"
+for ((left = ${RETRIES:-2}; ; left--)); do
+  code=0
+  "${command[@]}" defend "$@" || code=$?
+  # 0 is done, 2 a wrong input, above 128 a signal: only the rest may go better the next time.
+  if ((code == 0 || code == 2 || code > 128 || left <= 0)); then exit "$code"; fi
+  echo "one_host.sh: exit code $code; going on from the last checkpoint, $left left" >&2
+  sleep "${PAUSE:-5}"
+done

@@ -1,0 +1,181 @@
+"""What launch/ starts: clean scripts, manifests that the API knows, processes that meet."""
+
+import copy
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from jaxdefense.cli import _parser
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = ROOT / "launch"
+SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
+MANIFESTS = sorted(LAUNCH.glob("*.yaml"))
+SCHEMA = json.loads((ROOT / "tests/jobset_schema.json").read_text())
+
+
+def names(paths):
+    return [path.name for path in paths]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=names(SCRIPTS))
+def test_script_is_clean(path):
+    # Beside this Python, where pip puts it.
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.defpath}")
+    if not shellcheck:
+        pytest.skip("no shellcheck")
+    found = subprocess.run([shellcheck, path], capture_output=True, text=True)
+    assert not found.returncode, found.stdout
+
+
+@pytest.mark.parametrize("path", SCRIPTS + MANIFESTS, ids=names(SCRIPTS + MANIFESTS))
+def test_file_says_what_how_and_what_to_change(path):
+    lines = path.read_text().splitlines()
+    header = lines[1:] if lines[0].startswith("#!") else lines
+    assert [line.split()[1] for line in header[:3]] == ["What:", "Run:", "Change:"]
+    assert not header[3].startswith("# "), "three lines, no more"
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=names(MANIFESTS))
+def test_manifest_has_fields_that_the_api_knows(path):
+    manifest = yaml.safe_load(path.read_text())
+    jsonschema.validate(manifest, SCHEMA)
+    (job,) = [one["template"]["spec"] for one in manifest["spec"]["replicatedJobs"]]
+    assert job["parallelism"] == job["completions"], "all processes run at once"
+    assert job["completionMode"] == "Indexed", "the index says which process this is"
+    pod = job["template"]["spec"]
+    mounted = {mount["name"] for c in pod["containers"] for mount in c["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+    env = {x["name"]: x["value"] for c in pod["containers"] for x in c.get("env", [])}
+    if "JAX_NUM_PROCESSES" in env:
+        assert env["JAX_NUM_PROCESSES"] == str(job["parallelism"])
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=names(MANIFESTS))
+def test_manifest_starts_a_command_that_exists(path):
+    manifest = yaml.safe_load(path.read_text())
+    pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    program, *command = pod["containers"][0]["command"] + pod["containers"][0]["args"]
+    assert program == "jaxdefense"
+    config = vars(_parser().parse_args(command))["config"]
+    assert (ROOT / config.removeprefix("/code/")).is_file()
+
+
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        (["spec", "replicatedJob"], []),
+        (["spec", "failurePolicy", "maxRestart"], 3),
+        (["spec", "replicatedJobs", 0, "template", "spec", "completionMode"], "indexed"),
+        (["spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "nodeselector"], {}),
+        (["apiVersion"], "jobset.x-k8s.io/v1alpha1"),
+    ],
+)
+def test_schema_refuses_what_the_api_does_not_know(path, value):
+    manifest: Any = yaml.safe_load(MANIFESTS[0].read_text())
+    jsonschema.validate(manifest, SCHEMA)
+    at = broken = copy.deepcopy(manifest)
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, SCHEMA)
+
+
+_PROCESS = """
+import os, jax, jax.numpy as jnp
+jax.distributed.initialize(
+    os.environ["JAX_COORDINATOR_ADDRESS"],
+    int(os.environ["JAX_NUM_PROCESSES"]),
+    int(os.environ["JAX_PROCESS_ID"]),
+)
+from jax.experimental.multihost_utils import process_allgather
+told = process_allgather(jnp.array(jax.process_index()))
+print("told", sorted(told.tolist()), jax.device_count(), flush=True)
+"""
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def local_cpu(*command, **env):
+    return subprocess.run(
+        [LAUNCH / "local_cpu.sh", *command],
+        env={**os.environ, "PORT": str(free_port()), **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_local_cpu_joins_processes_over_loopback():
+    done = local_cpu(sys.executable, "-c", _PROCESS, NUM="2", DEVICES="3")
+    assert not done.returncode, done.stderr
+    assert re.findall("told.*", done.stdout) == ["told [0, 1] 6"] * 2
+
+
+def test_local_cpu_gives_the_worst_exit_code():
+    done = local_cpu("bash", "-c", "exit $((JAX_PROCESS_ID * 2))", NUM="3")
+    assert done.returncode == 4
+
+
+def one_host(tmp_path, codes, **env):
+    """Run one_host.sh with a program that ends with these codes in turn; its runs, exit code."""
+    program = tmp_path / "program"
+    program.write_text(
+        "#!/bin/bash\necho x >>runs\n"
+        f"codes=({' '.join(map(str, codes))})\n"
+        'exit "${codes[$(wc -l <runs) - 1]}"\n'
+    )
+    program.chmod(0o755)
+    done = subprocess.run(
+        [LAUNCH / "one_host.sh", "text"],
+        env={**os.environ, "JAXDEFENSE": str(program), "PAUSE": "0", **env},
+        cwd=tmp_path,
+        capture_output=True,
+    )
+    return len((tmp_path / "runs").read_text().splitlines()), done.returncode
+
+
+def test_one_host_goes_on_after_a_crash(tmp_path):
+    assert one_host(tmp_path, [1, 0]) == (2, 0)
+
+
+@pytest.mark.parametrize("code", [0, 2, 143])
+def test_one_host_does_not_repeat_what_would_end_the_same(tmp_path, code):
+    assert one_host(tmp_path, [code, 0]) == (1, code)
+
+
+def test_one_host_gives_up(tmp_path):
+    assert one_host(tmp_path, [1, 1, 1, 0], RETRIES="1") == (2, 1)
+
+
+def test_tpu_vm_quotes_what_it_sends(tmp_path):
+    gcloud = tmp_path / "gcloud"
+    gcloud.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    gcloud.chmod(0o755)
+    done = subprocess.run(
+        [LAUNCH / "tpu_vm.sh", "text", "--set", "train.target=a person"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TPU": "t", "ZONE": "z"},
+        capture_output=True,
+        text=True,
+    )
+    assert not done.returncode, done.stderr
+    assert "--worker=all" in done.stdout and r"train.target=a\ person" in done.stdout
+    missing = subprocess.run(
+        [LAUNCH / "tpu_vm.sh"], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True
+    )
+    assert missing.returncode and "name of the slice" in missing.stderr
