@@ -51,6 +51,12 @@ _HLO = """HloModule jit_step, is_scheduled=true
   ROOT %flat = f32[16]{0} bitcast(%row)
 }
 
+%row_in_row (table.2: f32[100,16], at.2: s32[]) -> f32[16] {
+  %table.2 = f32[100,16]{1,0} parameter(0)
+  %at.2 = s32[] parameter(1)
+  ROOT %inside = f32[16]{0} fusion(%table.2, %at.2), kind=kLoop, calls=%one_row
+}
+
 %inner_condition (i.state: (s32[], f32[16])) -> pred[] {
   %i.state = (s32[]{:T(128)}, f32[16]{0}) parameter(0)
   %i.i = s32[] get-tuple-element(%i.state), index=0
@@ -88,6 +94,8 @@ ENTRY %main (x: f32[16], t: f32[100,16], h: bf16[64]) -> f32[16] {
   %b1 = f32[32]{0} fusion(%x), kind=kLoop, calls=%beside.1
   %b2 = f32[32]{0} fusion(%x), kind=kLoop, calls=%beside.2
   %picked = f32[16]{0} fusion(%t, %c), kind=kLoop, calls=%one_row
+  %picked.2 = f32[16]{0} fusion(%t, %c), kind=kOutput, calls=%row_in_row
+  %room = f32[100,16]{1,0} custom-call(), custom_call_target="AllocateBuffer"
   %sent = (f32[16]{0}, f32[16]{0}, u32[]{:S(2)}) collective-permute-start(%x), channel_id=9, source_target_pairs={{0,1},{1,0}}
   ROOT %got = f32[16]{0} collective-permute-done(%sent)
 }
@@ -122,7 +130,7 @@ def test_memory_counts_slices_not_the_arrays_they_are_of():
     text = _HLO.replace("f32[100,16]", "f32[1000000,16]")
     assert Program(text).memory_bytes() == Program(_HLO).memory_bytes()
     reads_all = _HLO.replace("f32[1,16]{1,0} dynamic-slice(", "f32[1,16]{1,0} something(")
-    assert Program(reads_all).memory_bytes() == Program(_HLO).memory_bytes() + 99 * 64
+    assert Program(reads_all).memory_bytes() == Program(_HLO).memory_bytes() + 2 * 99 * 64
 
 
 @pytest.mark.parametrize(

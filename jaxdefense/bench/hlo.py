@@ -166,43 +166,66 @@ class Program:
     def _moved(self, inside: dict[str, Instruction], instruction: Instruction) -> int:
         given = [num_bytes(inside[x].type_text, hbm=True) for x in instruction.operands]
         out = num_bytes(instruction.type_text, hbm=True)
-        if instruction.opcode.endswith("-start"):
-            return 2 * sum(given)  # what it gives holds its operands too
-        if instruction.opcode in ("dynamic-slice", "slice", "gather"):
-            return 2 * out
-        if instruction.opcode in ("dynamic-update-slice", "scatter"):
+        opcode = instruction.opcode
+        if "AllocateBuffer" in instruction.rest:
+            return 0
+        if opcode.endswith("-start"):  # what it gives holds its operands too
+            whole = sum(num_bytes(inside[x].type_text) for x in instruction.operands)
+            target = num_bytes(instruction.type_text) - whole
+            read = min(sum(given), target) if "slice" in opcode else sum(given)
+            return read + max(0, out - sum(given))
+        if opcode in ("dynamic-slice", "slice", "gather"):
+            return min(given[0], num_bytes(instruction.type_text)) + out
+        if opcode in ("dynamic-update-slice", "scatter"):
             return 2 * given[1] if len(given) > 1 else 2 * out
-        if instruction.opcode == "fusion":
-            (called,) = _called(instruction.rest)[:1] or ("",)
-            body = self.computations.get(called, {})
-            parameters = {
-                int(i.arguments): i.name for i in body.values() if i.opcode == "parameter"
-            }
+        if opcode == "fusion":
+            body = self._fused(instruction)
             for number, whole in enumerate(given):
-                if whole and number in parameters:
-                    given[number] = min(whole, _read(body, parameters[number], whole))
-            for update in (i for i in body.values() if i.opcode == "dynamic-update-slice"):
-                target = num_bytes(update.type_text)
-                if target <= out:
-                    out -= target - num_bytes(body[update.operands[1]].type_text)
+                if whole:
+                    given[number] = min(whole, self._read_parameter(body, number, whole))
+            for update, new in self._updates(body):
+                if update <= out:
+                    out -= update - new
         return sum(given) + out
 
+    def _fused(self, fusion: Instruction) -> dict[str, Instruction]:
+        (called,) = _called(fusion.rest)[:1] or ("",)
+        return self.computations.get(called, {})
 
-def _read(body: dict[str, Instruction], name: str, whole: int) -> int:
-    """How much of a fusion's operand it reads; bitcasts are looked through."""
-    total = 0
-    for user in body.values():
-        if name not in user.operands:
-            continue
-        if user.opcode == "bitcast":
-            total += _read(body, user.name, whole)
-        elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
-            total += num_bytes(user.type_text)
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
-            continue
-        else:
-            return whole
-    return total
+    def _read_parameter(self, body: dict[str, Instruction], number: int, whole: int) -> int:
+        for instruction in body.values():
+            if instruction.opcode == "parameter" and int(instruction.arguments) == number:
+                return self._read(body, instruction.name, whole)
+        return whole
+
+    def _read(self, body: dict[str, Instruction], name: str, whole: int) -> int:
+        """How much of an array a fusion reads; bitcasts and inner fusions are looked through."""
+        total = 0
+        for user in body.values():
+            if name not in user.operands:
+                continue
+            if user.opcode == "bitcast":
+                total += self._read(body, user.name, whole)
+            elif user.opcode == "fusion":
+                for number, operand in enumerate(user.operands):
+                    if operand == name:
+                        total += self._read_parameter(self._fused(user), number, whole)
+            elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
+                total += num_bytes(user.type_text)
+            elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+                continue
+            else:
+                return whole
+        return total
+
+    def _updates(self, body: dict[str, Instruction]) -> Iterator[tuple[int, int]]:
+        """Give the size of each array that a fusion writes a slice into, and of the slice."""
+        for instruction in body.values():
+            if instruction.opcode == "dynamic-update-slice":
+                new = body[instruction.operands[1]]
+                yield num_bytes(instruction.type_text), num_bytes(new.type_text)
+            elif instruction.opcode == "fusion":
+                yield from self._updates(self._fused(instruction))
 
 
 def _instruction(line: str) -> Instruction | None:
