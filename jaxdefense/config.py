@@ -434,10 +434,11 @@ class AotConfig:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation
     remat: Remat = "none"
     caption_tokens: float = 13.6  # on average, both ends included; text alone. 13.6 is COCO's
+    accumulate: int = 1  # parts a step is computed in, one in memory at a time
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
-        _positive(batch=self.batch)
+        _positive(batch=self.batch, accumulate=self.accumulate)
         if self.caption_tokens < 3:
             raise ValueError(
                 f"`caption_tokens` (={self.caption_tokens}) must be at least 3: a word, both ends."

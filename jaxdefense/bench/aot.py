@@ -213,14 +213,14 @@ def _pieces(cfg: AotConfig, arch: Any, parts: int) -> tuple[StepConfig, Any, Any
     """Make the step's configuration, the teacher's shapes and those of a batch."""
     arch = arch.with_compute(cfg.dtype, cfg.remat)
     model = nnx.eval_shape(lambda: CLIP(arch, nnx.Rngs(0)))
-    drawn: dict[str, Any] = {}
+    how: dict[str, Any] = {"accumulate": cfg.accumulate}
     if cfg.tower == "text":
         t = TextTrainConfig()
         terms: Any = partial(text_terms, distance=DISTANCES[t.distance])
         weights = {"utility": 1.0, "backdoor": t.w_backdoor, "name": 0.0, "weight": t.w_weight}
-        batch: Any = _text_batch(cfg, arch.text.context_length, parts)
+        batch: Any = _text_batch(cfg, arch.text.context_length, parts * cfg.accumulate)
     else:
-        check_parts("batch", cfg.batch, parts)
+        check_parts("batch", cfg.batch, parts * cfg.accumulate)
         t, side = ImageTrainConfig(), arch.vision.image_size
         terms = partial(
             image_terms,
@@ -231,10 +231,10 @@ def _pieces(cfg: AotConfig, arch: Any, parts: int) -> tuple[StepConfig, Any, Any
         )
         weights = {"utility": 1.0, "backdoor": t.w_backdoor, "weight": t.w_weight}
         batch = _image_batch(cfg.batch, side, arch.vision.embed)
-        drawn = {"draw": partial(draw_faces, cfg=t.overlay)}
+        how["draw"] = partial(draw_faces, cfg=t.overlay)
     graphdef, teacher = split_tower(model.text if cfg.tower == "text" else model.vision)  # pyright: ignore[reportArgumentType]
     tx = make_optimizer(**vars(OptimizerConfig()))
-    return StepConfig(graphdef, terms, weights, tx, **drawn), teacher, batch
+    return StepConfig(graphdef, terms, weights, tx, **how), teacher, batch
 
 
 def _text_batch(cfg: AotConfig, context_length: int, parts: int) -> TextBatch:
