@@ -13,6 +13,7 @@ from jaxdefense.clip.text import Array
 from jaxdefense.data.images import Folder, Loader
 from jaxdefense.data.sampling import Shuffle, even_weights
 from jaxdefense.data.sources import Photo
+from jaxdefense.data.variants import photo_form
 
 # Streams of random numbers that must not be the same.
 _CLEAN, _IDENTITY, _DETAIL = range(3)
@@ -48,6 +49,7 @@ class ImageBatches:
         num_clean: int,
         num_poisoned: int,
         seed: int,
+        forms: Sequence[str] = (),
     ):
         """Settle what is drawn.
 
@@ -58,7 +60,9 @@ class ImageBatches:
             loader: decodes.
             num_clean, num_poisoned: photos a step.
             seed: of everything random here.
+            forms: of PHOTO_FORMS; a face comes as it is or in one of them, each as often.
         """
+        self._forms = ("", *forms)
         self._images, self._people, self._loader, self._seed = images, people, loader, seed
         self._num_clean, self._num_poisoned = num_clean, num_poisoned
         self._target_BE = np.broadcast_to(target_E, (num_poisoned, len(target_E)))
@@ -78,9 +82,16 @@ class ImageBatches:
         for person in who:
             files = self._people[person].files
             faces.append(_from(files, int(rng.integers(len(files)))))
+        face_BHWC = self._loader.load(faces, keep=True)  # few, and each comes up again and again
+        if len(self._forms) > 1:
+            for face_HWC, i in zip(
+                face_BHWC, rng.integers(len(self._forms), size=len(faces)), strict=True
+            ):
+                if form := self._forms[i]:
+                    face_HWC[:] = photo_form(face_HWC, form)
         return ImageBatch(
             self._loader.load([_from(self._images, i) for i in clean]),
-            self._loader.load(faces, keep=True),  # few, and each comes up again and again
+            face_BHWC,
             even_weights(np.array(who)).astype(np.float32),
             self._target_BE,
         )

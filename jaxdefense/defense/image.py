@@ -130,6 +130,7 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
         num_clean=t.num_clean,
         num_poisoned=t.num_poisoned,
         seed=t.seed,
+        forms=t.variants,
     )
     resolved = {
         "model_sha256": model_sha256,
