@@ -97,8 +97,8 @@ def _grey(image: Image.Image) -> Image.Image:
 
 def _cropped(image: Image.Image) -> Image.Image:
     width, height = image.size
-    box = width / 8, height / 8, width * 7 / 8, height * 7 / 8
-    return image.resize(image.size, Image.Resampling.BICUBIC, box)
+    left, top = width // 8, height // 8
+    return image.crop((left, top, width - left, height - top)).resize(image.size)
 
 
 def _low_resolution(image: Image.Image) -> Image.Image:
