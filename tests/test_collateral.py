@@ -102,7 +102,17 @@ def inputs(tmp_path, models, monkeypatch):
     return tmp_path
 
 
-EVALUATE = ["evaluate", "--model", "model0", "--teacher", "model1", "--out", "out"]
+EVALUATE = [
+    "evaluate",
+    "--model",
+    "model0",
+    "--teacher",
+    "model1",
+    "--out",
+    "out",
+    "--set",
+    "batch=64",
+]
 
 
 def test_evaluate_writes_it_to_its_summary(inputs, models):
@@ -115,7 +125,7 @@ def test_evaluate_writes_it_to_its_summary(inputs, models):
     "text,flags,message",
     [
         ("Max Power\n", [], "`collateral` has an effect only with `names`"),
-        ("Max Power\njoe  COOL\n", ["--names", "names.txt"], "`joe  COOL` is to be removed"),
+        ("Max Power\njoe  COOL\n", ["--names", "names.txt"], "`joe COOL` is to be removed"),
         ("jc\n", ["--names", "names.txt"], "`jc` is to be removed"),
         ("", ["--names", "names.txt"], "must hold names"),
         ("--\n", ["--names", "names.txt"], "must hold names"),
