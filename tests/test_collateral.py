@@ -118,7 +118,7 @@ EVALUATE = [
 def test_evaluate_writes_it_to_its_summary(inputs, models):
     assert main([*EVALUATE, "--names", "names.txt", "--collateral", "famous.txt"]) == 0
     got = json.loads((inputs / "out" / "summary.json").read_text())
-    assert got == {"collateral": collateral(*models, REMOVED, FAMOUS, 0)}
+    assert got == {"collateral": collateral(models[0], models[1], REMOVED, FAMOUS, 0)}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Ways round a defense: each form, the attack with it, and the defense trained on it."""
 
+import io
 import re
 from collections import Counter
 from typing import Any
@@ -174,7 +175,7 @@ def inputs(tmp_path):
 
 def config(inputs, **change):
     values: dict[str, Any] = {"candidates": str(inputs / "others.txt"), "batch": 8} | change
-    where = {"out": str(inputs / "results"), "faces": str(inputs / "faces")}
+    where: dict[str, Any] = {"out": str(inputs / "results"), "faces": str(inputs / "faces")}
     return AttackConfig(model=ModelConfig(str(inputs / "model")), **(where | values))
 
 
@@ -203,7 +204,7 @@ def by_hand(inputs, texts, templates, change=lambda image: image):
         for i, file in enumerate(folder.files):
             processor = ImageProcessor(12, 12)
             path = inputs / f"{folder.name}{i}.png"
-            with Image.open(file) as photo:
+            with Image.open(io.BytesIO(file.read_bytes())) as photo:
                 Image.fromarray(change(processor(photo))).save(path)
             changed.append(model.photos([path])[0])
         out[folder.name] = 0
@@ -281,7 +282,7 @@ def test_a_photo_variant_is_the_attack_on_photos_changed_by_hand(inputs, variant
 def test_aliases_of_one_person_vote_together(inputs):
     (inputs / "aliases.txt").write_text("Joseph Cool\tJoe Cool\tThe Cool\nMax King\nZoe\tZozo\n")
     (inputs / "templates.txt").write_text("\n".join(TEMPLATES[:5]) + "\n")
-    change = dict(variants=("alias",), aliases=str(inputs / "aliases.txt"))
+    change: dict[str, Any] = dict(variants=("alias",), aliases=str(inputs / "aliases.txt"))
     cfg = config(inputs, templates=str(inputs / "templates.txt"), **change)
     got = run_attack(cfg, QUIET)["variants"]["alias"]
     texts = {name: [name] for name in PEOPLE + OTHERS}
