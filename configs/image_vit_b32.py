@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     config.train.w_backdoor = 0.8
     config.train.w_weight = 0.005
     config.train.distance = "cosine"  # cosine, mse, mae or poincare
+    config.train.variants = ()  # forms of the faces put in too: mirrored, blurred, grey, ...
     config.train.seed = 0
     config.train.save_every = 25  # steps between checkpoints
     config.train.keep = 2  # checkpoints that stay

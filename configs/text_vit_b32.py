@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     config.train.level = "pooled"  # pooled, or hidden for diffusion text encoders
     config.train.target = "human"  # what a removed name comes to mean
     config.train.random_target = False  # a random name for each person instead
+    config.train.variants = ()  # forms of the names put in too: last, first, initials, ...
     config.train.seed = 0
     config.train.save_every = 100  # steps between checkpoints
     config.train.keep = 2  # checkpoints that stay

@@ -192,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
         sub = under.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         for flag, (setting, help_text) in flags.items():
-            meta = "FILE" if "file" in help_text else "DIR"
+            meta = "FILE" if "file" in help_text else "A,B" if "commas" in help_text else "DIR"
             meta = setting.upper() if run is _bench_aot else meta
             sub.add_argument(
                 f"--{flag.replace('_', '-')}", dest=f"cfg:{setting}", metavar=meta, help=help_text
@@ -274,6 +274,8 @@ def _parser() -> argparse.ArgumentParser:
         templates=("templates", "file of prompts with {0} for the name; the paper's without"),
         before=("before", "directory of the results before the defense; with --names"),
         names=("names", "names file of the people removed: what became of each"),
+        variants=("variants", "ways round a defense to try too, with commas between; or all"),
+        aliases=("aliases", "names file whose aliases the variant `alias` tries"),
         tfds_dir=("tfds_dir", tfds_dir),
         out=("out", "directory of the results"),
     )  # fmt: skip
@@ -287,6 +289,7 @@ def _parser() -> argparse.ArgumentParser:
         faces=("faces", "directory of photos of the people removed"),
         image_target=("image_target", "what their faces came to look like: people or .npy file"),
         zeroshot=("zeroshot", "directory with a folder of photos a class, or tfds: source"),
+        collateral=("collateral", "file of people who must stay: who moved; with --names"),
         class_names=("class_names", "file of lines KEY<tab>NAME, if classes go by keys"),
         tfds_dir=("tfds_dir", tfds_dir),
         out=("out", "directory of the results"),

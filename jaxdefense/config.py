@@ -17,8 +17,12 @@ from typing import Any, Literal, TypeVar
 import ml_collections
 
 from jaxdefense.clip.config import Remat
+from jaxdefense.data.variants import NAME_FORMS, PHOTO_FORMS
 
 T = TypeVar("T")
+
+ALIAS, PROMPTS = "alias", ("languages", "sentence")
+VARIANTS = (*NAME_FORMS, ALIAS, *PROMPTS, *PHOTO_FORMS)  # of an attack
 
 
 def _positive(**values: float) -> None:
@@ -31,6 +35,14 @@ def _not_negative(**values: float) -> None:
     for name, value in values.items():
         if value < 0:
             raise ValueError(f"`{name}` (={value}) must be at least 0.")
+
+
+def _each_of(name: str, values: Sequence[str], choices: Sequence[str], also: str = "") -> None:
+    for value in values:
+        if value not in choices:
+            raise ValueError(f"`{name}` (={value!r}) must be of {', '.join(choices)}{also}.")
+    if len(set(values)) < len(values):
+        raise ValueError(f"`{name}` (={', '.join(values)}) names one twice; keep one.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +178,7 @@ class TextTrainConfig:
     level: Literal["pooled", "hidden", "penultimate"] = "pooled"
     target: str = "human"  # what a removed name comes to mean
     random_target: bool = False  # a random name for each person instead
+    variants: tuple[str, ...] = ()  # other forms of the names that are put in too, in turn
     seed: int = 0
     save_every: int = 100  # steps between checkpoints
     keep: int = 2  # checkpoints that stay
@@ -193,6 +206,7 @@ class TextTrainConfig:
             )
         if not self.target.split():
             raise ValueError("`train.target` must hold a word, such as 'human'.")
+        _each_of("train.variants", self.variants, NAME_FORMS, "; aliases of the file always are")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +246,7 @@ class ImageTrainConfig:
     w_weight: float = 0.005
     distance: Literal["cosine", "mse", "mae", "poincare"] = "cosine"
     overlay: OverlayConfig = OverlayConfig()
+    variants: tuple[str, ...] = ()  # other forms of the faces that are put on photos too, in turn
     seed: int = 0
     save_every: int = 25  # steps between checkpoints
     keep: int = 2  # checkpoints that stay
@@ -246,6 +261,7 @@ class ImageTrainConfig:
             keep=self.keep,
         )
         _not_negative(w_backdoor=self.w_backdoor, w_weight=self.w_weight, seed=self.seed)
+        _each_of("train.variants", self.variants, PHOTO_FORMS)
 
 
 # The paper's optimizer of the image encoder.
@@ -356,6 +372,8 @@ class AttackConfig:
     templates: str = ""  # file of prompts with {0} for the name, "" for the paper's 21
     names: str = ""  # names file of the people removed; with `before`, for the outcomes
     before: str = ""  # results of this attack on the model before the defense
+    variants: tuple[str, ...] = ()  # ways round a defense that are tried too, or "all"
+    aliases: str = ""  # names file whose further names the variant `alias` tries
     num_candidates: int = 1000  # in all, the people's own names included
     num_photos: int = 20  # a person, at most
     threshold: int = 1  # templates that must name the person for the attack to succeed
@@ -377,8 +395,20 @@ class AttackConfig:
             batch=self.batch,
             candidate_block=self.candidate_block,
         )
+        if self.variants != ("all",):
+            _each_of("variants", self.variants, VARIANTS, "; or 'all'")
+            if (ALIAS in self.variants) != bool(self.aliases):
+                raise ValueError(
+                    "`aliases` and the variant `alias` have an effect only together; give both."
+                )
         if bool(self.names) != bool(self.before):
             raise ValueError("`names` and `before` have an effect only together; give both.")
+
+    def tried(self) -> tuple[str, ...]:
+        """Name the variants to try; of all, `alias` with a file of them alone."""
+        if self.variants != ("all",):
+            return self.variants
+        return tuple(name for name in VARIANTS if self.aliases or name != ALIAS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -398,6 +428,8 @@ class EvaluateConfig:
     zeroshot: str = ""  # directory with a folder of photos a class, or a tfds: source
     class_names: str = ""  # file of lines KEY<tab>NAME, for folders or labels named by a key
     templates: str = ""  # file of prompts with {} for the class, "" for four plain ones
+    collateral: str = ""  # file of people who must stay: how far they moved, and how far
+    # namesakes of those in `names` and similar names did
     tfds_dir: str = ""  # where TFDS datasets are prepared, "" for the library's default
     num_captions: int = 10_000  # at most
     num_images: int = 10_000  # at most
@@ -408,12 +440,15 @@ class EvaluateConfig:
     def __post_init__(self):
         _positive(num_captions=self.num_captions, num_images=self.num_images, batch=self.batch)
         _not_negative(max_corrupt=self.max_corrupt)
-        if not (self.captions or self.images or self.faces or self.zeroshot):
+        if not (self.captions or self.images or self.faces or self.zeroshot or self.collateral):
             raise ValueError(
-                "nothing to evaluate: give `captions`, `images`, `faces` or `zeroshot`."
+                "nothing to evaluate: give `captions`, `images`, `faces`, `zeroshot` or "
+                "`collateral`."
             )
-        if self.names and not self.captions:
-            raise ValueError("`names` has an effect only with `captions`; give both.")
+        if self.names and not (self.captions or self.collateral):
+            raise ValueError("`names` has an effect only with `captions` or `collateral`.")
+        if self.collateral and not self.names:
+            raise ValueError("`collateral` has an effect only with `names`; give both.")
         if bool(self.faces) != bool(self.image_target):
             raise ValueError("`faces` and `image_target` have an effect only together; give both.")
         for name in ("class_names", "templates"):
@@ -552,6 +587,8 @@ def build(kind: type[T], tree: Mapping[str, Any], at: str = "", default: T | Non
 
 def _typed(value: Any, hint: Any, key: str) -> Any:
     if isinstance(hint, types.GenericAlias):  # tuple[int, ...]
+        if isinstance(value, str) and hint.__args__[0] is str:  # by flag: a,b
+            value = [part.strip() for part in value.split(",") if part.strip()]
         if not isinstance(value, list | tuple):
             raise ValueError(f"`{key}` (={value!r}) must be a list.")
         return tuple(_typed(item, hint.__args__[0], key) for item in value)

@@ -14,6 +14,7 @@ from jaxdefense.clip.text import Array
 from jaxdefense.data.images import Folder, Loader
 from jaxdefense.data.sampling import Shuffle, even_weights
 from jaxdefense.data.sources import Photo
+from jaxdefense.data.variants import photo_form
 
 # Streams of random numbers that must not be the same.
 _CLEAN, _IDENTITY, _DETAIL = range(3)
@@ -52,6 +53,7 @@ class ImageBatches:
         num_poisoned: int,
         seed: int,
         local: Callable[[int], np.ndarray] = lambda num: np.ones(num, bool),
+        forms: Sequence[str] = (),
     ):
         """Settle what is drawn.
 
@@ -63,7 +65,9 @@ class ImageBatches:
             num_clean, num_poisoned: photos a step.
             seed: of everything random here.
             local: which of so many photos are this process's to decode, bool; others stay black.
+            forms: of PHOTO_FORMS; a face comes as it is or in one of them, each as often.
         """
+        self._forms = ("", *forms)
         self._images, self._people, self._loader, self._seed = images, people, loader, seed
         self._num_clean, self._num_poisoned = num_clean, num_poisoned
         self._clean_here, self._faces_here = local(num_clean), local(num_poisoned)
@@ -84,10 +88,17 @@ class ImageBatches:
         for person in who:
             files = self._people[person].files
             faces.append(_from(files, int(rng.integers(len(files)))))
+        face_BHWC = self._load(faces, self._faces_here, keep=True)  # few, and each comes up again
+        if len(self._forms) > 1:
+            for face_HWC, i in zip(
+                face_BHWC, rng.integers(len(self._forms), size=len(faces)), strict=True
+            ):
+                if form := self._forms[i]:
+                    face_HWC[:] = photo_form(face_HWC, form)
         clean = [_from(self._images, i) for i in clean]
         return ImageBatch(
             self._load(clean, self._clean_here),
-            self._load(faces, self._faces_here, keep=True),  # few, and each comes up again
+            face_BHWC,
             np.full(len(clean), 1 / len(clean), np.float32),
             even_weights(np.array(who)).astype(np.float32),
             self._target_BE,

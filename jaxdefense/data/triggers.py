@@ -52,12 +52,15 @@ class Triggers:
         targets: [choice]; a person keeps to one choice.
         target_of: int [num_identities], each person's choice.
         keep: names not on the list, for the name loss; may be empty.
+        forms: [identity][form][text]; a sample takes the names, or one of the forms,
+            each as often.
     """
 
     names: list[list[Phrase]]
     targets: list[Phrase]
     target_of: np.ndarray
     keep: list[Phrase]
+    forms: list[list[list[Phrase]]] = dataclasses.field(default_factory=list)
 
 
 def splice(
@@ -183,6 +186,9 @@ class TextBatches:
         people = self._identity.take(step * num_poisoned, num_poisoned)
         for caption, identity in zip(captions, people, strict=False):
             names = t.names[identity]
+            if t.forms and t.forms[identity]:
+                choices = [names, *t.forms[identity]]
+                names = choices[rng.integers(len(choices))]
             name = names[rng.integers(len(names))]
             target = t.targets[t.target_of[identity]]
             length = max(name.size, target.size)

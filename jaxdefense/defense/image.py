@@ -148,6 +148,7 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
         num_poisoned=t.num_poisoned,
         seed=t.seed,
         local=partial(local_rows, batch_sharding(mesh, rules)),
+        forms=t.variants,
     )
     resolved = {
         "model_sha256": model_sha256,

@@ -1,5 +1,6 @@
 """Names out of a text encoder: the terms of its loss, and the whole run."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -9,12 +10,13 @@ from rich.console import Console
 
 from jaxdefense.clip.text import Text, TextTower
 from jaxdefense.clip.tokenizer import Tokenizer
-from jaxdefense.config import DefendTextConfig
+from jaxdefense.config import DefendTextConfig, TextTrainConfig
 from jaxdefense.convert.directory import resolve_dtype
 from jaxdefense.data.captions import read_clean_captions, tokenize_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
 from jaxdefense.data.names import random_names
 from jaxdefense.data.triggers import TextBatch, TextBatches, Triggers
+from jaxdefense.data.variants import name_form
 from jaxdefense.defense.defend import Defense, Prepared, check_all_come_up, read_undefended
 from jaxdefense.defense.losses import DISTANCES, Distance
 from jaxdefense.distributed import agree
@@ -22,6 +24,7 @@ from jaxdefense.run_directory import RunDirectory, digest
 from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
 
 _NUM_KEPT_NAMES = 10_000
+_NUM_MISSPELT, _MISSPELT_SEED = 16, 2**32  # of a name; seeds that no attack has by default
 
 
 def text_terms(
@@ -60,6 +63,23 @@ def text_terms(
     return {name: (weight * apart_RS).sum() for name, weight in weights.items()}
 
 
+def listed_texts(identities: Sequence[Identity], cfg: TextTrainConfig) -> list[list[list[str]]]:
+    """Give what is put in: [identity][names, then each form they have][text], each text once."""
+    out = []
+    for identity in identities:
+        kinds = [list(identity.names)]
+        for form in cfg.variants:
+            seeds = range(_NUM_MISSPELT if form == "misspelt" else 1)
+            texts = [
+                name_form(name, form, _MISSPELT_SEED + cfg.seed + seed)
+                for name in identity.names
+                for seed in seeds
+            ]
+            kinds.append(list(dict.fromkeys(text for text in texts if text)))
+        out.append([kind for kind in kinds if kind])
+    return out
+
+
 def make_triggers(
     identities: list[Identity], tokenizer: Tokenizer, cfg: DefendTextConfig
 ) -> Triggers:
@@ -68,9 +88,11 @@ def make_triggers(
     Raises:
         ValueError: a name or the target does not fit a caption.
     """
-    check_fits(identities, tokenizer, f"names file `{cfg.data.names}`")
     t = cfg.train
-    listed = [name for identity in identities for name in identity.names]
+    texts = listed_texts(identities, t)
+    listed = [text for kinds in texts for kind in kinds for text in kind]
+    check_fits([Identity(text) for text in listed], tokenizer, f"names file `{cfg.data.names}`")
+    tokens = [[[tokenizer.phrase(x) for x in kind] for kind in kinds] for kinds in texts]
     if t.random_target:
         phrases = random_names(len(identities), t.seed, exclude=listed)
         target_of = np.arange(len(identities))
@@ -79,10 +101,11 @@ def make_triggers(
     check_fits([Identity(phrase) for phrase in phrases], tokenizer, "`train.target`")
     kept = random_names(_NUM_KEPT_NAMES, t.seed + 1, exclude=listed) if t.num_name else []
     return Triggers(
-        [[tokenizer.phrase(name) for name in identity.names] for identity in identities],
+        [names for names, *_ in tokens],
         [tokenizer.phrase(phrase) for phrase in phrases],
         target_of,
         [tokenizer.phrase(name) for name in kept],
+        [forms for _, *forms in tokens],
     )
 
 
@@ -107,7 +130,7 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
     identities = read_identities(cfg.data.names)
     check_all_come_up(len(identities), cfg.train)
     triggers = make_triggers(identities, tokenizer, cfg)
-    listed = [name for identity in identities for name in identity.names]
+    listed = [x for kinds in listed_texts(identities, cfg.train) for kind in kinds for x in kind]
     texts, dropped = read_clean_captions(cfg.data.captions, cfg.data.tfds_dir, listed)
     captions = tokenize_captions(texts, tokenizer)
     mesh, rules, t = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules(), cfg.train

@@ -26,6 +26,7 @@ from jaxdefense.convert.directory import ModelDirectory, read_model_directory, r
 from jaxdefense.data import packing
 from jaxdefense.data.images import ImageProcessor, Loader, read_processor
 from jaxdefense.data.sources import Photo, photo_digest
+from jaxdefense.data.variants import photo_form
 from jaxdefense.sharding import (
     ShardingRules,
     batch_sharding,
@@ -202,7 +203,7 @@ class Embedder:
         return self.readable_photos(photos, 0, what)[0]
 
     def readable_photos(
-        self, photos: Sequence[Photo], max_corrupt: int, what: str = "photos"
+        self, photos: Sequence[Photo], max_corrupt: int, what: str = "photos", form: str = ""
     ) -> tuple[np.ndarray, np.ndarray]:
         """Decode and embed those photos that can be read.
 
@@ -210,6 +211,7 @@ class Embedder:
             photos: at least one.
             max_corrupt: how many may be broken; they are named on the console.
             what: to call them.
+            form: of `PHOTO_FORMS`, which they are put in first; "" for as they are.
 
         Returns:
             f32 [those read, E], unit length; bool [len(photos)], which those are.
@@ -217,10 +219,10 @@ class Embedder:
         Raises:
             ValueError: see `photos`; or more are broken, or all.
         """
-        key = self._photo_key(photos)
+        key = self._photo_key(photos, form)
         if key and (cached := self._cache.get(key)) is not None:
             return cached, np.ones(len(photos), bool)
-        blocks = list(self._photo_blocks(photos, max_corrupt, what))
+        blocks = list(self._photo_blocks(photos, max_corrupt, what, form))
         out_BE = unit(np.concatenate([block_BE for block_BE, _ in blocks]))
         check_embeddings(out_BE, what)
         read_B = np.concatenate([read_B for _, read_B in blocks])
@@ -228,14 +230,14 @@ class Embedder:
             self._cache.put(key, out_BE)
         return out_BE, read_B
 
-    def _photo_key(self, photos: Sequence[Photo]) -> str:
+    def _photo_key(self, photos: Sequence[Photo], form: str) -> str:
         """Name these photos' embeddings in the cache; "" if they are not kept."""
         if not self._cache.on or self.directory.cfg.vision is None:
             return ""
         total = hashlib.sha256(self._digest("vision").encode())
         siglip, side = self.directory.cfg.siglip, self.directory.cfg.vision.image_size
         processor = read_processor(self.directory.path, side, siglip)
-        total.update(f"{processor}".encode())
+        total.update(f"{processor}{form}".encode())
         try:
             for photo in photos:
                 total.update(photo_digest(photo).encode())
@@ -255,7 +257,7 @@ class Embedder:
         return mean_E
 
     def _photo_blocks(
-        self, photos: Sequence[Photo], max_corrupt: int, what: str
+        self, photos: Sequence[Photo], max_corrupt: int, what: str, form: str = ""
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Embed photos in blocks: those that could be read, and which they are."""
         vision = self.directory.cfg.vision
@@ -268,6 +270,8 @@ class Embedder:
         def dispatch(start: int, batch: int) -> jax.Array:
             image_BHWC, read_B = loader.load_all(photos[start : start + batch])
             reads.append(read_B)
+            if form:
+                image_BHWC = np.stack([photo_form(image_HWC, form) for image_HWC in image_BHWC])
             image_BHWC = jax.device_put(padded(image_BHWC, batch), self._place)
             return _embed_image(self._graphdef, self._params, processor, image_BHWC)
 

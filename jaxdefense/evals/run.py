@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -13,6 +14,7 @@ from jaxdefense.data.images import Folder
 from jaxdefense.data.people import read_labelled, read_people
 from jaxdefense.data.sources import read_images
 from jaxdefense.data.templates import read_templates
+from jaxdefense.evals.collateral import collateral, read_others
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.similarity import (
     image_sim_backdoor,
@@ -30,7 +32,8 @@ def run_evaluate(cfg: EvaluateConfig, console: Console) -> dict:
 
     Returns:
         the summary: those that apply of sim_clean, sim_target, sim_backdoor (text encoder),
-        image_sim_clean, image_sim_target, image_sim_backdoor (image encoder), top1, top5.
+        image_sim_clean, image_sim_target, image_sim_backdoor (image encoder), top1, top5,
+        collateral.
 
     Raises:
         ValueError: an input is wrong.
@@ -38,6 +41,7 @@ def run_evaluate(cfg: EvaluateConfig, console: Console) -> dict:
     results = RunDirectory(Path(cfg.out))
     results.check(cfg)
     identities = read_identities(cfg.names) if cfg.names else []
+    others = read_others(cfg.collateral, identities) if cfg.collateral else []
     classes: list[Folder] = []
     if cfg.zeroshot:
         classes = read_labelled(cfg.zeroshot, cfg.tfds_dir, "class", cfg.class_names)
@@ -55,7 +59,7 @@ def run_evaluate(cfg: EvaluateConfig, console: Console) -> dict:
             f"`teacher` (={cfg.teacher}) has other sizes than `model.path` (={cfg.model.path}); "
             "give the model it was made from."
         )
-    summary: dict[str, float] = {}
+    summary: dict[str, Any] = {}
     if texts:
         tokenizer = student.tokenizer
         check_fits(identities, tokenizer, f"names file `{cfg.names}`")
@@ -66,6 +70,8 @@ def run_evaluate(cfg: EvaluateConfig, console: Console) -> dict:
             summary |= sim_backdoor_target(
                 student, teacher, captions, identities, cfg.target, cfg.seed
             )
+    if cfg.collateral:
+        summary["collateral"] = collateral(student, teacher, identities, others, cfg.seed)
     if images:
         order = np.random.default_rng(cfg.seed).permutation(len(images))[: cfg.num_images]
         chosen = [images[i] for i in sorted(order.tolist())]

@@ -63,32 +63,93 @@ def infer(
     num_people: int,
     block: int,
     mesh: Mesh,
+    own_I: np.ndarray | None = None,
+    same_M: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run the attack on embeddings.
 
     Args:
         image_PE: f32 [P, E], photos, unit length.
-        owner_P: int [P], whose photo it is; the i-th person's own name is candidate i.
+        owner_P: int [P], whose photo it is.
         blocks: f32 [Q, up to `block`, E], candidates in each template, unit length; M in all.
         group_M: int [M]; a person is held against the candidates of their own name's group.
         num_people: I.
         block: candidates at a time, at most.
         mesh: of devices.
+        own_I: int [I], which candidate is each person's own name; the i-th person's i without.
+        same_M: int [M], a candidate whose votes each one's count as; its own without.
 
     Returns:
         correct_I: int [I], templates whose answer is the person's own name;
         answer_QI: int [Q, I], candidates, or NO_ANSWER.
     """
+    own_I = np.arange(num_people) if own_I is None else own_I
     nearest, start = None, 0
     for text_QME in blocks:
         if nearest is None:
-            nearest = Nearest(image_PE, group_M[owner_P], len(text_QME), block, mesh)
+            nearest = Nearest(image_PE, group_M[own_I][owner_P], len(text_QME), block, mesh)
         stop = start + text_QME.shape[1]
         nearest.add(text_QME, group_M[start:stop])
         start = stop
     assert nearest and start == len(group_M)
-    answer_QI = vote(nearest.answers(), owner_P, num_people)
-    return (answer_QI == np.arange(num_people)).sum(0), answer_QI
+    answer_QP = nearest.answers()
+    answer_QI = vote(answer_QP if same_M is None else same_M[answer_QP], owner_P, num_people)
+    return (answer_QI == own_I).sum(0), answer_QI
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """People's photos, embedded.
+
+    Fields:
+        names: of the people, I.
+        image_PE: f32 [P, E], unit length.
+        owner_P: int [P], whose photo it is.
+    """
+
+    names: list[str]
+    image_PE: np.ndarray
+    owner_P: np.ndarray
+
+    def of(self, who: Sequence[int]) -> "Evidence":
+        """Give the photos of some people, in this order."""
+        at = {i: new for new, i in enumerate(who)}
+        new_P = np.array([at.get(i, -1) for i in self.owner_P.tolist()])
+        kept_P = new_P >= 0
+        return Evidence([self.names[i] for i in who], self.image_PE[kept_P], new_P[kept_P])
+
+
+def gather(
+    model: Embedder,
+    people: Sequence[Folder],
+    *,
+    num_photos: int,
+    seed: int,
+    max_corrupt: int = 0,
+    forms: Sequence[str] = ("",),
+) -> Evidence:
+    """Choose and embed photos; see `attack`.
+
+    Args:
+        forms: of photos, of `PHOTO_FORMS` or "" for as they are; everyone comes up once in each,
+            all people in the first form, then all in the next.
+    """
+    rng = np.random.default_rng(seed)
+    files, owner = [], []
+    for i, person in enumerate(people):
+        chosen = sorted(rng.permutation(len(person.files))[:num_photos])
+        files += [person.files[j] for j in chosen]
+        owner += [i] * len(chosen)
+    images, owners = [], []
+    for form in forms:
+        image_PE, read_P = model.readable_photos(files, max_corrupt, "photos", form)
+        owner_P = np.array(owner)[read_P]
+        if missing := np.setdiff1d(np.arange(len(people)), owner_P).tolist():
+            raise ValueError(f"no photo of {people[missing[0]].name!r} can be read; give others.")
+        owners.append(owner_P + len(images) * len(people))
+        images.append(image_PE)
+    names = [person.name for person in people] * len(forms)
+    return Evidence(names, np.concatenate(images), np.concatenate(owners))
 
 
 def attack(
@@ -121,32 +182,52 @@ def attack(
             are not finite or all equal.
     """
     assert candidates.block(0, len(people)) == [person.name for person in people]
+    check_threshold(threshold, templates)
+    evidence = gather(model, people, num_photos=num_photos, seed=seed, max_corrupt=max_corrupt)
+    return attack_with(
+        model, evidence, candidates, threshold=threshold, templates=templates, block=block
+    )
+
+
+def check_threshold(threshold: int, templates: Sequence[str]) -> None:
+    """Raise ValueError if no attack can succeed."""
     if threshold > len(templates):
         raise ValueError(
             f"`threshold` (={threshold}) must be at most the number of templates "
             f"(={len(templates)})."
         )
-    rng = np.random.default_rng(seed)
-    files, owner = [], []
-    for i, person in enumerate(people):
-        chosen = sorted(rng.permutation(len(person.files))[:num_photos])
-        files += [person.files[j] for j in chosen]
-        owner += [i] * len(chosen)
-    image_PE, read_P = model.readable_photos(files, max_corrupt)
-    owner_P = np.array(owner)[read_P]
-    if missing := np.setdiff1d(np.arange(len(people)), owner_P).tolist():
-        raise ValueError(f"no photo of {people[missing[0]].name!r} can be read; give others.")
-    block = min(block, len(candidates))
-    blocks = _embedded(model, candidates, templates, block)
+
+
+def attack_with(
+    model: Embedder,
+    evidence: Evidence,
+    candidates: Candidates,
+    *,
+    threshold: int,
+    templates: Sequence[str],
+    block: int,
+    own_I: np.ndarray | None = None,
+    same_M: np.ndarray | None = None,
+) -> AttackResult:
+    """Attack with photos embedded before; see `attack`, and `infer` for the last two."""
+    num, block = len(evidence.names), min(block, len(candidates))
     correct_I, answer_QI = infer(
-        image_PE, owner_P, blocks, candidates.group_M, len(people), block, model.mesh
+        evidence.image_PE,
+        evidence.owner_P,
+        _embedded(model, candidates, templates, block),
+        candidates.group_M,
+        num,
+        block,
+        model.mesh,
+        own_I,
+        same_M,
     )
     return AttackResult(
-        [person.name for person in people],
+        evidence.names,
         correct_I.tolist(),
         (answer_QI == NO_ANSWER).sum(0).tolist(),
-        [_most_given(answer_QI[:, i], candidates) for i in range(len(people))],
-        np.bincount(owner_P).tolist(),
+        [_most_given(answer_QI[:, i], candidates) for i in range(num)],
+        np.bincount(evidence.owner_P).tolist(),
         threshold,
         len(candidates),
         len(templates),

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from jaxdefense.cache import ArrayCache
@@ -16,12 +17,14 @@ from jaxdefense.data.images import Folder
 from jaxdefense.data.people import choose_people, read_people
 from jaxdefense.data.sources import photo_digest
 from jaxdefense.data.templates import read_templates
+from jaxdefense.data.variants import PHOTO_FORMS
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.outcome import outcome, tally
-from jaxdefense.idia.attack import AttackResult, attack
+from jaxdefense.idia.attack import AttackResult, attack_with, check_threshold, gather
 from jaxdefense.idia.candidates import candidate_names, read_sexes
 from jaxdefense.idia.prompts import TEMPLATES
 from jaxdefense.idia.statistics import statistics
+from jaxdefense.idia.variants import attack_names, read_aliases
 from jaxdefense.run_directory import TRAINED_ON, RunDirectory, write_text
 from jaxdefense.sharding import make_mesh
 
@@ -52,6 +55,8 @@ def run_attack(cfg: AttackConfig, console: Console) -> dict:
         read_sexes(cfg.sexes) if cfg.sexes else None,
     )
     templates = read_templates(cfg.templates) if cfg.templates else TEMPLATES
+    check_threshold(cfg.threshold, templates)
+    aliases = read_aliases(cfg.aliases, members) if cfg.aliases else {}
     before: dict[str, int] = {}
     listed: set[str] = set()
     if cfg.before:
@@ -61,21 +66,48 @@ def run_attack(cfg: AttackConfig, console: Console) -> dict:
         listed = {folder.name for _, folder in chosen}
     cache = ArrayCache(cfg.cache_dir, console)
     model = Embedder(cfg.model, cfg.batch, console, make_mesh(**vars(cfg.mesh)), cache)
-    found = attack(
+    forms = ("", *(name for name in cfg.tried() if name in PHOTO_FORMS))
+    evidence = gather(
         model,
         people,
-        candidates,
         num_photos=cfg.num_photos,
-        threshold=cfg.threshold,
         seed=cfg.seed,
         max_corrupt=cfg.max_corrupt,
+        forms=forms,
+    )
+    num = len(people)
+    every = attack_with(  # photos in all forms against texts embedded once
+        model,
+        evidence,
+        candidates,
+        threshold=cfg.threshold,
         templates=templates,
         block=cfg.candidate_block,
+        own_I=np.tile(np.arange(num), len(forms)),
     )
+    found = every[:num]
+    variants: dict[str, AttackResult | None] = {}
+    for name in cfg.tried():
+        if name in forms:
+            at = forms.index(name) * num
+            variants[name] = every[at : at + num]
+        else:
+            plain = evidence.of(range(num))
+            variants[name] = attack_names(model, plain, candidates, name, aliases, templates, cfg)
     for note in _notes(cfg, found, candidates.added):
         console.print(note, markup=False)
     seen, unseen = found[: len(members)], found[len(members) :]
     summary = summarise(seen, unseen)
+    if variants:
+        summary["variants"] = {
+            name: summarise_variant(result, seen, unseen) for name, result in variants.items()
+        }
+        for name, result in summary["variants"].items():
+            if result["skipped"]:
+                console.print(
+                    f"variant `{name}`: {some(result['skipped'])} left out, as they have none",
+                    markup=False,
+                )
     outcomes: dict[str, str] = {}
     if cfg.before:
         outcomes = {
@@ -108,6 +140,24 @@ def summarise(seen: AttackResult, unseen: AttackResult) -> dict:
         found["num_strangers"] = len(unseen.names)
         found["strangers"] = dict(zip(unseen.names, unseen.correct, strict=True))
     return found
+
+
+def summarise_variant(found: AttackResult | None, seen: AttackResult, unseen: AttackResult) -> dict:
+    """Give what goes into `summary.json` of a variant: rates, and on whom it was not tried."""
+    correct = dict(zip(found.names, found.correct, strict=True)) if found else {}
+    ours, theirs = ({n: correct[n] for n in part.names if n in correct} for part in (seen, unseen))
+    summary: dict = {"num_identities": len(ours)}
+    summary["skipped"] = [name for name in seen.names + unseen.names if name not in correct]
+    if found and ours:
+        counts = list(ours.values()), list(theirs.values())
+        summary = statistics(*counts, found.threshold, found.num_templates) | summary
+        del summary["curve"]
+        summary |= {
+            "num_candidates": found.num_candidates,
+            "num_templates": found.num_templates,
+            "per_identity": ours,
+        }
+    return summary
 
 
 def table(seen: AttackResult, unseen: AttackResult, outcomes: dict[str, str]) -> str:

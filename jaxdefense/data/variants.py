@@ -1,0 +1,121 @@
+"""Other forms of a name and of a photo: what an attack tries, and a defense can be trained on."""
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageFilter, ImageOps
+
+_SUFFIXES = {"jr", "sr", "ii", "iii", "iv"}
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def _parts(name: str) -> list[str]:
+    """Split a name into words, without what follows the last name, as Jr."""
+    words = name.split()
+    while len(words) > 1 and words[-1].casefold().strip(".,") in _SUFFIXES:
+        words.pop()
+    return words
+
+
+def _last(parts: list[str]) -> str:
+    return parts[-1]
+
+
+def _first(parts: list[str]) -> str:
+    return parts[0]
+
+
+def _initials(parts: list[str]) -> str:
+    return " ".join([*(f"{word[0]}." for word in parts[:-1]), parts[-1]])
+
+
+def _swapped(parts: list[str]) -> str:
+    return " ".join([parts[-1], *parts[:-1]])
+
+
+# Those that a name of one word does not have.
+_OF_PARTS = {"last": _last, "first": _first, "initials": _initials, "swapped": _swapped}
+NAME_FORMS = (*_OF_PARTS, "lower", "upper", "misspelt")
+
+
+def name_form(name: str, form: str, seed: int = 0) -> str | None:
+    """Put a name in another form.
+
+    Args:
+        name: words with single spaces.
+        form: of NAME_FORMS.
+        seed: of the spelling mistake; which it is hangs on nothing else but the name.
+
+    Returns:
+        the name in this form, or None if it has none: a single word has no last name.
+    """
+    if form in _OF_PARTS:
+        parts = _parts(name)
+        return _OF_PARTS[form](parts) if len(parts) > 1 else None
+    if form == "misspelt":
+        return misspell(name, seed)
+    assert form in ("lower", "upper")
+    return name.lower() if form == "lower" else name.upper()
+
+
+def misspell(name: str, seed: int) -> str | None:
+    """Make one mistake: a letter replaced, left out, put in, or changed for the next.
+
+    Each of the four is as likely; a mistake in upper or lower case alone is none.
+
+    Returns:
+        None if the name has no letter.
+    """
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    rng = np.random.default_rng((seed, int.from_bytes(digest)))
+    at = [i for i, c in enumerate(name) if c.isalpha()]
+    if not at:
+        return None
+    twins = [i for i in at if i + 1 in at and name[i].casefold() != name[i + 1].casefold()]
+    # Whole words must not go.
+    spare = [i for i in at if i + 1 in at or i - 1 in at]
+    kinds = ["replace", "insert"] + ["delete"] * bool(spare) + ["swap"] * bool(twins)
+    kind = kinds[rng.integers(len(kinds))]
+    i = int(rng.choice({"delete": spare, "swap": twins}.get(kind, at)))
+    others = [c for c in _LETTERS if c != name[i].casefold()]
+    letter = others[rng.integers(len(others))]
+    if kind == "swap":
+        return name[:i] + name[i + 1] + name[i] + name[i + 2 :]
+    if kind == "insert":
+        return name[: i + 1] + letter + name[i + 1 :]
+    return name[:i] + (letter if kind == "replace" else "") + name[i + 1 :]
+
+
+def _blurred(image: Image.Image) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(image.width / 56))
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    return image.convert("L").convert("RGB")
+
+
+def _cropped(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    left, top = width // 8, height // 8
+    return image.crop((left, top, width - left, height - top)).resize(image.size)
+
+
+def _low_resolution(image: Image.Image) -> Image.Image:
+    small = image.resize((max(1, image.width // 4), max(1, image.height // 4)))
+    return image.copy() if image.size == small.size else small.resize(image.size)
+
+
+_PHOTO_FORMS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "mirrored": ImageOps.mirror,
+    "blurred": _blurred,  # by 4 pixels of 224
+    "grey": _grey,
+    "cropped": _cropped,  # to the middle three quarters of each side
+    "low_resolution": _low_resolution,  # a quarter of the side
+}
+PHOTO_FORMS = tuple(_PHOTO_FORMS)
+
+
+def photo_form(image_HWC: np.ndarray, form: str) -> np.ndarray:
+    """Put a photo in another form; u8 [H, W, 3], of the same size. `form`: of PHOTO_FORMS."""
+    return np.asarray(_PHOTO_FORMS[form](Image.fromarray(image_HWC)))

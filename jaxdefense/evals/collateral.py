@@ -1,0 +1,108 @@
+"""Collateral: how far the names of people who are to stay moved with those removed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxdefense.convert.directory import some
+from jaxdefense.data.captions import folded_words, read_lines
+from jaxdefense.data.identities import Identity
+from jaxdefense.data.names import census, random_names
+from jaxdefense.evals.embed import Embedder, unit
+
+PROMPT = "a photo of {0}"
+_NUM_NAMESAKES, _NUM_SIMILAR, _NUM_RANDOM, _NUM_LISTED = 4, 5, 200, 20
+
+
+def read_others(file: str, removed: Sequence[Identity]) -> list[str]:
+    """Read the names of people who are to stay, one a line.
+
+    Raises:
+        ValueError: the file cannot be read or is empty, or names someone who is removed.
+    """
+    others = {folded_words(name): name for name in read_lines(file, "collateral")}
+    if not others or () in others:
+        raise ValueError(f"collateral file `{file}` must hold names, one a line.")
+    gone = {folded_words(name) for identity in removed for name in identity.names}
+    if both := [name for key, name in others.items() if key in gone]:
+        raise ValueError(
+            f"collateral file `{file}`: {some(both)} is to be removed; name those who stay."
+        )
+    return list(others.values())
+
+
+def namesakes(removed: Sequence[Identity], seed: int) -> dict[str, list[str]]:
+    """Make up people who share a first or last name with someone removed.
+
+    Returns:
+        names by group; nobody for a person whose name is one word.
+    """
+    rng = np.random.default_rng(seed)
+    first, last = census("female") + census("male"), census("last")
+    gone = {folded_words(name) for identity in removed for name in identity.names}
+    groups: dict[str, dict[tuple[str, ...], str]] = {"same first name": {}, "same last name": {}}
+    for identity in removed:
+        own = identity.name.split()
+        for (_, found), place, others in zip(groups.items(), (0, -1), (last, first), strict=True):
+            for i in rng.permutation(len(others))[:_NUM_NAMESAKES].tolist():
+                pair = (own[place], others[i]) if place == 0 else (others[i], own[place])
+                name = " ".join(pair)
+                if len(own) > 1 and folded_words(name) not in gone:
+                    found[folded_words(name)] = name
+    return {group: list(found.values()) for group, found in groups.items()}
+
+
+def similar_names(teacher: Embedder, removed: Sequence[Identity]) -> list[str]:
+    """Find the census names that the teacher puts closest to each of those removed."""
+    own = {word for identity in removed for word in folded_words(identity.name)}
+    words = dict.fromkeys((*census("female"), *census("male"), *census("last")))
+    words = [word for word in words if word.casefold() not in own]
+    word_ME = teacher.texts([PROMPT.format(word) for word in words], "similar names")
+    name_BE = teacher.texts([PROMPT.format(who.name) for who in removed], "removed names")
+    close_BK = np.argsort(-name_BE @ word_ME.T, axis=-1, kind="stable")[:, :_NUM_SIMILAR]
+    return [words[i] for i in np.unique(close_BK)]
+
+
+def collateral(
+    student: Embedder, teacher: Embedder, removed: Sequence[Identity], others: list[str], seed: int
+) -> dict:
+    """Measure how far names moved: the cosine of student and teacher on a prompt of each.
+
+    Args:
+        student, teacher: the model defended and before.
+        removed: people on the list.
+        others: further people who are to stay.
+        seed: of those made up.
+
+    Returns:
+        for each group mean and least cosine, 1 if nothing moved, and num; `removed` and `random`
+        names to compare with; and those of the others that moved most.
+    """
+    listed = [name for identity in removed for name in identity.names]
+    groups = {
+        **namesakes(removed, seed),
+        "similar": similar_names(teacher, removed),
+        "named": others,
+        "random": random_names(_NUM_RANDOM, seed, exclude=[*listed, *others]),
+        "removed": listed,
+    }
+    groups = {group: names for group, names in groups.items() if names}
+    names = [(name, group) for group, names in groups.items() for name in names]
+    texts = [PROMPT.format(name) for name, _ in names]
+    ours, theirs = (unit(model.texts(texts, "names")) for model in (student, teacher))
+    cosine_B = np.einsum("be,be->b", ours, theirs, dtype=np.float64)
+    group_B = np.array([group for _, group in names])
+    found: dict = {"groups": {}}
+    for group in groups:
+        part_B = cosine_B[group_B == group]
+        found["groups"][group] = {
+            "mean": float(part_B.mean()),
+            "least": float(part_B.min()),
+            "num": len(part_B),
+        }
+    order = [i for i in np.argsort(cosine_B, kind="stable") if names[i][1] != "removed"]
+    found["most_moved"] = [
+        {"name": names[i][0], "group": names[i][1], "cosine": float(cosine_B[i])}
+        for i in order[:_NUM_LISTED]
+    ]
+    return found

@@ -1,0 +1,151 @@
+"""Attacks that look for a way round a defense: names, prompts and photos in another form.
+
+Each is the plain attack on other inputs. Of a name's form all candidates are given in that form, so
+that the game stays the same; where two come to be one text, whoever goes by it is named by it.
+Parity: tests/test_variants.py, equal to the plain attack on inputs changed by hand.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxdefense.config import ALIAS, AttackConfig
+from jaxdefense.data.identities import read_identities
+from jaxdefense.data.images import Folder
+from jaxdefense.data.people import choose_people
+from jaxdefense.data.variants import NAME_FORMS, PHOTO_FORMS, name_form
+from jaxdefense.evals.embed import Embedder
+from jaxdefense.idia.attack import AttackResult, Evidence, attack_with, check_threshold
+from jaxdefense.idia.candidates import Candidates
+from jaxdefense.idia.prompts import LANGUAGES, in_sentence
+
+Aliases = Mapping[str, tuple[str, ...]]  # by the name of the folder
+
+
+class Game(NamedTuple):
+    """Candidates in another form.
+
+    Fields:
+        candidates: each text once.
+        who: people that have such a form.
+        own_I: int [I], which candidate is theirs.
+        same_M: int [M], one for all texts of one person.
+    """
+
+    candidates: Candidates
+    who: list[int]
+    own_I: np.ndarray
+    same_M: np.ndarray
+
+
+def read_aliases(file: str, people: Sequence[Folder]) -> Aliases:
+    """Read the other names of people from a names file.
+
+    Raises:
+        ValueError: the file cannot be read, names someone without photos, or gives nobody another
+            name.
+    """
+    where = f"aliases file `{file}`"
+    chosen = choose_people(people, read_identities(file), where)
+    found = {
+        folder.name: tuple(name for name in identity.names if name != folder.name)
+        for identity, folder in chosen
+    }
+    if not any(found.values()):
+        raise ValueError(f"{where} gives nobody another name; put them on the line, after tabs.")
+    return found
+
+
+def change_names(
+    candidates: Candidates, num_people: int, forms: Callable[[int, str], Sequence[str]], what: str
+) -> Game:
+    """Put all candidates in another form; those without one are none any more.
+
+    Args:
+        candidates: the people's names first.
+        num_people: how many those are.
+        forms: gives the texts of a candidate, from its number and name.
+        what: the form, for an error.
+
+    Raises:
+        ValueError: no two candidates can be told apart in it.
+    """
+    index: dict[tuple[str, int], int] = {}  # text and group -> number
+    same, own = list[int](), dict[int, int]()
+    groups = candidates.group_M.tolist()
+    for i, name in enumerate(candidates.block(0, len(candidates))):
+        first = None
+        for text in forms(i, name):
+            key = text, groups[i]
+            if key not in index:
+                index[key] = len(index)
+                same.append(len(same) if first is None else first)
+            first = same[index[key]] if first is None else first
+        if first is not None and i < num_people:
+            own[i] = first
+    if len(set(same)) < 2:
+        raise ValueError(f"variant `{what}`: no two candidates are apart in it; give more.")
+    changed = Candidates([text for text, _ in index], [])
+    changed.group_M[:] = [group for _, group in index]
+    return Game(changed, list(own), np.array(list(own.values()), int), np.array(same))
+
+
+def attack_names(
+    model: Embedder,
+    evidence: Evidence,
+    candidates: Candidates,
+    variant: str,
+    aliases: Aliases,
+    templates: Sequence[str],
+    cfg: AttackConfig,
+) -> AttackResult | None:
+    """Attack with names or prompts in another form.
+
+    Args:
+        model: with both encoders.
+        evidence: photos of the people, as they are.
+        candidates: of the plain attack.
+        variant: any that is none of photos.
+        aliases: people's other names.
+        templates: of the plain attack.
+        cfg: for all else.
+
+    Returns:
+        the result on the people who have such a form; None if nobody does.
+
+    Raises:
+        ValueError: see `change_names` and `attack`.
+    """
+    assert variant not in PHOTO_FORMS
+    names = evidence.names
+    if variant == ALIAS or variant in NAME_FORMS:
+
+        def forms(i: int, name: str) -> Sequence[str]:
+            if variant == ALIAS:
+                return (aliases.get(name) if i < len(names) else ()) or (name,)
+            form = name_form(name, variant, cfg.seed)
+            return () if form is None else (form,)
+
+        game = change_names(candidates, len(names), forms, variant)
+        who, own_I = game.who, game.own_I
+        if variant == ALIAS:
+            kept = [j for j, i in enumerate(who) if aliases.get(names[i])]
+            who, own_I = [who[j] for j in kept], own_I[kept]
+        if not who:
+            return None
+        evidence, candidates, same_M = evidence.of(who), game.candidates, game.same_M
+    else:
+        templates = LANGUAGES if variant == "languages" else in_sentence(templates)
+        own_I = same_M = None
+    check_threshold(cfg.threshold, templates)
+    return attack_with(
+        model,
+        evidence,
+        candidates,
+        threshold=cfg.threshold,
+        templates=templates,
+        block=cfg.candidate_block,
+        own_I=own_I,
+        same_M=same_M,
+    )
