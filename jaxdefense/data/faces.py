@@ -88,6 +88,7 @@ class ImageBatches:
         for person in who:
             files = self._people[person].files
             faces.append(_from(files, int(rng.integers(len(files)))))
+        clean_BHWC = self._load([_from(self._images, i) for i in clean], self._clean_here)
         face_BHWC = self._load(faces, self._faces_here, keep=True)  # few, and each comes up again
         if len(self._forms) > 1:
             for face_HWC, i in zip(
@@ -95,9 +96,8 @@ class ImageBatches:
             ):
                 if form := self._forms[i]:
                     face_HWC[:] = photo_form(face_HWC, form)
-        clean = [_from(self._images, i) for i in clean]
         return ImageBatch(
-            self._load(clean, self._clean_here),
+            clean_BHWC,
             face_BHWC,
             np.full(len(clean), 1 / len(clean), np.float32),
             even_weights(np.array(who)).astype(np.float32),
