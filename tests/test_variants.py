@@ -32,11 +32,13 @@ from jaxdefense.data.variants import NAME_FORMS, PHOTO_FORMS, misspell, name_for
 from jaxdefense.defense.text import listed_texts
 from jaxdefense.defense.text import make_triggers as triggers_of
 from jaxdefense.evals.embed import Embedder
+from jaxdefense.idia.attack import infer
 from jaxdefense.idia.candidates import Candidates
 from jaxdefense.idia.prompts import LANGUAGES, TEMPLATES, in_sentence
 from jaxdefense.idia.run import run_attack
 from jaxdefense.idia.statistics import wilson
 from jaxdefense.idia.variants import change_names
+from jaxdefense.sharding import make_mesh
 
 QUIET = Console(quiet=True)
 
@@ -156,13 +158,26 @@ def test_blurred_spreads_a_square_evenly_and_further_on_larger_photos():
     assert 18 < reach[0] < reach[1]
 
 
-def test_low_resolution_loses_what_is_fine():
+@pytest.mark.parametrize("axis", [0, 1])
+def test_low_resolution_loses_what_is_fine(axis):
     fine = np.zeros((16, 16, 3), np.uint8)
-    fine[::2] = 200
-    assert np.ptp(photo_form(fine, "low_resolution")[4:12]) < 40 < np.ptp(fine)
+    fine.swapaxes(0, axis)[::2] = 200
+    assert np.ptp(photo_form(fine, "low_resolution")[4:12, 4:12]) < 40 < np.ptp(fine)
 
 
 # The attack
+
+
+@pytest.mark.parametrize("same_M, correct", [(None, 0), (np.array([0, 0, 2]), 1)])
+def test_names_of_one_person_vote_together(same_M, correct):
+    # Each photo is nearest to another candidate: alone it is a tie, together theirs wins.
+    unit_33 = np.eye(3, dtype=np.float32)
+    correct_I, answer_QI = infer(
+        unit_33, np.zeros(3, np.int64), [unit_33[None]], np.zeros(3, np.int64), 1, 3, make_mesh(),
+        np.array([0]), same_M,
+    )  # fmt: skip
+    assert correct_I.tolist() == [correct]
+    assert (answer_QI.tolist() == [[0]]) == bool(correct)
 
 
 @pytest.fixture
