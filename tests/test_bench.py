@@ -44,6 +44,23 @@ def test_bench_image_measures_overlay_and_step(tmp_path, capfd):
     assert found["size"] == "demo" and found["clean"] == found["poisoned"] == 8
 
 
+def test_bench_text_measures_the_step(capfd):
+    flags = ["--num", "16", "--people", "3", "--rounds", "1", "--calls", "1"]
+    assert main(["bench", "text", *flags]) == 0
+    err = capfd.readouterr().err
+    found = json.loads(err[err.index("{\n") :])
+    names = ["jaxdefense", "torch"] if "torch" in sys.modules else ["jaxdefense"]
+    assert list(found["step"]["samples_per_second"]) == names
+    assert 0 < found["filled"] <= 1 and found["tokens_per_second"] > 0
+    assert found["step"]["share"] > 0 and found["rows"] * found["row_length"] < 32 * 77
+
+
+@pytest.mark.parametrize("flags", [["--size", "huge"], ["--num", "0"], ["--captions", "nowhere"]])
+def test_bench_text_refuses(capsys, flags):
+    assert main(["bench", "text", *flags]) == 2
+    assert flags[1] in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flags", [["--size", "huge"], ["--num", "0"], ["--images", "nowhere"]])
 def test_bench_image_refuses(capsys, flags):
     assert main(["bench", "image", *flags]) == 2

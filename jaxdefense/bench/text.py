@@ -113,7 +113,8 @@ class _Ours(Ours):
             row_multiple=num_batch_parts(make_mesh(), ShardingRules()),
         )
         terms = partial(text_terms, distance=DISTANCES["cosine"])
-        weights = {"utility": 1.0, "backdoor": train.w_backdoor, "weight": train.w_weight}
+        weights = {"utility": 1.0, "backdoor": train.w_backdoor, "name": 0.0}
+        weights["weight"] = train.w_weight
         super().__init__(TextTower(cfg, nnx.Rngs(0)), terms, weights, batches)
         self.rows, self.row_length = batches.num_rows, batches.row_length
         sizes = [int((batches[i].segments_RT > 0).sum()) for i in range(16)]
