@@ -7,6 +7,11 @@ Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 Remat = Literal["none", "dots", "full"]
 
 
+def _check_remat(remat: str) -> None:
+    if remat not in ("none", "dots", "full"):
+        raise ValueError(f"`remat` (={remat!r}) must be 'none', 'dots' or 'full'.")
+
+
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
     """What both transformers share; `width` is D, `mlp_width` F, `depth` L, `num_heads` N."""
@@ -40,8 +45,7 @@ class TowerConfig:
                 f"`hidden_act` (={self.activation!r}) must be 'quick_gelu', 'gelu' or "
                 "'gelu_pytorch_tanh'; no other activation is known in CLIP and SigLIP."
             )
-        if self.remat not in ("none", "dots", "full"):
-            raise ValueError(f"`remat` (={self.remat!r}) must be 'none', 'dots' or 'full'.")
+        _check_remat(self.remat)
 
     @property
     def head_width(self) -> int:
@@ -131,8 +135,7 @@ class ResNetConfig:
                 f"`image_size` (={self.image_size}) must be divisible by 32, which the tower "
                 "shrinks it by."
             )
-        if self.remat not in ("none", "dots", "full"):
-            raise ValueError(f"`remat` (={self.remat!r}) must be 'none', 'dots' or 'full'.")
+        _check_remat(self.remat)
 
     @property
     def pool_width(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxdefense.clip.config import CLIPConfig, TextConfig, TowerConfig, VisionConfig
 from jaxdefense.convert import siglip
-from jaxdefense.convert.table import Row, layers, linear, norm
+from jaxdefense.convert.table import Row, layers, linear, norm, patches, text_tower
 
 PREPROCESSOR = "preprocessor_config.json"
 _ARCHITECTURES = {
@@ -166,18 +166,9 @@ def hf_table(cfg: CLIPConfig, keys: Collection[str] = ()) -> list[Row]:
 def _text(cfg: CLIPConfig, prefix: str) -> Iterable[Row]:
     t = cfg.text
     assert t
-    d, at = t.width, ("text",)
-    embeddings = f"{prefix}embeddings."
-    yield Row(f"{embeddings}token_embedding.weight", (t.vocab_size, d), (*at, "token_embedding"))
-    yield Row(
-        f"{embeddings}position_embedding.weight",
-        (t.context_length, d),
-        (*at, "position_embedding"),
-    )
-    yield from layers(t, f"{prefix}encoder.layers.", at)
-    yield from norm(f"{prefix}final_layer_norm", d, (*at, "final_layer_norm"))
+    yield from text_tower(t, prefix)
     if t.embed:
-        yield linear("text_projection.weight", d, t.embed, (*at, "projection"))
+        yield linear("text_projection.weight", t.width, t.embed, ("text", "projection"))
 
 
 def _vision(cfg: CLIPConfig) -> Iterable[Row]:
@@ -187,13 +178,7 @@ def _vision(cfg: CLIPConfig) -> Iterable[Row]:
     embeddings = "vision_model.embeddings."
     num_positions = (v.image_size // p) ** 2 + 1
     yield Row(f"{embeddings}class_embedding", (d,), (*at, "class_embedding"))
-    yield Row(
-        f"{embeddings}patch_embedding.weight",
-        (d, 3, p, p),
-        (*at, "patch_embedding"),
-        load=lambda x: x.transpose(2, 3, 1, 0),
-        store=lambda x: x.transpose(3, 2, 0, 1),
-    )
+    yield patches(f"{embeddings}patch_embedding.weight", d, p, (*at, "patch_embedding"))
     yield Row(
         f"{embeddings}position_embedding.weight", (num_positions, d), (*at, "position_embedding")
     )

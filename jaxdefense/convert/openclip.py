@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxdefense.clip.config import CLIPConfig, ResNetConfig, TextConfig, TowerConfig, VisionConfig
 from jaxdefense.convert.resnet import resnet_rows
-from jaxdefense.convert.table import Path, Row, linear, norm
+from jaxdefense.convert.table import Path, Row, fused_attention, linear, norm, patches
 
 # Switches of the source that change what is computed, and the only value that is CLIP.
 _VISION_IS: Mapping[str, Any] = {
@@ -316,50 +316,19 @@ def _vision(v: VisionConfig) -> Iterable[Row]:
     yield Row("visual.class_embedding", (d,), (*at, "class_embedding"))
     yield Row("visual.positional_embedding", (num_positions, d), (*at, "position_embedding"))
     yield Row("visual.proj", (d, v.embed), (*at, "projection"))
-    yield Row(
-        "visual.conv1.weight",
-        (d, 3, p, p),
-        (*at, "patch_embedding"),
-        load=lambda x: x.transpose(2, 3, 1, 0),
-        store=lambda x: x.transpose(3, 2, 0, 1),
-    )
+    yield patches("visual.conv1.weight", d, p, (*at, "patch_embedding"))
     yield from norm("visual.ln_pre", d, (*at, "pre_layernorm"))
     yield from _layers(v, "visual.transformer.resblocks.", at)
     yield from norm("visual.ln_post", d, (*at, "post_layernorm"))
 
 
 def _layers(cfg: TowerConfig, prefix: str, at: Path) -> Iterable[Row]:
-    d, n, k = cfg.width, cfg.num_heads, cfg.head_width
-    at = (*at, "encoder", "layers")
-    attn, mlp = (*at, "self_attn"), (*at, "mlp")
+    d, at = cfg.width, (*at, "encoder", "layers")
+    mlp = (*at, "mlp")
     for i in range(cfg.depth):
         layer = f"{prefix}{i}."
         yield from norm(f"{layer}ln_1", d, (*at, "layer_norm1"), (i,))
-        yield Row(
-            f"{layer}attn.in_proj_weight",
-            (3 * d, d),
-            (*attn, "qkv_kernel"),
-            (i,),
-            load=lambda x: x.T.reshape(d, 3, n, k),
-            store=lambda x: x.reshape(d, 3 * d).T,
-        )
-        yield Row(
-            f"{layer}attn.in_proj_bias",
-            (3 * d,),
-            (*attn, "qkv_bias"),
-            (i,),
-            load=lambda x: x.reshape(3, n, k),
-            store=lambda x: x.reshape(3 * d),
-        )
-        yield Row(
-            f"{layer}attn.out_proj.weight",
-            (d, d),
-            (*attn, "out_kernel"),
-            (i,),
-            load=lambda x: x.T.reshape(n, k, d),
-            store=lambda x: x.reshape(d, d).T,
-        )
-        yield Row(f"{layer}attn.out_proj.bias", (d,), (*attn, "out_bias"), (i,))
+        yield from fused_attention(cfg, f"{layer}attn.", (*at, "self_attn"), (i,))
         yield from norm(f"{layer}ln_2", d, (*at, "layer_norm2"), (i,))
         for name, ours, din, dout in (
             ("c_fc", "fc1", d, cfg.mlp_width),

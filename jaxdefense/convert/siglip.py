@@ -11,7 +11,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from jaxdefense.clip.config import CLIPConfig, TextConfig, VisionConfig
-from jaxdefense.convert.table import Path, Row, layers, linear, norm
+from jaxdefense.convert.table import (
+    Path,
+    Row,
+    fused_attention,
+    layers,
+    linear,
+    norm,
+    patches,
+    text_tower,
+)
 
 _ARCHITECTURES = {
     "SiglipModel": ("siglip", ("text", "vision")),
@@ -119,28 +128,15 @@ def _scalar(name: str) -> Row:
 
 
 def _text(t: TextConfig, prefix: str) -> Iterable[Row]:
-    d, at, embeddings = t.width, ("text",), f"{prefix}embeddings."
-    yield Row(f"{embeddings}token_embedding.weight", (t.vocab_size, d), (*at, "token_embedding"))
-    yield Row(
-        f"{embeddings}position_embedding.weight",
-        (t.context_length, d),
-        (*at, "position_embedding"),
-    )
-    yield from layers(t, f"{prefix}encoder.layers.", at)
-    yield from norm(f"{prefix}final_layer_norm", d, (*at, "final_layer_norm"))
+    d, at = t.width, ("text",)
+    yield from text_tower(t, prefix)
     yield linear(f"{prefix}head.weight", d, t.embed, (*at, "projection"))
     yield Row(f"{prefix}head.bias", (t.embed,), (*at, "projection_bias"))
 
 
 def _vision(v: VisionConfig, prefix: str) -> Iterable[Row]:
     d, p, at, embeddings = v.width, v.patch_size, ("vision",), f"{prefix}embeddings."
-    yield Row(
-        f"{embeddings}patch_embedding.weight",
-        (d, 3, p, p),
-        (*at, "patch_embedding"),
-        load=lambda x: x.transpose(2, 3, 1, 0),
-        store=lambda x: x.transpose(3, 2, 0, 1),
-    )
+    yield patches(f"{embeddings}patch_embedding.weight", d, p, (*at, "patch_embedding"))
     yield Row(f"{embeddings}patch_embedding.bias", (d,), (*at, "patch_bias"))
     yield Row(
         f"{embeddings}position_embedding.weight",
@@ -153,7 +149,7 @@ def _vision(v: VisionConfig, prefix: str) -> Iterable[Row]:
 
 
 def _head(v: VisionConfig, prefix: str, at: Path) -> Iterable[Row]:
-    d, n, k, attn = v.width, v.num_heads, v.head_width, (*at, "attention")
+    d = v.width
     yield Row(
         f"{prefix}probe",
         (1, 1, d),
@@ -161,28 +157,7 @@ def _head(v: VisionConfig, prefix: str, at: Path) -> Iterable[Row]:
         load=lambda x: x.reshape(d),
         store=lambda x: x.reshape(1, 1, d),
     )
-    yield Row(
-        f"{prefix}attention.in_proj_weight",
-        (3 * d, d),
-        (*attn, "qkv_kernel"),
-        load=lambda x: x.T.reshape(d, 3, n, k),
-        store=lambda x: x.reshape(d, 3 * d).T,
-    )
-    yield Row(
-        f"{prefix}attention.in_proj_bias",
-        (3 * d,),
-        (*attn, "qkv_bias"),
-        load=lambda x: x.reshape(3, n, k),
-        store=lambda x: x.reshape(3 * d),
-    )
-    yield Row(
-        f"{prefix}attention.out_proj.weight",
-        (d, d),
-        (*attn, "out_kernel"),
-        load=lambda x: x.T.reshape(n, k, d),
-        store=lambda x: x.reshape(d, d).T,
-    )
-    yield Row(f"{prefix}attention.out_proj.bias", (d,), (*attn, "out_bias"))
+    yield from fused_attention(v, f"{prefix}attention.", (*at, "attention"))
     yield from norm(f"{prefix}layernorm", d, (*at, "layernorm"))
     for name, din, dout in (("fc1", d, v.mlp_width), ("fc2", v.mlp_width, d)):
         mlp = (*at, "mlp")

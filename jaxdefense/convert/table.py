@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from numpy.typing import DTypeLike
 
-from jaxdefense.clip.config import TowerConfig
+from jaxdefense.clip.config import TextConfig, TowerConfig
 
 Path = tuple[str, ...]
 
@@ -65,6 +65,69 @@ def linear(key: str, din: int, dout: int, path: Path, index: tuple[int, ...] = (
     return Row(key, (dout, din), path, index, load=np.transpose, store=np.transpose)
 
 
+def patches(key: str, width: int, size: int, path: Path) -> Row:
+    """Give the row of the filter that embeds patches, whose side is `size`."""
+    return Row(
+        key,
+        (width, 3, size, size),
+        path,
+        load=lambda x: x.transpose(2, 3, 1, 0),
+        store=lambda x: x.transpose(3, 2, 0, 1),
+    )
+
+
+def fused_attention(
+    cfg: TowerConfig, prefix: str, path: Path, index: tuple[int, ...] = ()
+) -> Iterable[Row]:
+    """List an attention whose three input projections are one tensor, as torch's own has them."""
+    d, n, k = cfg.width, cfg.num_heads, cfg.head_width
+    yield Row(
+        f"{prefix}in_proj_weight",
+        (3 * d, d),
+        (*path, "qkv_kernel"),
+        index,
+        load=lambda x: x.T.reshape(d, 3, n, k),
+        store=lambda x: x.reshape(d, 3 * d).T,
+    )
+    yield Row(
+        f"{prefix}in_proj_bias",
+        (3 * d,),
+        (*path, "qkv_bias"),
+        index,
+        load=lambda x: x.reshape(3, n, k),
+        store=lambda x: x.reshape(3 * d),
+    )
+    yield from _attention_out(cfg, prefix, path, index)
+
+
+def _attention_out(
+    cfg: TowerConfig, prefix: str, path: Path, index: tuple[int, ...]
+) -> Iterable[Row]:
+    d, n, k = cfg.width, cfg.num_heads, cfg.head_width
+    yield Row(
+        f"{prefix}out_proj.weight",
+        (d, d),
+        (*path, "out_kernel"),
+        index,
+        load=lambda x: x.T.reshape(n, k, d),
+        store=lambda x: x.reshape(d, d).T,
+    )
+    yield Row(f"{prefix}out_proj.bias", (d,), (*path, "out_bias"), index)
+
+
+def text_tower(t: TextConfig, prefix: str) -> Iterable[Row]:
+    """List a text tower up to its projection, named alike in CLIP and SigLIP."""
+    d, at, embeddings = t.width, ("text",), f"{prefix}embeddings."
+    yield Row(f"{embeddings}token_embedding.weight", (t.vocab_size, d), (*at, "token_embedding"))
+    yield Row(
+        f"{embeddings}position_embedding.weight",
+        (t.context_length, d),
+        (*at, "position_embedding"),
+    )
+    yield from layers(t, f"{prefix}encoder.layers.", at)
+    yield from norm(f"{prefix}final_layer_norm", d, (*at, "final_layer_norm"))
+
+
 def layers(cfg: TowerConfig, prefix: str, at: Path) -> Iterable[Row]:
     """List the transformer layers of a tower, named alike in CLIP and SigLIP."""
     d, n, k = cfg.width, cfg.num_heads, cfg.head_width
@@ -91,15 +154,7 @@ def layers(cfg: TowerConfig, prefix: str, at: Path) -> Iterable[Row]:
                 load=lambda x: x.reshape(n, k),
                 store=lambda x: x.reshape(d),
             )
-        yield Row(
-            f"{layer}self_attn.out_proj.weight",
-            (d, d),
-            (*attn, "out_kernel"),
-            (i,),
-            load=lambda x: x.T.reshape(n, k, d),
-            store=lambda x: x.reshape(d, d).T,
-        )
-        yield Row(f"{layer}self_attn.out_proj.bias", (d,), (*attn, "out_bias"), (i,))
+        yield from _attention_out(cfg, f"{layer}self_attn.", attn, (i,))
         for name, din, dout in (("fc1", d, cfg.mlp_width), ("fc2", cfg.mlp_width, d)):
             mlp = (*at, "mlp")
             yield linear(f"{layer}mlp.{name}.weight", din, dout, (*mlp, f"{name}_kernel"), (i,))
