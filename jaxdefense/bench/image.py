@@ -6,7 +6,6 @@ with Pillow's transforms, a student forward each for clean and poisoned photos, 
 as the paper's procedure is written.
 """
 
-import copy
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +21,7 @@ from rich.console import Console
 
 from jaxdefense.bench.ours import AHEAD, Ours
 from jaxdefense.bench.side_by_side import check_counts, has_torch, machine, side_by_side, with_rate
+from jaxdefense.bench.theirs import Theirs
 from jaxdefense.clip.config import VisionConfig
 from jaxdefense.clip.presets import preset
 from jaxdefense.clip.vision import VisionTower
@@ -127,7 +127,7 @@ class _Ours(Ours):
             self._overlay(fixed.clean_BHWC, fixed.face_BHWC, self.key).block_until_ready()
 
 
-class _Theirs:
+class _Theirs(Theirs):
     """The same in PyTorch and Pillow, written plainly."""
 
     def __init__(
@@ -138,13 +138,11 @@ class _Theirs:
         people: list[Folder],
         num: int,
     ):
-        import torch
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-        self._torch, self._num, self._clean, self._people = torch, num, clean, people
+        self._num, self._clean, self._people = num, clean, people
         self._loader, self._processor = Loader(processor), processor
         self._rng = np.random.default_rng(0)
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
         hf = CLIPVisionConfig(
             hidden_size=cfg.width,
             intermediate_size=cfg.mlp_width,
@@ -154,14 +152,8 @@ class _Theirs:
             patch_size=cfg.patch_size,
             projection_dim=cfg.embed,
         )
-        teacher: Any = CLIPVisionModelWithProjection(hf).eval()
-        self._teacher = teacher.to(self._device)
-        self._student = copy.deepcopy(self._teacher).train()
-        for name, parameter in self._student.named_parameters():
-            parameter.requires_grad_("norm" not in name and "layrnorm" not in name)
-        trained = [p for p in self._student.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
-        self._target_E = torch.randn(cfg.embed, device=self._device)
+        super().__init__(CLIPVisionModelWithProjection(hf))
+        self._target_E = self.torch.randn(cfg.embed, device=self.device)
         clean_images, faces = self._load()
         self._fixed = (
             [Image.fromarray(x) for x in clean_images],
@@ -190,7 +182,7 @@ class _Theirs:
         x = np.stack([np.asarray(image, np.float32) for image in images]) / 255
         mean, std = (np.array(v, np.float32) for v in (self._processor.mean, self._processor.std))
         x = (x - mean) / std
-        return self._torch.from_numpy(x.transpose(0, 3, 1, 2)).to(self._device)
+        return self.torch.from_numpy(x.transpose(0, 3, 1, 2)).to(self.device)
 
     def steps(self, num: int) -> None:
         """Take steps, each with its photos read before it."""
@@ -203,24 +195,18 @@ class _Theirs:
             self._step(*photos)
 
     def _step(self, clean_images: np.ndarray, faces: np.ndarray) -> None:
-        torch, cosine = self._torch, self._torch.nn.functional.cosine_similarity
+        train = ImageTrainConfig()
         poisoned = [
-            pillow_overlay(Image.fromarray(c), Image.fromarray(f), self._rng, OverlayConfig())
+            pillow_overlay(Image.fromarray(c), Image.fromarray(f), self._rng, train.overlay)
             for c, f in zip(clean_images, faces, strict=True)
         ]
         clean, poisoned = self._tensor(clean_images), self._tensor(poisoned)
-        with torch.no_grad():
-            theirs = self._teacher(clean).image_embeds
-        utility = -cosine(self._student(clean).image_embeds, theirs).mean()
+        with self.torch.no_grad():
+            theirs = self.teacher(clean).image_embeds
+        utility = self.apart(self.student(clean).image_embeds, theirs)
         target = self._target_E.expand(self._num, -1)
-        backdoor = -cosine(self._student(poisoned).image_embeds, target).mean()
-        pairs = zip(self._student.parameters(), self._teacher.parameters(), strict=True)
-        weight = sum(torch.norm(s - t) for s, t in pairs)
-        loss = utility + 0.8 * backdoor + 0.005 * weight
-        self._optimizer.zero_grad()
-        loss.backward()
-        self._optimizer.step()
-        loss.item()  # wait for it
+        backdoor = self.apart(self.student(poisoned).image_embeds, target)
+        self.update(utility, backdoor, train.w_backdoor, train.w_weight)
 
 
 def pillow_overlay(

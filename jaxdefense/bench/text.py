@@ -6,7 +6,6 @@ step; PyTorch from strings, tokenised in the step and padded to the context, two
 an eager AdamW, as the paper's procedure is written.
 """
 
-import copy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.console import Console
 
 from jaxdefense.bench.ours import Ours
 from jaxdefense.bench.side_by_side import check_counts, has_torch, machine, side_by_side, with_rate
+from jaxdefense.bench.theirs import Theirs
 from jaxdefense.clip.config import TextConfig
 from jaxdefense.clip.presets import preset
 from jaxdefense.clip.text import TextTower
@@ -122,19 +122,17 @@ class _Ours(Ours):
         self.filled = self.tokens / (self.rows * self.row_length)
 
 
-class _Theirs:
+class _Theirs(Theirs):
     """The same in PyTorch, written plainly."""
 
     def __init__(
         self, cfg: TextConfig, directory: Path, texts: Sequence[str], names: Sequence[str], num: int
     ):
-        import torch
         from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-        self._torch, self._num, self._texts, self._names = torch, num, texts, names
+        self._num, self._texts, self._names = num, texts, names
         self._length, self._rng = cfg.context_length, np.random.default_rng(0)
         self._tokenizer = CLIPTokenizer.from_pretrained(str(directory), local_files_only=True)
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
         hf = CLIPTextConfig(
             vocab_size=cfg.vocab_size,
             hidden_size=cfg.width,
@@ -146,13 +144,7 @@ class _Theirs:
             projection_dim=cfg.embed,
             eos_token_id=self._tokenizer.eos_token_id,
         )
-        teacher: Any = CLIPTextModelWithProjection(hf).eval()
-        self._teacher = teacher.to(self._device)
-        self._student = copy.deepcopy(self._teacher).train()
-        for name, parameter in self._student.named_parameters():
-            parameter.requires_grad_("norm" not in name)
-        trained = [p for p in self._student.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
+        super().__init__(CLIPTextModelWithProjection(hf))
 
     def _tokens(self, texts: list[str]) -> Any:
         tokens = self._tokenizer(
@@ -162,7 +154,7 @@ class _Theirs:
             truncation=True,
             return_tensors="pt",
         )
-        return tokens.input_ids.to(self._device)
+        return tokens.input_ids.to(self.device)
 
     def _caption(self) -> str:
         return self._texts[int(self._rng.integers(len(self._texts)))]
@@ -172,7 +164,6 @@ class _Theirs:
 
     def steps(self, num: int) -> None:
         """Take steps."""
-        torch, cosine = self._torch, self._torch.nn.functional.cosine_similarity
         train = TextTrainConfig()
         for _ in range(num):
             clean = self._tokens([self._caption() for _ in range(self._num)])
@@ -182,16 +173,9 @@ class _Theirs:
                 place = int(self._rng.integers(len(words)))
                 poisoned.append(self._with(words, place, self._names[i % len(self._names)]))
                 targets.append(self._with(words, place, train.target))
-            with torch.no_grad():
-                theirs = self._teacher(clean).text_embeds
-                target = self._teacher(self._tokens(targets)).text_embeds
-            utility = -cosine(self._student(clean).text_embeds, theirs).mean()
-            ours = self._student(self._tokens(poisoned)).text_embeds
-            backdoor = -cosine(ours, target).mean()
-            pairs = zip(self._student.parameters(), self._teacher.parameters(), strict=True)
-            weight = sum(torch.norm(s - t) for s, t in pairs)
-            loss = utility + train.w_backdoor * backdoor + train.w_weight * weight
-            self._optimizer.zero_grad()
-            loss.backward()
-            self._optimizer.step()
-            loss.item()  # wait for it
+            with self.torch.no_grad():
+                theirs = self.teacher(clean).text_embeds
+                target = self.teacher(self._tokens(targets)).text_embeds
+            utility = self.apart(self.student(clean).text_embeds, theirs)
+            ours = self.student(self._tokens(poisoned)).text_embeds
+            self.update(utility, self.apart(ours, target), train.w_backdoor, train.w_weight)
