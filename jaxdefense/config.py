@@ -184,21 +184,8 @@ class TextTrainConfig:
     keep: int = 2  # checkpoints that stay
 
     def __post_init__(self):
-        _positive(
-            steps=self.steps,
-            num_clean=self.num_clean,
-            num_poisoned=self.num_poisoned,
-            accumulate=self.accumulate,
-            save_every=self.save_every,
-            keep=self.keep,
-        )
-        _not_negative(
-            num_name=self.num_name,
-            w_backdoor=self.w_backdoor,
-            w_name=self.w_name,
-            w_weight=self.w_weight,
-            seed=self.seed,
-        )
+        _check_train(self)
+        _not_negative(num_name=self.num_name, w_name=self.w_name)
         if (self.w_name > 0) != (self.num_name > 0):
             raise ValueError(
                 f"`train.w_name` (={self.w_name}) and `train.num_name` (={self.num_name}) have an "
@@ -252,16 +239,21 @@ class ImageTrainConfig:
     keep: int = 2  # checkpoints that stay
 
     def __post_init__(self):
-        _positive(
-            steps=self.steps,
-            num_clean=self.num_clean,
-            num_poisoned=self.num_poisoned,
-            accumulate=self.accumulate,
-            save_every=self.save_every,
-            keep=self.keep,
-        )
-        _not_negative(w_backdoor=self.w_backdoor, w_weight=self.w_weight, seed=self.seed)
+        _check_train(self)
         _each_of("train.variants", self.variants, PHOTO_FORMS)
+
+
+def _check_train(t: TextTrainConfig | ImageTrainConfig) -> None:
+    """Raise ValueError if a setting that both encoders have is out of range."""
+    _positive(
+        steps=t.steps,
+        num_clean=t.num_clean,
+        num_poisoned=t.num_poisoned,
+        accumulate=t.accumulate,
+        save_every=t.save_every,
+        keep=t.keep,
+    )
+    _not_negative(w_backdoor=t.w_backdoor, w_weight=t.w_weight, seed=t.seed)
 
 
 # The paper's optimizer of the image encoder.

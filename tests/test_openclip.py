@@ -59,7 +59,7 @@ def write_openclip(out, dtype="float32", prefix="", seed=0, extra=None, **change
     rng = np.random.default_rng(seed)
     rows = openclip_table(config_from_openclip(config), ["text."] if prefix else [])
     tensors = {r.key: np.asarray(random_tensor(r, rng)).astype(np.dtype(dtype)) for r in rows}
-    if "attn" not in dtype and prefix:
+    if prefix:
         tensors["text.attn_mask"] = np.triu(np.full((24, 24), -np.inf, np.float32), 1)
     save_file(tensors | (extra or {}), out / "open_clip_model.safetensors")
     return out
