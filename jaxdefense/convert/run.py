@@ -5,6 +5,7 @@ number comes out as it went in, in its dtype. Both tables meet in our own parame
 """
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -237,13 +238,15 @@ def _converted(checkpoint: Checkpoint, rows: list[Row]) -> Iterator[tuple[str, n
     sources: dict[tuple, list[Row]] = {}
     for row in checkpoint.rows:
         sources.setdefault(_group(row), []).append(row)
-    at: tuple | None = None
-    part = np.empty(0)
-    # Rows of one group follow each other, but for queries' and keys' kernels and biases.
+
+    # Rows of one group follow each other, but that an attention's kernels and biases take turns.
+    @functools.lru_cache(maxsize=2)
+    def part_of(group: tuple) -> np.ndarray:
+        return _part(checkpoint, sources[group], shapes)
+
     for row in rows:
-        if (group := _group(row)) != at:
-            part, at = _part(checkpoint, sources[group], shapes), group
-        yield row.key, np.ascontiguousarray(row.store(part[row.index[1:]])).reshape(row.shape)
+        part = part_of(_group(row))[row.index[1:]]
+        yield row.key, np.ascontiguousarray(row.store(part)).reshape(row.shape)
 
 
 def _part(
