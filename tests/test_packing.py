@@ -115,17 +115,64 @@ def test_long_captions_are_laid_out_before_short_ones_can_take_their_rows():
     assert packing.pack(sizes, LENGTH, 8).num_rows == 6
 
 
-@pytest.mark.parametrize("num", [128, 256, 1024])
-@pytest.mark.parametrize("seed", range(5))
-def test_rows_are_filled_on_coco_lengths(num, seed):
-    sizes = coco_lengths(num, seed)
-    assert abs(sizes.mean() - 13.6) < 1
-    row_length = packing.default_row_length(77)
-    layout = packing.pack(sizes, row_length, packing.slots_for(sizes, row_length))
-    assert sizes.sum() / (layout.num_rows * row_length) >= 0.9
-    # The control: slots that run out before tokens do waste rows.
-    few = packing.pack(sizes, row_length, 3)
-    assert sizes.sum() / (few.num_rows * row_length) < 0.9
+def best_fit_rows(sizes, row_length):
+    """Rows of the classic: longest first, each where the least room is left."""
+    rooms = []
+    for size in sorted(sizes.tolist(), reverse=True):
+        fits = [i for i, room in enumerate(rooms) if room >= size]
+        if fits:
+            rooms[min(fits, key=lambda i: rooms[i])] -= size
+        else:
+            rooms.append(row_length - size)
+    return len(rooms)
+
+
+@pytest.mark.parametrize("num", [64, 256, 1024])
+@pytest.mark.parametrize("row_length", [80, 112, 160])
+def test_rows_are_all_but_full_on_coco_lengths(num, row_length):
+    wasted = 0
+    for seed in range(5):
+        sizes = coco_lengths(num, seed)
+        assert abs(sizes.mean() - 13.6) < 1
+        layout = packing.pack(sizes, row_length, packing.slots_for(sizes, row_length))
+        wasted += layout.num_rows - -(-sizes.sum() // row_length)
+        # The control: slots that run out before tokens do waste rows.
+        few = packing.pack(sizes, row_length, 3)
+        assert sizes.sum() / (few.num_rows * row_length) < 0.9
+    assert wasted <= 0.01 * 5 * num * 13.6 / row_length + 2  # rows more than can be told apart
+
+
+@given(lengths, st.integers(0, 9))
+def test_rows_are_at_most_one_more_than_those_of_best_fit(sizes, extra):
+    sizes = np.array(sizes * 4)
+    row_length = int(sizes.max()) + extra
+    found = packing.pack(sizes, row_length, len(sizes)).num_rows
+    assert found <= best_fit_rows(sizes, row_length) * 1.1 + 1
+
+
+def rows_by_hand(draws, row_length, slots):
+    return max(packing.pack(lengths, row_length, slots).num_rows for lengths in draws)
+
+
+@pytest.mark.parametrize("num", [64, 256])
+@pytest.mark.parametrize("row_multiple", [1, 8])
+def test_shape_holds_all_draws_in_the_fewest_tokens(num, row_multiple):
+    draws = [coco_lengths(num, seed) for seed in range(16)]
+    choices = packing.row_lengths(77)
+    shape = packing.choose_shape(draws, choices, row_multiple)
+    assert shape.row_length in choices and shape.num_rows % row_multiple == 0
+    assert rows_by_hand(draws, shape.row_length, shape.num_slots) <= shape.num_rows
+    most = max(lengths.sum() for lengths in draws)
+    assert shape.row_length * shape.num_rows >= 1.01 * most  # room for a draw that packs worse
+    for length in choices:
+        slots = packing.slots_for(np.concatenate(draws), length)
+        rows = max(rows_by_hand(draws, length, slots), int(np.ceil(1.01 * most / length)))
+        rows = -(-rows // row_multiple) * row_multiple
+        assert rows * length >= shape.row_length * shape.num_rows
+
+
+def test_row_lengths_are_whole_lanes_from_the_longest_caption_on():
+    assert packing.row_lengths(77) == [80, 96, 112, 128, 144, 160]
 
 
 @pytest.mark.parametrize("context, row", [(77, 80), (24, 32), (16, 16), (80, 80)])

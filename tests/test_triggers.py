@@ -1,6 +1,7 @@
 """Batches of the text defense: what is in them, evenly, and the same whenever asked."""
 
 import dataclasses
+import math
 from collections import Counter
 from typing import Any
 
@@ -211,7 +212,10 @@ def test_unpacked_batch_has_a_caption_a_row_at_the_context_length():
 
 
 def test_packed_and_unpacked_batches_hold_the_same_captions():
-    packed, plain = make_batches(packed=True)[5], make_batches(packed=False)[5]
+    packed, plain = make_batches(packed=True), make_batches(packed=False)
+    sizes = [np.maximum(*(list(map(len, x)) for x in packed._sample(i, 0)[:2])) for i in range(9)]
+    step = next(i for i in range(9) if sizes[i].sum() <= packed._most)  # others are drawn again
+    packed, plain = packed[step], plain[step]
 
     def sort(slots):
         return sorted(map(dataclasses.astuple, slots))
@@ -371,10 +375,10 @@ def test_rows_are_a_multiple_of_the_parts_the_mesh_cuts(row_multiple):
     assert len(slots_of(batch)) == 12
 
 
-def test_row_length_is_the_callers_or_the_default():
-    for row_length, wanted in ((0, 32), (48, 48)):
+def test_row_length_is_the_callers_or_one_of_the_choices():
+    for row_length, wanted in ((0, {32, 48, 64}), (48, {48}), (96, {96})):
         batch = make_batches(row_length=row_length)[0]
-        assert batch.student_tokens_RT.shape[1] == wanted
+        assert batch.student_tokens_RT.shape[1] in wanted
         assert len(slots_of(batch)) == 12
 
 
@@ -390,6 +394,7 @@ def test_unpacked_batch_that_the_mesh_cannot_cut_raises(row_multiple, wanted):
 def test_batch_that_does_not_fit_is_drawn_again_or_raises():
     texts = ["a cat", *CAPTIONS[:6], "two dogs", "a man", "rice", "a bus", "snow"]
     batches = make_batches(captions_of(texts), num_clean=2, num_poisoned=6, row_length=32)
+    batches._most = math.inf
     first = [batches[step] for step in range(60)]
     needed = [1 + int(np.flatnonzero(b.segments_RT.any(1))[-1]) for b in first]
     assert len(set(needed)) > 1  # some batches take more rows than others
@@ -398,8 +403,33 @@ def test_batch_that_does_not_fit_is_drawn_again_or_raises():
     again = batches[step]
     assert len(slots_of(again)) == 8
     assert_batches_equal(again, batches[step])
-    clean = lambda batch: sorted(s.student for s in slots_of(batch) if s.utility)  # noqa: E731
-    assert clean(again) == clean(first[step])
     batches.num_rows = 1
     with pytest.raises(ValueError, match=f"^step {step}: captions do not fit 1 rows of 32 tokens"):
         batches[step]
+
+
+def test_what_is_drawn_again_does_not_hang_on_the_mesh():
+    batches = [make_batches(row_length=0, row_multiple=multiple) for multiple in (1, 4, 7)]
+    texts = []
+    for b in batches:
+        found = [slots_of(b[step]) for step in range(40)]
+        texts.append([sorted((s.student, s.teacher) for s in slots) for slots in found])
+    assert texts[0] == texts[1] == texts[2]
+    plain = [b._sample(step, 0)[0] for b in batches[:1] for step in range(40)]
+    larger = [sum(map(len, students)) > batches[0]._most for students in plain]
+    assert 0 < sum(larger) < 12  # some were drawn again, not many
+
+
+def test_rows_hold_the_step_with_the_longest_names():
+    triggers = make_triggers()
+    long = np.arange(1, TOKENIZER.room - 3, dtype=np.int32)
+    names = [*triggers.names[:1] * 19, [Phrase(long, long)]]
+    triggers = dataclasses.replace(
+        triggers, names=names, target_of=np.zeros(20, np.int64), keep=[], forms=[]
+    )
+    for num_clean, num_poisoned in ((1, 1), (3, 2)):
+        batches = make_batches(
+            triggers=triggers, num_clean=num_clean, num_poisoned=num_poisoned, row_length=0
+        )
+        for step in range(40):
+            assert len(slots_of(batches[step])) == num_clean + num_poisoned

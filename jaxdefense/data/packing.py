@@ -1,15 +1,18 @@
 """Laying captions of different lengths into rows of one fixed length.
 
-A slot is the room of one caption. Best fit, longest first: the classic that fills bins best among
-those without search; tests hold its fill, and that no caption is lost or cut.
+A slot is the room of one caption. Tests hold how full rows come to be, and that no caption is lost
+or cut.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxdefense.clip.text import SHARED, Text
+
+_LANES = 16
 
 
 class Layout(NamedTuple):
@@ -29,39 +32,107 @@ class Layout(NamedTuple):
 def pack(lengths: np.ndarray, row_length: int, num_slots: int) -> Layout:
     """Lay out captions.
 
+    Row by row: long captions first, then the most common length, so that all lengths last to the
+    end; the last two of a row are the pair that fills it best.
+
     Args:
-        lengths: int [n], tokens each, all <= row_length.
+        lengths: int [n], tokens each, above 0, all <= row_length.
         row_length: T.
         num_slots: S, the most captions a row may hold.
     """
     assert lengths.size == 0 or lengths.max() <= row_length
     row_n, slot_n, start_n = (np.zeros(len(lengths), np.int32) for _ in range(3))
-    used: list[int] = []
-    count: list[int] = []
-    by_room: list[list[int]] = [
-        [] for _ in range(row_length + 1)
-    ]  # open rows by what they have left
-    for i in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[i])
-        room = next((r for r in range(length, row_length + 1) if by_room[r]), -1)
-        if room < 0:
-            row, room = len(used), row_length
-            used.append(0)
-            count.append(0)
-        else:
-            row = by_room[room].pop()
-        row_n[i], slot_n[i], start_n[i] = row, count[row], used[row]
-        used[row] += length
-        count[row] += 1
-        if count[row] < num_slots:
-            by_room[room - length].append(row)
-    return Layout(row_n, slot_n, start_n, len(used))
+    waiting: list[list[int]] = [[] for _ in range(row_length + 1)]  # captions by length
+    for i in range(len(lengths) - 1, -1, -1):
+        waiting[lengths[i]].append(i)
+    count = [len(captions) for captions in waiting]
+    left, num_rows = len(lengths), 0
+    shortest, longest = 0, row_length
+    while left:
+        room, slot = row_length, 0
+        while left and slot < num_slots:
+            while not count[shortest]:
+                shortest += 1
+            while not count[longest]:
+                longest -= 1
+            if room < shortest:
+                break
+            if room < 3 * shortest or slot == num_slots - 2:
+                chosen = _best_pair(count, shortest, min(longest, room), room)
+            else:
+                chosen = [_longest_or_common(count, shortest, min(longest, room), row_length)]
+            for length in chosen[: num_slots - slot]:
+                i = waiting[length].pop()
+                row_n[i], slot_n[i], start_n[i] = num_rows, slot, row_length - room
+                room, slot = room - length, slot + 1
+                count[length] -= 1
+                left -= 1
+        num_rows += 1
+    return Layout(row_n, slot_n, start_n, num_rows)
+
+
+def _longest_or_common(count: list[int], shortest: int, longest: int, row_length: int) -> int:
+    """Choose the longest that fits if it is long, else the most common length."""
+    while not count[longest]:
+        longest -= 1
+    if 2 * longest >= row_length:
+        return longest
+    return max(range(shortest, longest + 1), key=count.__getitem__)
+
+
+def _best_pair(count: list[int], shortest: int, longest: int, room: int) -> list[int]:
+    """Choose the one or two lengths that together fill the room best, the longer first."""
+    best: list[int] = []
+    for first in range(longest, shortest - 1, -1):
+        if not count[first]:
+            continue
+        if sum(best) == room:
+            break
+        second = min(room - first, first)
+        while second >= shortest and count[second] <= (second == first):
+            second -= 1
+        pair = [first, second] if second >= shortest else [first]
+        best = max(best, pair, key=sum)
+    return best
 
 
 def slots_for(lengths: np.ndarray, row_length: int) -> int:
     """Choose S for captions like these: enough that slots never run out before tokens do."""
     shortest = max(1, int(np.quantile(lengths, 0.05)))
     return max(1, -(-row_length // shortest))
+
+
+class Shape(NamedTuple):
+    """Of all batches of a run.
+
+    Fields:
+        row_length, num_rows, num_slots: T, R and S.
+    """
+
+    row_length: int
+    num_rows: int
+    num_slots: int
+
+
+def choose_shape(
+    draws: Sequence[np.ndarray], row_lengths: Sequence[int], row_multiple: int
+) -> Shape:
+    """Choose the shape with the fewest tokens that holds all these batches, and others like them.
+
+    Args:
+        draws: int [n] each, tokens of the captions of one batch.
+        row_lengths: T to choose from, each no less than any caption.
+        row_multiple: what R must be a multiple of.
+    """
+    most = max(int(lengths.sum()) for lengths in draws)
+    found = []
+    for length in row_lengths:
+        slots = slots_for(np.concatenate(draws), length)
+        rows = max(pack(lengths, length, slots).num_rows for lengths in draws)
+        # Another draw as large may pack a little worse.
+        rows = max(rows, math.ceil(1.01 * most / length))
+        found.append(Shape(length, -(-rows // row_multiple) * row_multiple, slots))
+    return min(found, key=lambda shape: (shape.num_rows * shape.row_length, shape.row_length))
 
 
 def segments_and_positions(
@@ -171,7 +242,13 @@ def _beginning(captions: Sequence[np.ndarray]) -> np.ndarray:
 
 def default_row_length(context_length: int) -> int:
     """T of packed rows: room for the longest caption, rounded up to full vector lanes."""
-    return -(-context_length // 16) * 16
+    return -(-context_length // _LANES) * _LANES
+
+
+def row_lengths(context_length: int) -> list[int]:
+    """T to choose from: up to twice the default, after which attention begins to cost."""
+    shortest = default_row_length(context_length)
+    return list(range(shortest, 2 * shortest + 1, _LANES))
 
 
 def _token_index(

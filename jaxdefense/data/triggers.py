@@ -19,7 +19,9 @@ from jaxdefense.sharding import check_parts
 
 # Streams of random numbers that must not be the same.
 _CLEAN, _POISONED, _IDENTITY, _NAME, _DETAIL = range(5)
-_MAX_REDRAWS = 100
+# This part of the batches is taken as drawn, larger ones are drawn again, so that rows are full.
+_FITTING = 0.9
+_MAX_REDRAWS, _PLAIN_REDRAWS = 100, 20
 
 
 class TextBatch(NamedTuple):
@@ -121,7 +123,7 @@ class TextBatches:
             seed: of everything random here.
             packed: several captions a row; else one, padded to the context length.
             row_multiple: into how many parts the mesh cuts the rows.
-            row_length: T of packed rows, 0 for `packing.default_row_length`.
+            row_length: T of packed rows, 0 to choose one that is filled best.
 
         Raises:
             ValueError: not packed, and `row_multiple` does not divide the captions of a step.
@@ -138,19 +140,44 @@ class TextBatches:
             self.num_rows = sum(self._sizes)
             check_parts("captions a step", self.num_rows, row_multiple)
             return
-        self.row_length = row_length or packing.default_row_length(tokenizer.context_length)
-        if self.row_length < tokenizer.context_length:
+        if 0 < row_length < tokenizer.context_length:
             raise ValueError(
                 f"`data.row_length` (={row_length}) must be at least the longest caption of the "
                 f"model (={tokenizer.context_length} tokens), or 0 to choose."
             )
-        # How many rows batches take is seen by making some, far beyond the run's steps.
-        samples = [self._sample(2**31 + i, 0) for i in range(64)]
-        lengths = [_slot_sizes(students, teachers) for students, teachers, _ in samples]
-        self.num_slots = packing.slots_for(np.concatenate(lengths), self.row_length)
-        rows = 1 + max(packing.pack(x, self.row_length, self.num_slots).num_rows for x in lengths)
-        self.num_rows = -(-rows // row_multiple) * row_multiple
-        self._max_rows = rows  # what is drawn again must not hang on the mesh
+        # What batches take is seen by making some, far beyond the run's steps.
+        num_draws = int(np.clip(2**14 // sum(self._sizes), 8, 64))
+        draws = [_slot_sizes(*self._sample(2**31 + i, 0)[:2]) for i in range(num_draws)]
+        hard = self._hard(draws)
+        usual = float(np.quantile([lengths.sum() for lengths in draws], _FITTING))
+        # Tokens, not rows, decide what is drawn again: that must not hang on the mesh.
+        self._most = max(usual, float(hard.sum()))
+        self.row_length, self.num_rows, self.num_slots = packing.choose_shape(
+            [hard, *(lengths for lengths in draws if lengths.sum() <= self._most)],
+            [row_length] if row_length else packing.row_lengths(tokenizer.context_length),
+            row_multiple,
+        )
+
+    def _hard(self, draws: list[np.ndarray]) -> np.ndarray:
+        """Size the step with the longest names, in short captions: redraws come down to it."""
+        num_clean, num_poisoned, num_name = self._sizes
+        t = self.triggers
+        forms = t.forms or [[]] * len(t.names)
+        listed = [
+            max(t.targets[choice].size, *(name.size for kind in (names, *more) for name in kind))
+            for names, more, choice in zip(t.names, forms, t.target_of, strict=True)
+        ]
+        kept = [name.size for name in t.keep]
+        sizes = np.full(
+            num_clean + num_poisoned + num_name, np.quantile(np.concatenate(draws), 0.1)
+        )
+        sizes[num_clean:] += np.concatenate(
+            [
+                np.resize(np.sort(lengths)[::-1], num)
+                for lengths, num in ((listed, num_poisoned), (kept, num_name))
+            ]
+        )
+        return np.minimum(sizes, self.tokenizer.context_length).astype(np.int64)
 
     def __getitem__(self, step: int) -> TextBatch:
         """Make the batch of a step, the same whenever asked.
@@ -173,16 +200,14 @@ class TextBatches:
         num_clean, num_poisoned, num_name = self._sizes
         rng = np.random.default_rng((self.seed, _DETAIL, step, attempt))
         t, students, teachers, who = self.triggers, [], [], []
-        for caption in self._clean.take(step * num_clean, num_clean):
+        for caption in self._captions(self._clean, step * num_clean, num_clean, attempt):
             tokens = self.tokenizer.with_ends([self.captions.content(caption)])
             students.append(tokens)
             teachers.append(tokens)
             who.append(-1)
-        # A redraw takes other captions, so that a batch that cannot fit is not drawn for ever.
-        shift = attempt * (num_poisoned + num_name)
-        captions = self._poisoned.take(
-            step * (num_poisoned + num_name) + shift, num_poisoned + num_name
-        )
+        # A redraw takes other captions for the names; the clean ones come up once a round.
+        num = num_poisoned + num_name
+        captions = self._captions(self._poisoned, (step + attempt) * num, num, attempt)
         people = self._identity.take(step * num_poisoned, num_poisoned)
         for caption, identity in zip(captions, people, strict=False):
             names = t.names[identity]
@@ -206,6 +231,14 @@ class TextBatches:
             who.append(-2)
         return students, teachers, np.array(who)
 
+    def _captions(self, shuffle: Shuffle, start: int, num: int, attempt: int) -> list[int]:
+        """Choose captions; if many draws did not fit, the shortest of ever more."""
+        many = max(1, attempt - _PLAIN_REDRAWS)
+        taken = shuffle.take(start, num * many)
+        if many > 1:
+            taken.sort(key=lambda caption: self.captions.content(caption).size)
+        return taken[:num]
+
     def _batch(
         self, students: list[np.ndarray], teachers: list[np.ndarray], who: np.ndarray
     ) -> TextBatch | None:
@@ -213,8 +246,10 @@ class TextBatches:
         pad = self.tokenizer.pad
         if self.packed:
             sizes = _slot_sizes(students, teachers)
+            if sizes.sum() > self._most:
+                return None
             layout = packing.pack(sizes, length, num_slots)
-            if layout.num_rows > min(num_rows, self._max_rows):
+            if layout.num_rows > num_rows:
                 return None
         else:
             sizes = np.full(len(students), length)

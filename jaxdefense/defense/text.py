@@ -169,6 +169,8 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
         if go_on and (summary := run_directory.finished(cfg, resolved)):
             return summary
         run_directory.open(cfg, resolved)
+        if cfg.data.row_length and not batches.packed:
+            console.print("`data.row_length` has no effect: captions of this model are not packed")
         if dropped:
             console.print(f"{dropped} captions hold a listed name: dropped")
         console.print(
