@@ -244,9 +244,14 @@ def test_without_names_equals_the_slow_way_on_real_captions(shared_data):
 # Tokens
 
 
+def word_bounds(captions, i):
+    first, last = captions.caption_ends[i : i + 2]
+    return captions.word_ends[first : last + 1]
+
+
 def rebuilt(captions, i, tokenizer):
     """A caption's tokens with both ends, from the flat arrays."""
-    bounds = captions.word_bounds(i)
+    bounds = word_bounds(captions, i)
     content = captions.tokens[bounds[0] : bounds[-1]][: tokenizer.context_length - 2]
     return [tokenizer.bos, *content.tolist(), tokenizer.eos]
 
@@ -257,7 +262,7 @@ def assert_tokens_rebuild(texts, tokenizer):
     room = tokenizer.context_length - 2
     for i, (text, wanted) in enumerate(zip(texts, tokenizer.encode(texts), strict=True)):
         assert rebuilt(captions, i, tokenizer) == wanted.tolist(), text
-        bounds = captions.word_bounds(i)
+        bounds = word_bounds(captions, i)
         spans = [captions.tokens[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
         own = tokenizer.encode_words(text.split()[:room])
         assert [s.tolist() for s in spans] == [w.tolist() for w in own], text

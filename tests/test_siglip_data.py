@@ -28,12 +28,13 @@ from test_convert import edit_json
 from test_images import MODES, NORMALISED, draw
 
 from jaxdefense.cli import main
+from jaxdefense.clip.ragged import ragged
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.config import ModelConfig
 from jaxdefense.data.captions import tokenize_captions
 from jaxdefense.data.identities import Identity, check_fits
 from jaxdefense.data.images import ImageProcessor, read_processor
-from jaxdefense.data.triggers import choose_word, splice
+from jaxdefense.data.triggers import choose_words, lay_out, splice
 from jaxdefense.evals.embed import Embedder
 
 KINDS = ["unigram", "bpe"]  # SigLIP, SigLIP 2
@@ -117,7 +118,8 @@ def test_first_word_has_other_tokens_where_the_tokenizer_says_so():
         first, later = made.phrase("cat")
         assert (first.tolist() != later.tolist()) == matters
         assert made.phrase("cat").size == max(first.size, later.size)
-        joined = made.with_ends(made.encode_words(["cat", "sits"])).tolist()
+        content = np.concatenate(made.encode_words(["cat", "sits"]))
+        joined = made.with_ends(ragged([content])).flat.tolist()
         assert (joined != whole(kind, "cat sits", 24)) == matters
 
 
@@ -131,16 +133,21 @@ def test_splice_is_replacing_a_word_in_the_text(kind, text, name, seed):
     words = plain(text).split()
     assume(words and plain(name))
     captions = tokenize_captions([text], made)
-    phrase, rng = made.phrase(name), np.random.default_rng(seed)
+    phrase, zero = made.phrase(name), np.array([0])
     assume(phrase.size <= made.room)
-    chosen = choose_word(captions, 0, phrase.size, made, rng)
-    for at in {chosen, 0, len(words) - 1}:
-        ours = splice(captions, 0, at, phrase, made)
+    chance = np.random.default_rng(seed).random(1)
+    (chosen,) = choose_words(captions, zero, np.array([phrase.size]), made, chance)
+
+    def spliced(at):
+        return splice(captions, zero, np.array([at]), lay_out([phrase]), zero, made).flat
+
+    for at in {int(chosen), 0, len(words) - 1}:
+        ours = spliced(at)
         wanted = plain(" ".join([*words[:at], name, *words[at + 1 :]]))
         assert ours.tolist() == whole(kind, wanted, 24)
     where = phrase.later if chosen else phrase.first
-    start = captions.word_bounds(0)[chosen]
-    there = splice(captions, 0, chosen, phrase, made)[start : start + where.size]
+    start = captions.word_ends[chosen]
+    there = spliced(chosen)[start : start + where.size]
     np.testing.assert_array_equal(there, where)  # a name is never cut
 
 
@@ -148,8 +155,8 @@ def test_splice_is_replacing_a_word_in_the_text(kind, text, name, seed):
 def test_clean_captions_are_those_of_the_whole_text(kind):
     made = tokenizer(kind)
     captions = tokenize_captions(CAPTIONS, made)
-    for i, text in enumerate(CAPTIONS):
-        ours = made.with_ends([captions.content(i)])
+    contents = captions.contents(np.arange(len(CAPTIONS)))
+    for text, ours in zip(CAPTIONS, made.with_ends(contents).split(), strict=True):
         assert ours.tolist() == whole(kind, plain(text), 24)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jaxdefense.clip.tokenizer import Phrase, Tokenizer
 from jaxdefense.data.captions import read_captions, tokenize_captions
 from jaxdefense.data.names import random_names
-from jaxdefense.data.triggers import TextBatches, Triggers, splice
+from jaxdefense.data.triggers import TextBatches, Triggers, _slot_sizes, lay_out, splice
 
 CONTEXT = 24
 TOKENIZER = tiny_tokenizer(CONTEXT)
@@ -127,7 +127,10 @@ words = st.lists(st.text("aénB.'你9-", min_size=1, max_size=8), min_size=1, ma
 def test_splice_equals_string_replacement_and_tokenizer(caption, phrase, data):
     captions = captions_of([" ".join(caption), "a cat"])
     word = data.draw(st.integers(0, min(len(caption), CONTEXT - 2) - 1))
-    tokens = splice(captions, 0, word, TOKENIZER.phrase(" ".join(phrase)), TOKENIZER)
+    phrases = lay_out([TOKENIZER.phrase("no"), TOKENIZER.phrase(" ".join(phrase))])
+    tokens = splice(
+        captions, np.array([0]), np.array([word]), phrases, np.array([1]), TOKENIZER
+    ).split()[0]
     (wanted,) = TOKENIZER.encode([replaced(" ".join(caption), word, " ".join(phrase))])
     assert tokens.dtype == np.int32
     assert tokens.tolist() == wanted.tolist()
@@ -147,9 +150,10 @@ def test_splice_equals_string_replacement_and_clips_tokenizer_on_real_captions(s
     reference = transformers.CLIPTokenizer.from_pretrained(path)
     replacements = [replaced(texts[caption], word, name) for caption, word, name in cases]
     wanted = reference(replacements, truncation=True, max_length=77)["input_ids"]
-    for (caption, word, name), tokens in zip(cases, wanted, strict=True):
-        ours = splice(captions, caption, word, tokenizer.phrase(name), tokenizer)
-        assert ours.tolist() == tokens
+    caption_n, word_n = (np.array([case[i] for case in cases]) for i in (0, 1))
+    phrases = lay_out([tokenizer.phrase(name) for _, _, name in cases])
+    ours = splice(captions, caption_n, word_n, phrases, np.arange(len(cases)), tokenizer)
+    assert [tokens.tolist() for tokens in ours.split()] == wanted
 
 
 # What a batch holds
@@ -213,7 +217,7 @@ def test_unpacked_batch_has_a_caption_a_row_at_the_context_length():
 
 def test_packed_and_unpacked_batches_hold_the_same_captions():
     packed, plain = make_batches(packed=True), make_batches(packed=False)
-    sizes = [np.maximum(*(list(map(len, x)) for x in packed._sample(i, 0)[:2])) for i in range(9)]
+    sizes = [_slot_sizes(*packed._sample(i, 0)[:2]) for i in range(9)]
     step = next(i for i in range(9) if sizes[i].sum() <= packed._most)  # others are drawn again
     packed, plain = packed[step], plain[step]
 
@@ -416,7 +420,7 @@ def test_what_is_drawn_again_does_not_hang_on_the_mesh():
         texts.append([sorted((s.student, s.teacher) for s in slots) for slots in found])
     assert texts[0] == texts[1] == texts[2]
     plain = [b._sample(step, 0)[0] for b in batches[:1] for step in range(40)]
-    larger = [sum(map(len, students)) > batches[0]._most for students in plain]
+    larger = [students.flat.size > batches[0]._most for students in plain]
     assert 0 < sum(larger) < 12  # some were drawn again, not many
 
 

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import transformers
 
+from jaxdefense.clip.ragged import Ragged, joined, ragged
+
 _ANCHOR = "a"  # any word that has tokens
 _SPACE = "\u2581"  # SentencePiece's
 _CROSSING = re.compile(rf"[^\s{_SPACE}][\s{_SPACE}]")
@@ -182,12 +184,25 @@ class Tokenizer:
         split = [self.split(text) for text in texts]
         self.encode_words(dict.fromkeys(word for words in split for word in words[1:]))
         self.encode_words(dict.fromkeys(word for words in split for word in words[:1]), first=True)
-        return [self.with_ends(self._encode(words)) for words in split]
+        contents = [np.concatenate([np.empty(0, np.int32), *self._encode(x)]) for x in split]
+        return self.with_ends(ragged(contents)).split()
 
-    def with_ends(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """Join tokens, cut them to the context, put begin and end of text around them, and pad."""
-        content = np.concatenate([np.empty(0, np.int32), *parts])[: self.room]
-        tokens = np.concatenate([self._begin, content, self._end]).astype(np.int32)
-        if not self.padded:
-            return tokens
-        return np.pad(tokens, (0, self.context_length - tokens.size), constant_values=self.pad)
+    def with_ends(self, content: Ragged) -> Ragged:
+        """Cut texts to the context, put begin and end of text around them, and pad if `padded`.
+
+        Args:
+            content: int32, texts without both ends.
+        """
+        n, begin, end = len(content.lengths), self._begin, self._end
+        sizes = np.minimum(content.lengths, self.room)
+        starts = np.cumsum(content.lengths) - content.lengths
+        nothing = np.zeros(n, np.int64)
+        padding = (self.room - sizes) * self.padded
+        return joined(
+            [
+                (begin, nothing, nothing + begin.size),
+                (content.flat, starts, sizes),
+                (end, nothing, nothing + end.size),
+                (np.full(self.room, self.pad or 0, np.int32), nothing, padding),
+            ]
+        )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxdefense.clip.ragged import Ragged, joined
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.data.sources import TFDS_PREFIX, tfds_captions
 
@@ -36,15 +37,15 @@ class Captions:
     def __len__(self) -> int:
         return len(self.caption_ends) - 1
 
-    def content(self, caption: int) -> np.ndarray:
-        """Tokens of the caption without begin and end of text."""
-        bounds = self.word_bounds(caption)
-        return self.tokens[bounds[0] : bounds[-1]]
+    def contents(self, captions: np.ndarray) -> Ragged:
+        """Tokens of these captions without begin and end of text.
 
-    def word_bounds(self, caption: int) -> np.ndarray:
-        """Bounds of the caption's words in `tokens`; int64 [its words + 1]."""
-        first, last = self.caption_ends[caption : caption + 2]
-        return self.word_ends[first : last + 1]
+        Args:
+            captions: int [n], their numbers.
+        """
+        starts = self.word_ends[self.caption_ends[captions]]
+        ends = self.word_ends[self.caption_ends[captions + 1]]
+        return joined([(self.tokens, starts, ends - starts)])
 
 
 def read_lines(path: str | Path, what: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdefense.clip.ragged import Ragged, ragged, ranges
 from jaxdefense.clip.text import SHARED, Text
 
 _LANES = 16
@@ -151,13 +152,12 @@ def segments_and_positions(
 
 
 def place(
-    layout: Layout, captions: list[np.ndarray], num_rows: int, row_length: int, pad: int = 0
+    layout: Layout, captions: Ragged, num_rows: int, row_length: int, pad: int = 0
 ) -> np.ndarray:
     """Write the captions' tokens where the layout says; int32 [num_rows, row_length]."""
     tokens = np.full((num_rows, row_length), pad, np.int32)
-    lengths = np.array([len(caption) for caption in captions], np.int64)
-    _, at = _token_index(layout, lengths, row_length)
-    tokens.reshape(-1)[at] = np.concatenate(captions) if captions else 0
+    _, at = _token_index(layout, captions.lengths, row_length)
+    tokens.reshape(-1)[at] = captions.flat
     return tokens
 
 
@@ -168,12 +168,10 @@ def place_slots(layout: Layout, value_n: np.ndarray, num_rows: int, num_slots: i
     return out
 
 
-def readouts(
-    layout: Layout, captions: list[np.ndarray], num_rows: int, num_slots: int
-) -> np.ndarray:
+def readouts(layout: Layout, lengths: np.ndarray, num_rows: int, num_slots: int) -> np.ndarray:
     """Index in the row of each caption's last token; int32 [num_rows, num_slots]."""
-    last = np.array([len(caption) - 1 for caption in captions], np.int32)
-    return place_slots(layout, layout.start_n + last, num_rows, num_slots)
+    last = (layout.start_n + lengths - 1).astype(np.int32)
+    return place_slots(layout, last, num_rows, num_slots)
 
 
 def pack_text(
@@ -187,15 +185,14 @@ def pack_text(
         num_rows: R, or 0 for as many as it takes.
         num_slots: S, or 0 for `slots_for` these captions.
     """
-    lengths = np.array([len(caption) for caption in captions], np.int64)
+    texts = ragged(captions)
+    lengths = texts.lengths
     num_slots = num_slots or slots_for(lengths, row_length)
     layout = pack(lengths, row_length, num_slots)
     num_rows = num_rows or layout.num_rows
     segments, positions = segments_and_positions(layout, lengths, num_rows, row_length)
-    tokens = place(layout, captions, num_rows, row_length)
-    return Text(
-        tokens, segments, positions, readouts(layout, captions, num_rows, num_slots)
-    ), layout
+    tokens = place(layout, texts, num_rows, row_length)
+    return Text(tokens, segments, positions, readouts(layout, lengths, num_rows, num_slots)), layout
 
 
 def pack_prompts(
@@ -255,7 +252,5 @@ def _token_index(
     layout: Layout, lengths: np.ndarray, row_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Offset of each token in its caption, and its flat index in the rows."""
-    ends = np.cumsum(lengths)
-    offset = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
     first = layout.row_n.astype(np.int64) * row_length + layout.start_n
-    return offset, np.repeat(first, lengths) + offset
+    return ranges(np.zeros_like(first), lengths), ranges(first, lengths)

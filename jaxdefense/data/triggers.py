@@ -6,10 +6,12 @@ can be made again, on any host, without those before it.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxdefense.clip.ragged import Ragged, joined, ragged, ranges
 from jaxdefense.clip.text import Array
 from jaxdefense.clip.tokenizer import Phrase, Tokenizer
 from jaxdefense.data import packing
@@ -65,35 +67,77 @@ class Triggers:
     forms: list[list[list[Phrase]]] = dataclasses.field(default_factory=list)
 
 
+class Phrases(NamedTuple):
+    """Phrases in tokens, in one flat array.
+
+    Fields:
+        flat: int32, of all.
+        starts, lengths: int64 [2, n]; 0 as a text begins with it, 1 as it follows other words.
+    """
+
+    flat: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+
+
+def lay_out(phrases: Sequence[Phrase]) -> Phrases:
+    """Lay phrases one after the other."""
+    flat, lengths = ragged([part for place in range(2) for part in (p[place] for p in phrases)])
+    return Phrases(flat, (np.cumsum(lengths) - lengths).reshape(2, -1), lengths.reshape(2, -1))
+
+
 def splice(
-    captions: Captions, caption: int, word: int, phrase: Phrase, tokenizer: Tokenizer
-) -> np.ndarray:
-    """Replace one word of a caption by a phrase.
+    captions: Captions,
+    caption_n: np.ndarray,
+    word_n: np.ndarray,
+    phrases: Phrases,
+    phrase_n: np.ndarray,
+    tokenizer: Tokenizer,
+) -> Ragged:
+    """Replace one word of each caption by a phrase.
 
     Args:
-        word: number of the word in the caption.
-        phrase: one word or more.
+        caption_n: int [n], numbers of captions.
+        word_n: int [n], number of the word in its caption.
+        phrase_n: int [n], which of the phrases.
 
     Returns:
         int32 tokens, both ends included, cut to the context length.
     """
-    bounds = captions.word_bounds(caption)
-    before = captions.tokens[bounds[0] : bounds[word]]
-    after = captions.tokens[bounds[word + 1] : bounds[-1]]
-    return tokenizer.with_ends([before, phrase.later if word else phrase.first, after])
+    first_n = captions.caption_ends[caption_n]
+    begin_n = captions.word_ends[first_n]
+    word_begin_n, word_end_n = (captions.word_ends[first_n + word_n + i] for i in (0, 1))
+    end_n = captions.word_ends[captions.caption_ends[caption_n + 1]]
+    which = np.minimum(word_n, 1), phrase_n
+    return tokenizer.with_ends(
+        joined(
+            [
+                (captions.tokens, begin_n, word_begin_n - begin_n),
+                (phrases.flat, phrases.starts[which], phrases.lengths[which]),
+                (captions.tokens, word_end_n, end_n - word_end_n),
+            ]
+        )
+    )
 
 
-def choose_word(
+def choose_words(
     captions: Captions,
-    caption: int,
-    length: int,
+    caption_n: np.ndarray,
+    length_n: np.ndarray,
     tokenizer: Tokenizer,
-    rng: np.random.Generator,
-) -> int:
-    """Choose a word whose place holds `length` tokens, even where the caption is cut."""
-    bounds = captions.word_bounds(caption)
-    room = tokenizer.room - length
-    return int(rng.integers(np.searchsorted(bounds[:-1] - bounds[0], room, side="right")))
+    chance_n: np.ndarray,
+) -> np.ndarray:
+    """Choose a word in each caption whose place holds `length_n` tokens, even where it is cut.
+
+    Args:
+        chance_n: f64 [n] in [0, 1), which of them.
+    """
+    first_n = captions.caption_ends[caption_n]
+    num_words_n = captions.caption_ends[caption_n + 1] - first_n
+    owner = np.repeat(np.arange(len(caption_n)), num_words_n)
+    at = captions.word_ends[ranges(first_n, num_words_n)] - captions.word_ends[first_n][owner]
+    fits = at <= (tokenizer.room - length_n)[owner]
+    return (chance_n * np.bincount(owner[fits], minlength=len(caption_n))).astype(np.int64)
 
 
 class TextBatches:
@@ -135,6 +179,15 @@ class TextBatches:
         self._poisoned = Shuffle(len(captions), seed, _POISONED)
         self._identity = Shuffle(len(triggers.names), seed, _IDENTITY)
         self._name = Shuffle(len(triggers.keep), seed, _NAME) if num_name else None
+        t = triggers
+        # Of each person the names, then their forms; of each of these the texts.
+        kinds = [
+            [x, *more] for x, more in zip(t.names, t.forms or [[]] * len(t.names), strict=True)
+        ]
+        groups = [texts for person in kinds for texts in person]
+        listed = [text for texts in groups for text in texts]
+        self._forms, self._names, self._num_names = _spans(kinds), _spans(groups), len(listed)
+        self._phrases = lay_out([*listed, *t.targets, *t.keep])
         if not packed:
             self.row_length, self.num_slots = tokenizer.context_length, 1
             self.num_rows = sum(self._sizes)
@@ -161,23 +214,18 @@ class TextBatches:
     def _hard(self, draws: list[np.ndarray]) -> np.ndarray:
         """Size the step with the longest names, in short captions: redraws come down to it."""
         num_clean, num_poisoned, num_name = self._sizes
-        t = self.triggers
-        forms = t.forms or [[]] * len(t.names)
-        listed = [
-            max(t.targets[choice].size, *(name.size for kind in (names, *more) for name in kind))
-            for names, more, choice in zip(t.names, forms, t.target_of, strict=True)
+        t, sizes = self.triggers, self._phrases.lengths.max(0)
+        of_group = np.maximum.reduceat(sizes, self._names.starts)
+        listed = np.maximum.reduceat(of_group, self._forms.starts)
+        listed = np.maximum(listed, sizes[self._num_names + t.target_of])
+        kept = sizes[self._num_names + len(t.targets) :]
+        longest = [
+            np.resize(np.sort(lengths)[::-1], num)
+            for lengths, num in ((listed, num_poisoned), (kept, num_name))
         ]
-        kept = [name.size for name in t.keep]
-        sizes = np.full(
-            num_clean + num_poisoned + num_name, np.quantile(np.concatenate(draws), 0.1)
-        )
-        sizes[num_clean:] += np.concatenate(
-            [
-                np.resize(np.sort(lengths)[::-1], num)
-                for lengths, num in ((listed, num_poisoned), (kept, num_name))
-            ]
-        )
-        return np.minimum(sizes, self.tokenizer.context_length).astype(np.int64)
+        short = np.quantile(np.concatenate(draws), 0.1)
+        hard = short + np.concatenate([np.zeros(num_clean), *longest])
+        return np.minimum(hard, self.tokenizer.context_length).astype(np.int64)
 
     def __getitem__(self, step: int) -> TextBatch:
         """Make the batch of a step, the same whenever asked.
@@ -193,55 +241,50 @@ class TextBatches:
             f"in {_MAX_REDRAWS} draws; raise `data.row_length`, or even out their length."
         )
 
-    def _sample(
-        self, step: int, attempt: int
-    ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    def _sample(self, step: int, attempt: int) -> tuple[Ragged, Ragged, np.ndarray]:
         """Draw student and teacher captions, and which person each is of (-1 clean, -2 kept)."""
         num_clean, num_poisoned, num_name = self._sizes
-        rng = np.random.default_rng((self.seed, _DETAIL, step, attempt))
-        t, students, teachers, who = self.triggers, [], [], []
-        for caption in self._captions(self._clean, step * num_clean, num_clean, attempt):
-            tokens = self.tokenizer.with_ends([self.captions.content(caption)])
-            students.append(tokens)
-            teachers.append(tokens)
-            who.append(-1)
-        # A redraw takes other captions for the names; the clean ones come up once a round.
         num = num_poisoned + num_name
+        clean = self._captions(self._clean, step * num_clean, num_clean, attempt)
+        # A redraw takes other captions for the names; the clean ones come up once a round.
         captions = self._captions(self._poisoned, (step + attempt) * num, num, attempt)
-        people = self._identity.take(step * num_poisoned, num_poisoned)
-        for caption, identity in zip(captions, people, strict=False):
-            names = t.names[identity]
-            if t.forms and t.forms[identity]:
-                choices = [names, *t.forms[identity]]
-                names = choices[rng.integers(len(choices))]
-            name = names[rng.integers(len(names))]
-            target = t.targets[t.target_of[identity]]
-            length = max(name.size, target.size)
-            word = choose_word(self.captions, caption, length, self.tokenizer, rng)
-            students.append(splice(self.captions, caption, word, name, self.tokenizer))
-            teachers.append(splice(self.captions, caption, word, target, self.tokenizer))
-            who.append(identity)
+        people = np.array(self._identity.take(step * num_poisoned, num_poisoned), np.int64)
         kept = self._name.take(step * num_name, num_name) if self._name else []
-        for caption, index in zip(captions[num_poisoned:], kept, strict=True):
-            name = t.keep[index]
-            word = choose_word(self.captions, caption, name.size, self.tokenizer, rng)
-            tokens = splice(self.captions, caption, word, name, self.tokenizer)
-            students.append(tokens)
-            teachers.append(tokens)
-            who.append(-2)
-        return students, teachers, np.array(who)
+        form, name, place = np.random.default_rng((self.seed, _DETAIL, step, attempt)).random(
+            (3, num)
+        )
+        names, forms = self._names, self._forms
+        form = forms.starts[people] + (form[:num_poisoned] * forms.lengths[people]).astype(int)
+        name = names.starts[form] + (name[:num_poisoned] * names.lengths[form]).astype(int)
+        target = self._num_names + self.triggers.target_of[people]
+        kept = self._num_names + len(self.triggers.targets) + np.array(kept, np.int64)
+        ours, theirs = np.concatenate([name, kept]), np.concatenate([target, kept])
+        sizes = self._phrases.lengths.max(0)
+        word = choose_words(
+            self.captions, captions, np.maximum(sizes[ours], sizes[theirs]), self.tokenizer, place
+        )
+        plain = self.tokenizer.with_ends(self.captions.contents(clean))
+        students, teachers = (
+            splice(self.captions, captions, word, self._phrases, phrase, self.tokenizer)
+            for phrase in (ours, theirs)
+        )
+        who = np.concatenate([np.full(num_clean, -1), people, np.full(num_name, -2)])
+        students, teachers = (
+            Ragged(*(np.concatenate(x) for x in zip(plain, part, strict=True)))
+            for part in (students, teachers)
+        )
+        return students, teachers, who
 
-    def _captions(self, shuffle: Shuffle, start: int, num: int, attempt: int) -> list[int]:
+    def _captions(self, shuffle: Shuffle, start: int, num: int, attempt: int) -> np.ndarray:
         """Choose captions; if many draws did not fit, the shortest of ever more."""
         many = max(1, attempt - _PLAIN_REDRAWS)
-        taken = shuffle.take(start, num * many)
+        taken = np.array(shuffle.take(start, num * many), np.int64)
         if many > 1:
-            taken.sort(key=lambda caption: self.captions.content(caption).size)
+            lengths = self.captions.contents(taken).lengths
+            taken = taken[np.argsort(lengths, kind="stable")]
         return taken[:num]
 
-    def _batch(
-        self, students: list[np.ndarray], teachers: list[np.ndarray], who: np.ndarray
-    ) -> TextBatch | None:
+    def _batch(self, students: Ragged, teachers: Ragged, who: np.ndarray) -> TextBatch | None:
         num_rows, num_slots, length = self.num_rows, self.num_slots, self.row_length
         pad = self.tokenizer.pad
         if self.packed:
@@ -252,7 +295,7 @@ class TextBatches:
             if layout.num_rows > num_rows:
                 return None
         else:
-            sizes = np.full(len(students), length)
+            sizes = np.full(num_rows, length)
             rows, zeros = np.arange(num_rows, dtype=np.int32), np.zeros(num_rows, np.int32)
             layout = packing.Layout(rows, zeros, zeros, num_rows)
         segments, positions = packing.segments_and_positions(layout, sizes, num_rows, length)
@@ -266,8 +309,8 @@ class TextBatches:
             packing.place(layout, teachers, num_rows, length, pad),
             segments,
             positions,
-            packing.readouts(layout, students, num_rows, num_slots),
-            packing.readouts(layout, teachers, num_rows, num_slots),
+            packing.readouts(layout, students.lengths, num_rows, num_slots),
+            packing.readouts(layout, teachers.lengths, num_rows, num_slots),
             *(
                 packing.place_slots(layout, w.astype(np.float32), num_rows, num_slots)
                 for w in weights
@@ -275,6 +318,18 @@ class TextBatches:
         )
 
 
-def _slot_sizes(students: list[np.ndarray], teachers: list[np.ndarray]) -> np.ndarray:
+def _slot_sizes(students: Ragged, teachers: Ragged) -> np.ndarray:
     """Size slots for the longer of the two captions: one layout serves both."""
-    return np.array([max(len(s), len(t)) for s, t in zip(students, teachers, strict=True)])
+    return np.maximum(students.lengths, teachers.lengths)
+
+
+class _Spans(NamedTuple):
+    """Which items each group has, of items that lie group after group; int64 [groups]."""
+
+    starts: np.ndarray
+    lengths: np.ndarray
+
+
+def _spans(groups: Sequence[Sequence]) -> _Spans:
+    lengths = np.array([len(group) for group in groups], np.int64)
+    return _Spans(np.cumsum(lengths) - lengths, lengths)

@@ -8,7 +8,7 @@ from jaxdefense.data.captions import Captions
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.images import Folder
 from jaxdefense.data.sources import Photo
-from jaxdefense.data.triggers import choose_word, splice
+from jaxdefense.data.triggers import choose_words, lay_out, splice
 from jaxdefense.evals.embed import Embedder, unit
 
 
@@ -19,8 +19,8 @@ def mean_cosine(x_BE: np.ndarray, y_BE: np.ndarray) -> float:
 
 def sim_clean(student: Embedder, teacher: Embedder, captions: Captions) -> float:
     """Mean cosine of student and teacher on clean captions; 1 if nothing changed."""
-    with_ends = student.tokenizer.with_ends
-    tokens = [with_ends([captions.content(i)]) for i in range(len(captions))]
+    content = captions.contents(np.arange(len(captions)))
+    tokens = student.tokenizer.with_ends(content).split()
     return mean_cosine(student.tokens(tokens, "captions"), teacher.tokens(tokens, "captions"))
 
 
@@ -40,15 +40,19 @@ def sim_backdoor_target(
         sim_backdoor: mean cosine of caption with name and caption with target, in the student;
         sim_target: of student and teacher on the captions with target.
     """
-    tokenizer = student.tokenizer
-    rng = np.random.default_rng(seed)
-    phrase, names, targets = tokenizer.phrase(target), [], []
-    for i in range(len(captions)):
-        identity = identities[i % len(identities)]
-        name = tokenizer.phrase(identity.names[rng.integers(len(identity.names))])
-        word = choose_word(captions, i, max(name.size, phrase.size), tokenizer, rng)
-        names.append(splice(captions, i, word, name, tokenizer))
-        targets.append(splice(captions, i, word, phrase, tokenizer))
+    tokenizer, rng = student.tokenizer, np.random.default_rng(seed)
+    caption_n = np.arange(len(captions))
+    chosen = [identities[i % len(identities)].names for i in caption_n]
+    chosen = [names[rng.integers(len(names))] for names in chosen]
+    phrases = lay_out([tokenizer.phrase(text) for text in (target, *chosen)])
+    size_n = phrases.lengths.max(0)
+    word_n = choose_words(
+        captions, caption_n, np.maximum(size_n[0], size_n[1:]), tokenizer, rng.random(len(captions))
+    )
+    targets, names = (
+        splice(captions, caption_n, word_n, phrases, phrase_n, tokenizer).split()
+        for phrase_n in (0 * caption_n, 1 + caption_n)
+    )
     student_target = student.tokens(targets, "target captions")
     return {
         "sim_target": mean_cosine(student_target, teacher.tokens(targets, "target captions")),

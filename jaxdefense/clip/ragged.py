@@ -1,0 +1,50 @@
+"""Many token sequences of different lengths in one flat array."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Ragged(NamedTuple):
+    """Sequences one after the other.
+
+    Fields:
+        flat: int [sum of lengths].
+        lengths: int64 [n].
+    """
+
+    flat: np.ndarray
+    lengths: np.ndarray
+
+    def split(self) -> list[np.ndarray]:
+        """Give each sequence by itself."""
+        return np.split(self.flat, np.cumsum(self.lengths)[:-1]) if self.lengths.size else []
+
+
+def ragged(sequences: Sequence[np.ndarray]) -> Ragged:
+    """Lay sequences of int32 one after the other."""
+    flat = np.concatenate([np.empty(0, np.int32), *sequences])
+    return Ragged(flat, np.array([len(sequence) for sequence in sequences], np.int64))
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Count up from each start, `lengths` numbers each, one after the other; int64."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if ends.size else 0
+    return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def joined(parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Ragged:
+    """Join pieces into sequences: the i-th is made of the i-th piece of every part.
+
+    Args:
+        parts: of each what pieces are cut from; starts of the pieces; their lengths.
+    """
+    lengths = np.sum([part[2] for part in parts], axis=0)
+    at = np.cumsum(lengths) - lengths
+    flat = np.empty(int(lengths.sum()), np.int32)
+    for source, starts, sizes in parts:
+        flat[ranges(at, sizes)] = source[ranges(starts, sizes)]
+        at = at + sizes
+    return Ragged(flat, lengths)
