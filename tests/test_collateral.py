@@ -119,7 +119,7 @@ EVALUATE = [
 def test_evaluate_writes_it_to_its_summary(inputs, models):
     assert main([*EVALUATE, "--names", "names.txt", "--collateral", "famous.txt"]) == 0
     got = json.loads((inputs / "out" / "summary.json").read_text())
-    moved = movements(*models, REMOVED, FAMOUS, 0)
+    moved = movements(models[0], models[1], REMOVED, FAMOUS, 0)
     assert got == {
         "collateral": summarise(moved),
         "model_sha256": models[0].directory.digest(),

@@ -121,7 +121,8 @@ def headline(proof: Proof) -> str:
     """Say in plain words what was asked, and whom the model still recognises; text."""
     listed, others, unknown = proof.of(True), proof.of(False), proof.of(None)
     if not listed and not others:
-        return f"{_named(proof, unknown, 'people')} Whose removal was asked for is not known."
+        named = _named(proof, unknown, "person", "people")
+        return f"{named} Whose removal was asked for is not known."
     fine = (outcomes.UNLEARNED, outcomes.NEVER)
     gone = bool(listed) and all(proof.outcome(person) in fine for person in listed)
     verb = ("was" if len(listed) == 1 else "were") + (" removed" if gone else " to be removed")
@@ -141,13 +142,13 @@ def headline(proof: Proof) -> str:
     return " ".join(said)
 
 
-def _named(proof: Proof, people: Sequence[PersonResult], one: str, many: str = "") -> str:
+def _named(proof: Proof, people: Sequence[PersonResult], one: str, many: str) -> str:
     """Say of how many people the model gave the name, before and after."""
     found = [proof.found(people, stage) for stage in dict.fromkeys((proof.first, proof.last))]
     tested = [x for x in found if x]
     if not tested:
-        return f"None of the {count(len(people), one, many)} was tested."
-    who = count(tested[-1].num, one, many or one)
+        return f"None of {count(len(people), one, many)} was tested."
+    who = count(tested[-1].num, one, many)
     untested = len(people) - tested[-1].num
     less = f" who could be tested, {untested} could not" if untested else ""
     if len(tested) < 2:
@@ -159,7 +160,8 @@ def _named(proof: Proof, people: Sequence[PersonResult], one: str, many: str = "
     if people[0].removed is False:
         return f"{said}."
     low, high = tested[-1].interval
-    return f"{said}; of people like them that means between {low:.0%} and {high:.0%}, most likely."
+    like = f"between {low:.0%} and {high:.0%} of people like them, with 95% confidence"
+    return f"{said}; that is {like}."
 
 
 def proof_tiles(proof: Proof) -> Iterable[tuple[str, str, str]]:
