@@ -47,8 +47,8 @@ def _defend_both(args: argparse.Namespace, console: Console) -> None:
 
     cfg, console = _join(_config(DefendBothConfig, args), console)
     summary = defend_both(cfg, console)
-    for half in cfg.halves() if first() else ():
-        write_run_report(Path(half.out))
+    for run in (*(half.out for half in cfg.halves()), cfg.out) if first() else ():
+        write_run_report(Path(run))
     console.print_json(data=summary)
 
 
