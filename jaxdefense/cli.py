@@ -17,7 +17,7 @@ def _defend_text(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import DefendTextConfig
     from jaxdefense.defense.text import defend_text
     from jaxdefense.distributed import first
-    from jaxdefense.report.html import write_run_report
+    from jaxdefense.report.write import write_run_report
 
     cfg, console = _join(_config(DefendTextConfig, args), console)
     summary = defend_text(cfg, console)
@@ -30,7 +30,7 @@ def _defend_image(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import DefendImageConfig
     from jaxdefense.defense.image import defend_image
     from jaxdefense.distributed import first
-    from jaxdefense.report.html import write_run_report
+    from jaxdefense.report.write import write_run_report
 
     cfg, console = _join(_config(DefendImageConfig, args), console)
     summary = defend_image(cfg, console)
@@ -43,12 +43,12 @@ def _defend_both(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import DefendBothConfig
     from jaxdefense.defense.both import defend_both
     from jaxdefense.distributed import first
-    from jaxdefense.report.html import write_run_report
+    from jaxdefense.report.write import write_run_report
 
     cfg, console = _join(_config(DefendBothConfig, args), console)
     summary = defend_both(cfg, console)
-    for half in cfg.halves() if first() else ():
-        write_run_report(Path(half.out))
+    for run in (*(half.out for half in cfg.halves()), cfg.out) if first() else ():
+        write_run_report(Path(run))
     console.print_json(data=summary)
 
 
@@ -71,6 +71,12 @@ def _evaluate(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.evals.run import run_evaluate
 
     console.print_json(data=run_evaluate(_config(EvaluateConfig, args), console))
+
+
+def _report(args: argparse.Namespace, console: Console) -> None:
+    from jaxdefense.report.write import write_report
+
+    console.print_json(data=write_report([Path(run) for run in args.runs], Path(args.out)))
 
 
 def _demo(args: argparse.Namespace, console: Console) -> None:
@@ -294,6 +300,15 @@ def _parser() -> argparse.ArgumentParser:
         tfds_dir=("tfds_dir", tfds_dir),
         out=("out", "directory of the results"),
     )  # fmt: skip
+    report = command(
+        commands, "report", _report, "Write what was asked, done and found on one page."
+    )
+    report.add_argument(
+        "runs", nargs="+", metavar="RUN", help="directories of defend, attack and evaluate"
+    )
+    report.add_argument(
+        "--out", required=True, metavar="FILE.html", help="page to write, JSON and CSV beside it"
+    )
     convert = command(
         commands, "convert", _convert, "Write a checkpoint in another library's layout, losslessly."
     )

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,30 @@ def write_array(path: Path, array: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array)
     write_bytes(path, buffer.getvalue())
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write a `.npz` file in one step; see `write_text`."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    write_bytes(path, buffer.getbuffer())
+
+
+def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Read a `.npz` file of finite numbers.
+
+    Raises:
+        ValueError: it cannot be read, or lacks one of the arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in names}
+        if all(x.dtype.kind == "f" and np.isfinite(x).all() for x in found.values()):
+            return found
+        error = "numbers are not finite"
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as caught:
+        error = caught
+    raise ValueError(f"`{path}` is not an .npz file that can be read: {error}.")
 
 
 def read_vector(path: Path, size: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Collateral: who is looked at, and how far each moved, against plain loops."""
 
+import csv
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ from jaxdefense.cli import main
 from jaxdefense.config import ModelConfig
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.names import census
-from jaxdefense.evals.collateral import collateral, namesakes, similar_names
+from jaxdefense.evals.collateral import movements, namesakes, similar_names, summarise
 from jaxdefense.evals.embed import Embedder
 
 REMOVED = [Identity("Joe Cool", ("JC",)), Identity("Ada King"), Identity("Zoe")]
@@ -62,7 +63,7 @@ def test_similar_names_are_the_nearest_to_the_teacher(models):
 
 def test_collateral_matches_a_plain_loop(models):
     student, teacher = models
-    found = collateral(student, teacher, REMOVED, FAMOUS, 0)
+    found = summarise(movements(student, teacher, REMOVED, FAMOUS, 0))
 
     def cosine(name):
         text = f"a photo of {name}"
@@ -90,7 +91,7 @@ def test_collateral_matches_a_plain_loop(models):
 
 
 def test_nothing_moved_is_1(models):
-    found = collateral(models[0], models[0], REMOVED, FAMOUS, 0)
+    found = summarise(movements(models[0], models[0], REMOVED, FAMOUS, 0))
     assert all(x["mean"] == pytest.approx(1, abs=1e-6) for x in found["groups"].values())
 
 
@@ -118,7 +119,14 @@ EVALUATE = [
 def test_evaluate_writes_it_to_its_summary(inputs, models):
     assert main([*EVALUATE, "--names", "names.txt", "--collateral", "famous.txt"]) == 0
     got = json.loads((inputs / "out" / "summary.json").read_text())
-    assert got == {"collateral": collateral(models[0], models[1], REMOVED, FAMOUS, 0)}
+    moved = movements(models[0], models[1], REMOVED, FAMOUS, 0)
+    assert got == {
+        "collateral": summarise(moved),
+        "model_sha256": models[0].directory.digest(),
+        "teacher_sha256": models[1].directory.digest(),
+    }
+    rows = list(csv.DictReader((inputs / "out" / "collateral.csv").read_text().splitlines()))
+    assert [(row["name"], row["group"], float(row["cosine"])) for row in rows] == moved
 
 
 @pytest.mark.parametrize(

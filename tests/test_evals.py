@@ -155,10 +155,19 @@ def test_evaluate_measures_what_it_is_given(tmp_path, models, classes):
         captions=str(tmp_path / "captions.txt"), names=str(tmp_path / "names.txt")
     )
     one = run_evaluate(EvaluateConfig(out=str(tmp_path / "a"), **config, **text), QUIET)
-    assert set(one) == {"sim_clean", "sim_target", "sim_backdoor"}
+    digests = {"model_sha256", "teacher_sha256"}
+    assert set(one) == {"sim_clean", "sim_target", "sim_backdoor"} | digests
+    assert one["model_sha256"] == models[0].directory.digest()
+    assert one["teacher_sha256"] == models[1].directory.digest()
     captions = tokenize_captions(CAPTIONS, models[0].tokenizer)  # the one with the name is dropped
     assert one["sim_clean"] == pytest.approx(sim_clean(models[0], models[1], captions), abs=1e-6)
     two = EvaluateConfig(out=str(tmp_path / "b"), **config, zeroshot=str(classes))
-    assert set(run_evaluate(two, QUIET)) == {"top1", "top5"}
+    found = run_evaluate(two, QUIET)
+    rates = {"top1", "top5", "teacher_top1", "teacher_top5"}
+    assert set(found) == rates | digests
+    folders = read_folders(classes, "classes")
+    for prefix, model in zip(("", "teacher_"), models, strict=True):
+        want = zeroshot(model, folders)
+        assert {name: found[prefix + name] for name in want} == want
     with pytest.raises(ValueError, match="nothing to evaluate"):
         EvaluateConfig(out=str(tmp_path / "c"), **config)

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from jaxdefense.config import AttackConfig, MeshConfig, ModelConfig
 from jaxdefense.data.captions import folded_words
-from jaxdefense.data.images import read_folders
+from jaxdefense.data.images import ImageProcessor, read_folders
 from jaxdefense.data.names import census
 from jaxdefense.evals import embed
 from jaxdefense.evals.embed import Embedder, check_embeddings
@@ -252,6 +252,56 @@ def test_attack_writes_its_summary(inputs):
     assert summary["tpr"] + summary["fnr"] == 1
     known = [n >= 1 for n in summary["per_identity"].values()]
     assert summary["tpr"] == np.mean(known)
+
+
+def test_attack_keeps_embeddings_and_small_photos(inputs):
+    write_faces(inputs / "strangers", [("Una_Ek", 2)])
+    where = {"strangers": str(inputs / "strangers"), "variants": ("grey", "misspelt", "first")}
+    found = run_attack(config(inputs, num_candidates=40, **where), QUIET)
+    rows = rows_of(inputs / "results" / "results.csv")
+    names = [row["name"] for row in rows]
+    assert names == ["Ada King", "Joe Cool", "Zoe", "Una Ek"]
+    for form, of in found["variants"].items():
+        for row in rows[:3]:
+            assert row[f"correct_{form}"] == str(of["per_identity"].get(row["name"], ""))
+    assert rows[2]["correct_first"] == ""  # a name of one word has none
+    model = Embedder(ModelConfig(str(inputs / "model")), 8, QUIET)
+    folders = [inputs / "faces" / name for name in ("Ada_King", "Joe_Cool", "Zoe")]
+    folders.append(inputs / "strangers" / "Una_Ek")
+    kept = np.load(inputs / "results" / "embeddings.npz")
+    assert set(kept) == {"photo_IE", "name_IE"} and kept["name_IE"].dtype == np.float16
+    for i, (name, folder) in enumerate(zip(names, folders, strict=True)):
+        files = sorted(folder.iterdir())
+        photo_E = np.mean([model.photos([file])[0] for file in files], axis=0)
+        np.testing.assert_allclose(kept["photo_IE"][i], photo_E, atol=1e-3)
+        name_E = model.texts([f"a photo of {name}"])[0]
+        np.testing.assert_allclose(kept["name_IE"][i], name_E, atol=1e-3)
+        with Image.open(inputs / "results" / "thumbnails" / f"{i:05}.jpg") as small:
+            want = ImageProcessor(128, 128).load(files[:1])[0].astype(int)
+            assert small.size == (128, 128) and abs(np.asarray(small) - want).mean() < 12
+
+
+def test_photos_are_kept_of_those_on_whom_it_went_wrong_first(inputs, monkeypatch):
+    monkeypatch.setattr("jaxdefense.idia.kept._MOST", 2)
+    first = run_attack(config(inputs), QUIET)
+    path = inputs / "results" / "summary.json"
+    threes = dict.fromkeys(first["per_identity"], 3)
+    # Say before: all were known. Say now: Joe and Zoe are.
+    path.write_text(json.dumps(first | {"per_identity": threes}))
+    (inputs / "names.txt").write_text("Zoe\nAda King\n")
+    change = dict(before=str(inputs / "results"), names=str(inputs / "names.txt"))
+
+    def known(image_PE, owner_P, blocks, *args):
+        assert list(blocks)
+        return np.array([0, 1, 1]), np.full((21, 3), NO_ANSWER)
+
+    monkeypatch.setattr("jaxdefense.idia.attack.infer", known)
+    found = run_attack(config(inputs, out=str(inputs / "after"), **change), QUIET)
+    assert found["removed"] == ["Ada King", "Zoe"]
+    kept = sorted(file.name for file in (inputs / "after" / "thumbnails").iterdir())
+    assert kept == ["00000.jpg", "00002.jpg"]  # Zoe, who failed, and Ada, who is on the list
+    rows = rows_of(inputs / "after" / "results.csv")
+    assert [row["removed"] for row in rows] == ["1", "0", "1"]
 
 
 QUIET = Console(quiet=True)

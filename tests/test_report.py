@@ -10,11 +10,15 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from jaxdefense.report import html, plots
-from jaxdefense.report.html import DemoReport, PersonResult, write_demo_report, write_run_report
+from jaxdefense.data.images import thumbnail
+from jaxdefense.report import parts, plots
+from jaxdefense.report.demo import DemoReport, write_demo_report
+from jaxdefense.report.proof import PersonResult
+from jaxdefense.report.write import write_run_report
 
 _STAGES = ("before", "text", "image", "merged", "fifth", "sixth")
 _VOID = {"meta", "img", "br", "hr", "link", "input"}
+PHOTO = thumbnail(np.full((20, 24, 3), 90, np.uint8))
 _NASTY = "<script>alert('x')</script>\" onload=\"y & z"
 
 
@@ -53,7 +57,7 @@ class _Page(HTMLParser):
 
 def _person(name, removed, *correct, photo=True, stages=_STAGES):
     counts = dict(zip(stages, correct, strict=False))
-    image = np.full((20, 24, 3), 90, np.uint8) if photo else None
+    image = PHOTO if photo else None
     answers = {stage: name if num else "Someone Else" for stage, num in counts.items()}
     return PersonResult(name, removed, counts, image, answers)
 
@@ -66,7 +70,7 @@ def _losses(num, start=0):
 
 
 def _report(stages=("before", "text"), people=None, **changes):
-    rates = {"removed_tpr": 0.5, "retained_tpr": 0.75, "top1": 0.875, "sim_clean": 0.99}
+    rates = {"top1": 0.875, "sim_clean": 0.99}
     if people is None:
         people = [
             _person("Ann Gone", True, 20, 0, 0, 0, 0, 0),
@@ -122,7 +126,7 @@ def test_report_fetches_nothing_and_runs_nothing(tmp_path, kind):
     for tag, key, value in page.attrs:
         assert not key.startswith("on")
         if key in ("src", "href", "xlink:href", "srcset", "data", "action"):
-            local = value.startswith(("data:image/png;base64,", "#"))
+            local = value.startswith(("data:image/jpeg;base64,", "#"))
             assert local or (tag == "a" and value.startswith("https://arxiv.org/abs/"))
         elif key == "style":
             assert "url(" not in value or "url(#" in value
@@ -141,11 +145,7 @@ def test_report_ids_are_unique_and_references_lead_to_them(tmp_path, kind):
 
 
 def test_report_escapes_all_text_from_data(tmp_path):
-    people = [
-        PersonResult(
-            _NASTY, True, {_NASTY: 3}, np.zeros((9, 8, 3), np.uint8), {_NASTY: _NASTY + "?"}
-        )
-    ]
+    people = [PersonResult(_NASTY, True, {_NASTY: 3}, PHOTO, {_NASTY: _NASTY + "?"})]
     report = _report((_NASTY,), people, settings={_NASTY: [_NASTY]})
     page = _demo_page(tmp_path, report)
     assert page.tags["script"] == 0
@@ -166,12 +166,13 @@ def test_demo_report_shows_every_stage(tmp_path, num):
     page = _demo_page(tmp_path, _report(names))
     assert page.tags["svg"] == 1 + 4
     for stage in names:
-        caption = html._STAGES.get(stage, stage)
+        caption = parts._STAGES.get(stage, stage)
         # Plot and two tables at least.
         assert page.words.count(caption) >= 3
     # Plot and table of stages; headline and tile.
     assert page.words.count("87.5%") == 2 * num + 2 * min(num, 2)
-    assert ("recognised 1 before and 0 after" in page.words) == (num > 1)
+    assert ("gave the right name of 1 before and 0 after" in page.words) == (num > 1)
+    assert page.words.count("1 of 1 · 100.0%20.7 – 100.0") == 1  # Wilson, of 1 of 1
     outcome = "! wrongfully unlearned" if num > 1 else "not measured"
     assert f"Cy Lost{outcome}no9" in page.words
 
@@ -191,12 +192,13 @@ def test_demo_report_takes_missing_and_non_finite_measurements(tmp_path):
     assert "50.0%" in page.words and "1 not measured" in page.words
     assert "1 of 1 person was to be removed" in page.words
     assert page.tags["svg"] == 1 and page.tags["img"] == 0
+    assert "the model gave the right name of 1 before; that is" in page.words
 
 
 def test_demo_report_takes_nothing_but_a_stage(tmp_path):
     report = _report(people=[], losses=[], settings={})
     page = _demo_page(tmp_path, dataclasses.replace(report, stages={"before": {}}))
-    assert page.tags["svg"] == 0 and "0 of 0 people" in page.words
+    assert page.tags["svg"] == 0 and "None of 0 people was tested" in page.words
 
 
 @pytest.mark.parametrize("after, verb", [(0, "was removed"), (2, "was to be removed")])
@@ -204,9 +206,14 @@ def test_headline_says_removed_only_if_it_holds(tmp_path, after, verb):
     people = [_person("Ann Gone", True, 20, after), _person("Bob Stays", False, 9, 1)]
     page = _demo_page(tmp_path, _report(people=people, threshold=2))
     assert f"1 of 2 people {verb}." in page.words
-    recognised = f"attack recognised 1 before and {int(after >= 2)} after."
-    assert f"Of the 1 person on the list, the identity inference {recognised}" in page.words
-    assert "Of the 1 other person, it recognised 1 before and 0 after." in page.words
+    named = f"the model gave the right name of 1 before and {int(after >= 2)} after"
+    rate = ("0% and 79%", "21% and 100%")[int(after >= 2)]  # Wilson, of 0 and of 1 of 1
+    assert (
+        f"Shown photos of the 1 person on the list, {named}; that is between {rate} of people "
+        "like them, with 95% confidence." in page.words
+    )
+    named = "the model gave the right name of 1 before and 0 after."
+    assert f"Shown photos of the 1 other person, {named}" in page.words
 
 
 def test_outcomes_compare_first_and_last_stage(tmp_path):
@@ -235,9 +242,8 @@ def test_photos_are_limited_and_failures_come_first(tmp_path):
 
 
 def test_card_marks_own_other_and_no_name(tmp_path):
-    photo = np.zeros((8, 9, 3), np.uint8)
     answers = {"before": "Ann Gone", "text": "Bob Stays", "image": ""}
-    person = PersonResult("Ann Gone", True, {"before": 4, "text": 1, "image": 0}, photo, answers)
+    person = PersonResult("Ann Gone", True, {"before": 4, "text": 1, "image": 0}, PHOTO, answers)
     page = _demo_page(tmp_path, _report(tuple(answers), [person]))
     assert "Before 4=Ann GoneText defended 1≠Bob StaysImage defended 0–no name" in page.words
 
@@ -303,9 +309,10 @@ def test_report_keeps_the_old_one_if_writing_fails(monkeypatch, tmp_path):
 
 def test_run_report_says_what_was_asked_and_done(tmp_path):
     page = _run_page(_run_directory(tmp_path / "run"))
-    assert "The model tiny was trained for 5 steps to forget 7 identities." in page.words
+    assert "The model tiny was trained to forget 7 people." in page.words
+    assert "Whether it still knows anyone was not tested." in page.words
     assert page.tags["svg"] == 4 and page.tags["script"] == 0
-    assert "−0.9500" in page.words and "4.0000" in page.words
+    assert "at last −0.9400" in page.words and "at last 4.0000" in page.words
     assert "The best value of a distance is −1" in page.words
     assert "Low losses are no proof of removal." in page.words
     assert page.words.count(_NASTY) == 2  # what was asked, and the settings
@@ -323,7 +330,10 @@ def test_run_report_draws_the_name_loss_only_if_it_is_on(tmp_path):
 @pytest.mark.parametrize(
     "content, reason",
     [
-        (None, "cannot be read (No such file or directory); give the directory of a finished run"),
+        (
+            None,
+            "cannot be read (No such file or directory); give the directory of a finished defense",
+        ),
         (b'{"step": 1', "is not JSON"),
         (b"[1]", "must hold a JSON object, not list"),
         (b"\xff", "is not UTF-8 text"),

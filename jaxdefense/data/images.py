@@ -159,6 +159,13 @@ class ImageProcessor:
         return (image_BHWC.astype(jnp.float32) / 255 - mean) / std
 
 
+def thumbnail(image_HWC: np.ndarray) -> bytes:
+    """Write a small picture, u8 [H, W, 3], as JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image_HWC).save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Turn a photo as its EXIF says. A departure from the source, which leaves it lying."""
     try:

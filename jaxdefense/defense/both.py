@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from jaxdefense.config import DefendBothConfig, MergeConfig
+from jaxdefense.defense.defend import model_digest
 from jaxdefense.defense.image import prepare_image
 from jaxdefense.defense.merge import merge
 from jaxdefense.defense.text import prepare_text
@@ -19,7 +20,7 @@ def defend_both(cfg: DefendBothConfig, console: Console) -> dict:
     it goes on where it was broken off.
 
     Returns:
-        the summaries of both, by name.
+        the summaries of both, by name, and the digest of the merged weights.
 
     Raises:
         ValueError: an input is wrong; nothing was written.
@@ -31,7 +32,8 @@ def defend_both(cfg: DefendBothConfig, console: Console) -> dict:
     # The inputs of both are read before either is trained.
     runs = {"text": prepare_text(text, console), "image": prepare_image(image, console)}
     out.open(cfg)
-    summary = {name: run(go_on=True) for name, run in runs.items()}
+    summary: dict = {name: run(go_on=True) for name, run in runs.items()}
     on_first(lambda: merge(MergeConfig(str(out.model), text.out, image.out), console))
+    summary["defended_sha256"] = model_digest(out.model)
     out.finish(summary)
     return summary

@@ -43,6 +43,11 @@ def read_undefended(cfg: Config) -> ModelDirectory:
     return directory
 
 
+def model_digest(path: Path) -> str:
+    """Tell what weights were written, as `ModelDirectory.digest` does; one process reads them."""
+    return on_first(lambda: read_model_directory(path).digest())
+
+
 def check_all_come_up(num_identities: int, t: TextTrainConfig | ImageTrainConfig) -> None:
     """Raise ValueError if a run is too short to train on every person."""
     if t.steps * t.num_poisoned < num_identities:
@@ -151,6 +156,7 @@ class Defense:
             "samples_per_second": round(outcome.samples_per_second, 3),
             **also(),
             "final": {k: outcome.metrics[k] for k in ("utility", "backdoor", "weight", "total")},
+            "defended_sha256": model_digest(run_directory.model),
         }
         run_directory.finish(summary)
         console.print(f"defended model: {run_directory.model}")

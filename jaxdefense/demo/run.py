@@ -22,7 +22,7 @@ from jaxdefense.config import (
     TextTrainConfig,
 )
 from jaxdefense.data.captions import Captions, tokenize_captions
-from jaxdefense.data.images import Folder, read_folders
+from jaxdefense.data.images import Folder, read_folders, thumbnail
 from jaxdefense.data.people import read_people, split_photos
 from jaxdefense.defense.both import defend_both
 from jaxdefense.defense.loop import METRICS
@@ -32,7 +32,9 @@ from jaxdefense.evals.similarity import image_sim_clean, sim_clean
 from jaxdefense.evals.zeroshot import zeroshot
 from jaxdefense.idia.attack import AttackResult, attack
 from jaxdefense.idia.candidates import candidate_names
-from jaxdefense.report.html import DemoReport, PersonResult, flatten, write_demo_report
+from jaxdefense.report.demo import DemoReport, write_demo_report
+from jaxdefense.report.frame import flatten
+from jaxdefense.report.proof import PersonResult
 from jaxdefense.run_directory import write_json
 
 NUM_REMOVED, NUM_PHOTOS, NUM_CANDIDATES, THRESHOLD = 16, 20, 1000, 1
@@ -209,7 +211,7 @@ def _people(
             name=member.name,
             removed=member.name in removed,
             correct={stage: found.correct[i] for stage, found in stages.items()},
-            photo=world.draw_photo(member, 0, 192),
+            photo=thumbnail(world.draw_photo(member, 0, 192)),
             answers={stage: found.answers[i] for stage, found in stages.items()},
         )
         for i, member in enumerate(members)

@@ -1,6 +1,9 @@
 """Collateral: how far the names of people who are to stay moved with those removed."""
 
+import csv
+import io
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,6 +13,7 @@ from jaxdefense.data.identities import Identity
 from jaxdefense.data.names import census, random_names
 from jaxdefense.evals.embed import Embedder, unit
 
+MOVED = "collateral.csv"
 PROMPT = "a photo of {0}"
 _NUM_NAMESAKES, _NUM_SIMILAR, _NUM_RANDOM, _NUM_LISTED = 4, 5, 200, 20
 
@@ -63,9 +67,17 @@ def similar_names(teacher: Embedder, removed: Sequence[Identity]) -> list[str]:
     return [words[i] for i in np.unique(close_BK)]
 
 
-def collateral(
+class Movement(NamedTuple):
+    """How far a name moved: cosine of its embeddings before and after, 1 if it stayed."""
+
+    name: str
+    group: str
+    cosine: float
+
+
+def movements(
     student: Embedder, teacher: Embedder, removed: Sequence[Identity], others: list[str], seed: int
-) -> dict:
+) -> list[Movement]:
     """Measure how far names moved: the cosine of student and teacher on a prompt of each.
 
     Args:
@@ -75,8 +87,7 @@ def collateral(
         seed: of those made up.
 
     Returns:
-        for each group mean and least cosine, 1 if nothing moved, and num; `removed` and `random`
-        names to compare with; and those of the others that moved most.
+        names by group; `removed` and `random` ones to compare with.
     """
     listed = [name for identity in removed for name in identity.names]
     groups = {
@@ -86,23 +97,31 @@ def collateral(
         "random": random_names(_NUM_RANDOM, seed, exclude=[*listed, *others]),
         "removed": listed,
     }
-    groups = {group: names for group, names in groups.items() if names}
     names = [(name, group) for group, names in groups.items() for name in names]
     texts = [PROMPT.format(name) for name, _ in names]
     ours, theirs = (unit(model.texts(texts, "names")) for model in (student, teacher))
     cosine_B = np.einsum("be,be->b", ours, theirs, dtype=np.float64)
-    group_B = np.array([group for _, group in names])
-    found: dict = {"groups": {}}
-    for group in groups:
-        part_B = cosine_B[group_B == group]
-        found["groups"][group] = {
-            "mean": float(part_B.mean()),
-            "least": float(part_B.min()),
-            "num": len(part_B),
-        }
-    order = [i for i in np.argsort(cosine_B, kind="stable") if names[i][1] != "removed"]
-    found["most_moved"] = [
-        {"name": names[i][0], "group": names[i][1], "cosine": float(cosine_B[i])}
-        for i in order[:_NUM_LISTED]
-    ]
-    return found
+    pairs = zip(names, cosine_B.tolist(), strict=True)
+    return [Movement(name, group, cosine) for (name, group), cosine in pairs]
+
+
+def summarise(moved: Sequence[Movement]) -> dict:
+    """Give num, mean and least cosine of each group, and who moved most, those removed apart."""
+    groups: dict[str, list[float]] = {}
+    for name in moved:
+        groups.setdefault(name.group, []).append(name.cosine)
+    others = sorted((x for x in moved if x.group != "removed"), key=lambda x: x.cosine)
+    return {
+        "groups": {
+            group: {"mean": float(np.mean(values)), "least": min(values), "num": len(values)}
+            for group, values in groups.items()
+        },
+        "most_moved": [name._asdict() for name in others[:_NUM_LISTED]],
+    }
+
+
+def table(moved: Sequence[Movement]) -> str:
+    """Write a line a name, as CSV."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([Movement._fields, *moved])
+    return file.getvalue()

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 UNLEARNED, FAILED = "correctly unlearned", "failed"
 KEPT, WRONGLY, RECALLED = "kept", "wrongfully unlearned", "newly recalled"
 NEVER = "never recalled"
+BAD = (FAILED, WRONGLY, RECALLED)
 
 
 def outcome(listed: bool, before: bool, after: bool) -> str:

@@ -14,7 +14,7 @@ from jaxdefense.data.images import Folder
 from jaxdefense.data.people import read_labelled, read_people
 from jaxdefense.data.sources import read_images
 from jaxdefense.data.templates import read_templates
-from jaxdefense.evals.collateral import collateral, read_others
+from jaxdefense.evals.collateral import MOVED, Movement, movements, read_others, summarise, table
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.similarity import (
     image_sim_backdoor,
@@ -24,16 +24,18 @@ from jaxdefense.evals.similarity import (
     sim_clean,
 )
 from jaxdefense.evals.zeroshot import TEMPLATES, zeroshot
-from jaxdefense.run_directory import RunDirectory, read_vector
+from jaxdefense.run_directory import RunDirectory, read_vector, write_text
 
 
 def run_evaluate(cfg: EvaluateConfig, console: Console) -> dict:
     """Measure what the settings ask for; write `config.json` and `summary.json`.
 
+    With collateral also `collateral.csv`, a line a name.
+
     Returns:
         the summary: those that apply of sim_clean, sim_target, sim_backdoor (text encoder),
-        image_sim_clean, image_sim_target, image_sim_backdoor (image encoder), top1, top5,
-        collateral.
+        image_sim_clean, image_sim_target, image_sim_backdoor (image encoder), top1, top5 and
+        those of the teacher, collateral; and digests of both models.
 
     Raises:
         ValueError: an input is wrong.
@@ -60,6 +62,7 @@ def run_evaluate(cfg: EvaluateConfig, console: Console) -> dict:
             "give the model it was made from."
         )
     summary: dict[str, Any] = {}
+    moved: list[Movement] = []
     if texts:
         tokenizer = student.tokenizer
         check_fits(identities, tokenizer, f"names file `{cfg.names}`")
@@ -71,7 +74,8 @@ def run_evaluate(cfg: EvaluateConfig, console: Console) -> dict:
                 student, teacher, captions, identities, cfg.target, cfg.seed
             )
     if cfg.collateral:
-        summary["collateral"] = collateral(student, teacher, identities, others, cfg.seed)
+        moved = movements(student, teacher, identities, others, cfg.seed)
+        summary["collateral"] = summarise(moved)
     if images:
         order = np.random.default_rng(cfg.seed).permutation(len(images))[: cfg.num_images]
         chosen = [images[i] for i in sorted(order.tolist())]
@@ -80,7 +84,13 @@ def run_evaluate(cfg: EvaluateConfig, console: Console) -> dict:
         summary |= _faces(cfg, student, teacher, people)
     if classes:
         summary |= zeroshot(student, classes, templates, cfg.max_corrupt)
+        before = zeroshot(teacher, classes, templates, cfg.max_corrupt)
+        summary |= {f"teacher_{name}": value for name, value in before.items()}
+    summary["model_sha256"] = student.directory.digest()
+    summary["teacher_sha256"] = teacher.directory.digest()
     results.open(cfg)
+    if moved:
+        write_text(results.path / MOVED, table(moved))
     results.finish(summary)
     return summary
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdefense.data.images import Folder
+from jaxdefense.data.sources import Photo
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.idia.candidates import Candidates
 from jaxdefense.idia.nearest import Nearest
@@ -105,18 +106,21 @@ class Evidence:
         names: of the people, I.
         image_PE: f32 [P, E], unit length.
         owner_P: int [P], whose photo it is.
+        first: the first photo of each of them that could be read.
     """
 
     names: list[str]
     image_PE: np.ndarray
     owner_P: np.ndarray
+    first: list[Photo]
 
     def of(self, who: Sequence[int]) -> "Evidence":
         """Give the photos of some people, in this order."""
         at = {i: new for new, i in enumerate(who)}
         new_P = np.array([at.get(i, -1) for i in self.owner_P.tolist()])
         kept_P = new_P >= 0
-        return Evidence([self.names[i] for i in who], self.image_PE[kept_P], new_P[kept_P])
+        names, first = [self.names[i] for i in who], [self.first[i] for i in who]
+        return Evidence(names, self.image_PE[kept_P], new_P[kept_P], first)
 
 
 def gather(
@@ -140,16 +144,18 @@ def gather(
         chosen = sorted(rng.permutation(len(person.files))[:num_photos])
         files += [person.files[j] for j in chosen]
         owner += [i] * len(chosen)
-    images, owners = [], []
+    images, owners, first = [], [], list[Photo]()
     for form in forms:
         image_PE, read_P = model.readable_photos(files, max_corrupt, "photos", form)
         owner_P = np.array(owner)[read_P]
         if missing := np.setdiff1d(np.arange(len(people)), owner_P).tolist():
             raise ValueError(f"no photo of {people[missing[0]].name!r} can be read; give others.")
         owners.append(owner_P + len(images) * len(people))
+        shown = [file for file, read in zip(files, read_P, strict=True) if read]
+        first += [shown[i] for i in np.unique(owner_P, return_index=True)[1]]
         images.append(image_PE)
     names = [person.name for person in people] * len(forms)
-    return Evidence(names, np.concatenate(images), np.concatenate(owners))
+    return Evidence(names, np.concatenate(images), np.concatenate(owners), first)
 
 
 def attack(

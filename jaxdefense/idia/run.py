@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,10 @@ from jaxdefense.data.sources import photo_digest
 from jaxdefense.data.templates import read_templates
 from jaxdefense.data.variants import PHOTO_FORMS
 from jaxdefense.evals.embed import Embedder
-from jaxdefense.evals.outcome import outcome, tally
+from jaxdefense.evals.outcome import BAD, outcome, tally
 from jaxdefense.idia.attack import AttackResult, attack_with, check_threshold, gather
 from jaxdefense.idia.candidates import candidate_names, read_sexes
+from jaxdefense.idia.kept import embeddings_of, keep
 from jaxdefense.idia.prompts import TEMPLATES
 from jaxdefense.idia.statistics import statistics
 from jaxdefense.idia.variants import attack_names, read_aliases
@@ -32,7 +33,7 @@ RESULTS = "results.csv"
 
 
 def run_attack(cfg: AttackConfig, console: Console) -> dict:
-    """Attack a model; write `config.json`, `results.csv` and `summary.json`.
+    """Attack a model; write `config.json`, `results.csv`, what a report needs, `summary.json`.
 
     Returns:
         the summary.
@@ -76,6 +77,7 @@ def run_attack(cfg: AttackConfig, console: Console) -> dict:
         forms=forms,
     )
     num = len(people)
+    plain = evidence.of(range(num))
     every = attack_with(  # photos in all forms against texts embedded once
         model,
         evidence,
@@ -92,7 +94,6 @@ def run_attack(cfg: AttackConfig, console: Console) -> dict:
             at = forms.index(name) * num
             variants[name] = every[at : at + num]
         else:
-            plain = evidence.of(range(num))
             variants[name] = attack_names(model, plain, candidates, name, aliases, templates, cfg)
     for note in _notes(cfg, found, candidates.added):
         console.print(note, markup=False)
@@ -115,8 +116,14 @@ def run_attack(cfg: AttackConfig, console: Console) -> dict:
             for name, after in seen.known().items()
         }
         summary["outcomes"] = tally(outcomes.values())
+        summary["removed"] = [name for name in seen.names if name in listed]
+    summary["model_sha256"] = model.directory.digest()
+    embeddings = embeddings_of(model, plain)
     results.open(cfg)
-    write_text(results.path / RESULTS, table(seen, unseen, outcomes))
+    write_text(results.path / RESULTS, table(seen, unseen, outcomes, listed, variants))
+    # Photos of whom went wrong first, then of those removed.
+    order = sorted(range(num), key=lambda i: _interest(people[i].name, outcomes, listed))
+    keep(results.path, embeddings, plain, order)
     results.finish(summary)
     return summary
 
@@ -160,18 +167,33 @@ def summarise_variant(found: AttackResult | None, seen: AttackResult, unseen: At
     return summary
 
 
-def table(seen: AttackResult, unseen: AttackResult, outcomes: dict[str, str]) -> str:
-    """Write a line a person, as CSV."""
+def table(
+    seen: AttackResult,
+    unseen: AttackResult,
+    outcomes: Mapping[str, str],
+    listed: Collection[str],
+    variants: Mapping[str, AttackResult | None],
+) -> str:
+    """Write a line a person, as CSV; of a variant that a person has no form of, nothing."""
     file = io.StringIO()
     write = csv.writer(file, lineterminator="\n").writerow
     head = ["name", "stranger", "known", "correct", "unanswered", "answer", "photos"]
-    write(head + ["outcome"] * bool(outcomes))
+    head += ["outcome", "removed"] * bool(outcomes)
+    write(head + [f"correct_{name}" for name in variants])
+    tried = [
+        dict(zip(found.names, found.correct, strict=True)) if found else {}
+        for found in variants.values()
+    ]
     for found, stranger in ((seen, 0), (unseen, 1)):
         columns = found.correct, found.unanswered, found.answers, found.num_photos
         for (name, known), *row in zip(found.known().items(), *columns, strict=True):
-            what = [outcomes.get(name, "")] * bool(outcomes)
-            write([name, stranger, int(known), *row, *what])
+            what = [outcomes.get(name, ""), int(name in listed)] if outcomes else []
+            write([name, stranger, int(known), *row, *what, *(v.get(name, "") for v in tried)])
     return file.getvalue()
+
+
+def _interest(name: str, outcomes: Mapping[str, str], listed: Collection[str]) -> tuple[bool, bool]:
+    return outcomes.get(name) not in BAD, name not in listed
 
 
 def _read_before(

@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -105,6 +106,58 @@ def curves(name: str, title: str, runs: Sequence[tuple[np.ndarray, np.ndarray]])
         ax.ticklabel_format(useOffset=False)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
         ax.yaxis.set_major_locator(MaxNLocator(4))
+        return _svg(fig, name, title)
+
+
+def thresholds(name: str, title: str, lines: Sequence[tuple[str, int, bool, list[float]]]) -> str:
+    """Draw the part of people with at least 1, 2, ... correct templates.
+
+    Args:
+        name: of the plot, unique in the page.
+        title: read aloud in place of the plot.
+        lines: of each label, number of its colour, whether it is of before, and rates in [0, 1].
+    """
+    with _context(name):
+        fig = Figure(figsize=(360 / 72, 210 / 72), layout="constrained")
+        ax = fig.add_subplot(xlabel="correct templates, at least", ylim=(-3, 103))
+        for label, colour, before, values in lines:
+            ax.plot(
+                range(1, len(values) + 1),
+                [100 * value for value in values],
+                color=_SERIES[colour % len(_SERIES)],
+                linewidth=1.6,
+                linestyle="--" if before else "-",
+                marker="o" if len(values) == 1 else "",
+                label=label,
+            )
+        ax.set_ylabel("recognised, %")
+        ax.grid(axis="y", color=_LINE, linewidth=0.6)
+        ax.tick_params(length=0)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        fig.legend(loc="outside lower left", ncols=2, frameon=False, labelcolor=_INK, fontsize=9)
+        return _svg(fig, name, title)
+
+
+def moves(name: str, title: str, groups: Sequence[tuple[str, int, np.ndarray, np.ndarray]]) -> str:
+    """Draw where points went: a ring before, a dot after, and a line between.
+
+    Args:
+        name: of the plot, unique in the page.
+        title: read aloud in place of the plot.
+        groups: of each label, number of its colour, and points [N, 2] before and after.
+    """
+    with _context(name):
+        fig = Figure(figsize=(330 / 72, 300 / 72), layout="constrained")
+        ax = fig.add_subplot(aspect="equal", adjustable="datalim")
+        for label, colour, before_N2, after_N2 in groups:
+            c = _SERIES[colour % len(_SERIES)]
+            segments = np.stack([before_N2, after_N2], 1).tolist()
+            ax.add_collection(LineCollection(segments, colors=c, linewidths=0.6, alpha=0.45))
+            ax.scatter(*before_N2.T, s=16, facecolors="none", edgecolors=c, linewidths=0.9)
+            ax.scatter(*after_N2.T, s=15, color=c, linewidths=0, label=label)
+        ax.autoscale_view()
+        ax.set_axis_off()
+        fig.legend(loc="outside lower left", ncols=2, frameon=False, labelcolor=_INK, fontsize=9)
         return _svg(fig, name, title)
 
 

@@ -1,0 +1,503 @@
+"""Reports on directories: every number as it was measured, wrong company refused, in a browser."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import pytest
+from factories import CAPTIONS, write_faces, write_model_directory
+from test_cli import assert_refused
+from test_report import _NASTY, PHOTO, _Page
+
+from jaxdefense.cli import main
+from jaxdefense.evals.collateral import Movement, summarise
+from jaxdefense.idia.statistics import wilson
+from jaxdefense.report.embedding_map import make_map, principal_plane
+from jaxdefense.report.write import write_report, write_run_report
+
+NAMES = [f"Person {chr(65 + i)}" for i in range(12)]
+LISTED = NAMES[::3]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+
+
+def write(path, config, summary):
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "summary.json").write_text(json.dumps(summary))
+    return path
+
+
+def run(path, encoder="text", names=LISTED, source="S", defended="D", **summary):
+    data = {"captions": "c.txt"} if encoder == "text" else {"faces": "f", "images": "i"}
+    config = {"model": {"path": "models/tiny"}, "data": data, "train": {"distance": "cosine"}}
+    config["resolved"] = {"model_sha256": source}
+    found = {"steps": 3, "seconds": 2.5, "samples_per_second": 40.0, "identities": len(names)}
+    found |= {"names": [[name] for name in names], "defended_sha256": defended} | summary
+    write(path, config, found)
+    rows = [{"step": i, "utility": -0.9, "backdoor": -i / 3, "total": -1.0} for i in range(3)]
+    (path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def attack(path, correct, model="S", settings=None, **summary):
+    config = {"faces": "f", "num_candidates": 50, "model": {"path": "m"}, **(settings or {})}
+    found = {"threshold": 2, "num_templates": 21, "num_candidates": 50, "model_sha256": model}
+    found |= {"per_identity": correct, "answers": {name: name for name in correct}}
+    return write(path, config, found | summary)
+
+
+def evaluation(path, model="D", teacher="S", **summary):
+    return write(
+        path, {"teacher": "m"}, summary | {"model_sha256": model, "teacher_sha256": teacher}
+    )
+
+
+def report(tmp_path, *runs):
+    write_report(runs, tmp_path / "page" / "out.html")
+    text = (tmp_path / "page" / "out.html").read_text()
+    found = json.loads((tmp_path / "page" / "out.json").read_text())
+    rows = list(csv.DictReader((tmp_path / "page" / "out.csv").read_text().splitlines()))
+    return _Page(text), found, rows
+
+
+def counts(seed, high=5):
+    rng = np.random.default_rng(seed)
+    return dict(zip(NAMES, rng.integers(0, high, len(NAMES)).tolist(), strict=True))
+
+
+def outcome(listed, before, after):
+    if listed:
+        return "failed" if after else "correctly unlearned" if before else "never recalled"
+    if before:
+        return "kept" if after else "wrongfully unlearned"
+    return "newly recalled" if after else "never recalled"
+
+
+def test_numbers_are_those_of_the_inputs(tmp_path):
+    before, after = counts(0, 8), counts(1, 4)
+    last = dict(list(counts(2).items())[1:])  # one has no such form
+    forms = {"last": {"per_identity": last, "num_candidates": 31, "num_templates": 21}}
+    answers = {name: NAMES[-1 - i] if i % 3 else "" for i, name in enumerate(NAMES)}
+    strangers = {"num_strangers": 4, "fpr": 0.25, "fpr_interval": [0.0, 1.0], "auc": 0.625}
+    moved = [("Una Ek", "random", -0.25), ("Ivo", "named", 0.5), ("Joe", "named", 0.75)]
+    collateral = summarise([Movement(*x) for x in moved])
+    page, found, rows = report(
+        tmp_path,
+        attack(tmp_path / "b", after, "D", answers=answers, variants=forms),
+        evaluation(tmp_path / "e1", sim_clean=0.9375, image_sim_clean=1.0, collateral=collateral),
+        attack(tmp_path / "a", before, **strangers),
+        run(tmp_path / "r"),
+        evaluation(tmp_path / "e2", top1=0.8125, teacher_top1=0.875),
+    )
+    what = {n: outcome(n in LISTED, before[n] >= 2, after[n] >= 2) for n in NAMES}
+    assert len(set(what.values())) == 6  # every outcome comes up
+    # A line a person.
+    assert [row["name"] for row in rows] == NAMES == [p["name"] for p in found["people"]]
+    for row, person in zip(rows, found["people"], strict=True):
+        name = row["name"]
+        assert row["removed"] == str(int(name in LISTED)) and row["outcome"] == what[name]
+        assert row["correct_before"] == str(before[name])
+        assert row["correct_after"] == str(after[name])
+        assert row["answer_before"] == name and row["answer_after"] == answers[name]
+        assert row["last_before"] == "" and row["last_after"] == str(last.get(name, ""))
+        assert person["outcome"] == what[name] and person["removed"] == (name in LISTED)
+        assert person["correct"] == {"before": before[name], "after": after[name]}
+        assert person["variants"] == ({"last": {"after": last[name]}} if name in last else {})
+        listed = "yes" if name in LISTED else "no"
+        bad = "! " * (what[name] in ("failed", "wrongfully unlearned", "newly recalled"))
+        assert f"{name}{bad}{what[name]}{listed}{before[name]}{after[name]}" in page.words
+    # In sum.
+    for key, who in (("listed", LISTED), ("others", [n for n in NAMES if n not in LISTED])):
+        tally = Counter(what[name] for name in who)
+        assert {k: v for k, v in found["outcomes"][key].items() if v} == tally
+        for out, num in tally.items():
+            assert f"{num} {out}" in page.words
+        for stage, correct in (("before", before), ("after", after)):
+            known = sum(correct[name] >= 2 for name in who)
+            low, high = wilson(known, len(who))
+            got = found["tpr"][stage][key]
+            assert got == {
+                "known": known,
+                "num": len(who),
+                "tpr": known / len(who),
+                "interval": [low, high],
+            }
+            text = f"{known} of {len(who)} · {known / len(who):.1%}"
+            assert f"{text}{100 * low:.1f} – {100 * high:.1f}" in page.words
+            curve = [np.mean([correct[name] >= k for name in who]) for k in range(1, 22)]
+            np.testing.assert_allclose(found["curve"][stage][key], curve)
+        tried = [last[name] >= 2 for name in who if name in last]
+        got = found["variants"]["last"]
+        assert got["before"] == {}
+        assert (got["after"][key]["known"], got["after"][key]["num"]) == (sum(tried), len(tried))
+        assert f"{sum(tried)} of {len(tried)} · {np.mean(tried):.1%}" in page.words
+    assert "the last name alone; among 31 names" in page.words
+    # The rest.
+    assert found["attacks"]["before"]["strangers"] == strangers
+    assert "1 of 4 · 25.0%" in page.words and "0.625" in page.words
+    assert found["utility"] == {
+        "sim_clean": 0.9375, "image_sim_clean": 1.0, "top1": 0.8125, "teacher_top1": 0.875
+    }  # fmt: skip
+    assert "0.938" in page.words and "87.5%81.2%" in page.words
+    assert found["collateral"] == collateral
+    assert "compare with1−0.25−0.25" in page.words and "must stay20.620.50" in page.words
+    assert "Una Ekrandom−0.25Ivonamed0.50Joenamed0.75" in page.words
+    assert found["stages"] == {
+        "before": {"top1": 0.875, "sim_clean": 1.0},
+        "after": {"top1": 0.8125, "sim_clean": 0.9375},
+    }
+    assert [r["metrics"][2]["backdoor"] for r in found["runs"]] == [-2 / 3]
+    for text in ("S", "D", "40.0", "2.5 s"):
+        assert text in page.words
+    known = sum(after[name] >= 2 for name in LISTED)
+    assert f"people on the list, the model gave the right name of {known} " not in page.words
+    assert f"before and {known} after; that is between" in found["headline"]
+    assert found["headline"] in page.words
+
+
+def test_ways_round_come_worst_first(tmp_path):
+    def form(num):
+        return {"per_identity": {n: 2 * (i < num) for i, n in enumerate(LISTED)}}
+
+    forms = {"last": form(1), "grey": form(3), "first": form(0), "swapped": form(2)}
+    page, found, _ = report(
+        tmp_path,
+        run(tmp_path / "r"),
+        attack(tmp_path / "a", counts(0)),
+        attack(tmp_path / "b", counts(1), "D", variants=forms),
+    )
+    assert list(found["variants"]) == ["grey", "swapped", "last", "first"]
+    where = [page.words.index(f"{name}the ") for name in ("grey", "last", "first")]
+    assert where == sorted(where)
+    assert "misspelt" in " ".join(found["not_measured"])
+
+
+def test_what_was_not_measured_is_named(tmp_path):
+    _, found, rows = report(tmp_path, run(tmp_path / "r"))
+    text = " ".join(found["not_measured"])
+    for command in ("attack", "--captions", "--zeroshot", "--collateral"):
+        assert command in text
+    assert "--images" not in text  # of the text encoder alone
+    assert rows == [{"name": name, "removed": "1"} for name in LISTED]
+    assert found["headline"].endswith("Whether it still knows anyone was not tested.")
+    shutil.rmtree(tmp_path / "page")
+    after = {name: 3 for name in NAMES if name != "Person A"}
+    settings = {"before": "earlier", "names": "n.txt"}
+    page, found, rows = report(
+        tmp_path,
+        run(tmp_path / "r2"),
+        attack(tmp_path / "b", after, "D", settings, removed=LISTED[1:]),
+    )
+    text = " ".join(found["not_measured"])
+    assert "give `earlier` too" in text and "--strangers" in text and "kept none" in text
+    assert "1 on the list of whom the attack had no photos: Person A." in text
+    assert rows[-1] | {"removed": "1", "outcome": "not measured", "correct_after": ""} == rows[-1]
+    assert "the 3 people on the list who could be tested, 1 could not, the model" in page.words
+
+
+def test_what_cannot_be_known_is_said(tmp_path):
+    halves = [
+        run(tmp_path / "t", defended="T"),
+        run(tmp_path / "i", "image", ["Person A", "Nobody Else"], defended="I"),
+    ]
+    _, found, _ = report(
+        tmp_path,
+        *halves,
+        attack(tmp_path / "a", counts(0)),
+        attack(tmp_path / "b", counts(1), "M", {"num_photos": 3}),
+    )
+    text = " ".join(found["notes"])
+    assert "is taken to be the one that was defended" in text
+    assert "The lists differ: 4 people" in text and "--unseen-by" in text
+    assert "differ in `num_photos`: None before, 3 after" in text
+    assert [who[0] for who in found["listed"]] == [*LISTED, "Nobody Else"]
+    shutil.rmtree(tmp_path / "page")
+    old = run(tmp_path / "old", source="")
+    model = {"model": {"path": str(old / "model")}}
+    _, found, _ = report(tmp_path, old, attack(tmp_path / "c", counts(1), "", model))
+    assert list(found["attacks"]) == ["after"] and "is not recorded" in " ".join(found["notes"])
+
+
+def test_a_defense_of_both_encoders_is_two_runs_and_their_merger(tmp_path):
+    both = write(tmp_path / "both", {"text": {}, "image": {}}, {"text": {}, "defended_sha256": "M"})
+    run(both / "text", defended="T")
+    run(both / "image", "image", defended="I")
+    after = attack(tmp_path / "b", counts(1), "M", {"unseen_by": "both"})
+    page, found, _ = report(tmp_path, both, attack(tmp_path / "a", counts(0)), after)
+    assert [x["encoder"] for x in found["runs"]] == ["text", "image"]
+    assert found["merged_sha256"] == "M" and list(found["attacks"]) == ["before", "after"]
+    assert len(found["notes"]) == 1 and "differ in `unseen_by`" in found["notes"][0]
+    assert "at last −0.9000 · −0.9000" in page.words and "2 runs: the first is solid" in page.words
+
+
+def test_an_attack_alone_and_two_that_tell_their_order(tmp_path):
+    page, found, _ = report(tmp_path, attack(tmp_path / "a", counts(0)))
+    assert list(found["attacks"]) == ["attacked"] and "is not known" in found["headline"]
+    assert found["people"][0]["removed"] is None and page.words.count("not measured") >= 12
+    shutil.rmtree(tmp_path / "page")
+    settings = {"before": str(tmp_path / "a"), "names": "n.txt"}
+    after = attack(tmp_path / "b", counts(1), "D", settings, removed=LISTED)
+    _, found, rows = report(tmp_path, after, tmp_path / "a")
+    assert list(found["attacks"]) == ["before", "after"]
+    assert sum(row["removed"] == "1" for row in rows) == len(LISTED)
+
+
+def test_people_are_matched_by_any_of_their_names(tmp_path):
+    path = run(tmp_path / "r")
+    summary = json.loads((path / "summary.json").read_text())
+    summary["names"] = [["Joseph Cool", "person  a"], ["Person D"]]
+    (path / "summary.json").write_text(json.dumps(summary))
+    _, found, _ = report(tmp_path, path, attack(tmp_path / "a", counts(0)))
+    assert [p["name"] for p in found["people"] if p["removed"]] == ["Person A", "Person D"]
+
+
+def _wrong(tmp_path):
+    """What is refused, with words of why."""
+    good = run(tmp_path / "r")
+    before, after = attack(tmp_path / "a", counts(0)), attack(tmp_path / "b", counts(1), "D")
+
+    def other(name, *args, **kwargs):
+        return attack(tmp_path / name, *args, **kwargs)
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    broken = other("broken", counts(1), "D")
+    np.savez(broken / "embeddings.npz", photo_IE=np.ones((2, 3)), name_IE=np.ones((2, 3)))
+    kept = other("kept", counts(0))
+    np.savez(kept / "embeddings.npz", photo_IE=np.ones((12, 3)), name_IE=np.ones((12, 3)))
+    fewer = other("fewer", {"Person A": 3})
+    half = write(tmp_path / "half", {"train": {}, "data": {}}, {})
+    (half / "summary.json").unlink()
+    return {
+        "nothing there": ([empty], ["config.json` cannot be read"]),
+        "not finished": ([half], ["summary.json` cannot be read", "finished"]),
+        "neither": ([write(tmp_path / "x", {"topology": "v5e"}, {})], ["no defense, attack or"]),
+        "no whole attack": ([other("y", {})], ["y/summary.json`", "`per_identity`"]),
+        "two after": ([good, after, other("b2", counts(1), "D")], ["both of the model after"]),
+        "two before": ([good, before, other("a2", counts(1))], ["both of the model before"]),
+        "the same twice": ([good, before, before], ["both of the model before"]),
+        "another model": ([good, other("z", counts(1), "Z")], ["z` is of another model"]),
+        "another defense": ([good, run(tmp_path / "i", "image", source="Q")], ["different models"]),
+        "two of one encoder": ([good, run(tmp_path / "r2")], ["both defended the text encoder"]),
+        "evaluation of another": (
+            [good, evaluation(tmp_path / "e", model="Z", top1=1.0)],
+            ["different defended models"],
+        ),
+        "measured twice": (
+            [evaluation(tmp_path / "e1", top1=1.0), evaluation(tmp_path / "e2", top1=0.5)],
+            ["both have `top1`"],
+        ),
+        "half of a defense": (
+            [good, run(tmp_path / "i2", "image", defended="I"), other("b3", counts(1), "I")],
+            ["is of the model of", "alone"],
+        ),
+        "which came first": ([before, after], ["may come in either order"]),
+        "after, of the model before": (
+            [good, other("c", counts(1), settings={"before": "a"})],
+            ["says it was made after the defense"],
+        ),
+        "another threshold": (
+            [good, before, other("d", counts(1), "D", threshold=3)],
+            ["`threshold` 2", "3; the two attacks must be alike"],
+        ),
+        "other people": ([good, fewer, after], ["lacks `Person B`", "attack the same people"]),
+        "another list": (
+            [good, other("l", counts(1), "D", {"names": "n"}, removed=["Person A"])],
+            ["went by another list", "`Person D`"],
+        ),
+        "embeddings of others": ([good, kept, broken], ["is not of the 12 people"]),
+        "model not recorded": ([good, other("n", counts(1), "")], ["nothing tells whether"]),
+    }  # fmt: skip
+
+
+def test_what_does_not_belong_together_is_refused(tmp_path, capsys):
+    for runs, words in _wrong(tmp_path).values():
+        code = main(["report", *map(str, runs), "--out", str(tmp_path / "page.html")])
+        assert_refused(capsys, code, *words)
+        assert not list(tmp_path.glob("page*"))
+
+
+def test_files_are_not_written_over(tmp_path, capsys):
+    run(tmp_path / "r")
+    for out, words in (("r/config.html", ["config.json` exists"]), ("page", ["must end in .html"])):
+        code = main(["report", str(tmp_path / "r"), "--out", str(tmp_path / out)])
+        assert_refused(capsys, code, *words)
+    assert not list(tmp_path.rglob("*.html"))
+
+
+def test_a_run_alone_has_the_page_of_its_directory(tmp_path):
+    path = run(tmp_path / "r")
+    report(tmp_path, path)
+    write_run_report(path)
+    assert (path / "report.html").read_text() == (tmp_path / "page" / "out.html").read_text()
+
+
+def test_all_text_is_escaped(tmp_path):
+    people = {_NASTY: 5, "Bob": 5, "<b>Eve": 5}
+    listed = [_NASTY, "<i>Absent"]
+    made = run(tmp_path / "r <u>", names=listed)
+    settings = {"names": _NASTY, "before": "a", "faces": _NASTY, "model": {"path": _NASTY}}
+    collateral = {
+        "groups": {_NASTY: {"mean": 0.5, "least": -0.25, "num": 7}},
+        "most_moved": [{"name": _NASTY, "group": _NASTY, "cosine": -0.25}],
+    }
+    variants = {_NASTY: {"per_identity": people}}
+    before = attack(tmp_path / "a", people)
+    after = attack(
+        tmp_path / "b", dict.fromkeys(people, 0), "D", settings, removed=[_NASTY],
+        answers=dict.fromkeys(people, _NASTY), variants=variants,
+    )  # fmt: skip
+    for path in (before, after):
+        np.savez(path / "embeddings.npz", **dict.fromkeys(("photo_IE", "name_IE"), np.eye(3)))
+        (path / "thumbnails").mkdir()
+        (path / "thumbnails" / "00000.jpg").write_bytes(PHOTO)
+    page, *_ = report(
+        tmp_path, made, before, after, evaluation(tmp_path / "e", collateral=collateral)
+    )
+    assert not {"script", "i", "u"} & page.tags.keys() and ("img", "alt", _NASTY) in page.attrs
+    assert not [attr for attr in page.attrs if attr[1].startswith("on")]
+    assert page.words.count("<script>alert(") >= 10
+
+
+# Map
+
+
+@pytest.mark.parametrize("shape", [(30, 7), (5, 40), (3, 4)])
+def test_plane_is_that_of_an_svd(shape):
+    rng = np.random.default_rng(0)
+    x_IE = rng.standard_normal(shape) * np.linspace(1, 3, shape[1]) + 5
+    mean_E, axis_E2, share = principal_plane(x_IE)
+    _, size, right = np.linalg.svd(x_IE - x_IE.mean(0), full_matrices=False)
+    np.testing.assert_allclose(mean_E, x_IE.mean(0))
+    for axis_E, want_E in zip(axis_E2.T, right, strict=False):
+        want_E = want_E * np.sign(want_E[np.abs(want_E).argmax()])
+        np.testing.assert_allclose(axis_E, want_E, atol=1e-6)
+        assert axis_E[np.abs(axis_E).argmax()] > 0
+    assert share == pytest.approx((size[:2] ** 2).sum() / (size**2).sum())
+
+
+def test_map_lays_both_stages_on_the_plane_before(tmp_path):
+    rng = np.random.default_rng(1)
+    x = {stage: rng.standard_normal((14, 6)).astype(np.float16) for stage in "ab"}
+    strangers = {"strangers": {"Una": 0, "Ivo": 0}}  # behind the others, and not on the map
+    paths = [run(tmp_path / "r")]
+    order = dict(reversed(counts(1).items()))  # another order of people after
+    for stage, correct, model in (("a", counts(0), "S"), ("b", order, "D")):
+        paths.append(attack(tmp_path / stage, correct, model, **strangers))
+        np.savez(paths[-1] / "embeddings.npz", photo_IE=x["a"], name_IE=x[stage])
+    page, found, _ = report(tmp_path, *paths)
+    names = found["maps"]["People's names"]
+    assert names["names"] == NAMES and "photos lie where they lay" not in page.words
+    before, after = x["a"][:12].astype(float), x["b"][11::-1].astype(float)
+    _, _, right = np.linalg.svd(before - before.mean(0))
+    axis = right[:2] * np.sign(right[[0, 1], np.abs(right[:2]).argmax(1)])[:, None]
+    for key, points in (("before", before), ("after", after)):
+        np.testing.assert_allclose(names[key], (points - before.mean(0)) @ axis.T, atol=1e-4)
+
+
+def test_map_of_what_did_not_move_or_of_too_few():
+    x = np.random.default_rng(0).standard_normal((4, 6))
+    still = make_map(list("abcd"), [True] * 4, x, x + 1e-4)
+    assert still and not still.moved
+    assert make_map(["a", "b"], [True] * 2, x[:2], x[:2]) is None
+
+
+# Many
+
+
+def test_ten_thousand_people_fit_a_page(tmp_path):
+    names = [f"Person Number {i}" for i in range(10_000)]
+    correct = {name: 5 for name in names}
+    paths = [run(tmp_path / "r", names=names[::4])]
+    rng = np.random.default_rng(0)
+    for stage, model in (("a", "S"), ("b", "D")):
+        path = attack(tmp_path / stage, correct, model)
+        x = rng.standard_normal((10_000, 8)).astype(np.float16)
+        np.savez(path / "embeddings.npz", photo_IE=x, name_IE=x)
+        (path / "thumbnails").mkdir()
+        for i in range(40):
+            (path / "thumbnails" / f"{i:05}.jpg").write_bytes(PHOTO)
+        paths.append(path)
+    page, found, rows = report(tmp_path, *paths)
+    assert (tmp_path / "page" / "out.html").stat().st_size < 3e6
+    assert len(rows) == len(found["people"]) == 10_000
+    assert page.tags["img"] <= 12 + 6 and page.tags["tr"] < 1100 and page.tags["use"] < 2000
+    assert "9,000 more are in the CSV file" in page.words and "and 1,500 more" in page.words
+    assert "400 of 10000 people" in page.words
+
+
+# The real thing
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_model_directory(tmp_path / "model", text={"max_position_embeddings": 40})
+    write_faces(tmp_path / "faces", ["Joe Cool", "Ada Noel", "Bo Ek", "Zoe Ray"], 3)
+    write_faces(tmp_path / "strangers", ["Una Ek"], 2)
+    (tmp_path / "names.txt").write_text("Joe Cool\nAda King\tAda Noel\n")
+    (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS) + "\n")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_report_on_real_runs(world):
+    defend = "defend text --model model --names names.txt --captions captions.txt --out text"
+    sizes = " ".join(f"--set train.{x}=8" for x in ("num_clean", "num_poisoned", "steps"))
+    attack = "attack --faces faces --strangers strangers --variants last --set num_candidates=30"
+    for line in (
+        f"{defend} {sizes}",
+        f"{attack} --model model --out before",
+        f"{attack} --model text/model --before before --names names.txt --out after",
+        "evaluate --model text/model --teacher model --captions captions.txt --names names.txt "
+        "--out evaluation",
+        "report text before after evaluation --out report.html",
+    ):
+        assert main(line.split()) == 0
+    found = json.loads((world / "report.json").read_text())
+    after = json.loads((world / "after" / "summary.json").read_text())
+    rows = list(csv.DictReader((world / "report.csv").read_text().splitlines()))
+    direct = list(csv.DictReader((world / "after" / "results.csv").read_text().splitlines()))
+    assert found["notes"] == [] and list(found["attacks"]) == ["before", "after"]
+    for row, own in zip(rows, direct, strict=False):  # strangers come behind
+        assert (row["name"], row["removed"]) == (own["name"], own["removed"])
+        assert (row["outcome"], row["correct_after"]) == (own["outcome"], own["correct"])
+        assert row["last_after"] == own["correct_last"]
+    outcomes = Counter(found["outcomes"]["listed"]) + Counter(found["outcomes"]["others"])
+    assert outcomes == {what: num for what, num in after["outcomes"].items() if num}
+    assert set(found["maps"]) == {"People's photos", "People's names"}
+    text = (world / "report.html").read_text()
+    page = _Page(text)
+    assert page.tags["img"] == 4 and "photos lie where they lay" in page.words
+    if not CHROMIUM:
+        pytest.skip("needs a Chromium")
+    text = text.replace("<details", "<details open")  # tables and settings too
+    for width in (400, 1400):
+        assert measure(world, text, width) == (width, width, [])
+    # What would be wrong is seen.
+    text = text.replace("<main>", '<main><img src="missing.png"><div style="width:2000px">x</div>')
+    inner, _, errors = measure(world, text, 400)
+    assert inner >= 2000 and errors
+
+
+def measure(tmp_path: Path, page: str, width: int) -> tuple[int, int, list[str]]:
+    """Open a page in a frame of a width: how wide it becomes, the frame, and console messages."""
+    (tmp_path / "frame.html").write_text(
+        f'<iframe id="f" width="{width}" height="600" style="border:0" scrolling="no" '
+        f'srcdoc="{escape(page)}"></iframe><script>'
+        "onload = () => { const d = document.getElementById('f').contentDocument.documentElement;"
+        "document.title = `${d.scrollWidth} ${d.clientWidth}`; }</script>"
+    )
+    assert CHROMIUM
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "frame.html").as_uri()]
+    done = subprocess.run([CHROMIUM, *flags], capture_output=True, text=True, timeout=120)
+    inner, outer = re.findall(r"<title>(\d+) (\d+)</title>", done.stdout)[0]
+    errors = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return int(inner), int(outer), errors
