@@ -6,7 +6,7 @@ The people of a seed are nested: those removed in a cell are also removed in eve
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -115,7 +115,7 @@ def attack_config(cfg: SweepConfig, directory: Path, defended: bool) -> AttackCo
         model = dataclasses.replace(model, path=str(directory / DEFENSE / "model"))
         if isinstance(cfg, SweepImageConfig):
             unseen_by = str(directory / DEFENSE)
-    given = vars(cfg.attack) | {"faces": faces(cfg)}
+    given: dict[str, Any] = vars(cfg.attack) | {"faces": faces(cfg)}
     return AttackConfig(
         out=str(directory / ATTACK),
         model=model,

@@ -41,12 +41,12 @@ def write_results(sweep: Path) -> dict[str, Any]:
 
     Of several processes at it, the last to write has seen all that is finished.
     """
-    written = None
-    while (found := collect(sweep)) != written:
+    found, written = collect(sweep), None
+    while found != written:
         write_json(sweep / RESULTS, found)
         write_text(sweep / TABLE, table(found["cells"]))
-        written = found
-    return written
+        found, written = collect(sweep), found
+    return found
 
 
 def table(cells: list[dict[str, Any]]) -> str:
