@@ -20,7 +20,7 @@ from jaxdefense.config import (
     SweepImageConfig,
     SweepTextConfig,
 )
-from jaxdefense.convert.directory import ModelDirectory, read_model_directory
+from jaxdefense.convert.directory import ModelDirectory, read_model_directory, resolve_dtype
 from jaxdefense.data.captions import read_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
 from jaxdefense.data.people import choose_people, read_labelled, read_people
@@ -131,6 +131,7 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
         "people_sha256": digest("\t".join(person.names) for person in people),
         "attacked_sha256": digest(f"{person.name}\t{len(person.files)}" for person in attacked),
         "trained_on_sha256": trained_on,
+        "dtype": resolve_dtype(cfg.model.dtype),
     }
 
 
