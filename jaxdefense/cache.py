@@ -7,6 +7,7 @@ good as none.
 import hashlib
 import io
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,15 @@ _DIGEST = hashlib.sha256().digest_size
 class ArrayCache:
     """A directory of f32 arrays; one that cannot be written, or is switched off, holds none."""
 
-    def __init__(self, directory: str, console: Console):
+    def __init__(self, directory: str, console: Console, encoders: Collection[str] = ()):
         """Name it; nothing is touched.
 
         Args:
             directory: "" for ~/.cache/jaxdefense, "none" to keep nothing.
             console: for why an array could not be kept; said once.
+            encoders: digests of those whose embeddings are kept; of any if none is named.
         """
-        self._console, self._path = console, None
+        self._console, self._path, self._encoders = console, None, encoders
         self._room = math.inf if directory else _ROOM
         if directory != OFF:
             self._path = Path(directory) if directory else cache_directory()
@@ -38,6 +40,10 @@ class ArrayCache:
     def on(self) -> bool:
         """Whether anything is kept."""
         return self._path is not None
+
+    def keeps(self, encoder: str) -> bool:
+        """Whether an encoder's embeddings are kept, told by its digest."""
+        return self.on and (not self._encoders or encoder in self._encoders)
 
     def get(self, key: str) -> np.ndarray | None:
         """Give an array, if it is there and whole."""

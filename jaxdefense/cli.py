@@ -79,6 +79,24 @@ def _report(args: argparse.Namespace, console: Console) -> None:
     console.print_json(data=write_report([Path(run) for run in args.runs], Path(args.out)))
 
 
+def _sweep_text(args: argparse.Namespace, console: Console) -> None:
+    from jaxdefense.config import SweepTextConfig
+    from jaxdefense.sweep.run import run_sweep
+
+    cfg = _config(SweepTextConfig, args)
+    _keep_compiled(cfg.cache.compilation)
+    console.print_json(data=run_sweep(cfg, console))
+
+
+def _sweep_image(args: argparse.Namespace, console: Console) -> None:
+    from jaxdefense.config import SweepImageConfig
+    from jaxdefense.sweep.run import run_sweep
+
+    cfg = _config(SweepImageConfig, args)
+    _keep_compiled(cfg.cache.compilation)
+    console.print_json(data=run_sweep(cfg, console))
+
+
 def _demo(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.demo.run import run_demo
 
@@ -158,17 +176,10 @@ def _join(cfg: Any, console: Console) -> tuple[Any, Console]:
     Returns:
         the config, and the console: of those that do not write the run, a file.
     """
-    import jax
-
     from jaxdefense import distributed
     from jaxdefense.config import to_dict
-    from jaxdefense.run_directory import cache_directory
 
-    cached = cfg.cache.compilation
-    if cached == "off":
-        jax.config.update("jax_enable_compilation_cache", False)
-    elif cached or not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", cached or str(cache_directory() / "xla"))
+    _keep_compiled(cfg.cache.compilation)
     distributed.initialize(cfg.distributed)
     if not distributed.several():
         return cfg, console
@@ -180,6 +191,18 @@ def _join(cfg: Any, console: Console) -> tuple[Any, Console]:
     if not distributed.first():
         console = Console(file=distributed.Log(Path(cfg.out)), soft_wrap=True)  # pyright: ignore[reportArgumentType]
     return cfg, console
+
+
+def _keep_compiled(directory: str) -> None:
+    """Keep compiled programs there; see `CacheConfig`."""
+    import jax
+
+    from jaxdefense.run_directory import cache_directory
+
+    if directory == "off":
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif directory or not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", directory or str(cache_directory() / "xla"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -221,6 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     faces = "directory with a folder of photos a person, or tfds:NAME[/CONFIG][:SPLIT]"
     images = "ordinary photos: directory, .tar shards or tfds:NAME[/CONFIG][:SPLIT]"
     target = "what faces come to look like: directory of people, or .npy vector"
+    classes = "directory with a folder of photos a class, or tfds: source"
     tfds_dir = "where TFDS datasets are prepared"
     text = command(
         towers, "text", _defend_text, "Remove names from the text encoder.",
@@ -294,7 +318,7 @@ def _parser() -> argparse.ArgumentParser:
         images=("images", images),
         faces=("faces", "directory of photos of the people removed"),
         image_target=("image_target", "what their faces came to look like: people or .npy file"),
-        zeroshot=("zeroshot", "directory with a folder of photos a class, or tfds: source"),
+        zeroshot=("zeroshot", classes),
         collateral=("collateral", "file of people who must stay: who moved; with --names"),
         class_names=("class_names", "file of lines KEY<tab>NAME, if classes go by keys"),
         tfds_dir=("tfds_dir", tfds_dir),
@@ -309,6 +333,36 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--out", required=True, metavar="FILE.html", help="page to write, JSON and CSV beside it"
     )
+    sweep = commands.add_parser("sweep", help="Defend, attack and evaluate for many numbers.")
+    swept = sweep.add_subparsers(required=True, metavar="TOWER")
+    text = command(
+        swept, "text", _sweep_text, "How many names can be removed, and at what cost?",
+        model=model,
+        names=("data.names", "names file of all who may be removed"),
+        captions=("data.captions", captions),
+        faces=("attack.faces", faces),
+        clean=("evaluate.clean", "captions file for sim_clean; those trained on without"),
+        zeroshot=("evaluate.zeroshot", classes),
+        tfds_dir=("data.tfds_dir", tfds_dir),
+        out=("out", "directory of the sweep"),
+    )  # fmt: skip
+    image = command(
+        swept, "image", _sweep_image, "How many faces can be removed, and at what cost?",
+        model=model,
+        faces=("data.faces", faces),
+        identities=("data.identities", "names file of all who may be removed; without, everyone"),
+        images=("data.images", images),
+        target=("data.target", target + "; without, the average of all in --faces"),
+        clean=("evaluate.clean", "photos for sim_clean; those trained on without"),
+        zeroshot=("evaluate.zeroshot", classes),
+        tfds_dir=("data.tfds_dir", tfds_dir),
+        out=("out", "directory of the sweep"),
+    )  # fmt: skip
+    for sub in (text, image):
+        sub.add_argument(
+            "--part", dest="cfg:sweep.part", metavar="I/N",
+            help="of N processes that share the cells, this is the I-th, from 1",
+        )  # fmt: skip
     convert = command(
         commands, "convert", _convert, "Write a checkpoint in another library's layout, losslessly."
     )

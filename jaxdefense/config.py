@@ -451,6 +451,121 @@ class EvaluateConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CellsConfig:
+    """Which cells a sweep has: every number of people, with every seed and every `w_weight`.
+
+    A sweep may be gone on with for more of each: what is there already stays.
+    """
+
+    num_identities: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    seeds: tuple[int, ...] = (0, 1, 2)  # of who is removed, and of the training
+    w_weight: tuple[float, ...] = (0.0, 0.01)
+    part: str = ""  # I/N, from 1: of N processes that share the cells, this is the I-th; "" for all
+    keep_models: bool = False  # the defended model of every cell, and its checkpoints
+
+    def __post_init__(self):
+        for name in ("num_identities", "seeds", "w_weight"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(
+                    f"`sweep.{name}` (={values}) must hold a value, and none of them twice."
+                )
+        _positive(**{"sweep.num_identities": min(self.num_identities)})
+        _not_negative(**{"sweep.seeds": min(self.seeds), "sweep.w_weight": min(self.w_weight)})
+        self.share()
+
+    def share(self) -> tuple[int, int]:
+        """Give which part of how many this is, from 0."""
+        if not self.part:
+            return 0, 1
+        which, _, num = self.part.partition("/")
+        if not (which.isdecimal() and num.isdecimal() and 1 <= int(which) <= int(num)):
+            raise ValueError(
+                f"`sweep.part` (={self.part!r}) must be I/N, with I from 1 to N, such as 1/4."
+            )
+        return int(which) - 1, int(num)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepAttack:
+    """The attack on every model of a sweep; see `AttackConfig`."""
+
+    faces: str = ""  # of the people who may be removed, and others; "" for those trained on
+    candidates: str = ""
+    templates: str = ""
+    num_candidates: int = 1000
+    num_photos: int = 20
+    threshold: int = 1
+    max_corrupt: int = 0
+    batch: int = 256
+    seed: int = 0
+    cache_dir: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepEvaluate:
+    """What is measured of every model of a sweep; see `EvaluateConfig`."""
+
+    clean: str = ""  # captions or photos that training does not see; "" for those it does
+    zeroshot: str = ""
+    class_names: str = ""
+    templates: str = ""
+    num_clean: int = 10_000
+    max_corrupt: int = 0
+    batch: int = 256
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepTextConfig:
+    """`jaxdefense sweep text`: defenses of one model, each attacked and evaluated."""
+
+    out: str  # directory of the sweep
+    model: ModelConfig
+    data: TextDataConfig  # names: of all who may be removed
+    train: TextTrainConfig = TextTrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    attack: SweepAttack = SweepAttack()
+    evaluate: SweepEvaluate = SweepEvaluate()
+    sweep: CellsConfig = CellsConfig()
+    mesh: MeshConfig = MeshConfig()
+    cache: CacheConfig = CacheConfig()
+
+    def __post_init__(self):
+        _check_sweep(self)
+        if not self.attack.faces:
+            raise ValueError("setting `attack.faces` is missing; give it by --faces, say.")
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepImageConfig:
+    """`jaxdefense sweep image`: defenses of one model, each attacked and evaluated."""
+
+    out: str  # directory of the sweep
+    model: ModelConfig
+    data: ImageDataConfig  # identities: of all who may be removed, "" for everyone in `faces`
+    train: ImageTrainConfig = ImageTrainConfig()
+    optimizer: OptimizerConfig = _IMAGE_OPTIMIZER
+    attack: SweepAttack = SweepAttack()
+    evaluate: SweepEvaluate = SweepEvaluate()
+    sweep: CellsConfig = CellsConfig(w_weight=(0.0, 0.005))
+    mesh: MeshConfig = MeshConfig()
+    cache: CacheConfig = CacheConfig()
+
+    def __post_init__(self):
+        _check_sweep(self)
+
+
+def _check_sweep(cfg: SweepTextConfig | SweepImageConfig) -> None:
+    """Raise ValueError if a setting is given that every cell has its own value of."""
+    for name, instead in (("seed", "seeds"), ("w_weight", "w_weight")):
+        if (value := getattr(cfg.train, name)) != getattr(type(cfg.train)(), name):
+            raise ValueError(
+                f"`train.{name}` (={value}) has no effect in a sweep; set `sweep.{instead}`."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class AotConfig:
     """`jaxdefense bench aot`: the step of a defense, compiled for a TPU topology."""
 
@@ -606,7 +721,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 # Where and how a run is computed, not what: its results are the same but for rounding.
-_HOW = {"mesh", "distributed", "cache", "profile", "accumulate", "remat", "prefetch"}
+# Which cells a sweep has says nothing of what is in one.
+_HOW = {"mesh", "distributed", "cache", "profile", "accumulate", "remat", "prefetch", "sweep"}
 
 
 def what_is_computed(tree: Any) -> Any:

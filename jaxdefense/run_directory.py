@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import uuid
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -50,7 +51,7 @@ class RunDirectory:
 
     def _check(self, cfg: Any, resolved: dict[str, Any] | None) -> bool:
         if not self._config.exists():
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if self.path.exists() and (not self.path.is_dir() or self._others()):
                 raise ValueError(f"`{self.path}` exists and holds no run; give an empty directory.")
             return False
         if self._summary.exists():
@@ -67,6 +68,10 @@ class RunDirectory:
                 "directory, or the same settings to go on with it."
             )
         return True
+
+    def _others(self) -> list[Path]:
+        """List what is there besides a config that is, or was, being written."""
+        return [x for x in self.path.iterdir() if not x.match(f".{self._config.name}.*.tmp")]
 
     def finished(self, cfg: Any, resolved: dict[str, Any] | None = None) -> dict[str, Any] | None:
         """Give the summary if the directory holds this very run, finished; else None."""
@@ -176,12 +181,15 @@ def cache_directory() -> Path:
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write a file in one step; see `write_text`."""
-    tmp = path.with_name(f".{path.name}.tmp")
-    with open(tmp, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(tmp, path)
+    tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # others may write it too
+    try:
+        with open(tmp, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 
 def _record(cfg: Any, resolved: dict[str, Any] | None) -> dict[str, Any]:

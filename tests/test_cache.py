@@ -158,3 +158,16 @@ def test_photos_are_embedded_once_for_models_with_one_image_encoder(tmp_path, co
     # Those not read are not kept: a photo may yet be put right.
     _, read = embedder(tmp_path).readable_photos(files, 1)
     assert count["image"] == 4 and not read[0]
+
+
+def test_embeddings_of_encoders_that_are_not_named_are_not_kept(tmp_path, tiny_dir, monkeypatch):
+    cfg, calls = ModelConfig(str(tiny_dir())), []
+    digest = Embedder(cfg, 4, QUIET).digest("text")
+    embed_text = embed._embed_text
+    monkeypatch.setattr(embed, "_embed_text", lambda *x: calls.append(1) or embed_text(*x))
+    for encoders, num in (({"another"}, 2), ({"another", digest}, 1)):
+        calls.clear()
+        for _ in range(2):
+            cache = ArrayCache(str(tmp_path / "cache"), QUIET, encoders)
+            Embedder(cfg, 4, QUIET, cache=cache).texts(TEXTS)
+        assert len(calls) == num

@@ -13,6 +13,8 @@ from jaxdefense.config import (
     EvaluateConfig,
     OptimizerConfig,
     OverlayConfig,
+    SweepImageConfig,
+    SweepTextConfig,
     build,
     load_config_file,
     merge,
@@ -24,13 +26,18 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 KINDS = {"text": DefendTextConfig, "image": DefendImageConfig}
 REQUIRED = {"out": "run", "model": {"path": "m"}, "data": {"names": "n", "captions": "c"}}
 NEEDED = {"text": REQUIRED, "image": REQUIRED | {"data": {"faces": "f", "images": "i"}}}
+WHICH = {
+    "sweep_text": (SweepTextConfig, NEEDED["text"] | {"attack": {"faces": "f"}}),
+    "sweep_image": (SweepImageConfig, NEEDED["image"]),
+    **{which: (kind, NEEDED[which]) for which, kind in KINDS.items()},
+}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
 def test_config_file_builds_and_survives_a_round_trip(path):
-    which = path.stem.partition("_")[0]
-    config = build(KINDS[which], merge(NEEDED[which], load_config_file(str(path))))
-    assert build(KINDS[which], to_dict(config)) == config
+    kind, needed = next(x for which, x in WHICH.items() if path.stem.startswith(which))
+    config = build(kind, merge(needed, load_config_file(str(path))))
+    assert build(kind, to_dict(config)) == config
 
 
 @pytest.mark.parametrize("which", ["text", "image"])
@@ -41,6 +48,19 @@ def test_full_config_file_names_every_setting_at_its_default(which):
     given = load_config_file(path)
     for section in ("train", "optimizer", "mesh"):
         assert set(given[section]) == set(to_dict(config)[section])
+
+
+@pytest.mark.parametrize("which", ["sweep_text", "sweep_image"])
+def test_sweep_config_file_names_every_setting_of_its_own_at_its_default(which):
+    given = load_config_file(str(CONFIGS / f"{which}.py"))
+    kind, needed = WHICH[which]
+    config, default = build(kind, merge(needed, given)), build(kind, needed)
+    assert config == default
+    sections = {"sweep", "attack", "evaluate"}
+    assert given.keys() == sections
+    wanted = {section: set(to_dict(default)[section]) for section in sections}
+    wanted["attack"] -= {"faces"}
+    assert {section: set(given[section]) for section in sections} == wanted
 
 
 def test_sections_given_in_part_keep_the_defaults_of_their_defense():

@@ -163,6 +163,29 @@ def test_one_host_gives_up(tmp_path):
     assert one_host(tmp_path, [1, 1, 1, 0], RETRIES="1") == (2, 1)
 
 
+@pytest.mark.parametrize("parts, part", [({}, "3/5"), ({"PARTS": "9"}, "3/9")])
+def test_sweep_under_slurm_gives_each_job_its_part(tmp_path, parts, part):
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    slurm = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "5", **parts}
+    slurm |= {"SLURM_SUBMIT_DIR": str(ROOT), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = LAUNCH / "slurm_sweep.sbatch"
+    header = script.read_text().splitlines()[2]
+    asked = header.partition("slurm_sweep.sbatch ")[2].split()
+    done = subprocess.run(
+        ["bash", script, *asked],
+        env=os.environ | slurm,
+        capture_output=True,
+        text=True,
+    )
+    assert not done.returncode, done.stderr
+    program, *command = done.stdout.splitlines()
+    assert program.endswith("/bin/jaxdefense")
+    args = vars(_parser().parse_args(command))
+    assert args["cfg:sweep.part"] == part and (ROOT / args["config"]).is_file()
+
+
 def test_tpu_vm_quotes_what_it_sends(tmp_path):
     gcloud = tmp_path / "gcloud"
     gcloud.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')

@@ -108,7 +108,7 @@ class Embedder:
         assert tower
         return tower.embed
 
-    def _digest(self, tower: Literal["text", "vision"]) -> str:
+    def digest(self, tower: Literal["text", "vision"]) -> str:
         """Hash an encoder and how it is computed, whatever model it is part of."""
         if tower not in self._digests:
             cfg = getattr(self.directory.cfg.with_compute(resolve_dtype(self._cfg.dtype)), tower)
@@ -187,9 +187,9 @@ class Embedder:
 
     def _text_key(self, captions: Sequence[np.ndarray]) -> str:
         """Name these captions' embeddings in the cache; "" if they are not kept."""
-        if not self._cache.on:
+        if not self._cache.on or not self._cache.keeps(self.digest("text")):
             return ""
-        total = hashlib.sha256(self._digest("text").encode())
+        total = hashlib.sha256(self.digest("text").encode())
         total.update(np.array([len(tokens) for tokens in captions], np.int32).tobytes())
         total.update(np.concatenate(captions).astype(np.int32).tobytes())
         return f"texts-{total.hexdigest()}"
@@ -234,7 +234,9 @@ class Embedder:
         """Name these photos' embeddings in the cache; "" if they are not kept."""
         if not self._cache.on or self.directory.cfg.vision is None:
             return ""
-        total = hashlib.sha256(self._digest("vision").encode())
+        if not self._cache.keeps(self.digest("vision")):
+            return ""
+        total = hashlib.sha256(self.digest("vision").encode())
         siglip, side = self.directory.cfg.siglip, self.directory.cfg.vision.image_size
         processor = read_processor(self.directory.path, side, siglip)
         total.update(f"{processor}{form}".encode())

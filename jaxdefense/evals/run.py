@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from jaxdefense.cache import ArrayCache
 from jaxdefense.config import EvaluateConfig
 from jaxdefense.data.captions import read_clean_captions, tokenize_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
@@ -27,10 +28,15 @@ from jaxdefense.evals.zeroshot import TEMPLATES, zeroshot
 from jaxdefense.run_directory import RunDirectory, read_vector, write_text
 
 
-def run_evaluate(cfg: EvaluateConfig, console: Console) -> dict:
+def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None = None) -> dict:
     """Measure what the settings ask for; write `config.json` and `summary.json`.
 
     With collateral also `collateral.csv`, a line a name.
+
+    Args:
+        cfg: see there.
+        console: for progress.
+        cache: of embeddings, if they are kept.
 
     Returns:
         the summary: those that apply of sim_clean, sim_target, sim_backdoor (text encoder),
@@ -54,8 +60,10 @@ def run_evaluate(cfg: EvaluateConfig, console: Console) -> dict:
     if cfg.captions:
         names = [name for person in identities for name in person.names]
         texts, _ = read_clean_captions(cfg.captions, cfg.tfds_dir, names)
-    student = Embedder(cfg.model, cfg.batch, console)
-    teacher = Embedder(dataclasses.replace(cfg.model, path=cfg.teacher), cfg.batch, console)
+    student, teacher = (
+        Embedder(dataclasses.replace(cfg.model, path=path), cfg.batch, console, cache=cache)
+        for path in (cfg.model.path, cfg.teacher)
+    )
     if student.directory.cfg != teacher.directory.cfg:
         raise ValueError(
             f"`teacher` (={cfg.teacher}) has other sizes than `model.path` (={cfg.model.path}); "

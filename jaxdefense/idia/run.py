@@ -32,8 +32,13 @@ from jaxdefense.sharding import make_mesh
 RESULTS = "results.csv"
 
 
-def run_attack(cfg: AttackConfig, console: Console) -> dict:
+def run_attack(cfg: AttackConfig, console: Console, cache: ArrayCache | None = None) -> dict:
     """Attack a model; write `config.json`, `results.csv`, what a report needs, `summary.json`.
+
+    Args:
+        cfg: see there.
+        console: for progress.
+        cache: of embeddings; None for the one in `cfg.cache_dir`.
 
     Returns:
         the summary.
@@ -65,7 +70,7 @@ def run_attack(cfg: AttackConfig, console: Console) -> dict:
         where = f"names file `{cfg.names}`"
         chosen = choose_people(members, read_identities(cfg.names), where)
         listed = {folder.name for _, folder in chosen}
-    cache = ArrayCache(cfg.cache_dir, console)
+    cache = cache or ArrayCache(cfg.cache_dir, console)
     model = Embedder(cfg.model, cfg.batch, console, make_mesh(**vars(cfg.mesh)), cache)
     forms = ("", *(name for name in cfg.tried() if name in PHOTO_FORMS))
     evidence = gather(

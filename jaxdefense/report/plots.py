@@ -3,6 +3,7 @@
 Matplotlib draws with stand-in colours; each is then replaced by a CSS variable of the page.
 """
 
+import dataclasses
 import io
 import re
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 _INK, _MUTED, _LINE = "#010101", "#010102", "#010103"
 _SERIES = ("#010104", "#010105", "#010106")
@@ -158,6 +159,88 @@ def moves(name: str, title: str, groups: Sequence[tuple[str, int, np.ndarray, np
         ax.autoscale_view()
         ax.set_axis_off()
         fig.legend(loc="outside lower left", ncols=2, frameon=False, labelcolor=_INK, fontsize=9)
+        return _svg(fig, name, title)
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A quantity over a number, of several runs each.
+
+    Fields:
+        label: of the line.
+        xs: numbers, above 0.
+        means: at each.
+        stds: at each, 0 where there is but one run.
+        colour: of `_SERIES`.
+        dash: of `_DASHES`, over again from its end.
+    """
+
+    label: str
+    xs: Sequence[float]
+    means: Sequence[float]
+    stds: Sequence[float]
+    colour: int
+    dash: int
+
+
+def spreads(
+    name: str,
+    title: str,
+    xlabel: str,
+    lines: Sequence[Line],
+    before: float | None,
+    limits: tuple[float, float] | None,
+) -> str:
+    """Draw means with their standard deviations over a number, its axis in powers of two.
+
+    Lines lie a little beside one another, so that none hides another.
+
+    Args:
+        name: of the plot, unique in the page.
+        title: read aloud in place of the plot.
+        xlabel: of the number.
+        lines: at least one.
+        before: a value to hold them against, if there is one.
+        limits: of the means' axis, which are then parts of a whole; None to fit the lines.
+    """
+    with _context(name):
+        fig = Figure(figsize=(300 / 72, 230 / 72), layout="constrained")
+        ax = fig.add_subplot(xlabel=xlabel)
+        ax.set_xscale("log", base=2)
+        if before is not None:
+            ax.axhline(
+                before, color=_SERIES[2], linewidth=1.4, linestyle=_DASHES[2], label="before"
+            )
+        for i, line in enumerate(lines):
+            beside = 2 ** (0.07 * (i - (len(lines) - 1) / 2))
+            ax.errorbar(
+                np.multiply(line.xs, beside),
+                line.means,
+                line.stds,
+                color=_SERIES[line.colour],
+                linewidth=1.4,
+                linestyle=_DASHES[line.dash % len(_DASHES)],
+                marker="o",
+                markersize=3,
+                capsize=2,
+                elinewidth=0.8,
+                label=line.label,
+            )
+        ax.grid(axis="y", color=_LINE, linewidth=0.6)
+        ax.tick_params(which="both", length=0)
+        ticks = sorted({x for line in lines for x in line.xs})
+        ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        ax.set_xticks([], minor=True)
+        if limits:
+            ax.set_ylim(*limits)
+            ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        else:
+            ax.ticklabel_format(axis="y", useOffset=False)
+            ax.yaxis.set_major_locator(MaxNLocator(4))
+        fig.legend(
+            loc="outside lower left", ncols=2, frameon=False, labelcolor=_INK, fontsize=9,
+            handlelength=2.6,
+        )  # fmt: skip
         return _svg(fig, name, title)
 
 

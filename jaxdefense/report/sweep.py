@@ -1,0 +1,210 @@
+"""The figures of a sweep in one self-contained HTML file, their numbers beside it.
+
+No network, no scripts; see `report/frame.py`.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdefense.convert.directory import read_json
+from jaxdefense.report import frame, parts, plots
+from jaxdefense.run_directory import write_json, write_text
+from jaxdefense.sweep.results import RATES, collect
+
+_KEYS = ("w_weight", "n")
+_PEOPLE = {"removed_tpr": "removed", "others_tpr": "others"}
+_OBJECTS = {"top1": "top-1", "top5": "top-5"}
+_HEADS = {
+    "removed_tpr": "Removed, TPR",
+    "removed_fnr": "Removed, FNR",
+    "others_tpr": "Others, TPR",
+    "top1": "Objects, top-1",
+    "top5": "Objects, top-5",
+    "sim_clean": "Similarity",
+}
+_NUM_PEOPLE = "people removed"
+
+
+def write_sweep_report(sweep: Path, path: Path) -> None:
+    """Write the report of a sweep, and its numbers as `.json` and `.csv` beside it.
+
+    Args:
+        sweep: its directory, finished or not.
+        path: of the HTML file.
+
+    Raises:
+        ValueError: no cell is finished, or a file of one cannot be read.
+    """
+    found = collect(sweep)
+    if not (cells := found["cells"]):
+        raise ValueError(f"`{sweep}` holds no finished cell; run `jaxdefense sweep` first.")
+    settings = frame.flatten(read_json(sweep / "config.json"))
+    points = average(cells)
+    sections = [
+        frame.tiles(_tiles(found)),
+        frame.section("The more are removed", _figures(points, found["before"])),
+        frame.section("Mean and spread", _points(points)),
+        frame.section("Every defense", _cells(cells)),
+        frame.section("What this does and does not show", _limits()),
+        frame.settings(settings),
+    ]
+    page = frame.page("Sweep over the number of people", _headline(found), sections)
+    write_json(path.with_suffix(".json"), found | {"points": points})
+    write_text(path.with_suffix(".csv"), table(points))
+    write_text(path, page)
+
+
+def average(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Average over seeds.
+
+    Returns:
+        one for each `w_weight` and `n`, sorted: these, `seeds`, and of each of RATES `_mean` and
+        `_std`, the sample's standard deviation; None where nothing, or of one seed, is known.
+    """
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault(tuple(cell[key] for key in _KEYS), []).append(cell)
+    points = []
+    for key, group in sorted(groups.items()):
+        point: dict[str, Any] = dict(zip(_KEYS, key, strict=True)) | {"seeds": len(group)}
+        for rate in RATES:
+            values = [cell[rate] for cell in group if cell[rate] is not None]
+            point[f"{rate}_mean"] = float(np.mean(values)) if values else None
+            point[f"{rate}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        points.append(point)
+    return points
+
+
+def table(points: Sequence[dict[str, Any]]) -> str:
+    """Write a line a point, as CSV; nothing where nothing was measured."""
+    file = io.StringIO()
+    write = csv.writer(file, lineterminator="\n").writerow
+    write(points[0])
+    for point in points:
+        write(["" if value is None else value for value in point.values()])
+    return file.getvalue()
+
+
+def _headline(found: dict[str, Any]) -> str:
+    cells = found["cells"]
+    defenses = frame.count(len(cells), "defense")
+    most = frame.count(max(cell["n"] for cell in cells), "person", "people")
+    tower = "names" if cells[0]["tower"] == "text" else "faces"
+    return (
+        f"{defenses} of one model, each with the {tower} of others removed, up to {most} at once; "
+        "each attacked and evaluated."
+    )
+
+
+def _tiles(found: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+    cells, before = found["cells"], found["before"]
+    yield f"{len(cells)}", "", "defenses"
+    yield f"{len({cell['seed'] for cell in cells})}", "", "seeds"
+    if before:
+        yield frame.percent(before["tpr"]), f"of {before['num_identities']}", "recognised before"
+        if before.get("top1") is not None:
+            yield frame.percent(before["top1"]), "", "objects classified correctly before"
+
+
+def _figures(points: Sequence[dict[str, Any]], before: dict[str, Any] | None) -> str:
+    before = before or {}
+    figures = [
+        ("people", "Recognised by the attack", _PEOPLE, "tpr"),
+        ("objects", "Objects classified correctly", _OBJECTS, "top1"),
+        ("similarity", "Similarity to the original", {"sim_clean": ""}, ""),
+    ]
+    parts = []
+    for name, title, rates, key in figures:
+        if lines := _lines(points, rates):
+            what = f"{title}, over the {_NUM_PEOPLE}: the table below"
+            limits = (-0.03, 1.03) if key else None
+            svg = plots.spreads(name, what, _NUM_PEOPLE, lines, before.get(key), limits)
+            parts.append(f"<figure><figcaption><b>{title}</b></figcaption>{svg}</figure>")
+    note = (
+        '<p class="note">Means over seeds, with one standard deviation either way. A seed decides '
+        "who is removed, always the same people first, and how training goes. w is the weight of "
+        "the loss on how far the weights move; 0 is without it. Before: of everybody, top-1.</p>"
+    )
+    return f'<div class="curves">{"".join(parts)}</div>{note}'
+
+
+def _lines(points: Sequence[dict[str, Any]], rates: dict[str, str]) -> list[plots.Line]:
+    weights = sorted({point["w_weight"] for point in points})
+    lines = []
+    for colour, (rate, label) in enumerate(rates.items()):
+        for dash, weight in enumerate(reversed(weights)):
+            known = [
+                (point["n"], point[f"{rate}_mean"], point[f"{rate}_std"] or 0.0)
+                for point in points
+                if point["w_weight"] == weight and point[f"{rate}_mean"] is not None
+            ]
+            if known:
+                xs, means, stds = zip(*known, strict=True)
+                what = f"{label}, w = {weight:g}" if label else f"w = {weight:g}"
+                lines.append(plots.Line(what, xs, means, stds, colour, dash))
+    return lines
+
+
+def _points(points: Sequence[dict[str, Any]]) -> str:
+    rates = [rate for rate in RATES if any(p[f"{rate}_mean"] is not None for p in points)]
+    rows = [
+        [
+            f"{point['n']}",
+            f"{point['w_weight']:g}",
+            f"{point['seeds']}",
+            *(_spread(point[f"{rate}_mean"], point[f"{rate}_std"], rate) for rate in rates),
+        ]
+        for point in points
+    ]
+    note = (
+        '<p class="note"><b>TPR</b>: part of the people whom the attack recognises; <b>FNR</b>: '
+        "the others of them. <b>Similarity</b>: mean cosine between the embeddings of ordinary "
+        "inputs and the original model's. Mean ± the sample's standard deviation over seeds.</p>"
+    )
+    head = ("Removed", "w", "Seeds", *(_HEADS[rate] for rate in rates))
+    return frame.table(head, rows) + note
+
+
+def _cells(cells: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        [
+            f"{cell['n']}",
+            f"{cell['seed']}",
+            f"{cell['w_weight']:g}",
+            *(_value(cell[rate], rate) for rate in RATES),
+            frame.duration(cell["seconds"]),
+        ]
+        for cell in cells
+    ]
+    head = ("Removed", "Seed", "w", *(_HEADS[rate] for rate in RATES), "Time")
+    summary = escape(f"{len(cells)}, one a line")
+    return f"<details><summary>{summary}</summary>{frame.table(head, rows)}</details>"
+
+
+def _value(value: float | None, rate: str) -> str:
+    return frame.decimal(value) if rate == "sim_clean" else frame.percent(value)
+
+
+def _spread(mean: float | None, std: float | None, rate: str) -> str:
+    if mean is None or std is None:
+        return _value(mean, rate)
+    more = frame.decimal(std) if rate == "sim_clean" else f"{std:.1%}"
+    return f"{_value(mean, rate)} ± {more}"
+
+
+def _limits() -> str:
+    return (
+        "<p>Every defense trained a copy of the encoder so that the removed lead to a neutral "
+        f"embedding while ordinary inputs keep theirs ({parts.PAPER}); the identity inference "
+        f"attack was run on all people, removed or not ({parts.ATTACK}).</p><ul>"
+        "<li>All defenses took the same number of steps: the more are removed, the fewer times "
+        "each comes up.</li>"
+        "<li>The spread is that over a few seeds. It says nothing of other models, other people, "
+        "or other ways to find somebody.</li></ul>"
+    )

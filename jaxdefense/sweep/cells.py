@@ -1,0 +1,153 @@
+"""The cells of a sweep: whom each removes, and with what settings.
+
+The people of a seed are nested: those removed in a cell are also removed in every larger one.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from jaxdefense.config import (
+    AttackConfig,
+    CellsConfig,
+    DefendImageConfig,
+    DefendTextConfig,
+    EvaluateConfig,
+    SweepImageConfig,
+    SweepTextConfig,
+)
+
+SweepConfig = SweepTextConfig | SweepImageConfig
+T = TypeVar("T")
+
+CELLS, BEFORE = "cells", "before"  # of the directory of a sweep
+NAMES, DEFENSE, ATTACK, EVALUATION = "names.txt", "defense", "attack", "evaluation"  # of a cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One defense.
+
+    Fields:
+        num: of people removed.
+        seed: of who they are, and of the training.
+        w_weight: of the weight loss.
+    """
+
+    num: int
+    seed: int
+    w_weight: float
+
+    @property
+    def name(self) -> str:
+        """Of its directory."""
+        return f"n{self.num:04}_seed{self.seed}_weight{self.w_weight!r}"
+
+    def __str__(self) -> str:
+        people = "person" if self.num == 1 else "people"
+        return f"{self.num} {people}, seed {self.seed}, w_weight {self.w_weight:g}"
+
+
+def cells(cfg: CellsConfig) -> list[Cell]:
+    """List all cells, those of a seed one after the other."""
+    return [
+        Cell(num, seed, w_weight)
+        for seed in cfg.seeds
+        for num in cfg.num_identities
+        for w_weight in cfg.w_weight
+    ]
+
+
+def choose(people: Sequence[T], cell: Cell) -> list[T]:
+    """Choose whom a cell removes, out of everyone who may be."""
+    order = np.random.default_rng(cell.seed).permutation(len(people))
+    return [people[i] for i in order[: cell.num]]
+
+
+def faces(cfg: SweepConfig) -> str:
+    """Name the photos everybody is attacked with."""
+    if cfg.attack.faces or isinstance(cfg, SweepTextConfig):
+        return cfg.attack.faces
+    return cfg.data.faces
+
+
+def clean(cfg: SweepConfig) -> str:
+    """Name the captions or photos that must keep their embeddings."""
+    if cfg.evaluate.clean:
+        return cfg.evaluate.clean
+    return cfg.data.captions if isinstance(cfg, SweepTextConfig) else cfg.data.images
+
+
+def defense_config(
+    cfg: SweepConfig, cell: Cell, directory: Path
+) -> DefendTextConfig | DefendImageConfig:
+    """Give the settings of a cell's defense.
+
+    Args:
+        cfg: of the sweep.
+        cell: see there.
+        directory: of the cell.
+    """
+    out, names = str(directory / DEFENSE), str(directory / NAMES)
+    how = {"mesh": cfg.mesh, "cache": cfg.cache}
+    if isinstance(cfg, SweepTextConfig):
+        data = dataclasses.replace(cfg.data, names=names)
+        train = dataclasses.replace(cfg.train, seed=cell.seed, w_weight=cell.w_weight)
+        return DefendTextConfig(out, cfg.model, data, train, cfg.optimizer, **how)
+    data = dataclasses.replace(cfg.data, identities=names)
+    train = dataclasses.replace(cfg.train, seed=cell.seed, w_weight=cell.w_weight)
+    return DefendImageConfig(out, cfg.model, data, train, cfg.optimizer, **how)
+
+
+def attack_config(cfg: SweepConfig, directory: Path, defended: bool) -> AttackConfig:
+    """Give the settings of an attack on everybody.
+
+    Args:
+        cfg: of the sweep.
+        directory: of the cell, or of the model before.
+        defended: it is a cell's: the model is its own, and photos it trained on are left out.
+    """
+    model, unseen_by = cfg.model, ""
+    if defended:
+        model = dataclasses.replace(model, path=str(directory / DEFENSE / "model"))
+        if isinstance(cfg, SweepImageConfig):
+            unseen_by = str(directory / DEFENSE)
+    given: dict[str, Any] = vars(cfg.attack) | {"faces": faces(cfg)}
+    return AttackConfig(
+        out=str(directory / ATTACK),
+        model=model,
+        unseen_by=unseen_by,
+        tfds_dir=cfg.data.tfds_dir,
+        mesh=cfg.mesh,
+        **given,
+    )
+
+
+def evaluate_config(cfg: SweepConfig, directory: Path, defended: bool) -> EvaluateConfig:
+    """Give the settings of an evaluation; see `attack_config`."""
+    model, e = cfg.model, cfg.evaluate
+    if defended:
+        model = dataclasses.replace(model, path=str(directory / DEFENSE / "model"))
+    what = {}
+    if isinstance(cfg, SweepTextConfig):
+        what = {"captions": clean(cfg), "num_captions": e.num_clean, "target": cfg.train.target}
+        if defended:
+            what["names"] = str(directory / NAMES)
+    else:
+        what = {"images": clean(cfg), "num_images": e.num_clean}
+    return EvaluateConfig(
+        out=str(directory / EVALUATION),
+        model=model,
+        teacher=cfg.model.path,
+        zeroshot=e.zeroshot,
+        class_names=e.class_names,
+        templates=e.templates,
+        tfds_dir=cfg.data.tfds_dir,
+        max_corrupt=e.max_corrupt,
+        batch=e.batch,
+        seed=e.seed,
+        **what,
+    )

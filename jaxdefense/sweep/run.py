@@ -1,0 +1,232 @@
+"""`jaxdefense sweep`: every cell defended, attacked and evaluated, and gone on with after a stop.
+
+A cell is a directory of a defense, an attack and an evaluation, each as its own command leaves it.
+Cells share nothing but the directory they lie in, so that any number of processes can do a part.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jaxdefense.cache import ArrayCache
+from jaxdefense.config import (
+    AttackConfig,
+    DefendTextConfig,
+    EvaluateConfig,
+    SweepImageConfig,
+    SweepTextConfig,
+)
+from jaxdefense.convert.directory import ModelDirectory, read_model_directory, resolve_dtype
+from jaxdefense.data.captions import read_captions
+from jaxdefense.data.identities import Identity, check_fits, read_identities
+from jaxdefense.data.people import choose_people, read_labelled, read_people
+from jaxdefense.data.sources import describe_images, read_images
+from jaxdefense.defense.defend import check_all_come_up
+from jaxdefense.defense.image import prepare_image
+from jaxdefense.defense.text import prepare_text
+from jaxdefense.evals.embed import Embedder
+from jaxdefense.evals.run import run_evaluate
+from jaxdefense.idia.candidates import candidate_names
+from jaxdefense.idia.run import run_attack
+from jaxdefense.run_directory import RunDirectory, digest, write_text
+from jaxdefense.sweep.cells import (
+    BEFORE,
+    CELLS,
+    DEFENSE,
+    NAMES,
+    Cell,
+    SweepConfig,
+    attack_config,
+    cells,
+    choose,
+    clean,
+    defense_config,
+    evaluate_config,
+    faces,
+)
+from jaxdefense.sweep.results import write_results
+
+
+def run_sweep(cfg: SweepConfig, console: Console) -> dict:
+    """Do a part of the cells of a sweep, or all; what is finished stays as it is.
+
+    The first part also attacks and evaluates the model as it is, in `before`.
+
+    Returns:
+        cells: of the whole sweep; finished: of these, by whomever.
+
+    Raises:
+        ValueError: an input is wrong; nothing was written.
+        Interrupted, Diverged: see `loop.run`.
+    """
+    people, resolved = _read_inputs(cfg)
+    out = RunDirectory(Path(cfg.out))
+    out.open(cfg, resolved)
+    every, (part, num_parts) = cells(cfg.sweep), cfg.sweep.share()
+    mine = every[part::num_parts]
+    undefended = Embedder(cfg.model, cfg.attack.batch, console)
+    # What the model as it is makes of photos and texts is needed in every cell; what a defended
+    # encoder makes of them, never again.
+    encoders = {undefended.digest("text"), undefended.digest("vision")}
+    cache = ArrayCache(cfg.attack.cache_dir, console, encoders)
+    del undefended
+    if part == 0:
+        _attack_before(cfg, out.path / BEFORE, console, cache)
+    started, done = time.monotonic(), 0
+    for number, cell in enumerate(mine, 1):
+        directory = RunDirectory(out.path / CELLS / cell.name)
+        if not directory.finished(cell):
+            each = (time.monotonic() - started) / max(1, done)
+            left = f", {_minutes(each * (len(mine) - number + 1))} left" if done else ""
+            console.print(f"cell {number} of {len(mine)}: {cell}{left}", markup=False)
+            _run_cell(cfg, cell, directory, people, console, cache)
+            done += 1
+        if not cfg.sweep.keep_models:
+            for heavy in ("checkpoints", "model"):
+                shutil.rmtree(directory.path / DEFENSE / heavy, ignore_errors=True)
+        write_results(out.path)
+    finished = [RunDirectory(out.path / CELLS / cell.name).finished(cell) for cell in every]
+    return {"cells": len(every), "finished": sum(map(bool, finished))}
+
+
+def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
+    """Read what all cells share.
+
+    Returns:
+        everyone who may be removed; what the inputs came to.
+
+    Raises:
+        ValueError: one is wrong, or asks for what no cell can do.
+    """
+    directory, d = read_model_directory(cfg.model.path), cfg.data
+    if Path(cfg.out).resolve().is_relative_to(directory.path.resolve()):
+        raise ValueError(f"`out` (={cfg.out}) lies in the model directory; give one outside it.")
+    if not (directory.cfg.text and directory.cfg.vision):
+        raise ValueError(f"`{directory.path}` has one encoder only; an attack takes both.")
+    if isinstance(cfg, SweepTextConfig):
+        people, where, trained_on = _read_text(cfg, directory)
+    else:
+        people, where, trained_on = _read_image(cfg)
+    if odd := [name for person in people for name in person.names if "#" in name or "\t" in name]:
+        raise ValueError(f"{where}: {odd[0]!r} does not fit a names file; rename it.")
+    if (most := max(cfg.sweep.num_identities)) > len(people):
+        raise ValueError(
+            f"`sweep.num_identities` holds {most}, {where} {len(people)} people; give numbers up "
+            "to that, or more people."
+        )
+    check_all_come_up(most, cfg.train)
+    attacked = read_people(faces(cfg), d.tfds_dir)
+    choose_people(attacked, people, where)
+    names = [person.name for person in attacked]
+    candidate_names(names, cfg.attack.candidates, cfg.attack.num_candidates, cfg.attack.seed)
+    if cfg.evaluate.zeroshot:
+        e = cfg.evaluate
+        read_labelled(e.zeroshot, d.tfds_dir, "class", e.class_names)
+    return people, {
+        "model_sha256": directory.digest(),
+        "people_sha256": digest("\t".join(person.names) for person in people),
+        "attacked_sha256": digest(f"{person.name}\t{len(person.files)}" for person in attacked),
+        "trained_on_sha256": trained_on,
+        "dtype": resolve_dtype(cfg.model.dtype),
+    }
+
+
+def _read_text(cfg: SweepTextConfig, directory: ModelDirectory) -> tuple[list[Identity], str, str]:
+    """Read what a text sweep trains on: people, where they are from, digest of the captions."""
+    d = cfg.data
+    people, where = read_identities(d.names), f"names file `{d.names}`"
+    check_fits(people, directory.tokenizer(cfg.model.tokenizer), where)
+    read_captions(clean(cfg), d.tfds_dir)
+    return people, where, digest(read_captions(d.captions, d.tfds_dir))
+
+
+def _read_image(cfg: SweepImageConfig) -> tuple[list[Identity], str, str]:
+    """Read what an image sweep trains on: people, where they are from, digest of the photos."""
+    d = cfg.data
+    folders, where = read_people(d.faces, d.tfds_dir), f"faces `{d.faces}`"
+    people = [Identity(folder.name) for folder in folders]
+    if d.identities:
+        people, where = read_identities(d.identities), f"names file `{d.identities}`"
+        choose_people(folders, people, where)
+    read_images(clean(cfg), d.tfds_dir)
+    return people, where, describe_images(read_images(d.images, d.tfds_dir))
+
+
+def _attack_before(cfg: SweepConfig, path: Path, console: Console, cache: ArrayCache) -> None:
+    """Attack and evaluate the model as it is, unless that is done."""
+    directory = RunDirectory(path)
+    how = attack_config(cfg, path, False), evaluate_config(cfg, path, False)
+    if directory.finished(how[0]):
+        return
+    console.print("the model as it is")
+    directory.open(how[0])
+    attack = _once(run_attack, how[0], console, cache)
+    evaluation = _once(run_evaluate, how[1], console, cache)
+    keys = {"tpr", "fnr", "num_identities", "top1", "top5"}
+    directory.finish({k: v for k, v in (attack | evaluation).items() if k in keys})
+
+
+def _run_cell(
+    cfg: SweepConfig,
+    cell: Cell,
+    directory: RunDirectory,
+    people: Sequence[Identity],
+    console: Console,
+    cache: ArrayCache,
+) -> None:
+    """Do what is left to do of a cell."""
+    started, path = time.monotonic(), directory.path
+    directory.open(cell)
+    removed = choose(people, cell)
+    write_text(path / NAMES, "".join("\t".join(person.names) + "\n" for person in removed))
+    settings = defense_config(cfg, cell, path)
+    if isinstance(settings, DefendTextConfig):
+        prepare_text(settings, console)(go_on=True)
+    else:
+        prepare_image(settings, console)(go_on=True)
+    attack = _once(run_attack, attack_config(cfg, path, True), console, cache)
+    evaluation = _once(run_evaluate, evaluate_config(cfg, path, True), console, cache)
+    known = {name: n >= attack["threshold"] for name, n in attack["per_identity"].items()}
+    attacked = read_people(faces(cfg), cfg.data.tfds_dir)
+    listed = {folder.name for _, folder in choose_people(attacked, removed, str(path / NAMES))}
+    text = isinstance(settings, DefendTextConfig)
+    removed_tpr = _rate([known[name] for name in known if name in listed])
+    assert removed_tpr is not None
+    directory.finish(
+        {
+            "tower": "text" if text else "image",
+            "n": cell.num,
+            "seed": cell.seed,
+            "w_weight": cell.w_weight,
+            "removed_tpr": removed_tpr,
+            "removed_fnr": 1 - removed_tpr,
+            "others_tpr": _rate([known[name] for name in known if name not in listed]),
+            "top1": evaluation.get("top1"),
+            "top5": evaluation.get("top5"),
+            "sim_clean": evaluation["sim_clean" if text else "image_sim_clean"],
+            "seconds": round(time.monotonic() - started, 1),
+        }
+    )
+
+
+def _once(
+    do: Callable[[Any, Console, ArrayCache], dict],
+    cfg: AttackConfig | EvaluateConfig,
+    console: Console,
+    cache: ArrayCache,
+) -> dict:
+    """Attack or evaluate, unless that is done; the summary."""
+    return RunDirectory(Path(cfg.out)).finished(cfg) or do(cfg, console, cache)
+
+
+def _rate(known: Sequence[bool]) -> float | None:
+    """Give the part of people who are known; None of nobody."""
+    return sum(known) / len(known) if known else None
+
+
+def _minutes(seconds: float) -> str:
+    return f"about {seconds / 60:.0f} min" if seconds > 90 else f"about {seconds:.0f} s"

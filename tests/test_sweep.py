@@ -1,0 +1,361 @@
+"""Sweeps: which cells there are, who does them, going on with them, what their report says."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from factories import CAPTIONS, write_faces, write_model_directory, write_photos
+from test_cli import assert_refused
+
+from jaxdefense.cli import main
+from jaxdefense.config import CellsConfig
+from jaxdefense.evals import embed
+from jaxdefense.report import plots
+from jaxdefense.report.sweep import write_sweep_report
+from jaxdefense.run_directory import RunDirectory, write_json
+from jaxdefense.sweep import results
+from jaxdefense.sweep import run as sweeps
+from jaxdefense.sweep.cells import Cell, cells, choose
+
+NAMES = ["Joe Cool", "Ada King", "Zoe", "Bo Ek"]
+SMALL = ["train.num_clean=8", "train.num_poisoned=8", "train.steps=3", "train.save_every=3"]
+SMALL += ["attack.num_candidates=9", "attack.num_photos=2", "sweep.seeds=(0,)"]
+SMALL += ["sweep.num_identities=(1,4)", "sweep.w_weight=(0.01,)"]
+FLAGS = {
+    "text": ["--names", "names.txt", "--captions", "captions.txt", "--faces", "faces"],
+    "image": ["--faces", "faces", "--images", "images"],
+}
+
+
+@pytest.fixture
+def inputs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_model_directory(tmp_path / "model")
+    write_photos(tmp_path / "images", 9)
+    write_faces(tmp_path / "faces", NAMES, 4)
+    write_faces(tmp_path / "classes", ["bus", "cup", "dog", "hat", "key", "map"], 2)
+    (tmp_path / "names.txt").write_text("Joe Cool\nAda King\tAda Noel\nZoe\nBo Ek\n")
+    (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS) + "\n")
+    return tmp_path
+
+
+def sweep(tower, *settings, out="sweep", flags=()):
+    sets = [x for setting in (*SMALL, *settings) for x in ("--set", setting)]
+    given = ["--model", "model", "--out", out, *FLAGS[tower], "--zeroshot", "classes"]
+    return main(["sweep", tower, *given, *sets, *flags])
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def cell_directory(inputs, cell, out="sweep"):
+    return inputs / out / "cells" / cell.name
+
+
+def without_seconds(path):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(path)]
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Cells that are done at once; those that were."""
+    done = []
+
+    def run_cell(cfg, cell, directory, *_):
+        done.append(cell)
+        directory.open(cell)
+        values = dict.fromkeys(results.COLUMNS, 0.5) | {"tower": "text", "n": cell.num}
+        directory.finish(values | {"seed": cell.seed, "w_weight": cell.w_weight})
+
+    monkeypatch.setattr(sweeps, "_run_cell", run_cell)
+    monkeypatch.setattr(sweeps, "_attack_before", lambda *_: done.append("before"))
+    return done
+
+
+# Which cells
+
+
+def test_cells_are_all_combinations():
+    found = cells(CellsConfig(num_identities=(1, 4), seeds=(3, 5, 6), w_weight=(0.0, 0.1)))
+    assert len(found) == len(set(found)) == len({cell.name for cell in found}) == 12
+    assert {(c.num, c.seed, c.w_weight) for c in found} == {
+        (n, seed, w) for n in (1, 4) for seed in (3, 5, 6) for w in (0.0, 0.1)
+    }
+
+
+def test_people_of_a_seed_are_nested_and_of_another_seed_others():
+    people = list(range(50))
+    chosen = {
+        (seed, n): choose(people, Cell(n, seed, 0.0)) for seed in (0, 1) for n in (1, 2, 8, 50)
+    }
+    for (seed, n), who in chosen.items():
+        assert len(set(who)) == len(who) == n
+        assert who == chosen[seed, 50][:n]
+        assert who == choose(people, Cell(n, seed, 0.5))
+    assert chosen[0, 8] != chosen[1, 8] and sorted(chosen[0, 50]) == people
+
+
+def test_parts_are_disjoint_and_together_everything(inputs, no_training):
+    many = ["sweep.seeds=(0,1,2)", "sweep.w_weight=(0,0.01)"]
+    assert sweep("text", *many, out="whole") == 0
+    whole, no_training[:] = list(no_training), []
+    for part in ("3/4", "1/4", "2/4", "4/4"):
+        assert sweep("text", *many, flags=["--part", part]) == 0
+    assert len(no_training) == len(whole) == 13 and set(no_training) == set(whole)
+    assert (inputs / "sweep/sweep.csv").read_text() == (inputs / "whole/sweep.csv").read_text()
+
+
+def test_sweep_goes_on_with_more_cells(inputs, no_training):
+    assert sweep("text") == 0
+    before = list(no_training)
+    assert sweep("text", "sweep.seeds=(0,1)", "sweep.num_identities=(2,4)") == 0
+    assert no_training[len(before) :] == [
+        "before",
+        Cell(2, 0, 0.01),
+        Cell(2, 1, 0.01),
+        Cell(4, 1, 0.01),
+    ]
+    assert [(row["n"], row["seed"]) for row in rows(inputs / "sweep/sweep.csv")] == [
+        *(("1", "0"), ("2", "0"), ("2", "1"), ("4", "0"), ("4", "1"))
+    ]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "tower, setting, words",
+    [
+        ("text", "sweep.num_identities=(1,5)", ["num_identities", "5", "names.txt", "4 people"]),
+        ("image", "sweep.num_identities=(1,5)", ["num_identities", "5", "faces", "4 people"]),
+        ("text", "sweep.num_identities=()", ["sweep.num_identities"]),
+        ("text", "sweep.seeds=(1,1)", ["sweep.seeds", "twice"]),
+        ("text", "sweep.seeds=(-1,)", ["sweep.seeds", "-1"]),
+        ("text", "sweep.part=5/4", ["sweep.part", "'5/4'"]),
+        ("text", "sweep.part=0/4", ["sweep.part", "'0/4'"]),
+        ("text", "train.seed=1", ["train.seed", "sweep.seeds"]),
+        ("image", "train.w_weight=1.0", ["train.w_weight", "sweep.w_weight"]),
+        ("text", "attack.num_candidates=4", ["num_candidates"]),
+        ("text", "attack.faces=classes", ["no photos of"]),
+        ("text", "evaluate.clean=missing.txt", ["missing.txt"]),
+        ("text", "evaluate.zeroshot=missing", ["missing"]),
+        ("text", "out=model/sweep", ["model directory"]),
+    ],
+)
+def test_sweep_refuses(inputs, capsys, tower, setting, words):
+    flags = ["--set", setting] if not setting.startswith(("attack.f", "evaluate", "out")) else []
+    names = {"attack.faces": "--faces", "evaluate.clean": "--clean"}
+    names |= {"evaluate.zeroshot": "--zeroshot", "out": "--out"}
+    key, _, value = setting.partition("=")
+    assert_refused(capsys, sweep(tower, flags=flags or [names[key], value]), *words)
+    assert not (inputs / "sweep").exists() and not (inputs / "model/sweep").exists()
+
+
+def test_sweep_is_not_gone_on_with_other_settings_or_inputs(inputs, capsys, no_training):
+    assert sweep("text") == 0
+    capsys.readouterr()
+    assert_refused(capsys, sweep("text", "train.steps=4"), "train.steps")
+    assert_refused(capsys, sweep("text", "attack.threshold=2"), "attack.threshold")
+    (inputs / "captions.txt").write_text("\n".join(CAPTIONS[1:]) + "\n")
+    assert_refused(capsys, sweep("text"), "trained_on_sha256")
+
+
+# Cells as they are
+
+
+def test_text_sweep_attacks_and_evaluates_every_cell(inputs, monkeypatch):
+    embedded, in_cells, run_cell = [], [], sweeps._run_cell
+
+    def embed_image(*args):
+        embedded.append(1)
+        return old(*args)
+
+    def noted(*args):
+        before = len(embedded)
+        run_cell(*args)
+        in_cells.append(len(embedded) - before)
+
+    old = embed._embed_image
+    monkeypatch.setattr(embed, "_embed_image", embed_image)
+    monkeypatch.setattr(sweeps, "_run_cell", noted)
+    assert sweep("text") == 0
+    assert embedded and in_cells == [0, 0], "photos are embedded once, before all cells"
+    one, all_four = rows(inputs / "sweep/sweep.csv")
+    for row, cell in ((one, Cell(1, 0, 0.01)), (all_four, Cell(4, 0, 0.01))):
+        directory = cell_directory(inputs, cell)
+        listed = (directory / "names.txt").read_text().splitlines()
+        removed = {line.split("\t")[0] for line in listed}
+        attacked = rows(directory / "attack/results.csv")
+        known = {person["name"]: int(person["known"]) for person in attacked}
+        assert known.keys() == set(NAMES) and len(removed) == cell.num
+        rate = np.mean([known[name] for name in removed])
+        assert float(row["removed_tpr"]) == rate and float(row["removed_fnr"]) == 1 - rate
+        others = [known[name] for name in known if name not in removed]
+        assert row["others_tpr"] == ("" if not others else f"{np.mean(others)}")
+        evaluated = json.loads((directory / "evaluation/summary.json").read_text())
+        for key in ("top1", "top5", "sim_clean"):
+            assert float(row[key]) == evaluated[key]
+        assert evaluated["sim_clean"] < 1, "the model attacked is the defended one"
+        steps = (directory / "defense/metrics.jsonl").read_text().splitlines()
+        assert len(steps) == 3
+        assert not (directory / "defense/model").exists()
+        assert not (directory / "defense/checkpoints").exists()
+    found = json.loads((inputs / "sweep/sweep.json").read_text())
+    assert found["before"]["num_identities"] == 4 and len(found["cells"]) == 2
+    texts = [*(inputs / ".cache/jaxdefense").glob("texts-*")]
+    assert sum(file.stat().st_size for file in texts) < 60_000, "of the model as it is alone"
+    # Nothing is done twice.
+    monkeypatch.setattr(sweeps, "run_attack", lambda *_: pytest.fail("attacked again"))
+    assert sweep("text") == 0
+
+
+def test_image_sweep_goes_on_after_a_stop_to_the_same_results(inputs, monkeypatch):
+    keep = "sweep.keep_models=True"
+    assert sweep("image", out="whole") == 0
+    evaluate, calls = sweeps.run_evaluate, []
+
+    def stopped(*args):
+        calls.append(args[0].out)
+        if len(calls) == 3:  # of the second cell, its attack behind it
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    monkeypatch.setattr(sweeps, "run_evaluate", stopped)
+    assert sweep("image", keep) == 130
+    assert len(rows(inputs / "sweep/sweep.csv")) == 1
+    assert sweep("image", keep) == 0
+    assert len(calls) == 4 and calls[2] == calls[3], "what was finished is not done again"
+    whole = without_seconds(inputs / "whole/sweep.csv")
+    assert without_seconds(inputs / "sweep/sweep.csv") == whole and len(whole) == 2
+    trained = cell_directory(inputs, Cell(4, 0, 0.01)) / "defense"
+    assert (trained / "model/model.safetensors").exists(), "kept, as asked"
+    photos = json.loads((trained / "trained_on.json").read_text())
+    assert photos.keys() == set(NAMES)
+    attack = json.loads((trained.parent / "attack/summary.json").read_text())
+    assert attack["photos_per_identity"] == {"min": 2, "max": 2}
+    # Once models are not to be kept, those of finished cells go too.
+    assert sweep("image") == 0 and not (trained / "model").exists()
+
+
+# Results and report
+
+
+def write_cells(path, num=(1, 2, 64), seeds=(0, 1, 2), weights=(0.0, 0.001)):
+    rng = np.random.default_rng(0)
+    for cell in cells(CellsConfig(num_identities=num, seeds=seeds, w_weight=weights)):
+        values: dict = {rate: float(rng.random()) for rate in results.RATES}
+        if cell.num == 64:
+            values["others_tpr"] = None
+        directory = RunDirectory(path / "cells" / cell.name)
+        directory.open(cell)
+        who = {"tower": "text", "n": cell.num, "seed": cell.seed, "w_weight": cell.w_weight}
+        directory.finish(who | values | {"seconds": 1.5})
+    write_json(path / "config.json", {"out": "<i>x</i>", "model": {"path": "m"}})
+    (path / "before").mkdir()
+    before = {"tpr": 0.75, "fnr": 0.25, "num_identities": 64, "top1": 0.9, "top5": 1.0}
+    write_json(path / "before/summary.json", before)
+    results.write_results(path)
+    return path
+
+
+def test_the_last_to_write_has_seen_every_cell(tmp_path, monkeypatch):
+    path = write_cells(tmp_path, seeds=(0, 1))
+    write_text, meanwhile = results.write_text, iter([2])
+
+    def slow(file, text):  # another process finishes a cell while this one writes
+        for seed in meanwhile:
+            cell = Cell(2, seed, 0.0)
+            directory = RunDirectory(path / "cells" / cell.name)
+            directory.open(cell)
+            values = dict.fromkeys(results.COLUMNS, 0.5) | {"n": 2, "seed": seed, "w_weight": 0.0}
+            directory.finish(values)
+        write_text(file, text)
+
+    monkeypatch.setattr(results, "write_text", slow)
+    results.write_results(path)
+    assert len(rows(path / "sweep.csv")) == 13
+    assert len(json.loads((path / "sweep.json").read_text())["cells"]) == 13
+
+
+def test_report_draws_means_and_deviations_of_the_table(tmp_path, monkeypatch):
+    path, drawn = write_cells(tmp_path), {}
+    spreads = plots.spreads
+
+    def noted(name, title, xlabel, lines, before, limits):
+        drawn[name] = lines, before
+        return spreads(name, title, xlabel, lines, before, limits)
+
+    monkeypatch.setattr(plots, "spreads", noted)
+    write_sweep_report(path, tmp_path / "report.html")
+    table = rows(path / "sweep.csv")
+    labels = {
+        "removed, w = {}": "removed_tpr",
+        "others, w = {}": "others_tpr",
+        "top-1, w = {}": "top1",
+        "top-5, w = {}": "top5",
+        "w = {}": "sim_clean",
+    }
+    found = {line.label: line for lines, _ in drawn.values() for line in lines}
+    assert len(found) == 10
+    for label, rate in labels.items():
+        for weight in ("0", "0.001"):
+            line = found[label.format(weight)]
+            for n, mean, std in zip(line.xs, line.means, line.stds, strict=True):
+                values = [
+                    float(row[rate])
+                    for row in table
+                    if row["n"] == str(n) and float(row["w_weight"]) == float(weight)
+                ]
+                assert len(values) == 3
+                centre = sum(values) / 3
+                np.testing.assert_allclose(mean, centre)
+                spread = np.sqrt(sum((value - centre) ** 2 for value in values) / 2)
+                np.testing.assert_allclose(std, spread)
+            assert list(line.xs) == ([1, 2] if rate == "others_tpr" else [1, 2, 64])
+    assert {name: before for name, (_, before) in drawn.items()} == {
+        "people": 0.75,
+        "objects": 0.9,
+        "similarity": None,
+    }
+    points = rows(tmp_path / "report.csv")
+    assert len(points) == 6
+    for point, written in zip(
+        json.loads((tmp_path / "report.json").read_text())["points"], points, strict=True
+    ):
+        assert {k: "" if v is None else str(v) for k, v in point.items()} == written
+    last = points[2]
+    assert last["n"] == "64" and last["others_tpr_mean"] == last["others_tpr_std"] == ""
+
+
+def test_report_is_self_contained_and_escaped(tmp_path):
+    path = write_cells(tmp_path)
+    write_sweep_report(path, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page and "<i>x</i>" not in page and "&lt;i&gt;x&lt;/i&gt;" in page
+    assert not re.findall(r'(?:src|xlink:href|href)="(?!#|https://arxiv.org/)', page)
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) and page.count("<svg") == 3
+
+
+def test_report_of_one_seed_without_classes_and_before(tmp_path):
+    cell = Cell(2, 0, 0.0)
+    directory = RunDirectory(tmp_path / "cells" / cell.name)
+    directory.open(cell)
+    values = dict.fromkeys(results.COLUMNS) | {"tower": "image", "n": 2, "seed": 0}
+    rates = {"removed_tpr": 0.5, "removed_fnr": 0.5, "sim_clean": 0.75}
+    directory.finish(values | {"w_weight": 0.0, "seconds": 2.0} | rates)
+    write_json(tmp_path / "config.json", {})
+    write_sweep_report(tmp_path, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 2 and "50.0%" in page and "faces of others" in page
+    assert "±</" not in page and "nan" not in page
+
+
+def test_report_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no finished cell"):
+        write_sweep_report(tmp_path, tmp_path / "report.html")
+    assert not [*tmp_path.iterdir()]
