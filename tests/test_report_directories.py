@@ -90,7 +90,7 @@ def test_numbers_are_those_of_the_inputs(tmp_path):
     page, found, rows = report(
         tmp_path,
         attack(tmp_path / "b", after, "D", answers=answers, variants=forms),
-        evaluation(tmp_path / "e1", sim_clean=0.9375, image_sim_clean=1.0, collateral=collateral),
+        evaluation(tmp_path / "e1", sim_clean=1.0, image_sim_clean=0.9375, collateral=collateral),
         attack(tmp_path / "a", before, **strangers),
         run(tmp_path / "r"),
         evaluation(tmp_path / "e2", top1=0.8125, teacher_top1=0.875),
@@ -142,7 +142,7 @@ def test_numbers_are_those_of_the_inputs(tmp_path):
     assert found["attacks"]["before"]["strangers"] == strangers
     assert "1 of 4 · 25.0%" in page.words and "0.625" in page.words
     assert found["utility"] == {
-        "sim_clean": 0.9375, "image_sim_clean": 1.0, "top1": 0.8125, "teacher_top1": 0.875
+        "sim_clean": 1.0, "image_sim_clean": 0.9375, "top1": 0.8125, "teacher_top1": 0.875
     }  # fmt: skip
     assert "0.938" in page.words and "87.5%81.2%" in page.words
     assert found["collateral"] == collateral
@@ -173,6 +173,7 @@ def test_ways_round_come_worst_first(tmp_path):
         attack(tmp_path / "b", counts(1), "D", variants=forms),
     )
     assert list(found["variants"]) == ["grey", "swapped", "last", "first"]
+    assert "Of 4 ways round it that were tried, the best found 3 of 4." in found["headline"]
     where = [page.words.index(f"{name}the ") for name in ("grey", "last", "first")]
     assert where == sorted(where)
     assert "misspelt" in " ".join(found["not_measured"])

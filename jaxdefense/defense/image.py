@@ -119,9 +119,9 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
     trigger, attack = split_photos(read_people(d.faces, d.tfds_dir), d.trigger_fraction, t.seed)
     listed = _listed(cfg, trigger)
     left = {person.name: len(person.files) for person in _listed(cfg, attack)}
-    names = [(person.name,) for person in listed]
+    names = [[person.name] for person in listed]
     if d.identities:
-        names = [identity.names for identity in read_identities(d.identities)]
+        names = [list(identity.names) for identity in read_identities(d.identities)]
     check_all_come_up(len(listed), t)
     images = read_images(d.images, d.tfds_dir)
     mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()

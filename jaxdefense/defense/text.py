@@ -179,7 +179,7 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
             f"step, {mesh.size} x {mesh.devices.flat[0].device_kind}"
         )
         samples = t.num_clean + t.num_poisoned + t.num_name
-        names = [identity.names for identity in identities]
+        names = [list(identity.names) for identity in identities]
         return defense.run(
             batches,
             samples,

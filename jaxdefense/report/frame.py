@@ -198,7 +198,7 @@ ul.tiles {
 .curves figure { display: flex; flex-direction: column; justify-content: space-between; }
 figcaption { margin-bottom: .4rem; }
 figcaption span { float: right; font-variant-numeric: tabular-nums; }
-figcaption small { display: block; line-height: 1.35; }
+figcaption small { display: block; line-height: 1.35; clear: both; }
 .plot { display: block; width: 100%; height: auto; max-width: 34rem; overflow: visible; }
 .curves .plot { max-width: 24rem; }
 .plot text { font-family: inherit !important; font-variant-numeric: tabular-nums; }

@@ -114,8 +114,16 @@ def headline(findings: Findings) -> str:
     """Say in plain words what was asked, what came of it, and what that is worth; text."""
     proof = findings.proof
     if proof:
-        caveat = "This was tested in one way; what was not tested is listed at the end."
-        return f"{parts.headline(proof)} {caveat}"
+        said = [parts.headline(proof)]
+        if (ways := proof.variants()) and (
+            found := proof.found(proof.of(True) or proof.people, proof.last, ways[0])
+        ):
+            said.append(
+                f"Of {frame.count(len(ways), 'way', 'ways')} round it that "
+                f"{'was' if len(ways) == 1 else 'were'} tried, the best found {found.known} of "
+                f"{found.num}."
+            )
+        return " ".join([*said, "What was not tested is listed at the end."])
     said = []
     if findings.runs:
         path = findings.runs[0].settings.get("model", {}).get("path", "")
