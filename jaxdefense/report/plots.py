@@ -119,7 +119,7 @@ class Line:
         means: at each.
         stds: at each, 0 where there is but one run.
         colour: of `_SERIES`.
-        dash: of `_DASHES`.
+        dash: of `_DASHES`, over again from its end.
     """
 
     label: str
@@ -166,7 +166,7 @@ def spreads(
                 line.stds,
                 color=_SERIES[line.colour],
                 linewidth=1.4,
-                linestyle=_DASHES[line.dash],
+                linestyle=_DASHES[line.dash % len(_DASHES)],
                 marker="o",
                 markersize=3,
                 capsize=2,
