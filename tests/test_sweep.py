@@ -146,6 +146,7 @@ def test_sweep_starts_beside_a_process_that_is_about_to(inputs, no_training):
         ("text", "train.seed=1", ["train.seed", "sweep.seeds"]),
         ("image", "train.w_weight=1.0", ["train.w_weight", "sweep.w_weight"]),
         ("text", "attack.num_candidates=4", ["num_candidates"]),
+        ("text", "attack.threshold=22", ["threshold", "21"]),
         ("text", "attack.faces=classes", ["no photos of"]),
         ("text", "evaluate.clean=missing.txt", ["missing.txt"]),
         ("text", "evaluate.zeroshot=missing", ["missing"]),
