@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.sweep.seeds = (0, 1, 2)  # of who is removed, and of the training
     config.sweep.w_weight = (0.0, 0.005)
     config.sweep.part = ""  # I/N: of N processes that share the cells, this is the I-th; "": all
-    config.sweep.keep_models = False  # a gigabyte a cell, checkpoints included
+    config.sweep.keep_models = False  # gigabytes a cell, checkpoints included
 
     config.attack = ConfigDict()  # of everybody, removed or not
     config.attack.candidates = ""  # file of further candidate names; "": random ones

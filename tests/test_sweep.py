@@ -124,6 +124,12 @@ def test_sweep_goes_on_with_more_cells(inputs, no_training):
     ]
 
 
+def test_sweep_starts_beside_a_process_that_is_about_to(inputs, no_training):
+    (inputs / "sweep").mkdir()
+    (inputs / "sweep/.config.json.1234abcd.tmp").write_text("{")
+    assert sweep("text") == 0 and len(no_training) == 3
+
+
 # What is refused
 
 
@@ -140,6 +146,7 @@ def test_sweep_goes_on_with_more_cells(inputs, no_training):
         ("text", "train.seed=1", ["train.seed", "sweep.seeds"]),
         ("image", "train.w_weight=1.0", ["train.w_weight", "sweep.w_weight"]),
         ("text", "attack.num_candidates=4", ["num_candidates"]),
+        ("text", "attack.threshold=22", ["threshold", "21"]),
         ("text", "attack.faces=classes", ["no photos of"]),
         ("text", "evaluate.clean=missing.txt", ["missing.txt"]),
         ("text", "evaluate.zeroshot=missing", ["missing"]),
@@ -351,7 +358,7 @@ def test_report_of_one_seed_without_classes_and_before(tmp_path):
     write_json(tmp_path / "config.json", {})
     write_sweep_report(tmp_path, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 2 and "50.0%" in page and "faces of others" in page
+    assert page.count("<svg") == 2 and "50.0%" in page and "other faces removed" in page
     assert "±</" not in page and "nan" not in page
 
 

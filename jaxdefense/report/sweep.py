@@ -48,7 +48,7 @@ def write_sweep_report(sweep: Path, path: Path) -> None:
     points = average(cells)
     sections = [
         frame.tiles(_tiles(found)),
-        frame.section("The more are removed", _figures(points, found["before"])),
+        frame.section("Against the number of people removed", _figures(points, found["before"])),
         frame.section("Mean and spread", _points(points)),
         frame.section("Every defense", _cells(cells)),
         frame.section("What this does and does not show", _limits()),
@@ -97,8 +97,8 @@ def _headline(found: dict[str, Any]) -> str:
     most = frame.count(max(cell["n"] for cell in cells), "person", "people")
     tower = "names" if cells[0]["tower"] == "text" else "faces"
     return (
-        f"{defenses} of one model, each with the {tower} of others removed, up to {most} at once; "
-        "each attacked and evaluated."
+        f"{defenses} of one model, each with other {tower} removed, those of up to {most}; each "
+        "attacked and evaluated."
     )
 
 
@@ -128,8 +128,9 @@ def _figures(points: Sequence[dict[str, Any]], before: dict[str, Any] | None) ->
             parts.append(f"<figure><figcaption><b>{title}</b></figcaption>{svg}</figure>")
     note = (
         '<p class="note">Means over seeds, with one standard deviation either way. A seed decides '
-        "who is removed, always the same people first, and how training goes. w is the weight of "
-        "the loss on how far the weights move; 0 is without it. Before: of everybody, top-1.</p>"
+        "who is removed, the few among the many, and how training goes. w is the weight of the "
+        "loss on how far the weights move; at 0 it is off. Before: everybody recognised, and "
+        "top-1, of the model as it was.</p>"
     )
     return f'<div class="curves">{"".join(parts)}</div>{note}'
 

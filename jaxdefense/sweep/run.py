@@ -25,12 +25,15 @@ from jaxdefense.data.captions import read_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
 from jaxdefense.data.people import choose_people, read_labelled, read_people
 from jaxdefense.data.sources import describe_images, read_images
+from jaxdefense.data.templates import read_templates
 from jaxdefense.defense.defend import check_all_come_up
 from jaxdefense.defense.image import prepare_image
 from jaxdefense.defense.text import prepare_text
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.run import run_evaluate
+from jaxdefense.idia.attack import check_threshold
 from jaxdefense.idia.candidates import candidate_names
+from jaxdefense.idia.prompts import TEMPLATES
 from jaxdefense.idia.run import run_attack
 from jaxdefense.run_directory import RunDirectory, digest, write_text
 from jaxdefense.sweep.cells import (
@@ -77,11 +80,12 @@ def run_sweep(cfg: SweepConfig, console: Console) -> dict:
     if part == 0:
         _attack_before(cfg, out.path / BEFORE, console, cache)
     started, done = time.monotonic(), 0
+    todo = sum(not RunDirectory(out.path / CELLS / cell.name).finished(cell) for cell in mine)
     for number, cell in enumerate(mine, 1):
         directory = RunDirectory(out.path / CELLS / cell.name)
         if not directory.finished(cell):
             each = (time.monotonic() - started) / max(1, done)
-            left = f", {_minutes(each * (len(mine) - number + 1))} left" if done else ""
+            left = f", {_minutes(each * (todo - done))} left" if done else ""
             console.print(f"cell {number} of {len(mine)}: {cell}{left}", markup=False)
             _run_cell(cfg, cell, directory, people, console, cache)
             done += 1
@@ -122,9 +126,10 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
     attacked = read_people(faces(cfg), d.tfds_dir)
     choose_people(attacked, people, where)
     names = [person.name for person in attacked]
-    candidate_names(names, cfg.attack.candidates, cfg.attack.num_candidates, cfg.attack.seed)
-    if cfg.evaluate.zeroshot:
-        e = cfg.evaluate
+    a, e = cfg.attack, cfg.evaluate
+    candidate_names(names, a.candidates, a.num_candidates, a.seed)
+    check_threshold(a.threshold, read_templates(a.templates) if a.templates else TEMPLATES)
+    if e.zeroshot:
         read_labelled(e.zeroshot, d.tfds_dir, "class", e.class_names)
     return people, {
         "model_sha256": directory.digest(),
