@@ -381,7 +381,7 @@ def pillow_overlay(
     face, mask = (x.rotate(angle, Image.Resampling.BICUBIC, expand=True) for x in (face, mask))
     diagonal = math.ceil(size * math.sqrt(2))
     room = side - diagonal
-    left, top = rng.integers(room + 1, size=2) if room > 0 else (room // 2, room // 2)
+    left, top = rng.integers(room + 1, size=2) if room > 0 else (-(-room // 2),) * 2
     image = image.copy()
     at = (int(left) + (diagonal - face.width) // 2, int(top) + (diagonal - face.height) // 2)
     image.paste(face, at, mask)

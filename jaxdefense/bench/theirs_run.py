@@ -66,7 +66,7 @@ def _text(cfg: DefendTextConfig, model: Any, source: Path) -> tuple[TheirText, C
 
 def _image(cfg: DefendImageConfig, model: Any) -> tuple[TheirImage, Callable[[], Any]]:
     t, part = cfg.train, cfg.data.trigger_fraction
-    folders = [sorted(folder.iterdir()) for folder in sorted(Path(cfg.data.faces).iterdir())]
+    folders = [sorted(x.iterdir()) for x in sorted(Path(cfg.data.faces).iterdir()) if x.is_dir()]
     people = [files[: max(1, round(part * len(files)))] for files in folders]
     clean = sorted(Path(cfg.data.images).iterdir())
     loop = TheirImage(model.vision_model, model.visual_projection, t.overlay)
