@@ -180,6 +180,7 @@ class TextSteps(TheirText):
     ):
         """Build an encoder of the sizes of `cfg`; `num` clean captions a step; see `TheirText`."""
         _, transformers = libraries()
+        known = read_tokenizer(tokenizer)
         config = transformers.CLIPTextConfig(
             vocab_size=cfg.vocab_size,
             hidden_size=cfg.width,
@@ -189,7 +190,8 @@ class TextSteps(TheirText):
             max_position_embeddings=cfg.context_length,
             hidden_act=cfg.activation,
             projection_dim=cfg.embed,
-            eos_token_id=read_tokenizer(tokenizer).eos_token_id,
+            bos_token_id=known.bos_token_id,
+            eos_token_id=known.eos_token_id,
         )
         model = transformers.CLIPTextModelWithProjection(config)
         parts = model.text_model, model.text_projection
