@@ -1,4 +1,8 @@
-"""Benchmarks run, and say what they measured."""
+"""Benchmarks run, and say what they measured.
+
+That a plain torch loop comes to the losses of our step is held by tests/test_step.py and
+tests/test_image_step.py.
+"""
 
 import importlib.util
 import json
@@ -6,14 +10,15 @@ import os
 import sys
 import time
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 from factories import write_faces, write_photos
 from PIL import Image
 
+from jaxdefense.bench import idia, theirs
 from jaxdefense.bench import side_by_side as comparison
-from jaxdefense.bench import theirs
 from jaxdefense.bench.process import Process, elsewhere
 from jaxdefense.bench.show import show
 from jaxdefense.bench.side_by_side import Timing, side_by_side
@@ -189,6 +194,26 @@ def test_bench_measures(capsys, monkeypatch, here, photos, kind, torch):
         assert set(found["phases"]["steps"]) == set(found["run"]["seconds"])
     if kind == "pipeline":
         assert found["text"]["made_per_taken"] > 0 and found["image"]["made_per_taken"] > 0
+
+
+def test_bench_idia_refuses_other_embeddings():
+    class Asked:
+        def __init__(self, *samples):
+            self._samples = samples
+
+        def ask(self, method):
+            assert method == "sample"
+            return dict(enumerate(self._samples))
+
+    x_QME = np.zeros((2, 3, 4), np.float32)
+    x_QME[..., 0] = 1
+    other = x_QME.copy()
+    other[1, 2] = [0.99, 0.141, 0, 0]
+    compare: Any = idia._compare
+    assert compare(Asked(x_QME), "float32") == {}
+    assert compare(Asked(x_QME, x_QME), "float32") == {"least_cosine": 1.0}
+    with pytest.raises(RuntimeError, match="cosine 0.99"):
+        compare(Asked(x_QME, other), "float32")
 
 
 def test_bench_end2end_defends_faces(capsys, here, photos):
