@@ -33,7 +33,7 @@ def show(figures: Mapping[str, Any], as_json: bool, console: Console | None = No
 def _table(title: str, part: Mapping[str, Any]) -> Table:
     columns = list(dict.fromkeys(k for x in part.values() if isinstance(x, Mapping) for k in x))
     alone = not all(isinstance(x, Mapping) for x in part.values())
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE, show_header=True)
+    table = Table(title=_words(title) or None, title_justify="left", box=box.SIMPLE)
     for name in ["", *[""] * alone, *columns]:
         table.add_column(_words(name), justify="right" if name else "left", overflow="fold")
     for name, x in part.items():
