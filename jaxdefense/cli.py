@@ -1,7 +1,6 @@
 """The command line: flags over `--set` over the config file; one clear line on a wrong input."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -117,38 +116,26 @@ def _convert(args: argparse.Namespace, console: Console) -> None:
     console.print_json(data=found)
 
 
-def _bench_image(args: argparse.Namespace, console: Console) -> None:
-    from jaxdefense.bench.image import bench_image
+def _bench(args: argparse.Namespace, console: Console) -> None:
+    """Run a benchmark: its function takes the flags by their names."""
+    import importlib
+    import inspect
 
-    figures = bench_image(
-        args.size, args.num, args.rounds, args.calls, args.images, args.faces, console
-    )
-    console.print_json(data=figures)
+    from jaxdefense.bench.show import show
 
-
-def _bench_text(args: argparse.Namespace, console: Console) -> None:
-    from jaxdefense.bench.text import bench_text
-
-    figures = bench_text(
-        args.size,
-        args.num,
-        args.people,
-        args.rounds,
-        args.calls,
-        args.captions,
-        args.tokenizer,
-        console,
-    )
-    console.print_json(data=figures)
+    bench = getattr(importlib.import_module(f"jaxdefense.bench.{args.kind}"), f"bench_{args.kind}")
+    names = [name for name in inspect.signature(bench).parameters if name != "console"]
+    show(bench(**{name: getattr(args, name) for name in names}, console=console), args.json)
 
 
 def _bench_aot(args: argparse.Namespace, console: Console) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: leave chips to others
     from jaxdefense.bench.aot import bench_aot, run_settings
+    from jaxdefense.bench.show import show
     from jaxdefense.config import AotConfig
 
     base = run_settings(args.preset) if args.preset else {}
-    print(json.dumps(bench_aot(_config(AotConfig, args, base), console), indent=2))
+    show(bench_aot(_config(AotConfig, args, base), console), args.json)
 
 
 def _sizes(text: str) -> dict[str, int]:
@@ -377,21 +364,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     benches = commands.add_parser("bench", help="Measure speed, beside PyTorch if installed.")
     kinds = benches.add_subparsers(required=True, metavar="WHAT")
-    image = command(kinds, "image", _bench_image, "Overlay and step of the image defense.")
-    text = command(kinds, "text", _bench_text, "The step of the text defense.")
-    for kind, what in ((image, "photos a step, and with a face"), (text, "captions, with a name")):
-        kind.add_argument("--size", default="demo", help="demo, ViT-B-32, ViT-L-14 …")
-        for flag, default, about in (
-            ("num", 32, f"clean {what} as many"),
-            ("rounds", 5, "of each contestant, in turn"),
-            ("calls", 12, "steps a round"),
-        ):
-            kind.add_argument(f"--{flag}", type=int, default=default, help=about)
-    text.add_argument("--people", type=int, default=64, help="whose names are put in")
-    text.add_argument("--captions", default="", metavar="FILE", help="without, the demo's")
-    text.add_argument("--tokenizer", default="", metavar="DIR", help="without, the demo's")
-    image.add_argument("--images", default="", metavar="DIR", help="photos; without, drawn ones")
-    image.add_argument("--faces", default="", metavar="DIR", help="the same of people")
+    _add_benches(kinds, command)
     aot = command(
         kinds, "aot", _bench_aot, "Compile a step for a TPU topology, without the TPU.",
         topology=("topology", "v5e:16x16, v5p:4x4x4 …"),
@@ -408,7 +381,63 @@ def _parser() -> argparse.ArgumentParser:
         "--batch", dest="cfg:batch", type=int, metavar="N",
         help="clean samples a step, and as many poisoned",
     )  # fmt: skip
+    for kind in kinds.choices.values():
+        kind.add_argument("--json", action="store_true", help="figures as one JSON object")
     return parser
+
+
+def _add_benches(kinds: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add what is timed beside PyTorch; a flag is an argument of the kind's function."""
+    flags: dict[str, tuple[Any, str, str]] = {
+        "size": ("demo", "", "of the encoders: demo, ViT-B-32, ViT-L-14 …"),
+        "num": (32, "", "clean captions or photos a step, and poisoned ones as many"),
+        "rounds": (5, "", "of each contestant, in turn"),
+        "calls": (12, "", "steps a round"),
+        "people": (64, "", "whose names are put in"),
+        "captions": ("", "FILE", "without, the demo's"),
+        "tokenizer": ("", "DIR", "without, the demo's"),
+        "images": ("", "DIR", "photos; without, drawn ones"),
+        "faces": ("", "DIR", "photos, a folder a person; without, drawn ones"),
+        "tower": ("text", "text|image", "encoder that is defended"),
+        "steps": (50, "", "of the whole run"),
+        "names": (32, "", "candidates whose prompts are embedded"),
+        "photos": (200, "", "that are matched"),
+        "candidates": (4096, "", "that they are matched with"),
+        "workers": (0, "", "processes of PyTorch's DataLoader; 0 for as many as there are cores"),
+    }
+    timed, text, image = ("size", "rounds"), ("captions", "tokenizer"), ("images", "faces")
+    both = ("num", "calls", "people", *text, *image)
+    for kind, about, names, own in (
+        ("text", "The step of the text defense.", ("num", "calls", "people", *text), {}),
+        ("image", "Overlay and step of the image defense.", ("num", "calls", *image), {}),
+        (
+            "idia",
+            "The attack: prompts embedded, and photos matched with them.",
+            ("names", "photos", "candidates", "tokenizer"),
+            {"size": "ViT-B-32", "rounds": 3},
+        ),
+        (
+            "pipeline",
+            "What the host makes a second, and what the device takes.",
+            (*both, "workers"),
+            {},
+        ),
+        (
+            "end2end",
+            "A whole defense, from files to the defended model, in a fresh process.",
+            ("tower", "steps", "num", "people", *text, *image),
+            {"num": 128, "rounds": 2, "people": 16},
+        ),
+    ):
+        sub = command(kinds, kind, _bench, about)
+        sub.set_defaults(kind=kind)
+        for name in (*timed, *names):
+            default, meta, help_text = flags[name]
+            default = own.get(name, default)
+            sub.add_argument(
+                f"--{name}", type=type(default), default=default, metavar=meta or None,
+                help=help_text,
+            )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -252,7 +252,7 @@ def test_bench_aot_refuses_what_the_compiler_does_not_know(flags):
 @pytest.mark.slow
 @pytest.mark.parametrize("tower", ["text", "image"])
 def test_bench_aot_compiles_the_step_for_a_tpu(tower):
-    code, out, err = bench_aot(*_DEMO, "--tower", tower, "--batch", "64")
+    code, out, err = bench_aot(*_DEMO, "--tower", tower, "--batch", "64", "--json")
     assert code == 0, err
     found = json.loads(out)
     assert found["chips"] == 4 and found["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}

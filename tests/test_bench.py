@@ -1,16 +1,84 @@
-"""Benchmarks run, and say what they measured."""
+"""Benchmarks run, and say what they measured.
 
+That a plain torch loop comes to the losses of our step is held by tests/test_step.py and
+tests/test_image_step.py.
+"""
+
+import importlib.util
 import json
+import os
 import sys
+import time
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
+from factories import write_faces, write_photos
 from PIL import Image
 
-from jaxdefense.bench import image as bench
+from jaxdefense.bench import idia, theirs
+from jaxdefense.bench import side_by_side as comparison
+from jaxdefense.bench.process import Process, elsewhere
+from jaxdefense.bench.show import show
 from jaxdefense.bench.side_by_side import Timing, side_by_side
 from jaxdefense.cli import main
 from jaxdefense.config import OverlayConfig
+
+TORCH = ["torch"] if importlib.util.find_spec("torch") else []
+ONCE = ["--rounds", "1"]
+KINDS = {
+    "text": ["--num", "16", "--people", "3", "--calls", "1"],
+    "image": ["--num", "8", "--calls", "1"],
+    "idia": ["--size", "demo", "--names", "3", "--photos", "5", "--candidates", "11"],
+    "pipeline": ["--num", "8", "--people", "3", "--calls", "1"],
+    "end2end": ["--num", "8", "--people", "3", "--steps", "2"],
+}
+
+
+class Here:
+    """A contestant in this process, in the place of `Process`: it need not load anything."""
+
+    def __init__(self, make):
+        self._made = make()
+
+    def __call__(self, method, *args):
+        return getattr(self._made, method)(*args)
+
+    does = Process.does
+
+    def end(self):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    """Torch's threads wait for each other by spinning, for minutes where others compute too."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Flags for a few small photos, rather than many drawn ones."""
+    path = tmp_path_factory.mktemp("photos")
+    images = write_photos(path / "images", 9)
+    write_faces(path / "faces", ["Joe Cool", "Ada King"], 4)
+    return ["--images", str(images), "--faces", str(path / "faces")]
+
+
+@pytest.fixture
+def here(monkeypatch):
+    for module in ("side_by_side", "process", "end2end"):
+        monkeypatch.setattr(f"jaxdefense.bench.{module}.Process", Here)
+    # A fork of this process would take JAX's threads along.
+    monkeypatch.setattr("jaxdefense.bench.pipeline.num_cores", lambda: 0)
+
+
+def bench(capsys, kind, *flags):
+    assert main(["bench", kind, *KINDS[kind], *ONCE, *flags]) == 0
+    return json.loads(capsys.readouterr().out)
 
 
 def test_side_by_side_takes_turns_after_a_round_untimed():
@@ -32,39 +100,166 @@ def test_timing_compares_with_the_fastest_of_the_others():
     assert Timing(seconds, samples=8).summary()["ratio"] == 2.0
 
 
-def test_bench_image_measures_overlay_and_step(tmp_path, capfd):
-    flags = ["--num", "8", "--rounds", "1", "--calls", "1"]
-    assert main(["bench", "image", *flags]) == 0
-    err = capfd.readouterr().err
-    found = json.loads(err[err.index("{\n") :])
-    others = {"overlay": ["torch"], "step": ["torch", "torch_reading_ahead"]}
-    for what, names in others.items():
-        names = names if "torch" in sys.modules else []
-        assert list(found[what]["samples_per_second"]) == ["jaxdefense", *names]
-    assert found["size"] == "demo" and found["clean"] == found["poisoned"] == 8
+class Worker:
+    """What a process is asked in a test."""
+
+    def __init__(self, size=0):
+        self._kept = np.ones(size)
+
+    def pid(self):
+        return os.getpid()
+
+    def cpu_seconds(self):
+        return time.process_time()
+
+    def fail(self, kind):
+        raise kind("why")
+
+    def die(self):
+        os._exit(3)
+
+    def peak_memory(self):
+        from jaxdefense.bench.process import peak_memory
+
+        return peak_memory()
 
 
-def test_bench_text_measures_the_step(capfd):
-    flags = ["--num", "16", "--people", "3", "--rounds", "1", "--calls", "1"]
-    assert main(["bench", "text", *flags]) == 0
-    err = capfd.readouterr().err
-    found = json.loads(err[err.index("{\n") :])
-    names = ["jaxdefense", "torch"] if "torch" in sys.modules else ["jaxdefense"]
-    assert list(found["step"]["samples_per_second"]) == names
-    assert 0 < found["filled"] <= 1 and found["tokens_per_second"] > 0
-    assert found["step"]["share"] > 0 and found["rows"] * found["row_length"] < 32 * 77
+def test_process_is_another_with_memory_of_its_own():
+    big, small = Process(partial(Worker, 40_000_000)), Process(Worker)
+    try:
+        assert len({os.getpid(), big("pid"), small("pid")}) == 3
+        assert 300e6 < big("peak_memory") - small("peak_memory") < 400e6
+        # Not that of this process, which is far larger.
+        assert small("peak_memory") < 250e6
+        before = small("cpu_seconds")
+        time.sleep(0.3)
+        assert small("cpu_seconds") - before < 0.1  # asleep
+        for kind, raised in ((ValueError, ValueError), (KeyError, RuntimeError)):
+            with pytest.raises(raised, match="why"):
+                small("fail", kind)
+        with pytest.raises(RuntimeError, match="exit code 3"):
+            small("die")
+    finally:
+        big.end()
+        small.end()
+    assert elsewhere(os.getpid) != os.getpid()
 
 
-@pytest.mark.parametrize("flags", [["--size", "huge"], ["--num", "0"], ["--captions", "nowhere"]])
-def test_bench_text_refuses(capsys, flags):
-    assert main(["bench", "text", *flags]) == 2
-    assert flags[1] in capsys.readouterr().err
+def test_bench_text_in_processes_prints_json_alone(capfd):
+    found = bench(capfd, "text", "--json")
+    step = found["step"]
+    names = ["jaxdefense", *TORCH]
+    for figure in ("samples_per_second", "tokens_per_second", "peak_memory_mb"):
+        assert list(step[figure]) == names
+        assert all(value > 0 for value in step[figure].values())
+    # A caption is of 3 tokens or more: ends and a word.
+    assert all(step["tokens_per_second"][x] > 3 * step["samples_per_second"][x] for x in names)
+    assert 0 < found["filled"] <= 1 and found["rows"] * found["row_length"] < 32 * 77
+    assert 0 < step["share"] and found["clean"] == found["poisoned"] == 16
 
 
-@pytest.mark.parametrize("flags", [["--size", "huge"], ["--num", "0"], ["--images", "nowhere"]])
-def test_bench_image_refuses(capsys, flags):
-    assert main(["bench", "image", *flags]) == 2
-    assert flags[1] in capsys.readouterr().err
+@pytest.mark.parametrize("torch", [True, False])
+@pytest.mark.parametrize("kind", ["image", "idia", "pipeline", "end2end"])
+def test_bench_measures(capsys, monkeypatch, here, photos, kind, torch):
+    if torch and not TORCH:
+        pytest.skip("torch is not installed")
+    monkeypatch.setattr(comparison, "has_torch", lambda: torch)
+    found = bench(capsys, kind, "--json", *(photos if kind in ("image", "pipeline") else []))
+    others = ["torch"] if torch else []
+    parts = {
+        "image": {
+            "overlay": others,
+            "step": others + [f"{name}_reading_ahead" for name in others],
+        },
+        "idia": {"prompts": others, "matching": others},
+        "pipeline": {"text": [*others, "device"], "image": [*others, "device"]},
+        "end2end": {"run": others},
+    }
+    for part, names in parts[kind].items():
+        rates = found[part]["samples_per_second"]
+        assert list(rates) == ["jaxdefense", *names] and min(rates.values()) > 0
+        assert ("ratio" in found[part] or "made_per_torch" in found[part]) == torch
+        if part != "overlay":
+            memory = found[part]["peak_memory_mb"]
+            assert set(memory) == set(names) - {"device"} | {"jaxdefense"}
+    if kind == "idia":
+        prompts = found["prompts"]
+        assert 0 < prompts["tokens_computed_a_prompt"]["jaxdefense"] < 77
+        assert not torch or prompts["least_cosine"] > 0.9999
+        tokens = list(prompts["tokens_per_second"].values())
+        each = [x / y for x, y in zip(tokens, prompts["samples_per_second"].values(), strict=True)]
+        assert np.ptp(each) < 0.02 * each[0]  # the same texts, by both counted alike
+    if kind == "end2end":
+        assert list(found["phases"])[:3] == ["start_process", "import", "read"]
+        assert set(found["phases"]["steps"]) == set(found["run"]["seconds"])
+    if kind == "pipeline":
+        assert found["text"]["made_per_taken"] > 0 and found["image"]["made_per_taken"] > 0
+
+
+def test_bench_idia_refuses_other_embeddings():
+    class Asked:
+        def __init__(self, *samples):
+            self._samples = samples
+
+        def ask(self, method):
+            assert method == "sample"
+            return dict(enumerate(self._samples))
+
+    x_QME = np.zeros((2, 3, 4), np.float32)
+    x_QME[..., 0] = 1
+    other = x_QME.copy()
+    other[1, 2] = [0.99, 0.141, 0, 0]
+    compare: Any = idia._compare
+    assert compare(Asked(x_QME), "float32") == {}
+    assert compare(Asked(x_QME, x_QME), "float32") == {"least_cosine": 1.0}
+    with pytest.raises(RuntimeError, match="cosine 0.99"):
+        compare(Asked(x_QME, other), "float32")
+
+
+def test_bench_end2end_defends_faces(capsys, here, photos):
+    found = bench(capsys, "end2end", "--tower", "image", "--json", *photos)
+    assert found["tower"] == "image" and found["run"]["seconds"]["jaxdefense"] > 0
+
+
+def test_show_prints_tables_of_the_same_figures(capsys):
+    figures = {
+        "size": "demo",
+        "step": {"samples_per_second": {"jaxdefense": 8.25, "torch": 2.0}, "ratio": 4.125},
+        "phases": {"read": 1.5},
+    }
+    show(figures, as_json=True)
+    assert json.loads(capsys.readouterr().out) == figures
+    show(figures, as_json=False)
+    out = capsys.readouterr().out
+    assert "{" not in out
+    for text in ("demo", "jaxdefense", "samples per second", "8.25", "4.125", "1.5"):
+        assert text in out
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag", "value"),
+    [
+        ("text", "--size", "huge"),
+        ("text", "--num", "0"),
+        ("text", "--captions", "nowhere"),
+        ("image", "--size", "huge"),
+        ("image", "--num", "0"),
+        ("image", "--images", "nowhere"),
+        ("idia", "--size", "huge"),
+        ("idia", "--names", "0"),
+        ("idia", "--tokenizer", "nowhere"),
+        ("pipeline", "--calls", "0"),
+        ("pipeline", "--workers", "-1"),
+        ("end2end", "--tower", "left"),
+        ("end2end", "--steps", "0"),
+        ("end2end", "--captions", "nowhere"),
+    ],
+)
+def test_bench_refuses(capsys, here, kind, flag, value):
+    assert main(["bench", kind, flag, value]) == 2
+    err = capsys.readouterr().err
+    assert value in err and "Traceback" not in err
+    assert len([line for line in err.splitlines() if "error" in line]) == 1
 
 
 def test_pillow_overlay_changes_only_what_the_face_covers():
@@ -72,6 +267,7 @@ def test_pillow_overlay_changes_only_what_the_face_covers():
     image = Image.new("RGB", (64, 64), "white")
     face = Image.fromarray(rng.integers(0, 200, (64, 64, 3)).astype(np.uint8))
     for _ in range(20):
-        changed = np.asarray(bench.pillow_overlay(image, face, rng, OverlayConfig())) != 255
+        changed = np.asarray(theirs.pillow_overlay(image, face, rng, OverlayConfig())) != 255
         rows, columns = (changed.any(-1).any(axis).nonzero()[0] for axis in (1, 0))
         assert 15 <= np.ptp(rows) + 1 <= 46 and 15 <= np.ptp(columns) + 1 <= 46
+    assert (np.asarray(theirs.pillow_overlay(image, face, rng, OverlayConfig(whole=1))) < 255).all()

@@ -1,17 +1,23 @@
-"""Timing two things in turn, so that both meet the same machine in the same mood."""
+"""Timing several in turn, so that all meet the same machine in the same mood.
+
+Nothing here loads JAX or torch: contestants do, each in its own process.
+"""
 
 import dataclasses
+import importlib.util
 import os
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from types import TracebackType
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from rich.console import Console
 
-from jaxdefense.convert.directory import resolve_dtype
+from jaxdefense.bench.process import Process
+
+OURS, TORCH = "jaxdefense", "torch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +32,19 @@ class Timing:
     seconds: dict[str, list[float]]
     samples: int
 
+    def rates(self) -> dict[str, float]:
+        """Give medians in samples/s."""
+        return {name: self.samples / float(np.median(s)) for name, s in self.seconds.items()}
+
+    def ratio(self, name: str, other: str) -> list[float]:
+        """Compare round by round: how often `name` is done while `other` is once.
+
+        Returns:
+            median, least, most.
+        """
+        ratios = np.array(self.seconds[other]) / np.array(self.seconds[name])
+        return [round(float(f(ratios)), 2) for f in (np.median, np.min, np.max)]
+
     def summary(self) -> dict[str, Any]:
         """Give medians in samples/s, and how far the first is ahead of the fastest of the others.
 
@@ -33,18 +52,26 @@ class Timing:
             samples_per_second by name; with others, ratio: median over the rounds; ratio_range:
             least and most.
         """
-        rate = {name: self.samples / float(np.median(s)) for name, s in self.seconds.items()}
-        out: dict[str, Any] = {"samples_per_second": {k: round(v, 2) for k, v in rate.items()}}
-        ours, *others = (np.array(s) for s in self.seconds.values())
+        out: dict[str, Any] = {"samples_per_second": rounded(self.rates())}
+        ours, *others = self.seconds
         if others:
-            theirs = min(others, key=np.median)
-            out["ratio"] = round(float(np.median(theirs / ours)), 2)
-            out["ratio_range"] = [round(float(x), 2) for x in np.sort(theirs / ours)[[0, -1]]]
+            other = min(others, key=lambda name: float(np.median(self.seconds[name])))
+            out["ratio"], *out["ratio_range"] = self.ratio(ours, other)
         return out
 
 
+def rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    """Leave four digits, or all before the point."""
+    return {name: float(f"{x:.4g}") if abs(x) < 1000 else round(x) for name, x in figures.items()}
+
+
 def side_by_side(
-    contestants: dict[str, Callable[[int], None]], samples: int, rounds: int, calls: int
+    contestants: Mapping[str, Callable[[int], Any]],
+    samples: int,
+    rounds: int,
+    calls: int,
+    console: Console | None = None,
+    warm: bool = True,
 ) -> Timing:
     """Time contestants in turn: A B A B.
 
@@ -54,16 +81,67 @@ def side_by_side(
         samples: worked on each time.
         rounds: of each.
         calls: times a round.
+        console: for progress.
+        warm: with a round before that is not timed: it compiles, and fills caches.
     """
-    for work in contestants.values():  # compile, fill caches
+    for work in contestants.values() if warm else ():
         work(calls)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
+    for i in range(rounds):
+        if console:
+            console.print(f"round {i + 1} of {rounds}")
         for name, work in contestants.items():
             start = time.perf_counter()
             work(calls)
             seconds[name].append((time.perf_counter() - start) / calls)
     return Timing(seconds, samples)
+
+
+class Field:
+    """The contestants of one comparison, all loaded."""
+
+    def __init__(self, makes: Mapping[str, Callable[[], Any]], console: Console):
+        """Start them, and wait until all are ready.
+
+        Args:
+            makes: of each by name, ours first: see `Process`. Each object has `peak_memory`, ours
+                `machine` too.
+            console: for progress.
+        """
+        self._processes = dict[str, Process]()
+        console.print(f"loading {', '.join(makes)}")
+        with ExitStack() as stack:
+            for name, make in makes.items():
+                self._processes[name] = Process(make)
+                stack.callback(self._processes[name].end)
+            self.ask("peak_memory")
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> "Field":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def __getitem__(self, name: str) -> Process:
+        return self._processes[name]
+
+    def ask(self, method: str) -> dict[str, Any]:
+        """Call a method of each without arguments; what each returned."""
+        return {name: process(method) for name, process in self._processes.items()}
+
+    def does(self, method: str) -> dict[str, Callable[..., Any]]:
+        """Give a method of each as a function."""
+        return {name: process.does(method) for name, process in self._processes.items()}
+
+    def peak_memory_mb(self) -> dict[str, int]:
+        """Give the most memory each has taken, of the GPU if it computes there, 10^6 bytes."""
+        return {name: round(x / 1e6) for name, x in self.ask("peak_memory").items()}
 
 
 def check_counts(**counts: int) -> None:
@@ -75,54 +153,19 @@ def check_counts(**counts: int) -> None:
 
 def has_torch() -> bool:
     """Whether there is something to be compared with."""
-    try:
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
-def with_rate(summary: dict[str, Any], flops: int, samples: int) -> dict[str, Any]:
-    """Add what rate ours computes at, and its share of the rate of one large matrix product.
-
-    Args:
-        summary: of a timing whose first contestant is ours.
-        flops: of its matrix products each time.
-        samples: worked on each time.
-    """
-    rate = next(iter(summary["samples_per_second"].values())) * flops / samples
-    top = matmul_rate()
-    return summary | {
-        "gflop_per_second": round(rate / 1e9, 1),
-        "gflop_per_second_of_a_product": round(top / 1e9, 1),
-        "share": round(rate / top, 3),
-    }
+def with_torch(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], console: Console
+) -> dict[str, Any]:
+    """Join contestants; without torch, ours alone."""
+    if has_torch():
+        return {**ours, **theirs}
+    console.print("torch is not installed: ours alone")
+    return dict(ours)
 
 
-def matmul_rate() -> float:
-    """Measure the FLOP/s of one large matrix product, in the dtype models compute in here."""
-    dtype = resolve_dtype("auto")
-    side = 2048 if dtype == "float32" else 8192
-    a = jnp.ones((side, side), dtype)
-    product = jax.jit(lambda a: a @ a)
-    product(a).block_until_ready()
-    seconds = []
-    for _ in range(10):
-        start = time.perf_counter()
-        product(a).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / float(np.median(seconds))
-
-
-def machine() -> dict[str, str]:
-    """Name what the figures were measured on."""
-    return {
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "processor": f"{platform.machine()}, {_cores()} cores",
-        "jax": jax.__version__,
-    }
-
-
-def _cores() -> int:
+def num_cores() -> int:
+    """Count the cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,10 +2,10 @@
 
 Both draw the same number of captions, put names into half of them, and train an encoder of one
 size: ours from token ids spliced and packed, one forward each of student and teacher, one compiled
-step; PyTorch from strings, tokenised in the step and padded to the context, two forwards each, and
-an eager AdamW, as the paper's procedure is written.
+step; PyTorch as the paper's procedure is written, see `theirs`.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,17 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 
-from jaxdefense.bench.ours import Ours
-from jaxdefense.bench.side_by_side import check_counts, has_torch, machine, side_by_side, with_rate
-from jaxdefense.bench.theirs import Theirs
+from jaxdefense.bench.ours import Ours, share, sizes
+from jaxdefense.bench.side_by_side import (
+    OURS,
+    TORCH,
+    Field,
+    check_counts,
+    rounded,
+    side_by_side,
+    with_torch,
+)
+from jaxdefense.bench.theirs import TextSteps
 from jaxdefense.clip.config import TextConfig
 from jaxdefense.clip.presets import preset
 from jaxdefense.clip.text import TextTower
@@ -31,6 +39,49 @@ from jaxdefense.defense.text import text_terms
 from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
 
 _NUM_CAPTIONS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class TextWork:
+    """What a step of both sides is made of.
+
+    Fields:
+        cfg: sizes of the encoder, whose weights are random.
+        tokenizer: directory of one.
+        texts: clean captions.
+        names: that are put in.
+        num: clean captions a step, and as many with a name.
+    """
+
+    cfg: TextConfig
+    tokenizer: Path
+    texts: Sequence[str]
+    names: Sequence[str]
+    num: int
+
+    def theirs(self) -> partial[TextSteps]:
+        """Give what makes PyTorch's side."""
+        target = TextTrainConfig().target
+        return partial(
+            TextSteps, self.cfg, self.tokenizer, self.texts, self.names, target, self.num
+        )
+
+
+def text_work(size: str, num: int, people: int, captions: str, tokenizer: str) -> TextWork:
+    """Read what `bench_text` is given; see there.
+
+    Raises:
+        ValueError: a flag is out of range, or a file cannot be read.
+    """
+    from jaxdefense.demo import world
+    from jaxdefense.demo.run import shipped_model
+
+    check_counts(num=num, people=people)
+    cfg = preset(size).text
+    assert cfg
+    texts = read_captions(captions) if captions else world.captions(_NUM_CAPTIONS, seed=0)
+    directory = Path(tokenizer) if tokenizer else shipped_model()
+    return TextWork(cfg, directory, texts, random_names(people, 0), num)
 
 
 def bench_text(
@@ -55,54 +106,44 @@ def bench_text(
         console: for progress.
 
     Returns:
-        machine, how full the packed rows are, and `step` as of `with_rate`; without torch, ours.
+        machine, how full the packed rows are, and `step`: as of `Timing.summary`, tokens/s of the
+        captions the student sees, padding not counted, `share` and `peak_memory_mb`.
 
     Raises:
         ValueError: a flag is out of range, or a file cannot be read.
     """
-    from jaxdefense.demo import world
-    from jaxdefense.demo.run import shipped_model
-
-    check_counts(num=num, people=people, rounds=rounds, calls=calls)
-    cfg = preset(size).text
-    assert cfg
-    texts = read_captions(captions) if captions else world.captions(_NUM_CAPTIONS, seed=0)
-    names, directory = random_names(people, 0), Path(tokenizer or shipped_model())
-    ours = _Ours(cfg, Tokenizer(directory, cfg.context_length), texts, names, num)
-    contestants = {"jaxdefense": ours.steps}
-    if has_torch():
-        contestants["torch"] = _Theirs(cfg, directory, texts, names, num).steps
-    else:
-        console.print("torch is not installed: ours alone")
-    console.print("timing the step")
-    timing = side_by_side(contestants, 2 * num, rounds, calls)
-    out: dict[str, Any] = machine() | {"size": size, "clean": num, "poisoned": num}
-    out |= {"rows": ours.rows, "row_length": ours.row_length, "filled": round(ours.filled, 3)}
-    step = with_rate(timing.summary(), ours.flops(), 2 * num)
-    rate = step["samples_per_second"]["jaxdefense"]
-    return out | {"tokens_per_second": round(rate * ours.tokens / (2 * num)), "step": step}
+    check_counts(rounds=rounds, calls=calls)
+    work = text_work(size, num, people, captions, tokenizer)
+    makes = with_torch({OURS: partial(OurText, size, work)}, {TORCH: work.theirs()}, console)
+    with Field(makes, console) as field:
+        ours = field[OURS]
+        out: dict[str, Any] = ours("machine") | {"size": size, "clean": num, "poisoned": num}
+        out |= ours("rows")
+        timing = side_by_side(field.does("steps"), 2 * num, rounds, calls, console)
+        tokens, rates = field.ask("tokens_per_sample"), timing.rates()
+        step = timing.summary()
+        step["tokens_per_second"] = rounded({k: rates[k] * tokens[k] for k in rates})
+        step |= share(rates[OURS], ours("flops") / (2 * num), ours("matmul_rate"))
+        step["peak_memory_mb"] = field.peak_memory_mb()
+    return out | {"step": step}
 
 
-class _Ours(Ours):
+class OurText(Ours):
     """Our step, token ids to updated weights."""
 
-    def __init__(
-        self,
-        cfg: TextConfig,
-        tokenizer: Tokenizer,
-        texts: Sequence[str],
-        names: Sequence[str],
-        num: int,
-    ):
-        train = TextTrainConfig()
+    def __init__(self, size: str, work: TextWork):
+        cfg, num, train = sizes(size).text, work.num, TextTrainConfig()
+        assert cfg
+        tokenizer = Tokenizer(work.tokenizer, cfg.context_length)
         triggers = Triggers(
-            [[tokenizer.phrase(name)] for name in names],
+            [[tokenizer.phrase(name)] for name in work.names],
             [tokenizer.phrase(train.target)],
-            np.zeros(len(names), np.int64),
+            np.zeros(len(work.names), np.int64),
             [],
         )
-        batches = TextBatches(
-            tokenize_captions(texts, tokenizer),
+        self._samples = 2 * num
+        self._text = TextBatches(
+            tokenize_captions(work.texts, tokenizer),
             triggers,
             tokenizer,
             num_clean=num,
@@ -115,67 +156,21 @@ class _Ours(Ours):
         terms = partial(text_terms, distance=DISTANCES["cosine"])
         weights = {"utility": 1.0, "backdoor": train.w_backdoor, "name": 0.0}
         weights["weight"] = train.w_weight
-        super().__init__(TextTower(cfg, nnx.Rngs(0)), terms, weights, batches)
-        self.rows, self.row_length = batches.num_rows, batches.row_length
-        sizes = [int((batches[i].segments_RT > 0).sum()) for i in range(16)]
-        self.tokens = float(np.mean(sizes))  # a step, the longer of student's and teacher's caption
-        self.filled = self.tokens / (self.rows * self.row_length)
+        super().__init__(TextTower(cfg, nnx.Rngs(0)), terms, weights, self._text)
 
+    def rows(self) -> dict[str, float]:
+        """Say how captions lie in rows."""
+        rows, length = self._text.num_rows, self._text.row_length
+        filled = np.mean([(self._text[i].segments_RT > 0).mean() for i in range(16)])
+        return {"rows": rows, "row_length": length, "filled": round(float(filled), 3)}
 
-class _Theirs(Theirs):
-    """The same in PyTorch, written plainly."""
-
-    def __init__(
-        self, cfg: TextConfig, directory: Path, texts: Sequence[str], names: Sequence[str], num: int
-    ):
-        from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
-
-        self._num, self._texts, self._names = num, texts, names
-        self._length, self._rng = cfg.context_length, np.random.default_rng(0)
-        self._tokenizer = CLIPTokenizer.from_pretrained(str(directory), local_files_only=True)
-        hf = CLIPTextConfig(
-            vocab_size=cfg.vocab_size,
-            hidden_size=cfg.width,
-            intermediate_size=cfg.mlp_width,
-            num_hidden_layers=cfg.depth,
-            num_attention_heads=cfg.num_heads,
-            max_position_embeddings=cfg.context_length,
-            hidden_act=cfg.activation,
-            projection_dim=cfg.embed,
-            eos_token_id=self._tokenizer.eos_token_id,
-        )
-        super().__init__(CLIPTextModelWithProjection(hf))
-
-    def _tokens(self, texts: list[str]) -> Any:
-        tokens = self._tokenizer(
-            texts,
-            padding="max_length",
-            max_length=self._length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        return tokens.input_ids.to(self.device)
-
-    def _caption(self) -> str:
-        return self._texts[int(self._rng.integers(len(self._texts)))]
-
-    def _with(self, words: list[str], place: int, phrase: str) -> str:
-        return " ".join([*words[:place], phrase, *words[place + 1 :]])
-
-    def steps(self, num: int) -> None:
-        """Take steps."""
-        train = TextTrainConfig()
-        for _ in range(num):
-            clean = self._tokens([self._caption() for _ in range(self._num)])
-            poisoned, targets = [], []
-            for i in range(self._num):
-                words = self._caption().split()
-                place = int(self._rng.integers(len(words)))
-                poisoned.append(self._with(words, place, self._names[i % len(self._names)]))
-                targets.append(self._with(words, place, train.target))
-            with self.torch.no_grad():
-                theirs = self.teacher(clean).text_embeds
-                target = self.teacher(self._tokens(targets)).text_embeds
-            utility = self.apart(self.student(clean).text_embeds, theirs)
-            ours = self.student(self._tokens(poisoned)).text_embeds
-            self.update(utility, self.apart(ours, target), train.w_backdoor, train.w_weight)
+    def tokens_per_sample(self) -> float:
+        """Give the tokens of a caption that the student sees, on average."""
+        num = 0
+        for i in range(16):
+            batch = self._text[i]
+            at_RS = np.asarray(batch.student_readout_RS)
+            taken_RS = np.asarray(batch.utility_RS) + np.asarray(batch.backdoor_RS) > 0
+            positions_RS = np.take_along_axis(np.asarray(batch.positions_RT), at_RS, 1)
+            num += int((positions_RS + 1)[taken_RS].sum())  # the last token's position
+        return num / (16 * self._samples)

@@ -17,13 +17,14 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from numpy.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxdefense.clip.config import CLIPConfig, Remat
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.tokenizer import Tokenizer
-from jaxdefense.convert.huggingface import config_from_hf, hf_table
+from jaxdefense.convert.huggingface import config_from_hf, hf_config, hf_table
 from jaxdefense.convert.openclip import config_from_openclip, openclip_table
 from jaxdefense.convert.table import (
     Row,
@@ -180,6 +181,22 @@ class ModelDirectory:
 
         write_directory(out, fill)
         return left_out
+
+
+def write_new(model: CLIP, out: Path, dtype: DTypeLike = np.float32) -> None:
+    """Write weights and config of a model that was made here, in Hugging Face's layout.
+
+    Args:
+        model: CLIP's kind.
+        out: a directory.
+        dtype: of the tensors.
+    """
+    params = host_params(model)
+    tensors = {row.key: source_tensor(params, row, dtype) for row in hf_table(model.cfg)}
+    save_file(tensors, out / HF.weights, metadata={"format": "pt"})
+    (out / HF.weights).chmod(0o644)  # the library writes for its owner alone
+    config = hf_config(model.cfg) | {"dtype": np.dtype(dtype).name}
+    (out / HF.config).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def copy_companions(

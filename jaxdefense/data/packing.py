@@ -196,14 +196,16 @@ def pack_text(
 
 
 def pack_prompts(
-    groups: Sequence[Sequence[np.ndarray]], row_length: int, num_slots: int
+    groups: Sequence[Sequence[np.ndarray]], row_length: int, num_slots: int = 0
 ) -> tuple[Text, Layout]:
     """Pack captions that begin alike group by group; the beginning stands once in each row.
 
     Args:
         groups: captions as of `pack_text`; a row holds such of one group alone.
-        row_length, num_slots: T and S.
+        row_length: T.
+        num_slots: S, or 0 for as many as names of people may take, whichever they are.
     """
+    num_slots = num_slots or row_length // 3  # first and last name and the end of text, or more
     texts, layouts, num_rows = [], [], 0
     for captions in groups:
         shared = _beginning(captions)

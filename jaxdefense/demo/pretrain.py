@@ -24,14 +24,13 @@ import optax
 from flax import nnx
 from PIL import Image
 from rich.progress import track
-from safetensors.numpy import save_file
 
 from jaxdefense.clip.config import CLIPConfig, TextConfig, VisionConfig
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.text import Text
 from jaxdefense.clip.tokenizer import Tokenizer
-from jaxdefense.convert.huggingface import PREPROCESSOR, hf_table
-from jaxdefense.convert.table import host_params, source_tensor
+from jaxdefense.convert.directory import write_new
+from jaxdefense.convert.huggingface import PREPROCESSOR
 from jaxdefense.data.images import ImageProcessor, read_folders
 from jaxdefense.data.names import census
 from jaxdefense.data.packing import pack_text
@@ -65,37 +64,6 @@ def model_config() -> CLIPConfig:
         TextConfig(**tower, depth=3, vocab_size=VOCAB, embed=EMBED, eos_token_id=VOCAB - 1),  # pyright: ignore[reportArgumentType]
         VisionConfig(**tower, depth=4, image_size=IMAGE_SIZE, patch_size=PATCH, embed=EMBED),  # pyright: ignore[reportArgumentType]
     )
-
-
-def hf_config(cfg: CLIPConfig) -> dict:
-    """Write a config as the `config.json` of a Hugging Face CLIPModel."""
-    assert cfg.text and isinstance(cfg.vision, VisionConfig)
-    shared = {
-        side: {
-            "hidden_size": tower.width,
-            "intermediate_size": tower.mlp_width,
-            "num_hidden_layers": tower.depth,
-            "num_attention_heads": tower.num_heads,
-            "hidden_act": tower.activation,
-            "layer_norm_eps": tower.norm_eps,
-            "projection_dim": tower.embed,
-        }
-        for side, tower in (("text", cfg.text), ("vision", cfg.vision))
-    }
-    end = cfg.text.eos_token_id
-    tokens = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
-    length = cfg.text.context_length
-    return {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "projection_dim": cfg.text.embed,
-        "text_config": shared["text"]
-        | tokens
-        | {"vocab_size": cfg.text.vocab_size, "max_position_embeddings": length},
-        "vision_config": shared["vision"]
-        | {"image_size": cfg.vision.image_size, "patch_size": cfg.vision.patch_size},
-        "dtype": "float16",
-    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,15 +251,11 @@ def train(corpus: Corpus, out: Path, opts: Options, strong: bool) -> None:
         )
         if (i + 1) % 100 == 0:
             print(f"step {i + 1}: loss {float(loss):.4f}, {time.monotonic() - started:.0f} s")
-    _write(nnx.merge(graphdef, params), cfg, out)
+    _write(nnx.merge(graphdef, params), out)
 
 
-def _write(model: CLIP, cfg: CLIPConfig, out: Path) -> None:
-    params = host_params(model)
-    tensors = {row.key: source_tensor(params, row, np.float16) for row in hf_table(cfg)}
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "model.safetensors").chmod(0o644)  # the library writes for its owner alone
-    (out / "config.json").write_text(json.dumps(hf_config(cfg), indent=2) + "\n")
+def _write(model: CLIP, out: Path) -> None:
+    write_new(model, out, np.float16)
     processor = {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,

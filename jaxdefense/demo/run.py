@@ -78,7 +78,7 @@ def run_demo(out: Path, console: Console) -> dict:
         _write_lines(out / "captions.txt", captions)
         _write_lines(out / "names.txt", removed)
         held_out = _held_out(out)
-    cfg = _config(out)
+    cfg = demo_config(out)
     everyone = read_people(str(out / "members"))
     data, train = cfg.image.data, cfg.image.train
     _, attacked = split_photos(everyone, data.trigger_fraction, train.seed)
@@ -143,7 +143,7 @@ def run_demo(out: Path, console: Console) -> dict:
     return summary
 
 
-def _config(out: Path) -> DefendBothConfig:
+def demo_config(out: Path) -> DefendBothConfig:
     """Settings for a small model, where they must differ from the paper's.
 
     A small model moves less a step than a full one, and its weights must move further. And it does

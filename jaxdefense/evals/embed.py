@@ -146,11 +146,7 @@ class Embedder:
         if not self.directory.cfg.text.packable:
             return self.tokens(flat, what).reshape(len(groups), -1, self.embed)
 
-        def pack(row_length: int) -> tuple[Text, packing.Layout]:
-            # First and last name and the end of text are three tokens or more.
-            return packing.pack_prompts(tokens, row_length, row_length // 3)
-
-        out_NE = self._packed(flat, what, pack)
+        out_NE = self._packed(flat, what, partial(packing.pack_prompts, tokens))
         return out_NE.reshape(len(groups), -1, out_NE.shape[-1])
 
     def _packed(
