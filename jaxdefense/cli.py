@@ -17,11 +17,12 @@ def _defend_text(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import DefendTextConfig
     from jaxdefense.defense.text import defend_text
     from jaxdefense.distributed import first
-    from jaxdefense.report.html import write_run_report
 
     cfg, console = _join(_config(DefendTextConfig, args), console)
     summary = defend_text(cfg, console)
     if first():
+        from jaxdefense.report.html import write_run_report  # brings Matplotlib
+
         write_run_report(Path(cfg.out))
     console.print_json(data=summary)
 
@@ -30,11 +31,12 @@ def _defend_image(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import DefendImageConfig
     from jaxdefense.defense.image import defend_image
     from jaxdefense.distributed import first
-    from jaxdefense.report.html import write_run_report
 
     cfg, console = _join(_config(DefendImageConfig, args), console)
     summary = defend_image(cfg, console)
     if first():
+        from jaxdefense.report.html import write_run_report  # brings Matplotlib
+
         write_run_report(Path(cfg.out))
     console.print_json(data=summary)
 
@@ -43,10 +45,11 @@ def _defend_both(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import DefendBothConfig
     from jaxdefense.defense.both import defend_both
     from jaxdefense.distributed import first
-    from jaxdefense.report.html import write_run_report
 
     cfg, console = _join(_config(DefendBothConfig, args), console)
     summary = defend_both(cfg, console)
+    from jaxdefense.report.html import write_run_report  # brings Matplotlib
+
     for half in cfg.halves() if first() else ():
         write_run_report(Path(half.out))
     console.print_json(data=summary)
@@ -118,6 +121,19 @@ def _bench_text(args: argparse.Namespace, console: Console) -> None:
     console.print_json(data=figures)
 
 
+def _bench_scale(args: argparse.Namespace, console: Console) -> None:
+    from jaxdefense.bench.scale import bench_scale
+
+    figures = bench_scale(args.axis, args.sizes, args.captions, console)
+    console.print_json(data=figures)
+
+
+def _bench_cold(args: argparse.Namespace, console: Console) -> None:
+    from jaxdefense.bench.cold import bench_cold
+
+    console.print_json(data=bench_cold(args.size, args.num, console))
+
+
 def _bench_aot(args: argparse.Namespace, console: Console) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: leave chips to others
     from jaxdefense.bench.aot import bench_aot, run_settings
@@ -125,6 +141,10 @@ def _bench_aot(args: argparse.Namespace, console: Console) -> None:
 
     base = run_settings(args.preset) if args.preset else {}
     print(json.dumps(bench_aot(_config(AotConfig, args, base), console), indent=2))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
 
 
 def _sizes(text: str) -> dict[str, int]:
@@ -323,6 +343,15 @@ def _parser() -> argparse.ArgumentParser:
     text.add_argument("--tokenizer", default="", metavar="DIR", help="without, the demo's")
     image.add_argument("--images", default="", metavar="DIR", help="photos; without, drawn ones")
     image.add_argument("--faces", default="", metavar="DIR", help="the same of people")
+    scale = command(kinds, "scale", _bench_scale, "What grows with the size of the work, and how.")
+    scale.add_argument("axis", metavar="AXIS", help="identities, captions, candidates or batch")
+    scale.add_argument(
+        "--sizes", type=_counts, default=(), metavar="N,N", help="growing; without, some decades"
+    )
+    scale.add_argument("--captions", default="", metavar="FILE", help="without, the demo's")
+    cold = command(kinds, "cold", _bench_cold, "From start to the second step of a run.")
+    cold.add_argument("--size", default="demo", help="demo, ViT-B-32, ViT-L-14 …")
+    cold.add_argument("--num", type=int, default=16, help="clean photos, and with a face as many")
     aot = command(
         kinds, "aot", _bench_aot, "Compile a step for a TPU topology, without the TPU.",
         topology=("topology", "v5e:16x16, v5p:4x4x4 …"),

@@ -302,7 +302,7 @@ def test_run_asserts_that_no_step_after_the_first_compiles(tmp_path, last):
     def run():
         return loop.run(
             jax.jit(step, donate_argnums=0),
-            lambda: jax.device_put(TrainState(jnp.zeros((), jnp.int32), {"x": jnp.ones(3)}, ()), whole),
+            lambda: jax.device_put(TrainState(jnp.int32(0), {"x": jnp.ones(3)}, ()), whole),
             TrainState(whole, {"x": whole}, ()),
             jax.device_put(2.0, whole),
             [np.ones(size, np.float32) for size in (8, 8, 8, last)],
