@@ -131,7 +131,7 @@ def _bench_scale(args: argparse.Namespace, console: Console) -> None:
 def _bench_cold(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.bench.cold import bench_cold
 
-    console.print_json(data=bench_cold(args.size, args.num, console))
+    console.print_json(data=bench_cold(args.model, args.num, console))
 
 
 def _bench_aot(args: argparse.Namespace, console: Console) -> None:
@@ -350,7 +350,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     scale.add_argument("--captions", default="", metavar="FILE", help="without, the demo's")
     cold = command(kinds, "cold", _bench_cold, "From start to the second step of a run.")
-    cold.add_argument("--size", default="demo", help="demo, ViT-B-32, ViT-L-14 …")
+    cold.add_argument("--model", default="", metavar="DIR", help="without, the demo's")
     cold.add_argument("--num", type=int, default=16, help="clean photos, and with a face as many")
     aot = command(
         kinds, "aot", _bench_aot, "Compile a step for a TPU topology, without the TPU.",
