@@ -1,6 +1,7 @@
 """Benchmarks run, and say what they measured."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxdefense.bench import image as bench
+from jaxdefense.bench.scale import exponent
 from jaxdefense.bench.side_by_side import Timing, side_by_side
 from jaxdefense.cli import main
 from jaxdefense.config import OverlayConfig
@@ -75,3 +77,32 @@ def test_pillow_overlay_changes_only_what_the_face_covers():
         changed = np.asarray(bench.pillow_overlay(image, face, rng, OverlayConfig())) != 255
         rows, columns = (changed.any(-1).any(axis).nonzero()[0] for axis in (1, 0))
         assert 15 <= np.ptp(rows) + 1 <= 46 and 15 <= np.ptp(columns) + 1 <= 46
+
+
+def test_exponent_is_that_of_the_larger_half():
+    sizes = [1, 10, 100, 1_000, 10_000]
+    assert exponent(sizes, [0.1 + size**1.5 for size in sizes]) == 1.5
+    assert exponent(sizes, [7.0] * 5) == 0
+
+
+def test_bench_scale_measures_each_size_in_a_process_of_its_own(capfd):
+    assert main(["bench", "scale", "candidates", "--sizes", "8,32"]) == 0
+    err = capfd.readouterr().err
+    found = json.loads(err[err.index("{\n") :])
+    assert [point["candidates"] for point in found["points"]] == [8, 32]
+    assert set(found["exponents"]) == {"attack_s", "peak_mb"}
+
+
+@pytest.mark.parametrize("flags", [["names"], ["batch", "--sizes", "4,2"]])
+def test_bench_scale_refuses(capsys, flags):
+    assert main(["bench", "scale", *flags]) == 2
+    assert flags[-1] in capsys.readouterr().err
+
+
+def test_the_image_defense_waits_for_no_library_it_does_not_use():
+    code = (
+        "import sys, jaxdefense.defense.image;"
+        "print(*{'transformers', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -163,7 +163,9 @@ def _attack_point(num: int) -> dict:
     def attack(num: int) -> None:
         blocks = (unit(templates, min(block, num - i)) for i in range(0, num, block))
         group_M = np.zeros(num, np.int64)
-        infer(unit(200), np.arange(200) // 20, blocks, group_M, 10, block, make_mesh())
+        people = min(10, num)
+        owner_P = np.arange(200) * people // 200
+        infer(unit(200), owner_P, blocks, group_M, people, block, make_mesh())
 
     parts: dict[str, float] = {}
     attack(block)  # compiles
