@@ -168,10 +168,10 @@ def test_embedding_compiles_one_program_however_many_there_are(models, classes):
     photos = sorted(classes.rglob("*.png"))
     words = "cat dog bus tree house ball".split()
     names = [f"{a} {b}" for a in words for b in words]
-    before = _embed_text._cache_size(), _embed_image._cache_size()
+    compiled: list[Any] = [_embed_text, _embed_image]
+    before = [function._cache_size() for function in compiled]
     for num in (8, 13, 21):
         models[0].photos(photos[:num])
     for num in (20, 27, 36):
         models[0].prompts([[f"a photo of {name}" for name in names[:num]]], "prompts")
-    assert _embed_text._cache_size() == before[0] + 1
-    assert _embed_image._cache_size() == before[1] + 1
+    assert [function._cache_size() for function in compiled] == [num + 1 for num in before]

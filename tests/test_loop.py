@@ -299,11 +299,14 @@ def test_run_asserts_that_no_step_after_the_first_compiles(tmp_path, last):
         total = (batch * teacher).sum()
         return TrainState(state.step + 1, state.params, state.opt_state), {"total": total}
 
+    params: Any = {"x": jnp.ones(3)}
+    state = TrainState(jnp.int32(0), params, ())
+
     def run():
         return loop.run(
             jax.jit(step, donate_argnums=0),
-            lambda: jax.device_put(TrainState(jnp.int32(0), {"x": jnp.ones(3)}, ()), whole),
-            TrainState(whole, {"x": whole}, ()),
+            lambda: jax.device_put(state, whole),
+            jax.tree.map(lambda _: whole, state),
             jax.device_put(2.0, whole),
             [np.ones(size, np.float32) for size in (8, 8, 8, last)],
             place,

@@ -80,7 +80,7 @@ def _image_step(tower: Any, num: int) -> Any:
         parts=num_batch_parts(make_mesh(), ShardingRules()),
     )
     weights = {"utility": 1.0, "backdoor": train.w_backdoor, "weight": train.w_weight}
-    batches = [ImageBatch(*photos, even, even, target_BE)] * 4
+    batches = [ImageBatch(photos[0], photos[1], even, even, target_BE)] * 4
     draw = partial(draw_faces, cfg=train.overlay)
     return Ours(tower, terms, weights, batches, draw)
 
@@ -115,7 +115,7 @@ def _main(model: str, num: int, started: float) -> None:
     lap("first state")
     spent: dict[str, float] = defaultdict(float)
     jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: spent.update({event: spent[event] + seconds})
+        lambda event, duration_secs, **_: spent.update({event: spent[event] + duration_secs})
     )
     ours.steps(1)
     lap("first step")
