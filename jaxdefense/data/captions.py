@@ -27,7 +27,7 @@ from jaxdefense.run_directory import cache_directory
 
 _WORD = re.compile(r"\w+")
 _CHUNK = 50_000  # captions worked on at a time
-_MAPPED = 64 * 2**20  # bytes of a captions file, about a million lines, from which tokens are kept
+_MAPPED = 16 * 2**20  # bytes of a captions file, some 300,000 lines, from which tokens are kept
 _LAYOUT = "1"  # of the kept files
 
 
