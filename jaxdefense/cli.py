@@ -122,9 +122,11 @@ def _bench_text(args: argparse.Namespace, console: Console) -> None:
 
 
 def _bench_scale(args: argparse.Namespace, console: Console) -> None:
-    from jaxdefense.bench.scale import bench_scale
+    from jaxdefense.bench.scale import bench_scale, plot
 
     figures = bench_scale(args.axis, args.sizes, args.captions, console)
+    if args.plot:
+        plot(args.axis, figures, Path(args.plot))
     console.print_json(data=figures)
 
 
@@ -349,6 +351,7 @@ def _parser() -> argparse.ArgumentParser:
         "--sizes", type=_counts, default=(), metavar="N,N", help="growing; without, some decades"
     )
     scale.add_argument("--captions", default="", metavar="FILE", help="without, the demo's")
+    scale.add_argument("--plot", default="", metavar="FILE.png", help="draw it there too")
     cold = command(kinds, "cold", _bench_cold, "From start to the second step of a run.")
     cold.add_argument("--model", default="", metavar="DIR", help="without, the demo's")
     cold.add_argument("--num", type=int, default=16, help="clean photos, and with a face as many")

@@ -85,12 +85,17 @@ def test_exponent_is_that_of_the_larger_half():
     assert exponent(sizes, [7.0] * 5) == 0
 
 
-def test_bench_scale_measures_each_size_in_a_process_of_its_own(capfd):
-    assert main(["bench", "scale", "candidates", "--sizes", "8,32"]) == 0
+def test_bench_scale_measures_each_size_in_a_process_of_its_own(tmp_path, capfd):
+    assert (
+        main(["bench", "scale", "candidates", "--sizes", "8,32", "--plot", str(tmp_path / "x.png")])
+        == 0
+    )
     err = capfd.readouterr().err
     found = json.loads(err[err.index("{\n") :])
     assert [point["candidates"] for point in found["points"]] == [8, 32]
     assert set(found["exponents"]) == {"attack_s", "peak_mb"}
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.size[0] > 300
 
 
 @pytest.mark.parametrize("flags", [["names"], ["batch", "--sizes", "4,2"]])

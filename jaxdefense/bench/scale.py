@@ -72,6 +72,21 @@ def bench_scale(axis: str, sizes: Sequence[int], captions: str, console: Console
     }
 
 
+def plot(axis: str, figures: dict[str, Any], path: Path) -> None:
+    """Draw every part over the size, both logarithmic, into a PNG file."""
+    from matplotlib.figure import Figure  # for who asks for it
+
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    sizes = [point[axis] for point in figures["points"]]
+    for part, slope in figures["exponents"].items():
+        costs = [point[part] for point in figures["points"]]
+        axes.loglog(sizes, costs, marker=".", label=f"{part}, exponent {slope:g}")
+    axes.set(xlabel=axis, ylabel="seconds, MB")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=80)
+
+
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     """Fit cost = c * size ** exponent over the larger half of the sizes, at least two."""
     num = max(2, (len(sizes) + 1) // 2)
