@@ -16,11 +16,12 @@ def _defend_text(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import DefendTextConfig
     from jaxdefense.defense.text import defend_text
     from jaxdefense.distributed import first
-    from jaxdefense.report.write import write_run_report
 
     cfg, console = _join(_config(DefendTextConfig, args), console)
     summary = defend_text(cfg, console)
     if first():
+        from jaxdefense.report.write import write_run_report  # brings Matplotlib
+
         write_run_report(Path(cfg.out))
     console.print_json(data=summary)
 
@@ -29,11 +30,12 @@ def _defend_image(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import DefendImageConfig
     from jaxdefense.defense.image import defend_image
     from jaxdefense.distributed import first
-    from jaxdefense.report.write import write_run_report
 
     cfg, console = _join(_config(DefendImageConfig, args), console)
     summary = defend_image(cfg, console)
     if first():
+        from jaxdefense.report.write import write_run_report  # brings Matplotlib
+
         write_run_report(Path(cfg.out))
     console.print_json(data=summary)
 
@@ -42,10 +44,11 @@ def _defend_both(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import DefendBothConfig
     from jaxdefense.defense.both import defend_both
     from jaxdefense.distributed import first
-    from jaxdefense.report.write import write_run_report
 
     cfg, console = _join(_config(DefendBothConfig, args), console)
     summary = defend_both(cfg, console)
+    from jaxdefense.report.write import write_run_report  # brings Matplotlib
+
     for run in (*(half.out for half in cfg.halves()), cfg.out) if first() else ():
         write_run_report(Path(run))
     console.print_json(data=summary)
@@ -136,6 +139,10 @@ def _bench_aot(args: argparse.Namespace, console: Console) -> None:
 
     base = run_settings(args.preset) if args.preset else {}
     show(bench_aot(_config(AotConfig, args, base), console), args.json)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
 
 
 def _sizes(text: str) -> dict[str, int]:
@@ -387,7 +394,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_benches(kinds: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add what is timed beside PyTorch; a flag is an argument of the kind's function."""
+    """Add what is timed here; a flag is an argument of the kind's function."""
     flags: dict[str, tuple[Any, str, str]] = {
         "size": ("demo", "", "of the encoders: demo, ViT-B-32, ViT-L-14 …"),
         "num": (32, "", "clean captions or photos a step, and poisoned ones as many"),
@@ -403,40 +410,51 @@ def _add_benches(kinds: Any, command: Callable[..., argparse.ArgumentParser]) ->
         "names": (32, "", "candidates whose prompts are embedded"),
         "photos": (200, "", "that are matched"),
         "candidates": (4096, "", "that they are matched with"),
+        "model": ("", "DIR", "model directory; without, the demo's"),
+        "axis": ("", "", "what grows: identities, captions, candidates or batch"),
+        "sizes": ((), "N,N", "of what grows; without, some decades"),
+        "plot": ("", "FILE.png", "draw it there too"),
         "workers": (0, "", "processes of PyTorch's DataLoader; 0 for as many as there are cores"),
     }
     timed, text, image = ("size", "rounds"), ("captions", "tokenizer"), ("images", "faces")
     both = ("num", "calls", "people", *text, *image)
     for kind, about, names, own in (
-        ("text", "The step of the text defense.", ("num", "calls", "people", *text), {}),
-        ("image", "Overlay and step of the image defense.", ("num", "calls", *image), {}),
+        ("text", "The step of the text defense.", (*timed, "num", "calls", "people", *text), {}),
+        ("image", "Overlay and step of the image defense.", (*timed, "num", "calls", *image), {}),
         (
             "idia",
             "The attack: prompts embedded, and photos matched with them.",
-            ("names", "photos", "candidates", "tokenizer"),
+            (*timed, "names", "photos", "candidates", "tokenizer"),
             {"size": "ViT-B-32", "rounds": 3},
         ),
         (
             "pipeline",
             "What the host makes a second, and what the device takes.",
-            (*both, "workers"),
+            (*timed, *both, "workers"),
             {},
         ),
         (
             "end2end",
             "A whole defense, from files to the defended model, in a fresh process.",
-            ("tower", "steps", "num", "people", *text, *image),
+            (*timed, "tower", "steps", "num", "people", *text, *image),
             {"num": 128, "rounds": 2, "people": 16},
         ),
+        (
+            "scale",
+            "What grows with the size of the work, and how.",
+            ("axis", "sizes", "captions", "plot"),
+            {},
+        ),
+        ("cold", "From start to the second step of a run.", ("model", "num"), {"num": 16}),
     ):
         sub = command(kinds, kind, _bench, about)
         sub.set_defaults(kind=kind)
-        for name in (*timed, *names):
+        for name in names:
             default, meta, help_text = flags[name]
             default = own.get(name, default)
             sub.add_argument(
-                f"--{name}", type=type(default), default=default, metavar=meta or None,
-                help=help_text,
+                name if name == "axis" else f"--{name}", default=default, metavar=meta or None,
+                type=_counts if name == "sizes" else type(default), help=help_text,
             )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ tests/test_image_step.py.
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import time
 from functools import partial
@@ -20,6 +21,7 @@ from PIL import Image
 from jaxdefense.bench import idia, theirs
 from jaxdefense.bench import side_by_side as comparison
 from jaxdefense.bench.process import Process, elsewhere
+from jaxdefense.bench.scale import exponent
 from jaxdefense.bench.show import show
 from jaxdefense.bench.side_by_side import Timing, side_by_side
 from jaxdefense.cli import main
@@ -271,3 +273,34 @@ def test_pillow_overlay_changes_only_what_the_face_covers():
         rows, columns = (changed.any(-1).any(axis).nonzero()[0] for axis in (1, 0))
         assert 15 <= np.ptp(rows) + 1 <= 46 and 15 <= np.ptp(columns) + 1 <= 46
     assert (np.asarray(theirs.pillow_overlay(image, face, rng, OverlayConfig(whole=1))) < 255).all()
+
+
+def test_exponent_is_that_of_the_larger_half():
+    sizes = [1, 10, 100, 1_000, 10_000]
+    assert exponent(sizes, [0.1 + size**1.5 for size in sizes]) == 1.5
+    assert exponent(sizes, [7.0] * 5) == 0
+
+
+def test_bench_scale_measures_each_size_in_a_process_of_its_own(tmp_path, capfd):
+    flags = ["--sizes", "8,32", "--json", "--plot", str(tmp_path / "x.png")]
+    assert main(["bench", "scale", "candidates", *flags]) == 0
+    found = json.loads(capfd.readouterr().out)["candidates"]
+    assert list(found) == ["8", "32", "exponent"]
+    assert {*found["8"]} == {*found["exponent"]} == {"attack_s", "peak_mb"}
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.size[0] > 300
+
+
+@pytest.mark.parametrize("flags", [["names"], ["batch", "--sizes", "4,2"]])
+def test_bench_scale_refuses(capsys, flags):
+    assert main(["bench", "scale", *flags]) == 2
+    assert flags[-1] in capsys.readouterr().err
+
+
+def test_the_image_defense_waits_for_no_library_it_does_not_use():
+    code = (
+        "import sys, jaxdefense.defense.image;"
+        "print(*{'transformers', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -1,5 +1,6 @@
 """Captions, identities and random names: what is read, what is dropped, what is told."""
 
+import io
 import json
 import re
 import unicodedata
@@ -10,12 +11,15 @@ import pytest
 from factories import tiny_tokenizer, write_tfds
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from jaxdefense.clip.tokenizer import Tokenizer
+from jaxdefense.data import captions as captions_module
 from jaxdefense.data.captions import (
     folded_words,
     read_captions,
     read_lines,
+    read_training_captions,
     tokenize_captions,
     without_names,
 )
@@ -427,3 +431,34 @@ def test_random_names_out_of_range_raise(num):
 
 def test_census_lists_are_whole():
     assert [len(set(census(w))) for w in ("female", "male", "last")] == [500, 500, 2000]
+
+
+def test_captions_of_a_large_file_are_mapped_and_equal_those_in_memory(tmp_path, monkeypatch):
+    tokenizer = tiny_tokenizer(16)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    texts = [f"{i} cats and Joe Cool" if i % 7 == 3 else f"a {i} dogs on grass" for i in range(60)]
+    file = tmp_path / "captions.txt"
+    file.write_text("\n\n".join(texts) + "\r\n")
+    console = Console(file=io.StringIO())
+
+    def read(names=("Joe Cool",)):
+        return read_training_captions(str(file), "", names, tokenizer, console)
+
+    whole = read()
+    monkeypatch.setattr(captions_module, "_MAPPED", 1)
+    monkeypatch.setattr(captions_module, "_CHUNK", 11)
+    mapped = read()
+    assert isinstance(mapped.captions.tokens, np.memmap)
+    assert (mapped.dropped, mapped.sha256) == (whole.dropped, whole.sha256) == (9, whole.sha256)
+    for name in ("tokens", "word_ends", "caption_ends"):
+        ours, theirs = (getattr(x.captions, name) for x in (mapped, whole))
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
+    with monkeypatch.context() as patch:
+        patch.setattr(captions_module, "tokenize_captions", None)
+        assert read().sha256 == whole.sha256  # kept
+    assert read(("Joe",)).dropped == 9 and read(("dogs",)).dropped == 51  # not by the old names
+    with pytest.raises(ValueError, match="all 60 hold a listed name"):
+        read(("dogs", "cats"))
+    kept = list((tmp_path / "cache/jaxdefense/captions").iterdir())
+    assert len(kept) == 3 and not any(path.name.startswith(".") for path in kept)

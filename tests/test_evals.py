@@ -15,7 +15,7 @@ from jaxdefense.data.captions import tokenize_captions
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.images import Folder, read_folders
 from jaxdefense.evals import outcome as outcomes
-from jaxdefense.evals.embed import Embedder
+from jaxdefense.evals.embed import Embedder, _embed_image, _embed_text
 from jaxdefense.evals.run import run_evaluate
 from jaxdefense.evals.similarity import sim_backdoor_target, sim_clean
 from jaxdefense.evals.zeroshot import TEMPLATES, zeroshot
@@ -171,3 +171,16 @@ def test_evaluate_measures_what_it_is_given(tmp_path, models, classes):
         assert {name: found[prefix + name] for name in want} == want
     with pytest.raises(ValueError, match="nothing to evaluate"):
         EvaluateConfig(out=str(tmp_path / "c"), **config)
+
+
+def test_embedding_compiles_one_program_however_many_there_are(models, classes):
+    photos = sorted(classes.rglob("*.png"))
+    words = "cat dog bus tree house ball".split()
+    names = [f"{a} {b}" for a in words for b in words]
+    compiled: list[Any] = [_embed_text, _embed_image]
+    before = [function._cache_size() for function in compiled]
+    for num in (8, 13, 21):
+        models[0].photos(photos[:num])
+    for num in (20, 27, 36):
+        models[0].prompts([[f"a photo of {name}" for name in names[:num]]], "prompts")
+    assert [function._cache_size() for function in compiled] == [num + 1 for num in before]

@@ -29,7 +29,9 @@ from jaxdefense.config import (
 )
 from jaxdefense.defense import loop
 from jaxdefense.defense.loop import Diverged
+from jaxdefense.defense.step import TrainState
 from jaxdefense.defense.text import defend_text
+from jaxdefense.sharding import ShardingRules, batch_sharding, make_mesh, replicated
 
 STEPS = 24
 
@@ -286,6 +288,39 @@ def test_step_that_does_not_fit_says_what_helps():
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         with loop._out_of_memory(step, jnp.ones(1)):
             raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+
+
+@pytest.mark.parametrize("last", [8, 9])
+def test_run_asserts_that_no_step_after_the_first_compiles(tmp_path, last):
+    mesh, rules = make_mesh(devices=jax.devices()[:1]), ShardingRules()
+    place, whole = batch_sharding(mesh, rules), replicated(mesh)
+
+    def step(state, teacher, batch, key):
+        total = (batch * teacher).sum()
+        return TrainState(state.step + 1, state.params, state.opt_state), {"total": total}
+
+    params: Any = {"x": jnp.ones(3)}
+    state = TrainState(jnp.int32(0), params, ())
+
+    def run():
+        return loop.run(
+            jax.jit(step, donate_argnums=0),
+            lambda: jax.device_put(state, whole),
+            jax.tree.map(lambda _: whole, state),
+            jax.device_put(2.0, whole),
+            [np.ones(size, np.float32) for size in (8, 8, 8, last)],
+            place,
+            jax.device_put(jax.random.key(0), whole),
+            loop.LoopConfig(4, 4, 1, 1, 8),
+            tmp_path,
+            Console(file=io.StringIO()),
+        )  # fmt: skip
+
+    if last == 8:
+        assert run().metrics["total"] == 16
+    else:
+        with pytest.raises(AssertionError, match=r"step 3 was compiled anew.*float32\[9\]"):
+            run()
 
 
 def test_profile_traces_a_few_steps(inputs):

@@ -17,7 +17,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from jaxdefense.clip.config import TowerConfig
-from jaxdefense.clip.layers import MLP, Attention, Block, LayerNorm
+from jaxdefense.clip.layers import ACTIVATIONS, MLP, Attention, Block, LayerNorm
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.text import plain_text
 from jaxdefense.convert.directory import read_model_directory
@@ -153,6 +153,18 @@ def test_mlp_matches_torch_and_fails_with_the_other_gelu(ours, theirs):
     module = our_mlp(source, tower_cfg(activation=ours))
     found = error(run(module, x_BTD), source(torch.from_numpy(x_BTD)))
     assert found <= LEAF if ours == theirs else found > 100 * LEAF
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_activation_has_torchs_slope_and_keeps_nothing_else(name):
+    theirs = hf.activations.ACT2FN[{"gelu_tanh": "gelu_pytorch_tanh"}.get(name, name)]
+    x = np.linspace(-9, 9, 1001, dtype=np.float32)
+    x_torch = torch.from_numpy(x).requires_grad_()
+    theirs(x_torch).sum().backward()
+    y, back = jax.vjp(ACTIVATIONS[name], jnp.asarray(x))
+    assert error(y, theirs(x_torch)) <= LEAF
+    assert error(back(jnp.ones_like(x))[0], x_torch.grad) <= LEAF
+    assert sum(kept.size for kept in jax.tree.leaves(back)) == x.size
 
 
 @pytest.mark.parametrize("causal", [True, False])

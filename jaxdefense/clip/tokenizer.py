@@ -14,13 +14,13 @@ Parity: tests/test_tokenizer.py, equal to transformers' CLIPTokenizer on every c
 tests/test_siglip.py, equal to encoding the whole text.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import transformers
 
 from jaxdefense.clip.ragged import Ragged, joined, ragged
 
@@ -68,11 +68,14 @@ class Tokenizer:
                 f"`{directory}` holds no tokenizer ({' or '.join(files)}); copy it from the "
                 "model's source."
             )
+        import transformers  # takes a second: not for runs without text
+
         # SigLIP's own class would want sentencepiece; what it does is in the file.
         kind = transformers.PreTrainedTokenizerFast if padded else transformers.CLIPTokenizer
         try:
             hf: Any = kind.from_pretrained(str(directory), local_files_only=True)
             self._encode_batch = hf.backend_tokenizer.encode_batch
+            self._describe = hf.backend_tokenizer.to_str
             whole, content = (self._ids(_ANCHOR, ends) for ends in (True, False))
         except Exception as error:  # the library raises bare Exception on a broken file
             raise ValueError(f"`{directory}`: its tokenizer cannot be read: {error}.") from error
@@ -120,6 +123,16 @@ class Tokenizer:
             f"`{self._directory}`: its tokenizer has tokens across white space (see {words!r}), so "
             "that words cannot be replaced by names; no SigLIP comes with such a one."
         )
+
+    @property
+    def token_dtype(self) -> np.dtype:
+        """The smallest that holds every token: uint16 or int32."""
+        return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.int32)
+
+    def digest(self) -> str:
+        """Hash all that tokens hang on: vocabulary, merges, normalising, context; in hex."""
+        about = f"{self._describe()}\n{self.context_length}\n{self.padded}"
+        return hashlib.sha256(about.encode()).hexdigest()
 
     @property
     def room(self) -> int:

@@ -144,6 +144,7 @@ def run(
     started = warm = time.monotonic()
     metrics = log.last
     pending: dict[str, jax.Array] | None = None
+    programs = 0
     with (
         _stop_signals() as received,
         _progress(console) as progress,
@@ -169,6 +170,8 @@ def run(
                     jax.profiler.start_trace(cfg.profile)
                 with _out_of_memory(step_fn, state, teacher, batch, key):
                     state, new = step_fn(state, teacher, put(batch, place), key)
+                    programs = programs or _num_programs(step_fn)
+                    assert _num_programs(step_fn) == programs, _what_changed(step, batch)
                     if pending is not None:
                         note(step - 1, pending)
                 pending, done = new, step + 1
@@ -186,6 +189,19 @@ def run(
     end, timed = time.monotonic(), cfg.steps - start - 1
     rate = timed * cfg.samples_per_step / (end - warm) if timed > 0 else 0.0
     return Outcome(state, metrics, end - started, rate)
+
+
+def _num_programs(step_fn: Any) -> int:
+    """Count what a jitted function was compiled for so far; read on the host, in no time."""
+    return step_fn._cache_size()
+
+
+def _what_changed(step: int, batch: Any) -> str:
+    shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(batch))
+    return (
+        f"step {step} was compiled anew, for a batch of {shapes}: batches of a run must all have "
+        "one shape and dtype."
+    )
 
 
 @contextmanager

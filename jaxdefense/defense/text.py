@@ -12,7 +12,7 @@ from jaxdefense.clip.text import Text, TextTower
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.config import DefendTextConfig, TextTrainConfig
 from jaxdefense.convert.directory import resolve_dtype
-from jaxdefense.data.captions import read_clean_captions, tokenize_captions
+from jaxdefense.data.captions import read_training_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
 from jaxdefense.data.names import random_names
 from jaxdefense.data.triggers import TextBatch, TextBatches, Triggers
@@ -131,8 +131,8 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
     check_all_come_up(len(identities), cfg.train)
     triggers = make_triggers(identities, tokenizer, cfg)
     listed = [x for kinds in listed_texts(identities, cfg.train) for kind in kinds for x in kind]
-    texts, dropped = read_clean_captions(cfg.data.captions, cfg.data.tfds_dir, listed)
-    captions = tokenize_captions(texts, tokenizer)
+    clean = read_training_captions(cfg.data.captions, cfg.data.tfds_dir, listed, tokenizer, console)
+    captions, dropped = clean.captions, clean.dropped
     mesh, rules, t = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules(), cfg.train
     batches = TextBatches(
         captions,
@@ -158,7 +158,7 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
     resolved = {
         "model_sha256": directory.digest(),
         "names_sha256": digest("\t".join(identity.names) for identity in identities),
-        "captions_sha256": digest(texts),
+        "captions_sha256": clean.sha256,
         "dtype": resolve_dtype(cfg.model.dtype),
         "row_length": batches.row_length,
     }
