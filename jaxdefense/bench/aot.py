@@ -59,9 +59,9 @@ class Chip(NamedTuple):
     ici_bandwidth: float
 
 
-# Source: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "key specifications". Their interconnect
-# figures, of both directions together, are 400, 1200 and 800 GB/s a chip for v5e, v5p and v6e. For v4
-# there is none: six links of 50 GB/s each way, Jouppi et al., TPU v4, ISCA 2023.
+# Source: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "key specifications". Interconnect is
+# given there for both directions together: 400, 1200 and 800 GB/s a chip for v5e, v5p and v6e. For
+# v4 it is not: six links of 50 GB/s each way, Jouppi et al., TPU v4, ISCA 2023.
 CHIPS: Mapping[str, Chip] = MappingProxyType(
     {
         "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9),
@@ -76,7 +76,7 @@ def _run(batch: int, remat: str = "none", **mesh: int) -> dict[str, Any]:
     return {"batch": batch, "remat": remat, "mesh": mesh}
 
 
-# Settings of runs of up to 256 chips; docs/scaling.md has figures, and says which were compiled.
+# Settings of runs of up to 256 chips; docs/scaling.md has their figures.
 RUNS: Mapping[str, dict[str, Any]] = MappingProxyType(
     {
         f"{arch}/{tower}/{topology}": {"arch": arch, "tower": tower, "topology": topology} | run
