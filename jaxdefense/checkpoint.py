@@ -5,7 +5,7 @@ numbers are functions of the settings and of the number of steps taken, which is
 """
 
 import contextlib
-import errno
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -160,9 +160,9 @@ class Checkpoints:
         self._manager.close()
 
     def _unwritten(self, error: Exception) -> OSError:
-        text = _reason(error)
-        full = "No space left" in str(error) or getattr(error, "errno", 0) == errno.ENOSPC
-        why = "No space left on device" if full else text
+        # The system's own words, which the libraries put at the end of theirs.
+        found = re.search(r"([\w ]+) \[os_error_code=|\[OS error \d+: ([^\]]+)\]", str(error))
+        why = (found[1] or found[2]).strip() if found else _reason(error)
         with contextlib.suppress(Exception):
             self._manager.wait_until_finished()
         last = self.latest

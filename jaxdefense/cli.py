@@ -65,14 +65,16 @@ def _attack(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import AttackConfig
     from jaxdefense.idia.run import run_attack
 
-    console.print_json(data=run_attack(_config(AttackConfig, args), console))
+    cfg, console = _join(_config(AttackConfig, args), console)
+    console.print_json(data=run_attack(cfg, console))
 
 
 def _evaluate(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import EvaluateConfig
     from jaxdefense.evals.run import run_evaluate
 
-    console.print_json(data=run_evaluate(_config(EvaluateConfig, args), console))
+    cfg, console = _join(_config(EvaluateConfig, args), console)
+    console.print_json(data=run_evaluate(cfg, console))
 
 
 def _report(args: argparse.Namespace, console: Console) -> None:
@@ -179,7 +181,7 @@ def _join(cfg: Any, console: Console) -> tuple[Any, Console]:
         return cfg, console
     settings = to_dict(cfg)
     for own in ("cache", "profile"):
-        del settings[own]
+        settings.pop(own, None)
     del settings["distributed"]["process_id"]
     distributed.agree(settings | distributed.program())
     if not distributed.first():
@@ -272,22 +274,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--profile", dest="cfg:profile", metavar="DIR", help="trace of a few steps, for XProf"
         )
-        for flag, setting, kind, meta, help_text in (
-            ("coordinator", "coordinator", str, "HOST:PORT", "of several processes, the first"),
-            ("num-processes", "num_processes", int, "N", "of several processes, how many"),
-            ("process-id", "process_id", int, "I", "of several processes, which, from 0"),
-        ):
-            sub.add_argument(
-                f"--{flag}", dest=f"cfg:distributed.{setting}", type=kind, metavar=meta,
-                help=help_text,
-            )  # fmt: skip
     command(
         commands, "merge", _merge, "Make a defended text and a defended image encoder one model.",
         text=("text", "run or model directory of the text encoder"),
         image=("image", "run or model directory of the image encoder"),
         out=("out", "model directory to write"),
     )  # fmt: skip
-    command(
+    attack = command(
         commands, "attack", _attack, "Infer identities: whom does the model know?",
         model=model,
         faces=("faces", faces),
@@ -303,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
         tfds_dir=("tfds_dir", tfds_dir),
         out=("out", "directory of the results"),
     )  # fmt: skip
-    command(
+    evaluate = command(
         commands, "evaluate", _evaluate, "Measure what a defense changed and kept.",
         model=("model.path", "defended model directory"),
         teacher=("teacher", "model directory before the defense"),
@@ -357,6 +350,16 @@ def _parser() -> argparse.ArgumentParser:
             "--part", dest="cfg:sweep.part", metavar="I/N",
             help="of N processes that share the cells, this is the I-th, from 1",
         )  # fmt: skip
+    for sub in (text, image, both, attack, evaluate):
+        for flag, setting, kind, meta, help_text in (
+            ("coordinator", "coordinator", str, "HOST:PORT", "of several processes, the first"),
+            ("num-processes", "num_processes", int, "N", "of several processes, how many"),
+            ("process-id", "process_id", int, "I", "of several processes, which, from 0"),
+        ):
+            sub.add_argument(
+                f"--{flag}", dest=f"cfg:distributed.{setting}", type=kind, metavar=meta,
+                help=help_text,
+            )  # fmt: skip
     convert = command(
         commands, "convert", _convert, "Write a checkpoint in another library's layout, losslessly."
     )

@@ -377,6 +377,8 @@ class AttackConfig:
     # for nowhere
     seed: int = 0
     mesh: MeshConfig = MeshConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    cache: CacheConfig = CacheConfig()
 
     def __post_init__(self):
         _not_negative(max_corrupt=self.max_corrupt)
@@ -428,6 +430,9 @@ class EvaluateConfig:
     max_corrupt: int = 0  # photos that may be broken; each is named and left out
     batch: int = 256
     seed: int = 0
+    mesh: MeshConfig = MeshConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    cache: CacheConfig = CacheConfig()
 
     def __post_init__(self):
         _positive(num_captions=self.num_captions, num_images=self.num_images, batch=self.batch)

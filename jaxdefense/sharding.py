@@ -236,6 +236,11 @@ def fetch(tree: Tree) -> Tree:
     return jax.tree.map(one, tree)
 
 
+def from_first(x: np.ndarray) -> np.ndarray:
+    """Give every process the array of the first; on the others, `x` is any of its shape."""
+    return x if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(x)
+
+
 # Inside a compiled function
 
 _MESH: ContextVar[tuple[Mesh, ShardingRules] | None] = ContextVar("mesh", default=None)
@@ -259,12 +264,14 @@ def gathers() -> bool:
 def gathered(params: Tree, dtype: DTypeLike | None = None) -> Tree:
     """Have parameters gathered that lie cut by `fsdp`, so that it cuts nothing but the batch.
 
-    Without, the compiler may gather the activations instead. Two kinds stay as they lie: layers in
-    a stack, whose turn comes one by one, and the token table, which is never gathered (`look_up`).
+    Without, the compiler may gather the activations instead. A layer's gradients are cut again
+    where they are summed, so that a device sums only the part it keeps. Two kinds stay as they lie:
+    layers in a stack, whose turn comes one by one, and the token table, which is never gathered
+    (`look_up`).
 
     Args:
         params: tree of variables.
-        dtype: to gather in, None for their own; parameters that are not cut keep theirs.
+        dtype: to gather in, None for their own; they come out in their own, rounded.
     """
     if not gathers():
         return params
@@ -278,11 +285,34 @@ def gathered(params: Tree, dtype: DTypeLike | None = None) -> Tree:
         axes = list(rules.spec(*dims[len(dims) - value.ndim :]))
         if stacked or "vocab" in dims or FSDP not in axes:
             return variable
-        whole = PartitionSpec(*(None if axis == FSDP else axis for axis in axes))
-        value = value if dtype is None else value.astype(dtype)
-        return variable.replace(jax.lax.with_sharding_constraint(value, NamedSharding(mesh, whole)))
+        cut, whole = (
+            NamedSharding(mesh, PartitionSpec(*spec))
+            for spec in (axes, (None if axis == FSDP else axis for axis in axes))
+        )
+        # Outside the stack parameters are few and small, and of some the compiler would exchange
+        # more to sum in parts: positions, and what `tensor` does not cut.
+        slope = cut if "layers" in dims else whole
+        return variable.replace(_gather_there(value, dtype or value.dtype, whole, slope))
 
     return jax.tree.map(one, params, is_leaf=_is_variable)
+
+
+def _gather(x: jax.Array, dtype: DTypeLike, whole: NamedSharding, _: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x.astype(dtype), whole).astype(x.dtype)
+
+
+_gather_there = jax.custom_vjp(_gather, nondiff_argnums=(1, 2, 3))
+
+
+def _gather_forward(x: jax.Array, *args: Any) -> tuple[jax.Array, None]:
+    return _gather(x, *args), None
+
+
+def _gather_backward(_: DTypeLike, whole: NamedSharding, cut: NamedSharding, __, slope) -> Any:
+    return (jax.lax.with_sharding_constraint(slope, cut),)
+
+
+_gather_there.defvjp(_gather_forward, _gather_backward)
 
 
 def look_up(table_VD: jax.Array, tokens_RT: jax.Array | np.ndarray) -> jax.Array:

@@ -82,6 +82,23 @@ _HLO = """HloModule jit_step, is_scheduled=true
   ROOT %o.loop = (s32[], f32[16]{0}) while(%o.in), condition=%inner_condition, body=%inner_body
 }
 
+%ring_condition (r.state: (f32[16], u32[])) -> pred[] {
+  %r.state = (f32[16]{0}, u32[]{:T(128)}) parameter(0)
+  %eight = u32[]{:T(128)} constant(8)
+  %r.i = u32[]{:T(128)} get-tuple-element(%r.state), index=1
+  ROOT %r.less = pred[] compare(%r.i, %eight), direction=LT
+}
+
+%ring_body (r.in: (f32[16], u32[])) -> (f32[16], u32[]) {
+  %r.in = (f32[16]{0}, u32[]{:T(128)}) parameter(0)
+  %two = u32[]{:T(128)} constant(2)
+  %r.x = f32[16]{0} get-tuple-element(%r.in), index=0
+  %r.n = u32[]{:T(128)} get-tuple-element(%r.in), index=1
+  %r.next = u32[]{:T(128)} add(%r.n, %two)
+  %r.sent = f32[16]{0} collective-permute(%r.x), channel_id=11, source_target_pairs={{0,1},{1,0}}
+  ROOT %r.out = (f32[16]{0}, u32[]{:T(128)}) tuple(%r.sent, %r.next)
+}
+
 ENTRY %main (x: f32[16], t: f32[100,16], h: bf16[64]) -> f32[16] {
   %x = f32[16]{0} parameter(0)
   %t = f32[100,16]{1,0} parameter(1)
@@ -90,6 +107,9 @@ ENTRY %main (x: f32[16], t: f32[100,16], h: bf16[64]) -> f32[16] {
   %start = (s32[], f32[16]{0}) tuple(%c, %x)
   %loop = (s32[], f32[16]{0}) while(%start), condition=%outer_condition, body=%outer_body, backend_config={"known_trip_count":{"n":"5"}}
   %unknown = (s32[], f32[16]{0}) while(%start), condition=%outer_condition, body=%inner_body
+  %first = u32[] constant(0)
+  %held = (f32[16]{0}, u32[]) tuple(%x, %first)
+  %ring = (f32[16]{0}, u32[]{:T(128)}) while(%held), condition=%ring_condition, body=%ring_body
   %mine = bf16[8]{0} fusion(%h), kind=kCustom, calls=%all-reduce-scatter.1
   %b1 = f32[32]{0} fusion(%x), kind=kLoop, calls=%beside.1
   %b2 = f32[32]{0} fusion(%x), kind=kLoop, calls=%beside.2
@@ -109,19 +129,19 @@ def test_collectives_count_loops_and_pieces_of_one_once():
         "all-reduce": 5 * 3 + 1,
         "reduce-scatter": 1,
         "all-gather": 1,
-        "collective-permute": 1,
+        "collective-permute": 1 + 4,
     }
     assert {kind: x.bytes for kind, x in found.items()} == {
         "all-reduce": 16 * 64,
         "reduce-scatter": 128,
         "all-gather": 128,
-        "collective-permute": 64,
+        "collective-permute": 5 * 64,
     }
     assert {kind: x.wire_bytes for kind, x in found.items()} == {
         "all-reduce": 16 * 64 * 2 * 3 / 4,
         "reduce-scatter": 128 * 7 / 8,
         "all-gather": 64,
-        "collective-permute": 64,
+        "collective-permute": 5 * 64,
     }
     assert program.unknown_loops == {"unknown"}
 

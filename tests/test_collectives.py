@@ -7,7 +7,9 @@ code is there three times (student and its gradient; a scan, the last layer) and
 - `fsdp`: each parameter it cuts is gathered where it is used: a layer's matrices in the scan of
   student, gradient and teacher and in the last layer of both, its biases in all but the gradient;
   projection, positions (and, for images, patches and class token) once a tower. Tokens are gathered
-  for the look-up and what was looked up is exchanged, once a tower and once for the gradient.
+  for the look-up and what was looked up is exchanged, once a tower and once for the gradient. A
+  layer's gradient is asked for in parts where it is summed: a reduce-scatter on a TPU. The compiler
+  for CPUs has none, and sums the whole of which each device then keeps its part.
 - `tensor`: attention and MLP are summed over heads and hidden units, forward and for the gradient
   of what came in; so is the look-up over the vocabulary.
 """
@@ -17,13 +19,23 @@ from collections import Counter
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_image_step
 import test_step
+from flax import nnx
 
+from jaxdefense.clip.layers import linear
 from jaxdefense.defense.step import init_state, make_train_step
-from jaxdefense.sharding import AXES, ShardingRules
+from jaxdefense.sharding import (
+    AXES,
+    ShardingRules,
+    batch_sharding,
+    gathered,
+    make_mesh,
+    on_mesh,
+)
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
 # What a step would move to the host and back with.
@@ -76,6 +88,23 @@ def test_fsdp_axis_gathers_parameters_and_no_activations(which, tmp_path):
     if which == "text":
         gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", hlo)
         assert ",".join(map(str, table)) not in gathered and gathered
+
+
+def test_gradient_of_a_layer_is_cut_where_it_is_summed():
+    mesh, dims = make_mesh(data=2, fsdp=4), ("layers", "embed", "mlp")
+    kernel = nnx.Param(jnp.ones((12, 20)), dims=dims)
+
+    def slope(value, x):
+        def loss(value):
+            with on_mesh(mesh, ShardingRules()):
+                whole = gathered({"kernel": kernel.replace(value)}, jnp.bfloat16)["kernel"]
+                return linear("bd,df->bf", x.astype(jnp.bfloat16), whole[...]).sum()
+
+        return jax.grad(loss)(value)
+
+    x = jax.ShapeDtypeStruct((16, 12), jnp.float32, sharding=batch_sharding(mesh, ShardingRules()))
+    found = jax.jit(slope).lower(kernel[...], x).compile().output_shardings
+    assert found.shard_shape((12, 20)) == (3, 20)
 
 
 @pytest.mark.parametrize("which", ["text", "image"])

@@ -46,6 +46,8 @@ def inputs(tmp_path_factory):
     (path / "captions.txt").write_text("\n".join(CAPTIONS) + "\n")
     write_photos(path / "images", 11)
     write_faces(path / "faces", ["Joe Cool", "Ada King", "Zoe"], 4)
+    write_faces(path / "attacked", ["Joe Cool", "Ada King", "Zoe", "Ada Ek", "Bo Li"], 5)
+    (path / "attacked" / "Zoe" / "3.png").write_bytes(b"broken")
     return path
 
 
@@ -132,6 +134,33 @@ def both_command(out):
     return ["defend", "both", *flags, *(x for s in sets for x in ("--set", s)), "--out", out]
 
 
+def attack_command(out, *settings):
+    sets = ["num_candidates=40", "candidate_block=16", "batch=16", "max_corrupt=1", *settings]
+    flags = ["--model", "model", "--faces", "attacked", "--variants", "last,grey"]
+    return ["attack", *flags, *(x for s in sets for x in ("--set", s)), "--out", str(out)]
+
+
+def evaluate_command(model, out, *settings):
+    sets = ["batch=16", "max_corrupt=1", "target=human", *settings]
+    flags = ["--model", str(model), "--teacher", "model", "--captions", "captions.txt"]
+    flags += ["--names", "names.txt", "--images", "images", "--zeroshot", "attacked"]
+    flags += ["--faces", "attacked", "--image-target", "faces", "--collateral", "others.txt"]
+    return ["evaluate", *flags, *(x for s in sets for x in ("--set", s)), "--out", str(out)]
+
+
+def answers(out):
+    return (out / "results.csv").read_text(), json.loads((out / "summary.json").read_text())
+
+
+def alone(inputs, devices, command):
+    """Run a command in this process, on some of its devices."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(inputs)
+        chosen = jax.devices()[:devices]
+        patch.setattr(jax, "devices", lambda: chosen)
+        assert cli.main(command) == 0
+
+
 def losses(path):
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(STEPS))
@@ -158,11 +187,7 @@ def whole(inputs):
                 processes = Processes(inputs, shape, both_command(out))
                 assert processes.finish() == [0] * shape[0], processes.text()
             else:
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.chdir(inputs)
-                    devices = jax.devices()[: shape[1]]
-                    patch.setattr(jax, "devices", lambda: devices)
-                    assert cli.main(both_command(out)) == 0
+                alone(inputs, shape[1], both_command(out))
             made[shape] = inputs / out
         return made[shape]
 
@@ -231,6 +256,69 @@ def test_stopped_processes_save_one_step_and_go_on_elsewhere(inputs, whole):
     assert f"checkpoint {saved[-1]} cannot be restored" in processes.text(0)
     assert f"resuming at step {saved[-2]}" in processes.text(0)
     assert worst(losses(out), losses(whole(ONE_DEVICE) / "text")) < 1e-5
+
+
+@pytest.mark.slow
+def test_all_processes_stopped_at_once_save_one_step_and_go_on(inputs, whole):
+    out = inputs / "all-stopped"
+    processes = Processes(inputs, TWO_BY_FOUR, text_command("all-stopped"))
+    processes.wait_for(out / "metrics.jsonl", 9)
+    for process in processes.running:
+        process.send_signal(signal.SIGTERM)
+    assert processes.finish() == [143, 143], processes.text()
+    saved = {int(path.name) for path in (out / "checkpoints").iterdir()}
+    for i in range(2):
+        assert f"SIGTERM after step {max(saved)}, checkpoint saved" in processes.text(i)
+    processes = Processes(inputs, TWO_BY_FOUR, text_command("all-stopped"))
+    assert processes.finish() == [0, 0], processes.text()
+    assert f"resuming at step {max(saved)}" in processes.text(0)
+    ours, theirs = weights(out), weights(whole(TWO_BY_FOUR) / "text")
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_attack_gives_the_answers_of_one_device(inputs, tmp_path):
+    alone(inputs, 1, attack_command("attack-1", "cache_dir=none"))
+    wanted = answers(inputs / "attack-1")
+    assert wanted[1]["photos_per_identity"] == {"min": 4, "max": 5}
+    alone(inputs, 8, attack_command("attack-8", "cache_dir=cache", "mesh.fsdp=2", "mesh.tensor=2"))
+    assert answers(inputs / "attack-8") == wanted
+    # Half of one host's cache is lost, and the other host has none.
+    kept = sorted((inputs / "cache").iterdir())
+    for file in kept[::2]:
+        file.unlink()
+    assert len(kept) > 4
+    for name in ("model", "attacked"):
+        (tmp_path / name).symlink_to(inputs / name)
+    command = attack_command(inputs / "attack-2x4", "cache_dir=cache")
+    processes = Processes((inputs, tmp_path), TWO_BY_FOUR, command)
+    assert processes.finish() == [0, 0], processes.text()
+    assert answers(inputs / "attack-2x4") == wanted
+    assert sorted((inputs / "cache").iterdir()) == kept and not (tmp_path / "cache").exists()
+    assert "3.png" in processes.text(0)
+    assert "3.png" in (inputs / "attack-2x4" / "logs" / "process-1.log").read_text()
+    command = attack_command("attack-4x2", "cache_dir=none", "mesh.fsdp=2", "mesh.tensor=2")
+    processes = Processes(inputs, FOUR_BY_TWO, command)
+    assert processes.finish() == [0] * 4, processes.text()
+    assert answers(inputs / "attack-4x2") == wanted
+
+
+@pytest.mark.slow
+def test_evaluate_measures_what_one_device_does(inputs, whole):
+    (inputs / "others.txt").write_text("Ada Ek\nBo Li\n")
+    model = whole(ONE_DEVICE) / "model"
+    alone(inputs, 1, evaluate_command(model, "evaluate-1"))
+    command = evaluate_command(model, "evaluate-2x4", "mesh.fsdp=2", "mesh.tensor=2")
+    processes = Processes(inputs, TWO_BY_FOUR, command)
+    assert processes.finish() == [0, 0], processes.text()
+    found = [
+        jax.tree.leaves_with_path(json.loads((inputs / out / "summary.json").read_text()))
+        for out in ("evaluate-1", "evaluate-2x4")
+    ]
+    for (path, one), (same, other) in zip(*found, strict=True):
+        assert path == same
+        assert one == (pytest.approx(other, rel=1e-5) if isinstance(other, float) else other), path
 
 
 def test_processes_that_disagree_say_so_and_end(inputs):

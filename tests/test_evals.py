@@ -122,7 +122,7 @@ def test_outcome_names_each_case(listed, before, after, want):
 def test_a_broken_model_gets_no_score(models, classes, monkeypatch, value):
     from jaxdefense.evals import embed
 
-    broken = lambda *_: jnp.full((8, 10), value)  # noqa: E731
+    broken = lambda *_: (jnp.full((8, 10), value), jnp.ones(8, bool))  # noqa: E731
     monkeypatch.setattr(embed, "_embed_image", broken)
     with pytest.raises(ValueError, match="broken"):
         zeroshot(models[0], read_folders(classes, "classes"))

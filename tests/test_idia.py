@@ -451,7 +451,11 @@ def test_votes_that_tie_in_every_template_are_no_answer(inputs, monkeypatch):
 @pytest.mark.parametrize("tower", ["_embed_text", "_embed_image"])
 def test_a_broken_model_gets_no_result(inputs, monkeypatch, tower, value):
     run = getattr(embed, tower)
-    monkeypatch.setattr(embed, tower, lambda *args: jnp.full_like(run(*args), value))
+
+    def broken(*args):
+        return jax.tree.map(lambda x: x if x.dtype == bool else jnp.full_like(x, value), run(*args))
+
+    monkeypatch.setattr(embed, tower, broken)
     with pytest.raises(ValueError, match="broken"):
         run_attack(config(inputs), QUIET)
     assert not (inputs / "results").exists()

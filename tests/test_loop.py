@@ -27,6 +27,7 @@ from jaxdefense.config import (
     TextDataConfig,
     TextTrainConfig,
 )
+from jaxdefense.convert.directory import ModelDirectory
 from jaxdefense.defense import loop
 from jaxdefense.defense.loop import Diverged
 from jaxdefense.defense.step import TrainState
@@ -271,6 +272,45 @@ def test_disk_that_is_full_leaves_the_last_checkpoint(inputs, monkeypatch):
     with pytest.raises(OSError, match="No space left on device; the one of step 2 is whole"):
         defend_text(config(inputs, "run", {"save_every": 2}), Console(quiet=True))
     assert [file.name for file in (inputs / "run" / "checkpoints").iterdir()] == ["2"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's loop
+@pytest.mark.parametrize("where", ["checkpoint", "model"])
+def test_file_that_cannot_grow_leaves_the_last_good_one(inputs, monkeypatch, where):
+    """The system itself refuses to write on, as it does on a full disk."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    owner, name = (loop.Checkpoints, "save") if where == "checkpoint" else (ModelDirectory, "save")
+    save = getattr(owner, name)
+
+    def full(self, *args):
+        if where == "checkpoint" and args[0] == 4:
+            self._manager.wait_until_finished()
+        if where == "model" or args[0] == 4:
+            # Metrics still fit, arrays do not.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+        return save(self, *args)
+
+    monkeypatch.setattr(owner, name, full)
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            defend_text(config(inputs, "run", {"save_every": 2}), Console(quiet=True))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    last, wanted = {
+        "checkpoint": ("2", "File too large; the one of step 2 is whole"),
+        "model": ("5", "was not written"),
+    }[where]
+    assert wanted in str(caught.value)
+    monkeypatch.setattr(owner, name, save)
+    assert not (inputs / "run" / "model").exists()
+    kept = {file.name for file in (inputs / "run" / "checkpoints").iterdir()}
+    assert last in kept and (where == "model" or "4" not in kept)
+    defend_text(config(inputs, "run", {"save_every": 2}), Console(quiet=True))  # room was made
+    assert (inputs / "run" / "summary.json").exists()
 
 
 # Memory and time

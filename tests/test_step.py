@@ -16,6 +16,7 @@ import pytest
 from factories import write_model_directory
 from flax import nnx
 
+from jaxdefense.clip.text import plain_text
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.captions import tokenize_captions
 from jaxdefense.data.triggers import TextBatches, Triggers
@@ -25,6 +26,7 @@ from jaxdefense.defense.step import (
     init_state,
     make_optimizer,
     make_train_step,
+    merge_student,
     split_tower,
     train_step,
 )
@@ -240,6 +242,29 @@ def test_step_losses_are_those_of_the_undivided_batch(one_device, accumulate, me
         assert worst(many, one, name) < 1e-5, name
     # The key bias has no gradient but rounding, which AdamW makes whole steps of.
     assert worst(many, one, "weight") < 1e-2 and worst(many, one, "grad_norm") < 1e-2
+
+
+@pytest.mark.parametrize("which", ["text", "vision"])
+def test_gradients_are_summed_in_f32_whatever_is_computed_in(tmp_path, which):
+    """A sum over examples, or over devices, that was rounded to bf16 shows it in every number."""
+    directory = read_model_directory(write_model_directory(tmp_path / "model"))
+    tower = getattr(directory.load("bfloat16"), which)
+    graphdef, teacher = split_tower(tower)
+    rng = np.random.default_rng(0)
+    if which == "text":
+        inputs = plain_text(rng.integers(0, 50, (6, 5)), np.full(6, 4))
+    else:
+        side = tower.cfg.image_size
+        inputs = rng.normal(size=(6, side, side, 3)).astype(np.float32)
+
+    def loss(params):
+        return jnp.square(merge_student(graphdef, params, teacher)(inputs)).sum()
+
+    slopes = jax.tree.leaves_with_path(jax.jit(jax.grad(loss))(teacher.trained))
+    assert len(slopes) > 8
+    for path, slope in slopes:
+        rounded = slope.astype(jnp.bfloat16).astype(jnp.float32)
+        assert slope.dtype == jnp.float32 and (slope != rounded).any(), jax.tree_util.keystr(path)
 
 
 def test_step_leaves_norms_alone_and_out_of_the_optimizer(case):

@@ -59,14 +59,15 @@ class Chip(NamedTuple):
     ici_bandwidth: float
 
 
-# Source: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "key specifications". Their interconnect
-# figures are 2400, 1600, 4800 and 3200 Gbps a chip, or twice as many counted in both directions.
+# Source: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "key specifications". Interconnect is
+# given there for both directions together: 400, 1200 and 800 GB/s a chip for v5e, v5p and v6e. For
+# v4 it is not: six links of 50 GB/s each way, Jouppi et al., TPU v4, ISCA 2023.
 CHIPS: Mapping[str, Chip] = MappingProxyType(
     {
         "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9),
         "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9),
         "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9),
-        "v6e": Chip(918e12, 32 * 2**30, 1600e9, 400e9),
+        "v6e": Chip(918e12, 32 * 2**30, 1638e9, 400e9),
     }
 )
 
@@ -75,7 +76,7 @@ def _run(batch: int, remat: str = "none", **mesh: int) -> dict[str, Any]:
     return {"batch": batch, "remat": remat, "mesh": mesh}
 
 
-# Settings of runs of up to 256 chips; docs/scaling.md has figures, and says which were compiled.
+# Settings of runs of up to 256 chips; docs/scaling.md has their figures.
 RUNS: Mapping[str, dict[str, Any]] = MappingProxyType(
     {
         f"{arch}/{tower}/{topology}": {"arch": arch, "tower": tower, "topology": topology} | run

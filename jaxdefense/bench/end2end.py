@@ -180,7 +180,7 @@ class _Run:
 
         from jaxdefense.defense.image import prepare_image
         from jaxdefense.defense.text import prepare_text
-        from jaxdefense.report.html import write_run_report
+        from jaxdefense.report.write import write_run_report
 
         jax.config.update("jax_enable_compilation_cache", False)
         phases = {"import": lap()}

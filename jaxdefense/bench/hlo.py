@@ -106,18 +106,31 @@ class Program:
     def _trips(self, loop: Instruction) -> int:
         if known := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.rest):
             return int(known[1])
-        # A scan counts up from 0 to a constant.
-        condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
-        inside = self.computations.get(condition[1], {}) if condition else {}
-        constants = [
-            int(i.arguments)
-            for i in inside.values()
-            if i.opcode == "constant" and i.type_text.startswith("s32[]")
-        ]
-        if len(constants) == 1 and any("direction=LT" in i.rest for i in inside.values()):
-            return constants[0]
+        # Loops count up from 0 to a constant: a scan by one, a product whose parts go round by two.
+        condition, body = (
+            self.computations.get(named[1], {})
+            if (named := re.search(rf"{which}=%?([\w.\-]+)", loop.rest))
+            else {}
+            for which in ("condition", "body")
+        )
+        limits = list(_constants(condition).values())
+        if len(limits) == 1 and any("direction=LT" in i.rest for i in condition.values()):
+            return -(-limits[0] // self._stride(condition, body))
         self.unknown_loops.add(loop.name)
         return 1
+
+    def _stride(self, condition: dict[str, Instruction], body: dict[str, Instruction]) -> int:
+        """Find what a loop adds to the number that its condition compares; 1 if that is hidden."""
+        counts = [i for i in condition.values() if i.opcode == "get-tuple-element"]
+        state = next((i for i in body.values() if i.root), None)
+        if len(counts) != 1 or state is None or state.opcode != "tuple":
+            return 1
+        index = re.search(r"index=(\d+)", counts[0].rest)
+        added = body.get(state.operands[int(index[1])]) if index else None
+        if added is None or added.opcode != "add":
+            return 1
+        constants = _constants(body)
+        return next((constants[x] for x in added.operands if x in constants), 1)
 
     def collectives(self) -> dict[str, Collective]:
         """Add up what devices send one another, by kind."""
@@ -302,3 +315,12 @@ def _wire(kind: str, given: int, group: int) -> float:
     if kind in ("reduce-scatter", "all-to-all", "ragged-all-to-all"):
         return given * (group - 1) / group
     return given
+
+
+def _constants(inside: dict[str, Instruction]) -> dict[str, int]:
+    """Give the whole numbers of a computation by name."""
+    return {
+        i.name: int(i.arguments)
+        for i in inside.values()
+        if i.opcode == "constant" and i.type_text.startswith(("s32[]", "u32[]"))
+    }

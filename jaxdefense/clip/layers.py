@@ -70,6 +70,49 @@ def normal(std: float) -> Callable[..., jax.Array]:
 ZEROS, ONES = nnx.initializers.zeros, nnx.initializers.ones
 
 
+def linear(spec: str, x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """Multiply by a kernel and add a bias, in the dtype of `x`.
+
+    Gradients of kernel and bias are summed over examples, and so over devices, in their own dtype:
+    what each device found of them is not rounded first.
+
+    Args:
+        spec: of einsum; every letter of `x` is one of the kernel or of the result.
+        x: of any dtype.
+        kernel: f32.
+        bias: f32, of the last dims of the result.
+    """
+    return (_linear if x.dtype == kernel.dtype else _rounded_linear)(spec, x, kernel, bias)
+
+
+def _linear(spec: str, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    out = jnp.einsum(spec, x, kernel.astype(x.dtype))
+    return out if bias is None else out + bias.astype(x.dtype)
+
+
+_rounded_linear = jax.custom_vjp(_linear, nondiff_argnums=(0,))
+
+
+def _linear_forward(spec: str, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> Any:
+    # Not by way of the custom function, which would hide its products from what `remat` keeps.
+    return _linear(spec, x, kernel, bias), (x, kernel, bias)
+
+
+def _linear_backward(spec: str, kept: tuple, slope: jax.Array) -> Any:
+    x, kernel, bias = kept
+    of_x, of_kernel, of_out = spec.replace("->", ",").split(",")
+    dx = jnp.einsum(f"{of_out},{of_kernel}->{of_x}", slope, kernel.astype(x.dtype))
+    dkernel = jnp.einsum(
+        f"{of_x},{of_out}->{of_kernel}", x, slope, preferred_element_type=kernel.dtype
+    )
+    if bias is None:
+        return dx, dkernel, None
+    return dx, dkernel, slope.sum(tuple(range(slope.ndim - bias.ndim)), dtype=bias.dtype)
+
+
+_rounded_linear.defvjp(_linear_forward, _linear_backward)
+
+
 class LayerNorm(nnx.Module):
     """Layer normalisation, in f32 whatever the tower computes in."""
 
@@ -119,12 +162,12 @@ class Attention(nnx.Module):
             mask_BTT: bool [B, T, T], or [B, S, T] with queries.
             query_BSD: what looks; None for all of `x_BTD`.
         """
-        dtype, (d, _, n, k) = x_BTD.dtype, self.qkv_kernel.shape
-        kernel, bias = self.qkv_kernel[...].astype(dtype), self.qkv_bias[...].astype(dtype)
+        d, _, n, k = self.qkv_kernel.shape
+        kernel, bias = self.qkv_kernel[...], self.qkv_bias[...]
 
         def project(x_BTD: jax.Array, part: slice) -> list[jax.Array]:
             # Kept in its dims: merging heads with others would gather what the tensor axis cuts.
-            x_BTXNK = jnp.einsum("btd,dxnk->btxnk", x_BTD, kernel[:, part]) + bias[part]
+            x_BTXNK = linear("btd,dxnk->btxnk", x_BTD, kernel[:, part], bias[part])
             return [x_BTXNK[..., i, :, :] for i in range(x_BTXNK.shape[-3])]
 
         if query_BSD is None:
@@ -134,8 +177,8 @@ class Attention(nnx.Module):
             (q_BSNK,), (k_BTNK, v_BTNK) = project(query_BSD, slice(1)), project(x_BTD, slice(1, 3))
         mask = None if mask_BTT is None else mask_BTT[:, None]
         x_BSNK = jax.nn.dot_product_attention(q_BSNK, k_BTNK, v_BTNK, mask=mask)
-        out_kernel = self.out_kernel[...].astype(dtype).reshape(n * k, d)
-        out = x_BSNK.reshape(-1, n * k) @ out_kernel + self.out_bias[...].astype(dtype)
+        out_kernel = self.out_kernel[...].reshape(n * k, d)
+        out = linear("bd,df->bf", x_BSNK.reshape(-1, n * k), out_kernel, self.out_bias[...])
         return out.reshape(query_BSD.shape)
 
 
@@ -182,12 +225,11 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """Apply to every token."""
-        dtype = x_BTD.dtype
         # As one long list of tokens: on CPU the gradient takes half the time so.
         x = x_BTD.reshape(-1, x_BTD.shape[-1])
-        x = x @ self.fc1_kernel[...].astype(dtype) + self.fc1_bias[...].astype(dtype)
+        x = linear("bd,df->bf", x, self.fc1_kernel[...], self.fc1_bias[...])
         x = ACTIVATIONS[self.activation](x)
-        x = x @ self.fc2_kernel[...].astype(dtype) + self.fc2_bias[...].astype(dtype)
+        x = linear("bf,fd->bd", x, self.fc2_kernel[...], self.fc2_bias[...])
         return x.reshape(x_BTD.shape)
 
 

@@ -113,6 +113,5 @@ class TextTower(nnx.Module):
         x_RSD = self.final_layer_norm(self.encoder(*self._embed(text), readout_RS))
         if self.projection is None:
             return x_RSD.astype(jnp.float32)
-        kernel = self.projection[...].astype(x_RSD.dtype)
-        x_RSE = jnp.matmul(x_RSD, kernel, preferred_element_type=jnp.float32)
+        x_RSE = x_RSD.astype(jnp.float32) @ self.projection[...]
         return x_RSE + self.projection_bias[...] if self.cfg.projection_bias else x_RSE

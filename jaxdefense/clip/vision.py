@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdefense.clip.config import VisionConfig
-from jaxdefense.clip.layers import MLP, ZEROS, Attention, Encoder, LayerNorm, normal, param
+from jaxdefense.clip.layers import MLP, ZEROS, Attention, Encoder, LayerNorm, linear, normal, param
 
 
 class AttentionPool(nnx.Module):
@@ -68,14 +68,16 @@ class VisionTower(nnx.Module):
         # Patches do not overlap: their convolution is a matrix product.
         image = image.reshape(-1, side, p, side, p, 3).swapaxes(2, 3)
         patches_BTX = image.reshape(-1, side * side, p * p * 3)
-        x_BTD = patches_BTX @ self.patch_embedding[...].astype(dtype).reshape(-1, d)
+        x_BTD = linear("btx,xd->btd", patches_BTX, self.patch_embedding[...].reshape(-1, d))
+        # Added in f32, as gradients are summed over examples in the dtype of what was added.
+        x_BTD = x_BTD.astype(jnp.float32)
         if self.cfg.pool == "attention":
-            x_BTD = x_BTD + (self.patch_bias[...] + self.position_embedding[...]).astype(dtype)
-            return self.head(self.post_layernorm(self.encoder(x_BTD))).astype(jnp.float32)
-        first = jnp.broadcast_to(self.class_embedding[...].astype(dtype), (x_BTD.shape[0], 1, d))
-        x_BTD = jnp.concatenate([first, x_BTD], axis=1)
-        x_BTD = x_BTD + self.position_embedding[...].astype(dtype)
+            x_BTD = x_BTD + self.patch_bias[...] + self.position_embedding[...]
+            x_BTD = self.encoder(x_BTD.astype(dtype))
+            return self.head(self.post_layernorm(x_BTD)).astype(jnp.float32)
+        first = jnp.broadcast_to(self.class_embedding[...], (x_BTD.shape[0], 1, d))
+        x_BTD = jnp.concatenate([first, x_BTD], axis=1) + self.position_embedding[...]
+        x_BTD = x_BTD.astype(dtype)
         first_B1 = jnp.zeros((x_BTD.shape[0], 1), jnp.int32)
         x_BD = self.post_layernorm(self.encoder(self.pre_layernorm(x_BTD), None, first_B1)[:, 0])
-        kernel = self.projection[...].astype(x_BD.dtype)
-        return jnp.matmul(x_BD, kernel, preferred_element_type=jnp.float32)
+        return x_BD.astype(jnp.float32) @ self.projection[...]

@@ -248,6 +248,7 @@ def write_directory(out: Path, fill: Callable[[Path], None]) -> None:
 
     Raises:
         ValueError: `out` exists.
+        OSError: there is no room, or no permission.
     """
     if out.exists():
         raise ValueError(f"`{out}` already exists; give a directory that does not.")
@@ -261,8 +262,10 @@ def write_directory(out: Path, fill: Callable[[Path], None]) -> None:
                     os.fsync(written.fileno())
         tmp.chmod(0o755)
         os.rename(tmp, out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(tmp, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # of a full disk, for one
+            raise OSError(f"`{out}` was not written: {error}.") from error
         raise
 
 

@@ -1,14 +1,14 @@
 """Embedding many texts and photos with a model: packed, in blocks of one shape, on the mesh.
 
-One forward serves everything that is measured; it is the one training runs.
+One forward serves everything that is measured; it is the one training runs. On a mesh of several
+processes each decodes the photos of its own devices, and all get all embeddings.
 Parity: tests/test_idia.py, equal to embedding one text at a time, 1e-5.
 """
 
-import collections
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -27,29 +27,45 @@ from jaxdefense.data import packing
 from jaxdefense.data.images import ImageProcessor, Loader, read_processor
 from jaxdefense.data.sources import Photo, photo_digest
 from jaxdefense.data.variants import photo_form
+from jaxdefense.distributed import first, on_first
 from jaxdefense.sharding import (
     ShardingRules,
     batch_sharding,
+    from_first,
+    gathered,
+    local_rows,
     make_mesh,
     num_batch_parts,
+    on_mesh,
+    put,
+    replicated,
     sharding_tree,
 )
 
 
-@partial(jax.jit, static_argnums=0)
-def _embed_text(graphdef: nnx.GraphDef, params: nnx.State, text: Text) -> jax.Array:
-    model: CLIP = nnx.merge(graphdef, params)
-    assert model.text
-    return model.text(text)
+@partial(jax.jit, static_argnums=(0, 1))
+def _embed_text(mesh: Mesh, graphdef: nnx.GraphDef, params: nnx.State, text: Text) -> jax.Array:
+    with on_mesh(mesh, ShardingRules()):
+        model: CLIP = nnx.merge(graphdef, gathered(params))
+        assert model.text
+        return jax.lax.with_sharding_constraint(model.text(text), replicated(mesh))
 
 
-@partial(jax.jit, static_argnums=(0, 2))
+@partial(jax.jit, static_argnums=(0, 1, 3))
 def _embed_image(
-    graphdef: nnx.GraphDef, params: nnx.State, processor: ImageProcessor, image_BHWC: jax.Array
-) -> jax.Array:
-    model: CLIP = nnx.merge(graphdef, params)
-    assert model.vision
-    return model.vision(processor.normalise(image_BHWC))
+    mesh: Mesh,
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    processor: ImageProcessor,
+    photos: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """Embed photos; and give every process which of them could be read."""
+    image_BHWC, read_B = photos
+    with on_mesh(mesh, ShardingRules()):
+        model: CLIP = nnx.merge(graphdef, gathered(params))
+        assert model.vision
+        out_BE = model.vision(processor.normalise(image_BHWC))
+        return jax.lax.with_sharding_constraint((out_BE, read_B), replicated(mesh))
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -74,8 +90,9 @@ class Embedder:
             cfg: which.
             batch: photos, or packed text rows, at a time; made a multiple of the mesh's parts.
             console: for progress.
-            mesh: of devices, all of them along `data` if None.
-            cache: where embeddings are kept and looked up, if anywhere.
+            mesh: of devices, all of this process along `data` if None. Of one of several processes
+                all must make the same calls.
+            cache: of the first process; where embeddings are kept and looked up, if anywhere.
 
         Raises:
             ValueError: the model directory is wrong; the mesh does not divide the model's sizes; or
@@ -90,8 +107,11 @@ class Embedder:
         self._place = batch_sharding(self.mesh, rules)
         model = self.directory.load(cfg.dtype)
         self._graphdef, params = nnx.split(model)
-        self._params = jax.device_put(params, sharding_tree(params, self.mesh, rules))
+        self._several = not self._place.is_fully_addressable
         self._digests: dict[str, str] = {}
+        if self._cache.on and self._several and first():  # while it has them whole
+            self._digests = {tower: self._digest(params, tower) for tower in ("text", "vision")}
+        self._params = put(params, sharding_tree(params, self.mesh, rules))
         self._tokenizer: Tokenizer | None = None
 
     @property
@@ -111,14 +131,46 @@ class Embedder:
     def digest(self, tower: Literal["text", "vision"]) -> str:
         """Hash an encoder and how it is computed, whatever model it is part of."""
         if tower not in self._digests:
-            cfg = getattr(self.directory.cfg.with_compute(resolve_dtype(self._cfg.dtype)), tower)
-            total = hashlib.sha256(f"{cfg} {jax.default_backend()}".encode())
-            for path, value in sorted(nnx.to_flat_state(self._params), key=lambda x: str(x[0])):
-                if path[0] == tower:
-                    total.update(f"{path} {value.shape}".encode())
-                    total.update(np.asarray(jax.device_get(value[...])).tobytes())
-            self._digests[tower] = total.hexdigest()
+            self._digests[tower] = self._digest(self._params, tower)
         return self._digests[tower]
+
+    def _digest(self, params: nnx.State, tower: Literal["text", "vision"]) -> str:
+        cfg = getattr(self.directory.cfg.with_compute(resolve_dtype(self._cfg.dtype)), tower)
+        total = hashlib.sha256(f"{cfg} {jax.default_backend()}".encode())
+        for path, value in sorted(nnx.to_flat_state(params), key=lambda x: str(x[0])):
+            if path[0] == tower:
+                total.update(f"{path} {value.shape}".encode())
+                total.update(np.asarray(jax.device_get(value[...])).tobytes())
+        return total.hexdigest()
+
+    def _kept(
+        self, name: Callable[[], str]
+    ) -> tuple[np.ndarray | None, Callable[[np.ndarray], None]]:
+        """Look embeddings up where they are kept, by the first process for all.
+
+        Args:
+            name: gives what they go by, "" if they are not kept.
+
+        Returns:
+            them, if they are there; and what keeps them otherwise.
+        """
+        key, found = "", None
+
+        def look() -> list[int] | None:
+            nonlocal key, found
+            key = name() if self._cache.on else ""
+            found = self._cache.get(key) if key else None
+            return None if found is None else list(found.shape)
+
+        shape = on_first(look) if self._several else look()
+
+        def keep(x: np.ndarray) -> None:
+            if key:  # of the first process alone
+                self._cache.put(key, x)
+
+        if shape is not None and self._several:
+            found = from_first(np.zeros(shape, np.float32) if found is None else found)
+        return found, keep
 
     def tokens(self, captions: Sequence[np.ndarray], what: str = "texts") -> np.ndarray:
         """Embed tokenised captions; f32 [len(captions), E], unit length."""
@@ -158,9 +210,9 @@ class Embedder:
         """Embed captions that `pack` lays into rows of a length, unless they were before."""
         cfg = self.directory.cfg.text
         assert cfg
-        key = self._text_key(captions)
-        if key and (cached := self._cache.get(key)) is not None:
-            return cached
+        found_NE, keep = self._kept(partial(self._text_key, captions))
+        if found_NE is not None:
+            return found_NE
         # Captions of a tower that cannot pack come padded: each is a row.
         row_length = cfg.context_length
         if cfg.packable:
@@ -170,20 +222,19 @@ class Embedder:
 
         def dispatch(start: int, batch: int) -> jax.Array:
             block = Text(*(padded(x[start : start + batch], batch) for x in text))
-            return _embed_text(self._graphdef, self._params, jax.device_put(block, self._place))
+            return _embed_text(self.mesh, self._graphdef, self._params, put(block, self._place))
 
         blocks = self._blocks(dispatch, layout.num_rows, f"{len(captions)} {what}")
         block_RSE = np.concatenate(list(blocks))
         flat = block_RSE.reshape(-1, block_RSE.shape[-1])
         out_NE = unit(flat[layout.row_n * num_slots + layout.slot_n])
         check_embeddings(out_NE, what)
-        if key:
-            self._cache.put(key, out_NE)
+        keep(out_NE)
         return out_NE
 
     def _text_key(self, captions: Sequence[np.ndarray]) -> str:
         """Name these captions' embeddings in the cache; "" if they are not kept."""
-        if not self._cache.on or not self._cache.keeps(self.digest("text")):
+        if not self._cache.keeps(self.digest("text")):
             return ""
         total = hashlib.sha256(self.digest("text").encode())
         total.update(np.array([len(tokens) for tokens in captions], np.int32).tobytes())
@@ -215,20 +266,20 @@ class Embedder:
         Raises:
             ValueError: see `photos`; or more are broken, or all.
         """
-        key = self._photo_key(photos, form)
-        if key and (cached := self._cache.get(key)) is not None:
-            return cached, np.ones(len(photos), bool)
+        found_BE, keep = self._kept(partial(self._photo_key, photos, form))
+        if found_BE is not None:
+            return found_BE, np.ones(len(photos), bool)
         blocks = list(self._photo_blocks(photos, max_corrupt, what, form))
         out_BE = unit(np.concatenate([block_BE for block_BE, _ in blocks]))
         check_embeddings(out_BE, what)
         read_B = np.concatenate([read_B for _, read_B in blocks])
-        if key and read_B.all():
-            self._cache.put(key, out_BE)
+        if read_B.all():
+            keep(out_BE)
         return out_BE, read_B
 
     def _photo_key(self, photos: Sequence[Photo], form: str) -> str:
         """Name these photos' embeddings in the cache; "" if they are not kept."""
-        if not self._cache.on or self.directory.cfg.vision is None:
+        if self.directory.cfg.vision is None:
             return ""
         if not self._cache.keeps(self.digest("vision")):
             return ""
@@ -263,44 +314,56 @@ class Embedder:
             raise ValueError(f"`{self.directory.path}` has no image encoder.")
         siglip = self.directory.cfg.siglip
         processor = read_processor(self.directory.path, vision.image_size, siglip)
-        loader, reads = Loader(processor, max_corrupt), collections.deque()
+        loader, corrupt = Loader(processor, max_corrupt), dict[str, None]()
 
-        def dispatch(start: int, batch: int) -> jax.Array:
-            image_BHWC, read_B = loader.load_all(photos[start : start + batch])
-            reads.append(read_B)
-            if form:
-                image_BHWC = np.stack([photo_form(image_HWC, form) for image_HWC in image_BHWC])
-            image_BHWC = jax.device_put(padded(image_BHWC, batch), self._place)
-            return _embed_image(self._graphdef, self._params, processor, image_BHWC)
-
-        for block_BE in self._blocks(dispatch, len(photos), f"{len(photos)} {what}"):
-            read_B = reads.popleft()
-            yield block_BE[: len(read_B)][read_B], read_B
-        if loader.corrupt:
-            self._console.print(
-                f"skipped, as they cannot be read: {some(loader.corrupt)}", markup=False
+        def dispatch(start: int, batch: int) -> Any:
+            image_BHWC = np.zeros((batch, processor.crop, processor.crop, 3), np.uint8)
+            some_photos = photos[start : start + batch]
+            read_B = local_rows(self._place, batch)  # a host decodes only what its devices take
+            read_B[len(some_photos) :] = False
+            here = np.flatnonzero(read_B)
+            image_BHWC[here], read_B[here] = loader.load_all(
+                [some_photos[i] for i in here.tolist()]
             )
-        if len(loader.corrupt) == len(photos):
+            if form:
+                for i in here:
+                    image_BHWC[i] = photo_form(image_BHWC[i], form)
+            block = put((image_BHWC, read_B), self._place)
+            return _embed_image(self.mesh, self._graphdef, self._params, processor, block)
+
+        num = 0
+        for block_BE, read_B in self._blocks(dispatch, len(photos), f"{len(photos)} {what}"):
+            read_B = read_B[: len(photos) - num]
+            missing = (num + np.flatnonzero(~read_B)).tolist()
+            corrupt |= dict.fromkeys(str(photos[i]) for i in missing)
+            if len(corrupt) > max_corrupt:  # of all processes; a loader knows of its own
+                raise ValueError(
+                    f"{len(corrupt)} photos cannot be read, more than `max_corrupt` "
+                    f"(={max_corrupt}): {some(corrupt)}; replace them, or raise it."
+                )
+            num += len(read_B)
+            yield block_BE[: len(read_B)][read_B], read_B
+        if corrupt:
+            self._console.print(f"skipped, as they cannot be read: {some(corrupt)}", markup=False)
+        if len(corrupt) == len(photos):
             raise ValueError(f"none of {len(photos)} {what} can be read.")
 
-    def _blocks(
-        self, dispatch: Callable[[int, int], jax.Array], num: int, what: str
-    ) -> Iterator[np.ndarray]:
+    def _blocks(self, dispatch: Callable[[int, int], Any], num: int, what: str) -> Iterator[Any]:
         """Run over `num` rows in blocks; the device computes one while the host makes the next."""
         assert num, "nothing to embed"
         batch = min(self._batch, num)
         batch = -(-batch // self._parts) * self._parts
-        pending: jax.Array | None = None
+        pending: Any = None
         with self._progress() as progress:
             task = progress.add_task(f"embedding {what}", total=num)
             for start in range(0, num, batch):
                 block = dispatch(start, batch)
                 if pending is not None:
-                    yield np.asarray(jax.device_get(pending))
+                    yield jax.device_get(pending)
                 pending = block
                 progress.update(task, completed=min(start + batch, num))
             assert pending is not None
-            yield np.asarray(jax.device_get(pending))
+            yield jax.device_get(pending)
 
     def _progress(self) -> Progress:
         quiet = not self._console.is_terminal

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 
@@ -12,9 +13,10 @@ from jaxdefense.config import EvaluateConfig
 from jaxdefense.data.captions import read_clean_captions, tokenize_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
 from jaxdefense.data.images import Folder
-from jaxdefense.data.people import read_labelled, read_people
-from jaxdefense.data.sources import read_images
+from jaxdefense.data.people import describe_people, read_labelled, read_people
+from jaxdefense.data.sources import describe_images, read_images
 from jaxdefense.data.templates import read_templates
+from jaxdefense.distributed import agree, on_first, several
 from jaxdefense.evals.collateral import MOVED, Movement, movements, read_others, summarise, table
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.similarity import (
@@ -25,7 +27,8 @@ from jaxdefense.evals.similarity import (
     sim_clean,
 )
 from jaxdefense.evals.zeroshot import TEMPLATES, zeroshot
-from jaxdefense.run_directory import RunDirectory, read_vector, write_text
+from jaxdefense.run_directory import RunDirectory, digest, read_vector, write_text
+from jaxdefense.sharding import make_mesh
 
 
 def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None = None) -> dict:
@@ -55,19 +58,34 @@ def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None
         classes = read_labelled(cfg.zeroshot, cfg.tfds_dir, "class", cfg.class_names)
     templates = read_templates(cfg.templates) if cfg.templates else TEMPLATES
     people = read_people(cfg.faces, cfg.tfds_dir) if cfg.faces else []
-    images = read_images(cfg.images, cfg.tfds_dir) if cfg.images else []
+    images = read_images(cfg.images, cfg.tfds_dir) if cfg.images else None
     texts: list[str] = []
     if cfg.captions:
         names = [name for person in identities for name in person.names]
         texts, _ = read_clean_captions(cfg.captions, cfg.tfds_dir, names)
+    mesh = make_mesh(**vars(cfg.mesh), devices=jax.devices())
     student, teacher = (
-        Embedder(dataclasses.replace(cfg.model, path=path), cfg.batch, console, cache=cache)
+        Embedder(dataclasses.replace(cfg.model, path=path), cfg.batch, console, mesh, cache)
         for path in (cfg.model.path, cfg.teacher)
     )
     if student.directory.cfg != teacher.directory.cfg:
         raise ValueError(
             f"`teacher` (={cfg.teacher}) has other sizes than `model.path` (={cfg.model.path}); "
             "give the model it was made from."
+        )
+    if several():
+        agree(
+            {
+                "model_sha256": student.directory.digest(),
+                "teacher_sha256": teacher.directory.digest(),
+                "names_sha256": digest("\t".join(identity.names) for identity in identities),
+                "collateral_sha256": digest(others),
+                "templates_sha256": digest(templates),
+                "captions_sha256": digest(texts),
+                "images_sha256": describe_images(images) if images else "",
+                "faces_sha256": describe_people(people),
+                "classes_sha256": describe_people(classes),
+            }
         )
     summary: dict[str, Any] = {}
     moved: list[Movement] = []
@@ -98,7 +116,7 @@ def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None
     summary["teacher_sha256"] = teacher.directory.digest()
     results.open(cfg)
     if moved:
-        write_text(results.path / MOVED, table(moved))
+        on_first(lambda: write_text(results.path / MOVED, table(moved)))
     results.finish(summary)
     return summary
 

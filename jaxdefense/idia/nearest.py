@@ -14,14 +14,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxdefense.evals.embed import padded
-from jaxdefense.sharding import ShardingRules, num_parts
+from jaxdefense.sharding import ShardingRules, fetch, num_parts, put
 
 _NOBODY = -1  # group of the rows that fill a block up
 
 
 class _Best(NamedTuple):
-    value_QP: jax.Array  # f32, its cosine
-    index_QP: jax.Array  # i32, the candidate
+    value_QP: jax.Array | np.ndarray  # f32, its cosine
+    index_QP: jax.Array | np.ndarray  # i32, the candidate
 
 
 class Nearest:
@@ -45,13 +45,11 @@ class Nearest:
         num = _up(len(image_PE), num_parts(mesh, rules, "photos"))
         self._update, place = _compiled(mesh)
         self._place_text, self._place_group = place["text"], place["group"]
-        self._image_PE = jax.device_put(padded(image_PE, num), place["image"])
-        self._group_P = jax.device_put(padded(group_P, num, _NOBODY - 1), place["owner"])
+        self._image_PE = put(padded(image_PE, num), place["image"])
+        self._group_P = put(padded(group_P, num, _NOBODY - 1), place["owner"])
         shape = (num_templates, num)
-        self._best = _Best(
-            jax.device_put(np.full(shape, -np.inf, np.float32), place["best"]),
-            jax.device_put(np.full(shape, -1, np.int32), place["best"]),
-        )
+        best = _Best(np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int32))
+        self._best = put(best, place["best"])
 
     def add(self, text_QME: np.ndarray, group_M: np.ndarray) -> None:
         """Hold the photos against the next candidates.
@@ -70,15 +68,15 @@ class Nearest:
             self._best,
             self._image_PE,
             self._group_P,
-            jax.device_put(text_QME, self._place_text),
-            jax.device_put(padded(group_M, self._block, _NOBODY), self._place_group),
+            put(text_QME, self._place_text),
+            put(padded(group_M, self._block, _NOBODY), self._place_group),
             np.int32(self._num_seen),
         )
         self._num_seen += len(group_M)
 
     def answers(self) -> np.ndarray:
         """Give the nearest candidates; i32 [Q, P], of equal cosines the first, -1 without any."""
-        return np.asarray(jax.device_get(self._best.index_QP))[:, : self._num_photos]
+        return np.asarray(fetch(self._best.index_QP))[:, : self._num_photos]
 
 
 def _update(

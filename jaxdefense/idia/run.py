@@ -6,6 +6,7 @@ import io
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 from rich.console import Console
 
@@ -14,10 +15,11 @@ from jaxdefense.config import AttackConfig
 from jaxdefense.convert.directory import read_json, some
 from jaxdefense.data.identities import read_identities
 from jaxdefense.data.images import Folder
-from jaxdefense.data.people import choose_people, read_people
+from jaxdefense.data.people import choose_people, describe_people, read_people
 from jaxdefense.data.sources import photo_digest
 from jaxdefense.data.templates import read_templates
 from jaxdefense.data.variants import PHOTO_FORMS
+from jaxdefense.distributed import agree, on_first, several
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.outcome import BAD, outcome, tally
 from jaxdefense.idia.attack import AttackResult, attack_with, check_threshold, gather
@@ -26,7 +28,7 @@ from jaxdefense.idia.kept import embeddings_of, keep
 from jaxdefense.idia.prompts import TEMPLATES
 from jaxdefense.idia.statistics import statistics
 from jaxdefense.idia.variants import attack_names, read_aliases
-from jaxdefense.run_directory import TRAINED_ON, RunDirectory, write_text
+from jaxdefense.run_directory import TRAINED_ON, RunDirectory, digest, write_text
 from jaxdefense.sharding import make_mesh
 
 RESULTS = "results.csv"
@@ -71,7 +73,21 @@ def run_attack(cfg: AttackConfig, console: Console, cache: ArrayCache | None = N
         chosen = choose_people(members, read_identities(cfg.names), where)
         listed = {folder.name for _, folder in chosen}
     cache = cache or ArrayCache(cfg.cache_dir, console)
-    model = Embedder(cfg.model, cfg.batch, console, make_mesh(**vars(cfg.mesh)), cache)
+    mesh = make_mesh(**vars(cfg.mesh), devices=jax.devices())
+    model = Embedder(cfg.model, cfg.batch, console, mesh, cache)
+    if several():
+        agree(
+            {
+                "model_sha256": model.directory.digest(),
+                "photos_sha256": describe_people(people),
+                "candidates_sha256": digest(candidates.block(0, len(candidates))),
+                "sexes": np.bincount(candidates.group_M).tolist(),
+                "templates_sha256": digest(templates),
+                "aliases": aliases,
+                "before": before,
+                "names": sorted(listed),
+            }
+        )
     forms = ("", *(name for name in cfg.tried() if name in PHOTO_FORMS))
     evidence = gather(
         model,
@@ -125,10 +141,11 @@ def run_attack(cfg: AttackConfig, console: Console, cache: ArrayCache | None = N
     summary["model_sha256"] = model.directory.digest()
     embeddings = embeddings_of(model, plain)
     results.open(cfg)
-    write_text(results.path / RESULTS, table(seen, unseen, outcomes, listed, variants))
+    rows = table(seen, unseen, outcomes, listed, variants)
+    on_first(lambda: write_text(results.path / RESULTS, rows))
     # Photos of whom went wrong first, then of those removed.
     order = sorted(range(num), key=lambda i: _interest(people[i].name, outcomes, listed))
-    keep(results.path, embeddings, plain, order)
+    on_first(lambda: keep(results.path, embeddings, plain, order))
     results.finish(summary)
     return summary
 
