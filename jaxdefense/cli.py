@@ -315,7 +315,7 @@ def _parser() -> argparse.ArgumentParser:
         commands, "report", _report, "Write what was asked, done and found on one page."
     )
     report.add_argument(
-        "runs", nargs="+", metavar="RUN", help="directories of defend, attack and evaluate"
+        "runs", nargs="+", metavar="RUN", help="directories of defend, attack, evaluate; or a sweep"
     )
     report.add_argument(
         "--out", required=True, metavar="FILE.html", help="page to write, JSON and CSV beside it"

@@ -338,6 +338,17 @@ def test_report_draws_means_and_deviations_of_the_table(tmp_path, monkeypatch):
     assert last["n"] == "64" and last["others_tpr_mean"] == last["others_tpr_std"] == ""
 
 
+def test_report_command_takes_one_sweep_alone(tmp_path, capsys):
+    path, out = write_cells(tmp_path), tmp_path / "new" / "report.html"
+    results.write_results(path)
+    assert main(["report", str(path), str(path / "cells"), "--out", str(out)]) == 2
+    assert f"`{path}` is a sweep: give it alone" in " ".join(capsys.readouterr().err.split())
+    assert not out.parent.exists()
+    assert main(["report", str(path), "--out", str(out)]) == 0
+    assert "Sweep over the number of people" in out.read_text()
+    assert out.with_suffix(".csv").exists() and out.with_suffix(".json").exists()
+
+
 def test_report_is_self_contained_and_escaped(tmp_path):
     path = write_cells(tmp_path)
     write_sweep_report(path, tmp_path / "report.html")

@@ -7,7 +7,6 @@ if all overlapped perfectly. Nothing here has run on a TPU.
 
 import dataclasses
 import importlib.util
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -245,10 +244,9 @@ def _text_batch(cfg: AotConfig, context_length: int, parts: int) -> TextBatch:
     lengths = shortest + rng.poisson(cfg.caption_tokens - shortest, 2 * cfg.batch)
     lengths[cfg.batch :] += 2  # a name of three tokens in the place of a word
     lengths = np.minimum(lengths, context_length).astype(np.int64)
-    length = packing.default_row_length(context_length)
-    slots = packing.slots_for(lengths, length)
-    rows = 1 + packing.pack(lengths, length, slots).num_rows
-    rows = math.ceil(rows / parts) * parts
+    length, rows, slots = packing.choose_shape(
+        [lengths], packing.row_lengths(context_length), parts
+    )
     whole = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     readout = jax.ShapeDtypeStruct((rows, slots), jnp.int32)
     weight = jax.ShapeDtypeStruct((rows, slots), jnp.float32)

@@ -55,6 +55,7 @@ def write_sweep_report(sweep: Path, path: Path) -> None:
         frame.settings(settings),
     ]
     page = frame.page("Sweep over the number of people", _headline(found), sections)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path.with_suffix(".json"), found | {"points": points})
     write_text(path.with_suffix(".csv"), table(points))
     write_text(path, page)

@@ -11,7 +11,10 @@ from jaxdefense import __version__
 from jaxdefense.report import frame, parts
 from jaxdefense.report.proof import Found, Proof
 from jaxdefense.report.read import Findings, Measured, Run, all_settings, read_findings
+from jaxdefense.report.sweep import write_sweep_report
 from jaxdefense.run_directory import write_json, write_text
+from jaxdefense.sweep.cells import CELLS
+from jaxdefense.sweep.results import RESULTS
 
 _ASKED = {
     "model.path": "Model",
@@ -43,20 +46,28 @@ def write_report(runs: Sequence[Path], out: Path) -> dict[str, str]:
     """Write a report: a page, and the same as JSON and as CSV, a line a person.
 
     Args:
-        runs: directories, see `read_findings`.
+        runs: directories, see `read_findings`; or one of a sweep.
         out: the page, `.html`; the others come beside it.
 
     Returns:
         where each is.
 
     Raises:
-        ValueError: see `read_findings`; or one of the files exists, or has another ending.
+        ValueError: see `read_findings` and `write_sweep_report`; or one of the files exists, or has
+            another ending; or a sweep is not alone.
     """
     if out.suffix != ".html":
         raise ValueError(f"`out` (={out}) must end in .html; JSON and CSV come beside it.")
     files = {kind: out.with_suffix(f".{kind}") for kind in ("csv", "json", "html")}
     if found := [str(file) for file in files.values() if file.exists()]:
         raise ValueError(f"`{found[0]}` exists; give another name, or remove it.")
+    if sweeps := [run for run in runs if (run / RESULTS).exists()]:
+        if len(runs) > 1:
+            raise ValueError(
+                f"`{sweeps[0]}` is a sweep: give it alone, or what is in its `{CELLS}`."
+            )
+        write_sweep_report(sweeps[0], out)
+        return {kind: str(file) for kind, file in files.items()}
     findings = read_findings(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(files["csv"], as_csv(findings))
