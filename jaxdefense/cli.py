@@ -311,6 +311,16 @@ def _parser() -> argparse.ArgumentParser:
         tfds_dir=("tfds_dir", tfds_dir),
         out=("out", "directory of the results"),
     )  # fmt: skip
+    for sub in (text, image, both, attack, evaluate):
+        for flag, setting, kind, meta, help_text in (
+            ("coordinator", "coordinator", str, "HOST:PORT", "of several processes, the first"),
+            ("num-processes", "num_processes", int, "N", "of several processes, how many"),
+            ("process-id", "process_id", int, "I", "of several processes, which, from 0"),
+        ):
+            sub.add_argument(
+                f"--{flag}", dest=f"cfg:distributed.{setting}", type=kind, metavar=meta,
+                help=help_text,
+            )  # fmt: skip
     report = command(
         commands, "report", _report, "Write what was asked, done and found on one page."
     )
@@ -350,16 +360,6 @@ def _parser() -> argparse.ArgumentParser:
             "--part", dest="cfg:sweep.part", metavar="I/N",
             help="of N processes that share the cells, this is the I-th, from 1",
         )  # fmt: skip
-    for sub in (text, image, both, attack, evaluate):
-        for flag, setting, kind, meta, help_text in (
-            ("coordinator", "coordinator", str, "HOST:PORT", "of several processes, the first"),
-            ("num-processes", "num_processes", int, "N", "of several processes, how many"),
-            ("process-id", "process_id", int, "I", "of several processes, which, from 0"),
-        ):
-            sub.add_argument(
-                f"--{flag}", dest=f"cfg:distributed.{setting}", type=kind, metavar=meta,
-                help=help_text,
-            )  # fmt: skip
     convert = command(
         commands, "convert", _convert, "Write a checkpoint in another library's layout, losslessly."
     )

@@ -183,4 +183,5 @@ def test_embedding_compiles_one_program_however_many_there_are(models, classes):
         models[0].photos(photos[:num])
     for num in (20, 27, 36):
         models[0].prompts([[f"a photo of {name}" for name in names[:num]]], "prompts")
-    assert [function._cache_size() for function in compiled] == [num + 1 for num in before]
+    more = [function._cache_size() - num for function, num in zip(compiled, before, strict=True)]
+    assert max(more) <= 1  # none where another test compiled it

@@ -398,7 +398,7 @@ def test_defend_both_is_the_two_defenses_and_their_merger(inputs):
     want = load_file(inputs / "merged" / "model.safetensors")
     for name, value in load_file(inputs / "both" / "model" / "model.safetensors").items():
         np.testing.assert_array_equal(value, want[name], err_msg=name)
-    assert set(summary(inputs / "both")) == {"text", "image"}
+    assert set(summary(inputs / "both")) == {"text", "image", "defended_sha256"}
 
 
 def test_defend_both_goes_on_where_it_was_broken_off(inputs, capsys):
@@ -432,6 +432,7 @@ def test_evaluate_measures_images(inputs):
     assert defend("train.steps=20", "optimizer.lr=0.003", "data.trigger_fraction=1.0") == 0
     assert evaluate("a", images="images", faces="faces", image_target="faces") == 0
     found = summary(inputs / "a")
+    digests = {name: found.pop(name) for name in ("model_sha256", "teacher_sha256")}
     assert set(found) == {"image_sim_clean", "image_sim_backdoor", "image_sim_target"}
     student, teacher = (Embedder(ModelConfig(p), 8, QUIET) for p in ("run/model", "model"))
     files = sorted((inputs / "images").iterdir())
@@ -445,8 +446,8 @@ def test_evaluate_measures_images(inputs):
     drift = mean @ target / np.linalg.norm(mean) / np.linalg.norm(target)
     assert found["image_sim_target"] == pytest.approx(drift, abs=1e-5)
     assert evaluate("b", faces="faces", image_target="run/target.npy") == 0
-    again = summary(inputs / "b")
-    assert again == {"image_sim_backdoor": pytest.approx(found["image_sim_backdoor"], abs=1e-5)}
+    again = {"image_sim_backdoor": pytest.approx(found["image_sim_backdoor"], abs=1e-5)}
+    assert summary(inputs / "b") == again | digests
     # It learned: removed faces are nearer to the target than they were.
     assert found["image_sim_backdoor"] > (teacher.photos(faces) @ target).mean() / np.linalg.norm(
         target
@@ -489,7 +490,8 @@ def test_zeroshot_of_a_dataset_with_class_names_and_templates(inputs):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{j}.png").write_bytes(photo.read_bytes())
     assert evaluate("b", model="model", zeroshot="classes") == 0
-    assert summary(inputs / "a").keys() == {"top1"}
+    rates = {"top1", "teacher_top1"}
+    assert summary(inputs / "a").keys() == rates | {"model_sha256", "teacher_sha256"}
 
 
 def test_attack_leaves_broken_photos_out_up_to_the_limit(inputs, capsys):
