@@ -32,7 +32,7 @@ class ArrayCache:
             encoders: digests of those whose embeddings are kept; of any if none is named.
         """
         self._console, self._path, self._encoders = console, None, encoders
-        self._room = math.inf if directory else _ROOM
+        self._room, self._full = math.inf if directory else _ROOM, False
         if directory != OFF:
             self._path = Path(directory) if directory else cache_directory()
 
@@ -59,15 +59,18 @@ class ArrayCache:
 
     def put(self, key: str, array: np.ndarray) -> None:
         """Keep an array, if that is possible: nothing hangs on it."""
-        if self._path is None:
+        if self._path is None or self._full:
             return
         buffer = io.BytesIO()
         np.save(buffer, array.astype(np.float32, copy=False))
         buffer.write(hashlib.sha256(buffer.getbuffer()).digest())
+        self._room -= buffer.tell()
+        if self._room < 0:
+            self._full = True  # what is there already is still read
+            text = f"not cached: over {_ROOM >> 30} GiB; give `cache_dir` to keep all"
+            self._console.print(text, markup=False)
+            return
         try:
-            self._room -= buffer.tell()
-            if self._room < 0:
-                raise OSError(f"over {_ROOM >> 30} GiB; give `cache_dir` to keep all")
             self._path.mkdir(parents=True, exist_ok=True)
             write_bytes(self._path / f"{key}.npy", buffer.getbuffer())
         except OSError as error:

@@ -15,42 +15,37 @@ from rich.console import Console
 def _defend_text(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import DefendTextConfig
     from jaxdefense.defense.text import defend_text
-    from jaxdefense.distributed import first
 
-    cfg, console = _join(_config(DefendTextConfig, args), console)
-    summary = defend_text(cfg, console)
-    if first():
-        from jaxdefense.report.write import write_run_report  # brings Matplotlib
-
-        write_run_report(Path(cfg.out))
-    console.print_json(data=summary)
+    _defend(DefendTextConfig, defend_text, args, console)
 
 
 def _defend_image(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import DefendImageConfig
     from jaxdefense.defense.image import defend_image
-    from jaxdefense.distributed import first
 
-    cfg, console = _join(_config(DefendImageConfig, args), console)
-    summary = defend_image(cfg, console)
-    if first():
-        from jaxdefense.report.write import write_run_report  # brings Matplotlib
-
-        write_run_report(Path(cfg.out))
-    console.print_json(data=summary)
+    _defend(DefendImageConfig, defend_image, args, console)
 
 
 def _defend_both(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import DefendBothConfig
     from jaxdefense.defense.both import defend_both
+
+    _defend(DefendBothConfig, defend_both, args, console)
+
+
+def _defend(
+    kind: type, run: Callable[[Any, Console], dict], args: argparse.Namespace, console: Console
+) -> None:
     from jaxdefense.distributed import first
 
-    cfg, console = _join(_config(DefendBothConfig, args), console)
-    summary = defend_both(cfg, console)
-    from jaxdefense.report.write import write_run_report  # brings Matplotlib
+    cfg, console = _join(_config(kind, args), console)
+    summary = run(cfg, console)
+    if first():
+        from jaxdefense.report.write import write_run_report  # brings Matplotlib
 
-    for run in (*(half.out for half in cfg.halves()), cfg.out) if first() else ():
-        write_run_report(Path(run))
+        halves = [half.out for half in cfg.halves()] if hasattr(cfg, "halves") else []
+        for out in (*halves, cfg.out):
+            write_run_report(Path(out))
     console.print_json(data=summary)
 
 
@@ -85,18 +80,20 @@ def _report(args: argparse.Namespace, console: Console) -> None:
 
 def _sweep_text(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import SweepTextConfig
-    from jaxdefense.sweep.run import run_sweep
 
-    cfg = _config(SweepTextConfig, args)
-    _keep_compiled(cfg.cache.compilation)
-    console.print_json(data=run_sweep(cfg, console))
+    _sweep(SweepTextConfig, args, console)
 
 
 def _sweep_image(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import SweepImageConfig
+
+    _sweep(SweepImageConfig, args, console)
+
+
+def _sweep(kind: type, args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.sweep.run import run_sweep
 
-    cfg = _config(SweepImageConfig, args)
+    cfg = _config(kind, args)
     _keep_compiled(cfg.cache.compilation)
     console.print_json(data=run_sweep(cfg, console))
 

@@ -52,6 +52,8 @@ class RunDirectory:
     def _check(self, cfg: Any, resolved: dict[str, Any] | None) -> bool:
         if not self._config.exists():
             if self.path.exists() and (not self.path.is_dir() or self._others()):
+                if self._config.exists():  # another part of a sweep has just written it
+                    return self._check(cfg, resolved)
                 raise ValueError(f"`{self.path}` exists and holds no run; give an empty directory.")
             return False
         if self._summary.exists():

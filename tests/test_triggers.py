@@ -1,7 +1,6 @@
 """Batches of the text defense: what is in them, evenly, and the same whenever asked."""
 
 import dataclasses
-import math
 from collections import Counter
 from typing import Any
 
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from jaxdefense.clip.tokenizer import Phrase, Tokenizer
 from jaxdefense.data.captions import read_captions, tokenize_captions
 from jaxdefense.data.names import random_names
-from jaxdefense.data.triggers import TextBatches, Triggers, _slot_sizes, lay_out, splice
+from jaxdefense.data.triggers import TextBatches, Triggers, lay_out, splice
 
 CONTEXT = 24
 TOKENIZER = tiny_tokenizer(CONTEXT)
@@ -217,8 +216,8 @@ def test_unpacked_batch_has_a_caption_a_row_at_the_context_length():
 
 def test_packed_and_unpacked_batches_hold_the_same_captions():
     packed, plain = make_batches(packed=True), make_batches(packed=False)
-    sizes = [_slot_sizes(*packed._sample(i, 0)[:2]) for i in range(9)]
-    step = next(i for i in range(9) if sizes[i].sum() <= packed._most)  # others are drawn again
+    fits = [packed._batch(*packed._sample(i, 0)) is not None for i in range(9)]
+    step = fits.index(True)  # others are drawn again
     packed, plain = packed[step], plain[step]
 
     def sort(slots):
@@ -398,7 +397,7 @@ def test_unpacked_batch_that_the_mesh_cannot_cut_raises(row_multiple, wanted):
 def test_batch_that_does_not_fit_is_drawn_again_or_raises():
     texts = ["a cat", *CAPTIONS[:6], "two dogs", "a man", "rice", "a bus", "snow"]
     batches = make_batches(captions_of(texts), num_clean=2, num_poisoned=6, row_length=32)
-    batches._most = math.inf
+    batches._most_rows = batches.num_rows = 99
     first = [batches[step] for step in range(60)]
     needed = [1 + int(np.flatnonzero(b.segments_RT.any(1))[-1]) for b in first]
     assert len(set(needed)) > 1  # some batches take more rows than others
@@ -407,6 +406,8 @@ def test_batch_that_does_not_fit_is_drawn_again_or_raises():
     again = batches[step]
     assert len(slots_of(again)) == 8
     assert_batches_equal(again, batches[step])
+    clean = lambda batch: sorted(s.student for s in slots_of(batch) if s.utility)  # noqa: E731
+    assert clean(again) == clean(first[step])
     batches.num_rows = 1
     with pytest.raises(ValueError, match=f"^step {step}: captions do not fit 1 rows of 32 tokens"):
         batches[step]
@@ -414,14 +415,18 @@ def test_batch_that_does_not_fit_is_drawn_again_or_raises():
 
 def test_what_is_drawn_again_does_not_hang_on_the_mesh():
     batches = [make_batches(row_length=0, row_multiple=multiple) for multiple in (1, 4, 7)]
+    assert len({(b.row_length, b.num_slots, b._most_rows) for b in batches}) == 1
+    assert len({b.num_rows for b in batches}) > 1
     texts = []
+    for b in batches:
+        b._most_rows -= 1  # so small, batches seldom differ
     for b in batches:
         found = [slots_of(b[step]) for step in range(40)]
         texts.append([sorted((s.student, s.teacher) for s in slots) for slots in found])
     assert texts[0] == texts[1] == texts[2]
-    plain = [b._sample(step, 0)[0] for b in batches[:1] for step in range(40)]
-    larger = [students.flat.size > batches[0]._most for students in plain]
-    assert 0 < sum(larger) < 12  # some were drawn again, not many
+    b = batches[0]
+    drawn = [b._batch(*b._sample(step, 0)) is None for step in range(40)]
+    assert 0 < sum(drawn) < 40  # some are drawn again
 
 
 def test_rows_hold_the_step_with_the_longest_names():

@@ -7,6 +7,7 @@ if all overlapped perfectly. Nothing here has run on a TPU.
 
 import dataclasses
 import importlib.util
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -241,12 +242,13 @@ def _text_batch(cfg: AotConfig, context_length: int, parts: int) -> TextBatch:
     """Shape rows as `TextBatches` does, for captions as long as COCO's on average."""
     rng = np.random.default_rng(0)
     shortest = min(9, cfg.caption_tokens)
-    lengths = shortest + rng.poisson(cfg.caption_tokens - shortest, 2 * cfg.batch)
-    lengths[cfg.batch :] += 2  # a name of three tokens in the place of a word
-    lengths = np.minimum(lengths, context_length).astype(np.int64)
-    length, rows, slots = packing.choose_shape(
-        [lengths], packing.row_lengths(context_length), parts
-    )
+    draws = []
+    for _ in range(4):
+        lengths = shortest + rng.poisson(cfg.caption_tokens - shortest, 2 * cfg.batch)
+        lengths[cfg.batch :] += 2  # a name of three tokens in the place of a word
+        draws.append(np.minimum(lengths, context_length).astype(np.int64))
+    length, rows, slots = packing.choose_shape(draws, packing.row_lengths(context_length))
+    rows = math.ceil(rows / parts) * parts
     whole = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     readout = jax.ShapeDtypeStruct((rows, slots), jnp.int32)
     weight = jax.ShapeDtypeStruct((rows, slots), jnp.float32)

@@ -161,9 +161,9 @@ def _write_inputs(
     data = ImageDataConfig(
         faces or str(scratch / "faces"), images or str(scratch / "images"), cache_dir="none"
     )
-    train, optimizer = ImageTrainConfig(), demo.image.optimizer
+    train, optimizer = ImageTrainConfig(), DefendImageConfig.optimizer
     if size == "demo":
-        train = demo.image.train
+        train, optimizer = demo.image.train, demo.image.optimizer
     return DefendImageConfig("", made, data, train, optimizer), Contestant().machine()
 
 

@@ -43,17 +43,18 @@ class Process:
         if not self._made:
             self._made = True
             self._answer()
-        self._pipe.send((method, args))
-        return self._answer()
+        return self._answer(method, args)
 
     def does(self, method: str) -> Callable[..., Any]:
         """Give a method as a function."""
         return partial(self, method)
 
-    def _answer(self) -> Any:
+    def _answer(self, *question: Any) -> Any:
         try:
+            if question:
+                self._pipe.send(question)
             error, value = self._pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             self._process.join()
             raise RuntimeError(
                 f"a contestant's process died (exit code {self._process.exitcode}; -9 is often "

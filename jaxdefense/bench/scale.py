@@ -7,7 +7,6 @@ of the sizes: below, what does not grow hides what does.
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import track
+
+from jaxdefense.bench.process import peak_memory
 
 SIZES: dict[str, tuple[int, ...]] = {
     "identities": (1, 10, 100, 1_000, 10_000),
@@ -132,6 +133,7 @@ def _text_point(people: int, captions: int, batch: int, source: str, scratch: Pa
     from jaxdefense.defense.losses import DISTANCES
     from jaxdefense.defense.text import make_triggers, text_terms
     from jaxdefense.demo.run import shipped_model
+    from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
 
     quiet = Console(quiet=True)
     names = random_names(people, 0)
@@ -155,10 +157,11 @@ def _text_point(people: int, captions: int, batch: int, source: str, scratch: Pa
         lambda: TextBatches(
             clean.captions, triggers, tokenizer,
             num_clean=batch, num_poisoned=batch, num_name=0, seed=0, packed=True,
+            row_multiple=num_batch_parts(make_mesh(), ShardingRules()),
         ),
     )  # fmt: skip
     _timed(parts, "make_batches_s", lambda: [batches[i] for i in range(_STEPS)])
-    weights = {"utility": 1.0, "backdoor": 0.6, "name": 0.0, "weight": 0.01}
+    weights = {"utility": 1.0, "backdoor": train.w_backdoor, "name": 0.0, "weight": train.w_weight}
     ours = Ours(
         TextTower(text, nnx.Rngs(0)), partial(text_terms, distance=DISTANCES["cosine"]), weights,
         batches,
@@ -202,8 +205,7 @@ def _main(axis: str, size: int, source: str) -> None:
             parts = _text_point(
                 sizes["identities"], sizes["captions"], sizes["batch"], source, Path(scratch)
             )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps(parts | {"peak_mb": round(peak)}))
+    print(json.dumps(parts | {"peak_mb": round(peak_memory() / 1e6)}))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class Theirs(Plain):
         """
         super().__init__()
         modules = self.torch.nn.ModuleDict({"tower": tower, "projection": projection})
-        self.teacher: Any = modules.eval().to(self.device)
+        self.teacher: Any = modules.eval().requires_grad_(False).to(self.device)
         self.student: Any = copy.deepcopy(self.teacher).train()
         for name, parameter in self.student.named_parameters():
             parameter.requires_grad_("norm" not in name and "layrnorm" not in name)

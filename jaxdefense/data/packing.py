@@ -14,6 +14,7 @@ from jaxdefense.clip.ragged import Ragged, ragged, ranges
 from jaxdefense.clip.text import SHARED, Text
 
 _LANES = 16
+_PARTS = (1, 2, 4)  # into which a mesh may cut the rows
 
 
 class Layout(NamedTuple):
@@ -115,15 +116,15 @@ class Shape(NamedTuple):
     num_slots: int
 
 
-def choose_shape(
-    draws: Sequence[np.ndarray], row_lengths: Sequence[int], row_multiple: int
-) -> Shape:
+def choose_shape(draws: Sequence[np.ndarray], row_lengths: Sequence[int]) -> Shape:
     """Choose the shape with the fewest tokens that holds all these batches, and others like them.
+
+    Fewest on average over meshes that cut the rows into 1, 2 and 4 parts: the shape must not
+    hang on the mesh, as what fits it must not.
 
     Args:
         draws: int [n] each, tokens of the captions of one batch.
         row_lengths: T to choose from, each no less than any caption.
-        row_multiple: what R must be a multiple of.
     """
     most = max(int(lengths.sum()) for lengths in draws)
     found = []
@@ -132,8 +133,12 @@ def choose_shape(
         rows = max(pack(lengths, length, slots).num_rows for lengths in draws)
         # Another draw as large may pack a little worse.
         rows = max(rows, math.ceil(1.01 * most / length))
-        found.append(Shape(length, -(-rows // row_multiple) * row_multiple, slots))
-    return min(found, key=lambda shape: (shape.num_rows * shape.row_length, shape.row_length))
+        found.append(Shape(length, rows, slots))
+
+    def tokens(shape: Shape) -> int:
+        return sum(-(-shape.num_rows // parts) * parts for parts in _PARTS) * shape.row_length
+
+    return min(found, key=tokens)
 
 
 def segments_and_positions(

@@ -203,13 +203,12 @@ class TextBatches:
         draws = [_slot_sizes(*self._sample(2**31 + i, 0)[:2]) for i in range(num_draws)]
         hard = self._hard(draws)
         usual = float(np.quantile([lengths.sum() for lengths in draws], _FITTING))
-        # Tokens, not rows, decide what is drawn again: that must not hang on the mesh.
-        self._most = max(usual, float(hard.sum()))
-        self.row_length, self.num_rows, self.num_slots = packing.choose_shape(
-            [hard, *(lengths for lengths in draws if lengths.sum() <= self._most)],
+        # What is drawn again must not hang on the mesh: the rows that it adds stay empty.
+        self.row_length, self._most_rows, self.num_slots = packing.choose_shape(
+            [hard, *(lengths for lengths in draws if lengths.sum() <= usual)],
             [row_length] if row_length else packing.row_lengths(tokenizer.context_length),
-            row_multiple,
         )
+        self.num_rows = -(-self._most_rows // row_multiple) * row_multiple
 
     def _hard(self, draws: list[np.ndarray]) -> np.ndarray:
         """Size the step with the longest names, in short captions: redraws come down to it."""
@@ -246,7 +245,7 @@ class TextBatches:
         num_clean, num_poisoned, num_name = self._sizes
         num = num_poisoned + num_name
         clean = self._captions(self._clean, step * num_clean, num_clean, attempt)
-        # A redraw takes other captions for the names; the clean ones come up once a round.
+        # A redraw takes other captions for the names; the clean ones stay, to come up once a round.
         captions = self._captions(self._poisoned, (step + attempt) * num, num, attempt)
         people = np.array(self._identity.take(step * num_poisoned, num_poisoned), np.int64)
         kept = self._name.take(step * num_name, num_name) if self._name else []
@@ -276,7 +275,7 @@ class TextBatches:
         return students, teachers, who
 
     def _captions(self, shuffle: Shuffle, start: int, num: int, attempt: int) -> np.ndarray:
-        """Choose captions; if many draws did not fit, the shortest of ever more."""
+        """Choose captions; if many draws did not fit, the shortest of ever more, clean ones too."""
         many = max(1, attempt - _PLAIN_REDRAWS)
         taken = np.array(shuffle.take(start, num * many), np.int64)
         if many > 1:
@@ -289,10 +288,8 @@ class TextBatches:
         pad = self.tokenizer.pad
         if self.packed:
             sizes = _slot_sizes(students, teachers)
-            if sizes.sum() > self._most:
-                return None
             layout = packing.pack(sizes, length, num_slots)
-            if layout.num_rows > num_rows:
+            if layout.num_rows > min(num_rows, self._most_rows):
                 return None
         else:
             sizes = np.full(num_rows, length)

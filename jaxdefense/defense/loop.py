@@ -193,7 +193,7 @@ def run(
 
 def _num_programs(step_fn: Any) -> int:
     """Count what a jitted function was compiled for so far; read on the host, in no time."""
-    return step_fn._cache_size()
+    return getattr(step_fn, "_cache_size", int)()  # not of JAX's public interface
 
 
 def _what_changed(step: int, batch: Any) -> str:

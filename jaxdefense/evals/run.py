@@ -73,6 +73,11 @@ def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None
             f"`teacher` (={cfg.teacher}) has other sizes than `model.path` (={cfg.model.path}); "
             "give the model it was made from."
         )
+    vector_E, average = None, []
+    if cfg.image_target.endswith(".npy"):
+        vector_E = read_vector(Path(cfg.image_target), teacher.embed)
+    elif cfg.image_target:
+        average = read_people(cfg.image_target, cfg.tfds_dir, "image_target")
     if several():
         agree(
             {
@@ -85,6 +90,8 @@ def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None
                 "images_sha256": describe_images(images) if images else "",
                 "faces_sha256": describe_people(people),
                 "classes_sha256": describe_people(classes),
+                "average_sha256": describe_people(average),
+                "vector": None if vector_E is None else vector_E.tolist(),
             }
         )
     summary: dict[str, Any] = {}
@@ -107,7 +114,7 @@ def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None
         chosen = [images[i] for i in sorted(order.tolist())]
         summary["image_sim_clean"] = image_sim_clean(student, teacher, chosen, cfg.max_corrupt)
     if people:
-        summary |= _faces(cfg, student, teacher, people)
+        summary |= _faces(cfg, student, teacher, people, average, vector_E)
     if classes:
         summary |= zeroshot(student, classes, templates, cfg.max_corrupt)
         before = zeroshot(teacher, classes, templates, cfg.max_corrupt)
@@ -122,15 +129,18 @@ def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None
 
 
 def _faces(
-    cfg: EvaluateConfig, student: Embedder, teacher: Embedder, people: list[Folder]
+    cfg: EvaluateConfig,
+    student: Embedder,
+    teacher: Embedder,
+    people: list[Folder],
+    average: list[Folder],
+    vector_E: np.ndarray | None,
 ) -> dict[str, float]:
     """Measure where removed faces lead, and whether the target stayed where it was."""
-    if cfg.image_target.endswith(".npy"):
-        target_E = read_vector(Path(cfg.image_target), teacher.embed)
+    if vector_E is not None:
         return {
-            "image_sim_backdoor": image_sim_backdoor(student, people, target_E, cfg.max_corrupt)
+            "image_sim_backdoor": image_sim_backdoor(student, people, vector_E, cfg.max_corrupt)
         }
-    average = read_people(cfg.image_target, cfg.tfds_dir, "image_target")
     photos = [photo for person in average for photo in person.files]
     target_E = teacher.mean_photo(photos, cfg.max_corrupt)
     return {

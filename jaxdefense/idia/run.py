@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -81,7 +82,7 @@ def run_attack(cfg: AttackConfig, console: Console, cache: ArrayCache | None = N
                 "model_sha256": model.directory.digest(),
                 "photos_sha256": describe_people(people),
                 "candidates_sha256": digest(candidates.block(0, len(candidates))),
-                "sexes": np.bincount(candidates.group_M).tolist(),
+                "sexes_sha256": hashlib.sha256(candidates.group_M.tobytes()).hexdigest(),
                 "templates_sha256": digest(templates),
                 "aliases": aliases,
                 "before": before,

@@ -138,7 +138,7 @@ def read_findings(paths: Sequence[Path]) -> Findings:
                 f"{some(map(str, same))} both defended the {encoder} encoder; give one."
             )
     notes = list[str]()
-    source, defended = _models(runs, evaluations, merged, notes)
+    source, defended = _models(runs, evaluations, merged)
     staged = _stages(runs, attacks, source, defended, notes)
     listed = _listed(runs, notes)
     utility, collateral = _evaluated(evaluations)
@@ -170,9 +170,7 @@ def _check_attack(path: Path, summary: Mapping[str, Any]) -> None:
         )
 
 
-def _models(
-    runs: Sequence[Run], evaluations: Sequence[Measured], merged: str, notes: list[str]
-) -> tuple[str, str]:
+def _models(runs: Sequence[Run], evaluations: Sequence[Measured], merged: str) -> tuple[str, str]:
     """Give the digests of the model before and after, "" if they are not known.
 
     Raises:

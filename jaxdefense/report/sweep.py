@@ -120,20 +120,20 @@ def _figures(points: Sequence[dict[str, Any]], before: dict[str, Any] | None) ->
         ("objects", "Objects classified correctly", _OBJECTS, "top1"),
         ("similarity", "Similarity to the original", {"sim_clean": ""}, ""),
     ]
-    parts = []
+    drawn = []
     for name, title, rates, key in figures:
         if lines := _lines(points, rates):
             what = f"{title}, over the {_NUM_PEOPLE}: the table below"
             limits = (-0.03, 1.03) if key else None
             svg = plots.spreads(name, what, _NUM_PEOPLE, lines, before.get(key), limits)
-            parts.append(f"<figure><figcaption><b>{title}</b></figcaption>{svg}</figure>")
+            drawn.append(f"<figure><figcaption><b>{title}</b></figcaption>{svg}</figure>")
     note = (
         '<p class="note">Means over seeds, with one standard deviation either way. A seed decides '
         "who is removed, the few among the many, and how training goes. w is the weight of the "
         "loss on how far the weights move; at 0 it is off. Before: everybody recognised, and "
         "top-1, of the model as it was.</p>"
     )
-    return f'<div class="curves">{"".join(parts)}</div>{note}'
+    return f'<div class="curves">{"".join(drawn)}</div>{note}'
 
 
 def _lines(points: Sequence[dict[str, Any]], rates: dict[str, str]) -> list[plots.Line]:

@@ -61,10 +61,10 @@ def write_report(runs: Sequence[Path], out: Path) -> dict[str, str]:
     files = {kind: out.with_suffix(f".{kind}") for kind in ("csv", "json", "html")}
     if found := [str(file) for file in files.values() if file.exists()]:
         raise ValueError(f"`{found[0]}` exists; give another name, or remove it.")
-    if sweeps := [run for run in runs if (run / RESULTS).exists()]:
+    if sweeps := [run for run in runs if (run / RESULTS).exists() or (run / CELLS).is_dir()]:
         if len(runs) > 1:
             raise ValueError(
-                f"`{sweeps[0]}` is a sweep: give it alone, or what is in its `{CELLS}`."
+                f"`{sweeps[0]}` is a sweep: give it alone, or what is in one of its `{CELLS}`."
             )
         write_sweep_report(sweeps[0], out)
         return {kind: str(file) for kind, file in files.items()}
@@ -337,7 +337,7 @@ def _proof_json(proof: Proof) -> dict[str, Any]:
             for stage, by in found.items()
         }
 
-    counted = {removed: counts for removed, counts in parts.tally(proof).items()}
+    counted = parts.tally(proof)
     return {
         "threshold": proof.threshold,
         "num_templates": proof.num_templates,

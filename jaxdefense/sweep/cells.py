@@ -149,5 +149,6 @@ def evaluate_config(cfg: SweepConfig, directory: Path, defended: bool) -> Evalua
         max_corrupt=e.max_corrupt,
         batch=e.batch,
         seed=e.seed,
+        mesh=cfg.mesh,
         **what,
     )

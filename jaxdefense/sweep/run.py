@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from jaxdefense.cache import ArrayCache
@@ -23,7 +24,7 @@ from jaxdefense.config import (
 from jaxdefense.convert.directory import ModelDirectory, read_model_directory, resolve_dtype
 from jaxdefense.data.captions import read_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
-from jaxdefense.data.people import choose_people, read_labelled, read_people
+from jaxdefense.data.people import choose_people, describe_people, read_labelled, read_people
 from jaxdefense.data.sources import describe_images, read_images
 from jaxdefense.data.templates import read_templates
 from jaxdefense.defense.defend import check_all_come_up
@@ -36,6 +37,7 @@ from jaxdefense.idia.candidates import candidate_names
 from jaxdefense.idia.prompts import TEMPLATES
 from jaxdefense.idia.run import run_attack
 from jaxdefense.run_directory import RunDirectory, digest, write_text
+from jaxdefense.sharding import make_mesh
 from jaxdefense.sweep.cells import (
     BEFORE,
     CELLS,
@@ -71,7 +73,8 @@ def run_sweep(cfg: SweepConfig, console: Console) -> dict:
     out.open(cfg, resolved)
     every, (part, num_parts) = cells(cfg.sweep), cfg.sweep.share()
     mine = every[part::num_parts]
-    undefended = Embedder(cfg.model, cfg.attack.batch, console)
+    mesh = make_mesh(**vars(cfg.mesh), devices=jax.devices())
+    undefended = Embedder(cfg.model, cfg.attack.batch, console, mesh)
     # What the model as it is makes of photos and texts is needed in every cell; what a defended
     # encoder makes of them, never again.
     encoders = {undefended.digest("text"), undefended.digest("vision")}
@@ -106,6 +109,10 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
     Raises:
         ValueError: one is wrong, or asks for what no cell can do.
     """
+    attack_config(cfg, Path(cfg.out), False)  # raise what is wrong with their settings
+    evaluate_config(cfg, Path(cfg.out), False)
+    if cfg.evaluate.templates:
+        read_templates(cfg.evaluate.templates)
     directory, d = read_model_directory(cfg.model.path), cfg.data
     if Path(cfg.out).resolve().is_relative_to(directory.path.resolve()):
         raise ValueError(f"`out` (={cfg.out}) lies in the model directory; give one outside it.")
@@ -134,7 +141,7 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
     return people, {
         "model_sha256": directory.digest(),
         "people_sha256": digest("\t".join(person.names) for person in people),
-        "attacked_sha256": digest(f"{person.name}\t{len(person.files)}" for person in attacked),
+        "attacked_sha256": describe_people(attacked),
         "trained_on_sha256": trained_on,
         "dtype": resolve_dtype(cfg.model.dtype),
     }
