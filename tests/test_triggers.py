@@ -414,12 +414,16 @@ def test_batch_that_does_not_fit_is_drawn_again_or_raises():
 
 
 def test_what_is_drawn_again_does_not_hang_on_the_mesh():
-    batches = [make_batches(row_length=0, row_multiple=multiple) for multiple in (1, 4, 7)]
+    captions = captions_of(["a cat", *CAPTIONS[:6], "two dogs", "a man", "rice", "a bus", "snow"])
+    batches = [
+        make_batches(captions, num_clean=2, num_poisoned=6, row_length=0, row_multiple=multiple)
+        for multiple in (1, 4, 7)
+    ]
     assert len({(b.row_length, b.num_slots, b._most_rows) for b in batches}) == 1
     assert len({b.num_rows for b in batches}) > 1
     texts = []
     for b in batches:
-        b._most_rows -= 1  # so small, batches seldom differ
+        b._most_rows -= 1  # batches so small seldom differ by more
     for b in batches:
         found = [slots_of(b[step]) for step in range(40)]
         texts.append([sorted((s.student, s.teacher) for s in slots) for slots in found])
