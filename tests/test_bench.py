@@ -83,11 +83,11 @@ def bench(capsys, kind, *flags):
     return json.loads(capsys.readouterr().out)
 
 
-def test_side_by_side_takes_turns_after_a_round_untimed():
+def test_side_by_side_takes_turns_after_a_round_and_a_call_untimed():
     calls = []
     contestants = {name: lambda num, name=name: calls.append(num * name) for name in "ab"}
     timing = side_by_side(contestants, samples=6, rounds=2, calls=3)
-    assert "".join(calls) == 3 * "aaabbb"
+    assert "".join(calls) == "aaabbb" + 2 * "aaaabbbb"
     assert {name: len(seconds) for name, seconds in timing.seconds.items()} == {"a": 2, "b": 2}
 
 
