@@ -239,6 +239,10 @@ def _parser() -> argparse.ArgumentParser:
     target = "what faces come to look like: directory of people, or .npy vector"
     classes = "directory with a folder of photos a class, or tfds: source"
     tfds_dir = "where TFDS datasets are prepared"
+    photos = {
+        "images": ("data.images", images),
+        "target": ("data.target", target + "; without, the average of all in --faces"),
+    }
     text = command(
         towers, "text", _defend_text, "Remove names from the text encoder.",
         model=model,
@@ -252,8 +256,7 @@ def _parser() -> argparse.ArgumentParser:
         model=model,
         faces=("data.faces", faces),
         identities=("data.identities", "names file of those to remove; without, everyone"),
-        images=("data.images", images),
-        target=("data.target", target + "; without, the average of all in --faces"),
+        **photos,
         tfds_dir=("data.tfds_dir", tfds_dir),
         out=("out", "run directory"),
     )  # fmt: skip
@@ -329,7 +332,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep = commands.add_parser("sweep", help="Defend, attack and evaluate for many numbers.")
     swept = sweep.add_subparsers(required=True, metavar="TOWER")
-    text = command(
+    names_sweep = command(
         swept, "text", _sweep_text, "How many names can be removed, and at what cost?",
         model=model,
         names=("data.names", "names file of all who may be removed"),
@@ -340,19 +343,18 @@ def _parser() -> argparse.ArgumentParser:
         tfds_dir=("data.tfds_dir", tfds_dir),
         out=("out", "directory of the sweep"),
     )  # fmt: skip
-    image = command(
+    faces_sweep = command(
         swept, "image", _sweep_image, "How many faces can be removed, and at what cost?",
         model=model,
         faces=("data.faces", faces),
         identities=("data.identities", "names file of all who may be removed; without, everyone"),
-        images=("data.images", images),
-        target=("data.target", target + "; without, the average of all in --faces"),
+        **photos,
         clean=("evaluate.clean", "photos for sim_clean; those trained on without"),
         zeroshot=("evaluate.zeroshot", classes),
         tfds_dir=("data.tfds_dir", tfds_dir),
         out=("out", "directory of the sweep"),
     )  # fmt: skip
-    for sub in (text, image):
+    for sub in (names_sweep, faces_sweep):
         sub.add_argument(
             "--part", dest="cfg:sweep.part", metavar="I/N",
             help="of N processes that share the cells, this is the I-th, from 1",

@@ -99,6 +99,18 @@ class Theirs(Plain):
         return loss.item()
 
 
+def _sizes(cfg: TextConfig | VisionConfig) -> dict[str, Any]:
+    """Name what both encoders' configs have as transformers does."""
+    return {
+        "hidden_size": cfg.width,
+        "intermediate_size": cfg.mlp_width,
+        "num_hidden_layers": cfg.depth,
+        "num_attention_heads": cfg.num_heads,
+        "hidden_act": cfg.activation,
+        "projection_dim": cfg.embed,
+    }
+
+
 class TheirText(Theirs):
     """The text defense."""
 
@@ -182,14 +194,9 @@ class TextSteps(TheirText):
         _, transformers = libraries()
         known = read_tokenizer(tokenizer)
         config = transformers.CLIPTextConfig(
+            **_sizes(cfg),
             vocab_size=cfg.vocab_size,
-            hidden_size=cfg.width,
-            intermediate_size=cfg.mlp_width,
-            num_hidden_layers=cfg.depth,
-            num_attention_heads=cfg.num_heads,
             max_position_embeddings=cfg.context_length,
-            hidden_act=cfg.activation,
-            projection_dim=cfg.embed,
             bos_token_id=known.bos_token_id,
             eos_token_id=known.eos_token_id,
         )
@@ -302,14 +309,9 @@ class ImageSteps(TheirImage):
         """
         _, transformers = libraries()
         config = transformers.CLIPVisionConfig(
-            hidden_size=cfg.width,
-            intermediate_size=cfg.mlp_width,
-            num_hidden_layers=cfg.depth,
-            num_attention_heads=cfg.num_heads,
-            hidden_act=cfg.activation,
+            **_sizes(cfg),
             image_size=cfg.image_size,
             patch_size=cfg.patch_size,
-            projection_dim=cfg.embed,
         )
         model = transformers.CLIPVisionModelWithProjection(config)
         super().__init__(model.vision_model, model.visual_projection, OverlayConfig())
