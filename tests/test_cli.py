@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -282,3 +284,34 @@ def test_config_file_that_is_none(inputs, capsys, text, words):
         (inputs / "config.py").write_text(text)
     code = main(["defend", "text", "--config", "config.py", "--model", "model"])
     assert_refused(capsys, code, "config.py", *words)
+
+
+@pytest.mark.parametrize(
+    ("given", "before", "after"),
+    [
+        ("always [madvise] never", "", "glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "a.b=1", "a.b=1:glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+        ("[always] madvise never", "", ""),
+        ("always madvise [never]", "", ""),
+        (None, "", ""),
+    ],
+)  # fmt: skip
+def test_program_starts_again_once_where_huge_pages_are_given_on_request(
+    tmp_path, given, before, after
+):
+    if given:
+        (tmp_path / "enabled").write_text(given)
+    code = (
+        "import os, sys; from pathlib import Path; from jaxdefense.cli import ask_for_huge_pages;"
+        "print(os.getpid(), flush=True); ask_for_huge_pages(Path(sys.argv[1]));"
+        "print(os.environ.get('GLIBC_TUNABLES', ''), *sys.argv[2:], sep='|')"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "enabled"), "a b", "--c"]
+    done = subprocess.run(
+        command, env=os.environ | {"GLIBC_TUNABLES": before}, capture_output=True, text=True
+    )
+    *pids, last = done.stdout.splitlines()
+    assert last == f"{after}|a b|--c", done.stderr
+    assert len(pids) == 1 + (before != after)
+    assert len(set(pids)) == 1  # what signals it finds it
