@@ -173,8 +173,11 @@ def test_shape_holds_all_draws_in_the_fewest_tokens(num):
         assert other * length >= ours * shape.row_length
 
 
-def test_row_lengths_are_whole_lanes_from_the_longest_caption_on():
-    assert packing.row_lengths(77) == [80, 96, 112, 128, 144, 160]
+@pytest.mark.parametrize(
+    "context, lengths", [(77, [80, 96, 112, 128]), (24, [32, 48, 64]), (120, [128])]
+)
+def test_row_lengths_are_whole_lanes_from_the_longest_caption_on(context, lengths):
+    assert packing.row_lengths(context) == lengths
 
 
 @pytest.mark.parametrize("context, row", [(77, 80), (24, 32), (16, 16), (80, 80)])

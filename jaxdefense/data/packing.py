@@ -14,6 +14,7 @@ from jaxdefense.clip.ragged import Ragged, ragged, ranges
 from jaxdefense.clip.text import SHARED, Text
 
 _LANES = 16
+_TPU_LANES = 128
 _PARTS = (1, 2, 4)  # into which a mesh may cut the rows
 
 
@@ -250,9 +251,13 @@ def default_row_length(context_length: int) -> int:
 
 
 def row_lengths(context_length: int) -> list[int]:
-    """T to choose from: up to twice the default, after which attention begins to cost."""
+    """T to choose from: up to twice the default, within whole registers of a TPU.
+
+    Of ViT-B/32 a v5e would move as many bytes a token at 80 as at 128, a fifth more at 144.
+    """
     shortest = default_row_length(context_length)
-    return list(range(shortest, 2 * shortest + 1, _LANES))
+    longest = min(2 * shortest, -(-shortest // _TPU_LANES) * _TPU_LANES)
+    return list(range(shortest, longest + 1, _LANES))
 
 
 def _token_index(
