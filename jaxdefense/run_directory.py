@@ -4,6 +4,8 @@ Of several processes the first alone looks at it and writes it; the others hear 
 `summary.json` is written last: a directory that has one is finished.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -11,7 +13,7 @@ import os
 import shutil
 import uuid
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +194,27 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, held: Callable[[], object]) -> Iterator[None]:
+    """Let one process at a time through; when it ends, however it does, the next.
+
+    On a file system without locks all go through.
+
+    Args:
+        path: of a file to lock, which is made and stays, empty.
+        held: called if another process is in; unless it raises, this one then waits.
+    """
+    with open(path, "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
 
 
 def _record(cfg: Any, resolved: dict[str, Any] | None) -> dict[str, Any]:

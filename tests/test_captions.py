@@ -2,17 +2,22 @@
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
+import time
 import unicodedata
 from collections import Counter
 
 import numpy as np
 import pytest
-from factories import tiny_tokenizer, write_tfds
+from factories import CAPTIONS, tiny_tokenizer, write_tfds, write_tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from jaxdefense.clip import tokenizer as tokenizer_module
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.data import captions as captions_module
 from jaxdefense.data.captions import (
@@ -25,6 +30,7 @@ from jaxdefense.data.captions import (
 )
 from jaxdefense.data.identities import Identity, check_distinct, check_fits, read_identities
 from jaxdefense.data.names import RandomNames, census, random_names
+from jaxdefense.data.triggers import TextBatches, Triggers, lay_out, splice
 
 
 @pytest.fixture
@@ -287,6 +293,14 @@ def test_captions_rebuild_every_real_caption(shared_data):
     assert 13 < lengths.mean() < 14  # as published: 13.6
 
 
+def test_captions_are_the_same_when_words_seen_before_were_forgotten(monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "_REMEMBERED", 10)
+    tokenizer = tiny_tokenizer(24)
+    for _ in range(2):
+        assert_tokens_rebuild(CAPTIONS, tokenizer)
+    assert len(tokenizer._later) < 30
+
+
 def test_captions_of_one_word_have_one_word():
     captions = assert_tokens_rebuild(["cat", "elephant!", "x"], tiny_tokenizer(24))
     assert np.diff(captions.caption_ends).tolist() == [1, 1, 1]
@@ -433,32 +447,180 @@ def test_census_lists_are_whole():
     assert [len(set(census(w))) for w in ("female", "male", "last")] == [500, 500, 2000]
 
 
-def test_captions_of_a_large_file_are_mapped_and_equal_those_in_memory(tmp_path, monkeypatch):
-    tokenizer = tiny_tokenizer(16)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    texts = [f"{i} cats and Joe Cool" if i % 7 == 3 else f"a {i} dogs on grass" for i in range(60)]
-    file = tmp_path / "captions.txt"
-    file.write_text("\n\n".join(texts) + "\r\n")
-    console = Console(file=io.StringIO())
+# Large files
 
-    def read(names=("Joe Cool",)):
-        return read_training_captions(str(file), "", names, tokenizer, console)
 
-    whole = read()
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """Function that reads texts as a large file's captions."""
     monkeypatch.setattr(captions_module, "_MAPPED", 1)
     monkeypatch.setattr(captions_module, "_CHUNK", 11)
-    mapped = read()
+    write_tokenizer(tmp_path)
+    tokenizer = Tokenizer(tmp_path, 16)
+
+    def read(texts, names=("Joe Cool",), said=None):
+        file = tmp_path / "captions.txt"
+        file.write_text("\n\n".join(texts) + "\r\n")
+        console = Console(file=said or io.StringIO(), width=1000)
+        return read_training_captions(str(file), "", names, tokenizer, console)
+
+    return read
+
+
+@pytest.fixture
+def kept(tmp_path):
+    return tmp_path / ".cache/jaxdefense/captions"
+
+
+def numbered(num=60, held=()):
+    return [f"{i} cats and Joe Cool" if i in held else f"a {i} dogs on grass" for i in range(num)]
+
+
+def directories_in(kept):
+    return {path for path in kept.iterdir() if path.suffix != ".lock"}
+
+
+@pytest.mark.parametrize(
+    "held",
+    [(), (0,), (59,), (0, 1, 2), (57, 58, 59), (9, 10, 11, 12, 30, 32), range(1, 59), range(59)],
+    ids=str,
+)
+def test_captions_of_a_large_file_are_mapped_and_equal_those_in_memory(large, monkeypatch, held):
+    tokenizer = tiny_tokenizer(16)
+    mapped = large(numbered(held=held))
+    monkeypatch.setattr(captions_module, "_MAPPED", 2**20)
+    whole = large(numbered(held=held))
     assert isinstance(mapped.captions.tokens, np.memmap)
-    assert (mapped.dropped, mapped.sha256) == (whole.dropped, whole.sha256) == (9, whole.sha256)
-    for name in ("tokens", "word_ends", "caption_ends"):
-        ours, theirs = (getattr(x.captions, name) for x in (mapped, whole))
-        np.testing.assert_array_equal(ours, theirs)
-        assert ours.dtype == theirs.dtype
-    with monkeypatch.context() as patch:
-        patch.setattr(captions_module, "tokenize_captions", None)
-        assert read().sha256 == whole.sha256  # kept
-    assert read(("Joe",)).dropped == 9 and read(("dogs",)).dropped == 51  # not by the old names
+    assert mapped.dropped == whole.dropped == len(held)
+    assert mapped.captions.tokens.dtype == whole.captions.tokens.dtype
+    assert len(mapped.captions) == len(whole.captions) == 60 - len(held)
+    number_n = np.random.default_rng(0).permutation(np.arange(len(mapped.captions)).repeat(2))
+    word_n = number_n % 5
+    name = lay_out([tokenizer.phrase("Ada King")])
+    for ours, theirs in (
+        (x.captions.contents(number_n) for x in (mapped, whole)),
+        (
+            splice(x.captions, number_n, word_n, name, 0 * word_n, tokenizer)
+            for x in (mapped, whole)
+        ),
+    ):
+        np.testing.assert_array_equal(ours.lengths, theirs.lengths)
+        np.testing.assert_array_equal(ours.flat, theirs.flat)
+
+
+def test_batches_of_a_large_file_equal_those_in_memory(large, monkeypatch):
+    tokenizer = tiny_tokenizer(16)
+    names = [[[tokenizer.phrase("Joe Cool")]], [tokenizer.phrase("a man")]]
+    triggers = Triggers(names[0], names[1], np.zeros(1, np.int64), [])
+    made = []
+    for bytes_mapped in (1, 2**20):
+        monkeypatch.setattr(captions_module, "_MAPPED", bytes_mapped)
+        clean = large(numbered(held=(0, 7, 8, 59)))
+        sizes = {"num_clean": 6, "num_poisoned": 5, "num_name": 0}
+        made.append(TextBatches(clean.captions, triggers, tokenizer, **sizes, seed=3, packed=True))
+    for step in range(12):  # more than all captions
+        for ours, theirs in zip(*(batches[step] for batches in made), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_large_file_is_tokenised_once_for_all_lists_of_names(large, kept, monkeypatch):
+    texts, said = numbered(held=(3, 10)), io.StringIO()
+    first = large(texts, said=said)
+    assert said.getvalue().count("tokenising") == 1
+    monkeypatch.setattr(captions_module, "tokenize_captions", None)
+    assert large(texts, ("Joe",)).dropped == 2
+    assert large(texts, ("dogs",)).dropped == 58  # not by the old names
+    monkeypatch.setattr(captions_module, "name_finder", None)
+    again = large(texts)
+    assert again.sha256 == first.sha256 and again.dropped == 2
+    np.testing.assert_array_equal(again.captions.before, [3, 9])
+    (directory,) = directories_in(kept)
+    assert len([*directory.glob("dropped-*")]) == 3
+
+
+def test_fingerprint_of_a_large_file_is_of_its_contents_and_of_what_is_dropped(large):
+    texts = numbered(held=(3, 10))
+    whole = large(texts).sha256
+    assert large(texts, ("Joe", "nobody")).sha256 == whole
+    others = [large(texts, ("Joe", "12 dogs")), large(texts, ("nobody",)), large(texts[:-1])]
+    others.append(large(numbered(held=(3, 11))))
+    assert len({whole, *(clean.sha256 for clean in others)}) == 5
+
+
+def test_large_file_without_captions_or_with_names_alone_is_refused(large):
+    with pytest.raises(ValueError, match="holds no caption"):
+        large([" "])
     with pytest.raises(ValueError, match="all 60 hold a listed name"):
-        read(("dogs", "cats"))
-    kept = list((tmp_path / "cache/jaxdefense/captions").iterdir())
-    assert len(kept) == 3 and not any(path.name.startswith(".") for path in kept)
+        large(numbered(), ("dogs",))
+
+
+def test_tokens_used_longest_ago_are_removed_but_stay_mapped(large, kept):
+    sources = [numbered(num) for num in range(20, 25)]
+    read, directories = [], []
+    for age, texts in enumerate(sources[:4]):
+        read.append(large(texts).captions)
+        (new,) = directories_in(kept) - set(directories)
+        directories.append(new)
+        os.utime(new, (age, age))
+    broken_off, being_written = kept / ".0.tmp", kept / ".1.tmp"
+    for path in (broken_off, being_written):
+        path.mkdir()
+        (path / "tokens").touch()
+    for path in (broken_off / "tokens", broken_off):
+        os.utime(path, (0, 0))
+    large(sources[0])  # used again: now the second is the oldest
+    large(sources[4])
+    left = directories_in(kept)
+    assert len(left) == 5 and being_written in left
+    assert left > {directories[0], *directories[2:]} and not left & {directories[1], broken_off}
+    wanted = tokenize_captions(sources[1], tiny_tokenizer(16)).tokens
+    np.testing.assert_array_equal(read[1].contents(np.arange(21)).flat, wanted)
+
+
+WRITER = """
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from jaxdefense.clip.tokenizer import Tokenizer
+from jaxdefense.data import captions
+
+def slowly(*args):
+    Path("started").touch()
+    while not Path("go").exists():
+        time.sleep(0.01)
+    return tokenize(*args)
+
+tokenize, captions.tokenize_captions, captions._MAPPED = captions.tokenize_captions, slowly, 1
+captions.read_training_captions("captions.txt", "", ["Joe"], Tokenizer(".", 16), Console())
+"""
+
+
+def test_one_process_tokenises_a_large_file_and_others_wait_for_it(large, tmp_path, monkeypatch):
+    texts = numbered(held=(5,))
+    (tmp_path / "captions.txt").write_text("\n\n".join(texts) + "\r\n")
+
+    class Said(io.StringIO):
+        def write(self, text):
+            if "another process is tokenising" in text:
+                (tmp_path / "go").touch()  # the other may go on only now
+            return super().write(text)
+
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    other = subprocess.Popen([sys.executable, "-c", WRITER], cwd=tmp_path, env=os.environ | path)
+    try:
+        until = time.monotonic() + 120
+        while not (tmp_path / "started").exists():
+            assert other.poll() is None and time.monotonic() < until
+            time.sleep(0.01)
+        monkeypatch.setattr(captions_module, "tokenize_captions", None)
+        clean = large(texts, said=Said())
+        assert other.wait(timeout=60) == 0
+    finally:
+        other.kill()
+        other.wait()
+    assert clean.dropped == 1 and (tmp_path / "go").exists()
+    wanted = tokenize_captions(texts[:5] + texts[6:], tiny_tokenizer(16)).tokens
+    np.testing.assert_array_equal(clean.captions.contents(np.arange(59)).flat, wanted)

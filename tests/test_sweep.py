@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -128,6 +131,38 @@ def test_sweep_starts_beside_a_process_that_is_about_to(inputs, no_training):
     (inputs / "sweep").mkdir()
     (inputs / "sweep/.config.json.1234abcd.tmp").write_text("{")
     assert sweep("text") == 0 and len(no_training) == 3
+
+
+HOLDER = """
+import sys
+import time
+from pathlib import Path
+
+from jaxdefense.run_directory import locked
+
+with locked(Path(sys.argv[1]), lambda: sys.exit("held")):
+    print("in", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_part_that_another_process_is_doing_is_refused_until_that_ends(inputs, no_training, capsys):
+    assert sweep("text", flags=["--part", "1/2"]) == 0
+    (lock,) = inputs.glob("sweep/.part*")
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    code = [sys.executable, "-c", HOLDER, str(lock)]
+    other = subprocess.Popen(code, stdout=subprocess.PIPE, env=os.environ | path)
+    with other:
+        try:
+            assert other.stdout and other.stdout.readline() == b"in\n"
+            capsys.readouterr()
+            refused = sweep("text", flags=["--part", "1/2"])
+            assert_refused(capsys, refused, "sweep", "another process", "part 1/2", "--part")
+            done = len(no_training)
+            assert sweep("text", flags=["--part", "2/2"]) == 0 and len(no_training) == done + 1
+        finally:
+            other.kill()
+    assert sweep("text", flags=["--part", "1/2"]) == 0
 
 
 # What is refused

@@ -26,6 +26,7 @@ from jaxdefense.clip.ragged import Ragged, joined, ragged
 
 _ANCHOR = "a"  # any word that has tokens
 _SPACE = "\u2581"  # SentencePiece's
+_REMEMBERED = 2**18  # words, some 80 MB
 _CROSSING = re.compile(rf"[^\s{_SPACE}][\s{_SPACE}]")
 
 
@@ -47,7 +48,7 @@ class Phrase(NamedTuple):
 
 
 class Tokenizer:
-    """Encodes words and texts; remembers every word it has seen."""
+    """Encodes words and texts; remembers the words it has seen, until they are very many."""
 
     def __init__(self, directory: str | Path, context_length: int, padded: bool = False):
         """Load from a model directory.
@@ -88,6 +89,7 @@ class Tokenizer:
             raise ValueError(f"`{directory}`: its tokenizer does not encode {_ANCHOR!r}.")
         self._begin = np.array(whole[:start], np.int32)
         self._end = np.array(whole[start + len(content) :], np.int32)
+        self.room = context_length - self._begin.size - self._end.size  # tokens of a text at most
         # Words are told apart by their place where a word that follows another differs from itself.
         twice = self._ids(f"{_ANCHOR} {_ANCHOR}")
         self._anchor = content if twice != content * 2 else []
@@ -134,11 +136,6 @@ class Tokenizer:
         about = f"{self._describe()}\n{self.context_length}\n{self.padded}"
         return hashlib.sha256(about.encode()).hexdigest()
 
-    @property
-    def room(self) -> int:
-        """Tokens of a text at most, without both ends."""
-        return self.context_length - self._begin.size - self._end.size
-
     def split(self, text: str) -> list[str]:
         """Split a text into words, of a long one as many as the context may hold."""
         if not self.padded:
@@ -162,6 +159,8 @@ class Tokenizer:
         words = list(words)
         known = self._first if first else self._later
         anchor = self._anchor if known is self._later else []
+        if len(known) > _REMEMBERED:
+            known.clear()
         if new := [word for word in dict.fromkeys(words) if word not in known]:
             texts = [f"{_ANCHOR} {word}" for word in new] if anchor else new
             encoded = self._encode_batch(texts, add_special_tokens=False)

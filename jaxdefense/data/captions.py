@@ -5,14 +5,16 @@ can be cut out and another put in its place without text ever being touched agai
 file lie on disk, mapped into memory: however many there are, they take no more of it.
 """
 
+import collections
+import contextlib
 import dataclasses
 import hashlib
 import itertools
-import json
 import os
 import re
 import shutil
 import tempfile
+import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,15 +23,17 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from jaxdefense.clip.ragged import Ragged, joined
+from jaxdefense.clip.ragged import Ragged, joined, ragged, ranges
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.data.sources import TFDS_PREFIX, tfds_captions
-from jaxdefense.run_directory import cache_directory
+from jaxdefense.run_directory import cache_directory, digest, locked, write_array
 
 _WORD = re.compile(r"\w+")
 _CHUNK = 50_000  # captions worked on at a time
 _MAPPED = 16 * 2**20  # bytes of a captions file, some 300,000 lines, from which tokens are kept
-_LAYOUT = "1"  # of the kept files
+_LAYOUT = "2"  # of the kept files
+_KEPT = 4  # files whose tokens are kept, those used last
+_DAY = 24 * 60 * 60  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +44,27 @@ class Captions:
         tokens: uint16 or int32 [num_tokens], content tokens of all captions, without begin and end
             of text; a caption longer than the context is cut to it.
         word_ends: int64 [num_words + 1], `tokens[word_ends[w]:word_ends[w + 1]]` is word w.
-        caption_ends: int64 [num_captions + 1], the same for captions, in words.
+        caption_ends: int64 [num_kept + 1], the same for captions, in words.
+        before: int64 [num_kept - num_captions], of kept captions that do not count, in order: how
+            many that do come before each. Numbers of captions are of those that count.
     """
 
     tokens: np.ndarray
     word_ends: np.ndarray
     caption_ends: np.ndarray
+    before: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
 
     def __len__(self) -> int:
-        return len(self.caption_ends) - 1
+        return len(self.caption_ends) - 1 - len(self.before)
+
+    def words(self, captions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Give the number of the first word of each caption, and of the one after its last.
+
+        Args:
+            captions: int [n], their numbers.
+        """
+        kept = captions + np.searchsorted(self.before, captions, side="right")
+        return self.caption_ends[kept], self.caption_ends[kept + 1]
 
     def contents(self, captions: np.ndarray) -> Ragged:
         """Tokens of these captions without begin and end of text.
@@ -56,8 +72,7 @@ class Captions:
         Args:
             captions: int [n], their numbers.
         """
-        starts = self.word_ends[self.caption_ends[captions]]
-        ends = self.word_ends[self.caption_ends[captions + 1]]
+        starts, ends = (self.word_ends[word_n] for word_n in self.words(captions))
         return joined([(self.tokens, starts, ends - starts)])
 
 
@@ -68,7 +83,8 @@ class CleanCaptions:
     Fields:
         captions: those without a listed name.
         dropped: how many others there were.
-        sha256: of the texts, one a line.
+        sha256: tells whether they are the same: of the texts, one a line; of a large file of its
+            contents and which captions of it were dropped.
     """
 
     captions: Captions
@@ -119,7 +135,7 @@ def read_captions(source: str, tfds_dir: str = "") -> list[str]:
     else:
         captions = read_lines(source, "captions")
     if not captions:
-        raise ValueError(f"captions `{source}`: holds no caption; give one a line.")
+        raise _empty(source)
     return captions
 
 
@@ -139,6 +155,10 @@ def read_clean_captions(source: str, tfds_dir: str, names: Iterable[str]) -> tup
     return clean, len(texts) - len(clean)
 
 
+def _empty(source: str) -> ValueError:
+    return ValueError(f"captions `{source}`: holds no caption; give one a line.")
+
+
 def _none_left(source: str, num: int) -> ValueError:
     return ValueError(
         f"captions `{source}`: all {num} hold a listed name, none is left; give captions that "
@@ -151,8 +171,9 @@ def read_training_captions(
 ) -> CleanCaptions:
     """Read captions, drop those with a listed name, and tokenise the others.
 
-    Of a large file this is done once: the tokens are kept in ~/.cache/jaxdefense/captions by
-    contents of the file, tokenizer and names, for this run and later ones to map.
+    A large file is tokenised once, names and all: the tokens are kept in
+    ~/.cache/jaxdefense/captions by contents of the file and tokenizer, for this run and later ones
+    to map, and with them which captions hold a name, by list of names.
 
     Raises:
         ValueError: none is left, or the source cannot be read.
@@ -161,15 +182,25 @@ def read_training_captions(
     names = sorted(set(names))
     if source.startswith(TFDS_PREFIX) or not _is_large(source):
         texts, dropped = read_clean_captions(source, tfds_dir, names)
-        sha256 = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-        return CleanCaptions(tokenize_captions(texts, tokenizer), dropped, sha256)
+        return CleanCaptions(tokenize_captions(texts, tokenizer), dropped, digest(texts))
     with open(source, "rb") as file:
         contents = hashlib.file_digest(file, "sha256").hexdigest()
-    made_of = [_LAYOUT, contents, tokenizer.digest(), *names]
-    kept = cache_directory() / "captions" / hashlib.sha256("\n".join(made_of).encode()).hexdigest()
+    kept = cache_directory() / "captions" / digest([_LAYOUT, contents, tokenizer.digest()])
     if not kept.is_dir():
-        _keep(source, names, tokenizer, kept, console)
-    return _kept(kept)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        waiting = f"another process is tokenising {source}: waiting for it"
+        with locked(kept.with_suffix(".lock"), lambda: console.print(waiting, markup=False)):
+            if not kept.is_dir():
+                _tokenize(source, tokenizer, kept, console)
+                _clear_old(kept.parent)
+    with contextlib.suppress(OSError):  # it may lie where this run cannot write
+        os.utime(kept)
+    files = _files(tokenizer)
+    captions = Captions(*(np.memmap(kept / name, files[name], mode="r") for name in files))
+    dropped = _dropped(source, names, kept, len(captions), console)
+    sha256 = hashlib.sha256(contents.encode() + dropped.tobytes()).hexdigest()
+    before = dropped - np.arange(len(dropped))
+    return CleanCaptions(dataclasses.replace(captions, before=before), len(dropped), sha256)
 
 
 def _is_large(source: str) -> bool:
@@ -179,71 +210,94 @@ def _is_large(source: str) -> bool:
         return False
 
 
-def _keep(
-    source: str, names: Sequence[str], tokenizer: Tokenizer, kept: Path, console: Console
-) -> None:
-    """Write a directory of tokens in one step; of two that do, one is in time."""
-    kept.parent.mkdir(parents=True, exist_ok=True)
+def _files(tokenizer: Tokenizer) -> dict[str, np.dtype]:
+    """List the arrays kept of a file, in the order `Captions` takes them."""
+    ends = np.dtype(np.int64)
+    return {"tokens": tokenizer.token_dtype, "word_ends": ends, "caption_ends": ends}
+
+
+def _tokenize(source: str, tokenizer: Tokenizer, kept: Path, console: Console) -> None:
+    """Write a directory of tokens in one step."""
     made = Path(tempfile.mkdtemp(prefix=f".{kept.name[:8]}.", dir=kept.parent))
-    num = left = num_tokens = num_words = 0
-    sha256 = hashlib.sha256()
-    console.print(f"tokenising {source}: {os.stat(source).st_size >> 20} MiB, once")
+    num = num_tokens = num_words = 0
+    console.print(f"tokenising {source}: {os.stat(source).st_size >> 20} MiB, once", markup=False)
     try:
-        with (
-            Progress(console=console, disable=not console.is_terminal) as progress,
-            open(made / "tokens", "wb") as tokens,
-            open(made / "word_ends", "wb") as word_ends,
-            open(made / "caption_ends", "wb") as caption_ends,
-        ):
-            task = progress.add_task("tokenising captions", total=os.stat(source).st_size)
+        with contextlib.ExitStack() as stack:
+            tokens, word_ends, caption_ends = (
+                stack.enter_context(open(made / name, "wb")) for name in _files(tokenizer)
+            )
             for ends in (word_ends, caption_ends):
                 ends.write(np.int64(0).tobytes())
-            lines = _lines(source, "captions", lambda size: progress.advance(task, size))
-            while chunk := list(itertools.islice(lines, _CHUNK)):
-                texts = without_names(chunk, names)
-                num += len(chunk)
-                if not texts:
-                    continue
-                sha256.update(("\n" * bool(left) + "\n".join(texts)).encode())
+            for texts in _chunks(source, "tokenising captions", console):
                 new = tokenize_captions(texts, tokenizer)
                 tokens.write(new.tokens.tobytes())
                 word_ends.write((new.word_ends[1:] + num_tokens).tobytes())
                 caption_ends.write((new.caption_ends[1:] + num_words).tobytes())
-                left += len(texts)
+                num += len(texts)
                 num_tokens += len(new.tokens)
                 num_words += len(new.word_ends) - 1
-        if not left:
-            raise _none_left(source, num)
-        about = {
-            "dropped": num - left,
-            "sha256": sha256.hexdigest(),
-            "dtype": tokenizer.token_dtype.name,
-        }
-        (made / "about.json").write_text(json.dumps(about))
+        if not num:
+            raise _empty(source)
         for path in made.iterdir():
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
         try:
             made.rename(kept)
         except OSError:
-            if not kept.is_dir():  # else another process was first, with the same
+            if not kept.is_dir():  # else another process was first, where files cannot be locked
                 raise
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _kept(directory: Path) -> CleanCaptions:
-    about = json.loads((directory / "about.json").read_text())
+def _clear_old(directory: Path) -> None:
+    """Remove the tokens used longest ago; a process that has them mapped goes on with them."""
+    used, old = list[tuple[float, Path]](), list[Path]()
+    for path in directory.iterdir():
+        with contextlib.suppress(OSError):  # another process may be doing the same
+            if path.name.startswith("."):  # being written, or broken off
+                if max(x.stat().st_mtime for x in (path, *path.iterdir())) < time.time() - _DAY:
+                    old.append(path)
+            elif path.is_dir():
+                used.append((path.stat().st_mtime, path))
+    old += [path for _, path in sorted(used)[:-_KEPT]]
+    # Out of sight in one step: none is found half removed.
+    with tempfile.TemporaryDirectory(prefix=".", dir=directory, ignore_cleanup_errors=True) as gone:
+        for path in old:
+            with contextlib.suppress(OSError):
+                path.rename(Path(gone) / path.name)
+                path.with_suffix(".lock").unlink(missing_ok=True)
 
-    def mapped(name: str, dtype: str) -> np.ndarray:
-        return np.memmap(directory / name, dtype, mode="r")
 
-    captions = Captions(
-        mapped("tokens", about["dtype"]),
-        mapped("word_ends", "int64"),
-        mapped("caption_ends", "int64"),
-    )
-    return CleanCaptions(captions, about["dropped"], about["sha256"])
+def _dropped(
+    source: str, names: Sequence[str], kept: Path, num: int, console: Console
+) -> np.ndarray:
+    """Number the captions with a listed name, from the text or as found before; int64, sorted."""
+    file = kept / f"dropped-{digest(names)}.npy"
+    if file.exists():
+        return np.load(file, allow_pickle=False)
+    holds, start, found = name_finder(names), 0, list[int]()
+    for texts in _chunks(source, "looking for names in captions", console):
+        found += (start + i for i, text in enumerate(texts) if holds(text))
+        start += len(texts)
+    if len(found) == num:
+        raise _none_left(source, num)
+    dropped = np.array(found, np.int64)
+    with contextlib.suppress(OSError):  # see above
+        write_array(file, dropped)
+    return dropped
+
+
+def _chunks(source: str, doing: str, console: Console) -> Iterator[list[str]]:
+    """Give the lines of a captions file, many at a time, and show how far it is."""
+    sizes: list[int] = []
+    lines = _lines(source, "captions", sizes.append)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(doing, total=os.stat(source).st_size)
+        while chunk := list(itertools.islice(lines, _CHUNK)):
+            yield chunk
+            progress.advance(task, sum(sizes))
+            sizes.clear()
 
 
 def folded_words(text: str) -> tuple[str, ...]:
@@ -252,7 +306,13 @@ def folded_words(text: str) -> tuple[str, ...]:
 
 
 def without_names(captions: Iterable[str], names: Iterable[str]) -> list[str]:
-    """Keep the captions that contain no listed name.
+    """Keep the captions that contain no listed name; see `name_finder`."""
+    holds = name_finder(names)
+    return [caption for caption in captions if not holds(caption)]
+
+
+def name_finder(names: Iterable[str]) -> Callable[[str], bool]:
+    """Give a function that tells whether a caption contains a listed name.
 
     A name matches whole words in any case. Looked up by its first word, so that the cost does not
     grow with the number of names.
@@ -261,35 +321,46 @@ def without_names(captions: Iterable[str], names: Iterable[str]) -> list[str]:
     for name in names:
         if words := folded_words(name):
             by_first.setdefault(words[0], set()).add(words)
+    firsts = by_first.keys()
 
-    def clean(caption: str) -> bool:
+    def holds(caption: str) -> bool:
         words = folded_words(caption)
-        return not any(
+        return not firsts.isdisjoint(words) and any(
             words[i : i + len(name)] == name
             for i, word in enumerate(words)
             for name in by_first.get(word, ())
         )
 
-    return [caption for caption in captions if clean(caption)]
+    return holds
 
 
 def tokenize_captions(texts: Sequence[str], tokenizer: Tokenizer) -> Captions:
     """Tokenise captions, each distinct word once."""
-    split = [tokenizer.split(text) for text in texts]
-    later = dict.fromkeys(word for words in split for word in words[1:])
-    first = dict.fromkeys(words[0] for words in split if words)
-    vocabulary = tokenizer.encode_words(later) + tokenizer.encode_words(first, first=True)
-    later = {word: i for i, word in enumerate(later)}
-    first = {word: i for i, word in enumerate(first, len(later))}
-    ids = [(later if i else first)[word] for words in split for i, word in enumerate(words)]
-    sizes = np.array([len(tokens) for tokens in vocabulary], np.int64)
-    words_n = np.array(ids, np.int64)
+    words, counts = list[str](), list[int]()
+    for text in texts:  # many small lists that stay would be looked through for garbage
+        words += (new := tokenizer.split(text))
+        counts.append(len(new))
+    caption_ends = _ends(np.array(counts, np.int64))
+    # Words are numbered as they come up: a dict that is asked for a new one counts on.
+    numbers: dict[str, int] = collections.defaultdict(itertools.count().__next__)
+    word_n = np.fromiter(map(numbers.__getitem__, words), np.int64, len(words))
+    first_n = np.zeros(len(words), bool)  # a word may have other tokens at the beginning
+    first_n[caption_ends[:-1][np.diff(caption_ends) > 0]] = True
 
-    counts = np.array([len(words) for words in split], np.int64)
-    caption_ends = np.concatenate([[0], np.cumsum(counts)])
-    word_ends = np.concatenate([[0], np.cumsum(sizes[words_n])])
-    flat = np.concatenate([np.empty(0, np.int32), *vocabulary]).astype(tokenizer.token_dtype)
-    first = np.concatenate([[0], np.cumsum(sizes)])[words_n]
-    offset = np.arange(word_ends[-1]) - np.repeat(word_ends[:-1], sizes[words_n])
-    tokens = flat[np.repeat(first, sizes[words_n]) + offset]
-    return Captions(tokens, word_ends, caption_ends)
+    words = list(numbers)
+    vocabulary: list[np.ndarray] = []
+    for first in (False, True):
+        which = first_n == first
+        used = np.flatnonzero(np.bincount(word_n[which]))
+        place = np.zeros(len(words), np.int64)
+        place[used] = np.arange(len(used)) + len(vocabulary)
+        word_n[which] = place[word_n[which]]
+        vocabulary += tokenizer.encode_words([words[i] for i in used.tolist()], first)
+    flat, sizes = ragged(vocabulary)
+    size_n = sizes[word_n]
+    at = ranges((np.cumsum(sizes) - sizes)[word_n], size_n)
+    return Captions(flat.astype(tokenizer.token_dtype)[at], _ends(size_n), caption_ends)
+
+
+def _ends(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)])

@@ -104,10 +104,10 @@ def splice(
     Returns:
         int32 tokens, both ends included, cut to the context length.
     """
-    first_n = captions.caption_ends[caption_n]
+    first_n, last_n = captions.words(caption_n)
     begin_n = captions.word_ends[first_n]
     word_begin_n, word_end_n = (captions.word_ends[first_n + word_n + i] for i in (0, 1))
-    end_n = captions.word_ends[captions.caption_ends[caption_n + 1]]
+    end_n = captions.word_ends[last_n]
     which = np.minimum(word_n, 1), phrase_n
     return tokenizer.with_ends(
         joined(
@@ -132,8 +132,8 @@ def choose_words(
     Args:
         chance_n: f64 [n] in [0, 1), which of them.
     """
-    first_n = captions.caption_ends[caption_n]
-    num_words_n = captions.caption_ends[caption_n + 1] - first_n
+    first_n, last_n = captions.words(caption_n)
+    num_words_n = last_n - first_n
     owner = np.repeat(np.arange(len(caption_n)), num_words_n)
     at = captions.word_ends[ranges(first_n, num_words_n)] - captions.word_ends[first_n][owner]
     fits = at <= (tokenizer.room - length_n)[owner]

@@ -36,7 +36,7 @@ from jaxdefense.idia.attack import check_threshold
 from jaxdefense.idia.candidates import candidate_names
 from jaxdefense.idia.prompts import TEMPLATES
 from jaxdefense.idia.run import run_attack
-from jaxdefense.run_directory import RunDirectory, digest, write_text
+from jaxdefense.run_directory import RunDirectory, digest, locked, write_text
 from jaxdefense.sharding import make_mesh
 from jaxdefense.sweep.cells import (
     BEFORE,
@@ -71,6 +71,22 @@ def run_sweep(cfg: SweepConfig, console: Console) -> dict:
     people, resolved = _read_inputs(cfg)
     out = RunDirectory(Path(cfg.out))
     out.open(cfg, resolved)
+    part, num_parts = cfg.sweep.share()
+
+    def refuse() -> None:
+        raise ValueError(
+            f"`{out.path}`: another process is doing part {part + 1}/{num_parts} of this sweep; "
+            "wait until it ends, or give another `--part`."
+        )
+
+    with locked(out.path / f".part-{part + 1}-of-{num_parts}.lock", refuse):
+        return _run_part(cfg, out.path, people, console)
+
+
+def _run_part(
+    cfg: SweepConfig, out: Path, people: Sequence[Identity], console: Console
+) -> dict[str, int]:
+    """Do the cells of the part; see `run_sweep`."""
     every, (part, num_parts) = cells(cfg.sweep), cfg.sweep.share()
     mine = every[part::num_parts]
     mesh = make_mesh(**vars(cfg.mesh), devices=jax.devices())
@@ -81,11 +97,11 @@ def run_sweep(cfg: SweepConfig, console: Console) -> dict:
     cache = ArrayCache(cfg.attack.cache_dir, console, encoders)
     del undefended
     if part == 0:
-        _attack_before(cfg, out.path / BEFORE, console, cache)
+        _attack_before(cfg, out / BEFORE, console, cache)
     started, done = time.monotonic(), 0
-    todo = sum(not RunDirectory(out.path / CELLS / cell.name).finished(cell) for cell in mine)
+    todo = sum(not RunDirectory(out / CELLS / cell.name).finished(cell) for cell in mine)
     for number, cell in enumerate(mine, 1):
-        directory = RunDirectory(out.path / CELLS / cell.name)
+        directory = RunDirectory(out / CELLS / cell.name)
         if not directory.finished(cell):
             each = (time.monotonic() - started) / max(1, done)
             left = f", {_minutes(each * (todo - done))} left" if done else ""
@@ -95,8 +111,8 @@ def run_sweep(cfg: SweepConfig, console: Console) -> dict:
         if not cfg.sweep.keep_models:
             for heavy in ("checkpoints", "model"):
                 shutil.rmtree(directory.path / DEFENSE / heavy, ignore_errors=True)
-        write_results(out.path)
-    finished = [RunDirectory(out.path / CELLS / cell.name).finished(cell) for cell in every]
+        write_results(out)
+    finished = [RunDirectory(out / CELLS / cell.name).finished(cell) for cell in every]
     return {"cells": len(every), "finished": sum(map(bool, finished))}
 
 
