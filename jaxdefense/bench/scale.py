@@ -121,19 +121,16 @@ def _text_point(people: int, captions: int, batch: int, source: str, scratch: Pa
     """Start a text defense of the demo's model and take steps."""
     from flax import nnx
 
-    from jaxdefense.bench.ours import Ours
+    from jaxdefense.bench.ours import Ours, num_parts
     from jaxdefense.clip.presets import preset
     from jaxdefense.clip.text import TextTower
     from jaxdefense.clip.tokenizer import Tokenizer
-    from jaxdefense.config import DefendTextConfig, ModelConfig, TextDataConfig, TextTrainConfig
+    from jaxdefense.config import TextDataConfig, TextTrainConfig
     from jaxdefense.data.captions import read_training_captions
     from jaxdefense.data.identities import read_identities
     from jaxdefense.data.names import random_names
-    from jaxdefense.data.triggers import TextBatches
-    from jaxdefense.defense.losses import DISTANCES
-    from jaxdefense.defense.text import make_triggers, text_terms
+    from jaxdefense.defense.text import make_triggers, text_batches, text_objective
     from jaxdefense.demo.run import shipped_model
-    from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
 
     quiet = Console(quiet=True)
     names = random_names(people, 0)
@@ -141,31 +138,24 @@ def _text_point(people: int, captions: int, batch: int, source: str, scratch: Pa
     _write_captions(captions, source, scratch / "captions.txt")
     data = TextDataConfig(str(scratch / "names.txt"), str(scratch / "captions.txt"))
     train = TextTrainConfig(num_clean=batch, num_poisoned=batch)
-    cfg = DefendTextConfig("", ModelConfig(str(shipped_model())), data, train)
     text = preset("demo").text
     assert text
     tokenizer = Tokenizer(shipped_model(), text.context_length)
     parts: dict[str, float] = {}
     identities = _timed(parts, "read_names_s", lambda: read_identities(data.names))
-    triggers = _timed(parts, "tokenise_names_s", lambda: make_triggers(identities, tokenizer, cfg))
+    triggers = _timed(
+        parts, "tokenise_names_s", lambda: make_triggers(identities, tokenizer, train, "names")
+    )
     read = partial(read_training_captions, data.captions, "", names, tokenizer, quiet)
     clean = _timed(parts, "captions_s", read)
     _timed(parts, "captions_again_s", read)
     batches = _timed(
         parts,
         "layout_s",
-        lambda: TextBatches(
-            clean.captions, triggers, tokenizer,
-            num_clean=batch, num_poisoned=batch, num_name=0, seed=0, packed=True,
-            row_multiple=num_batch_parts(make_mesh(), ShardingRules()),
-        ),
+        lambda: text_batches(clean.captions, triggers, tokenizer, train, num_parts()),
     )  # fmt: skip
     _timed(parts, "make_batches_s", lambda: [batches[i] for i in range(_STEPS)])
-    weights = {"utility": 1.0, "backdoor": train.w_backdoor, "name": 0.0, "weight": train.w_weight}
-    ours = Ours(
-        TextTower(text, nnx.Rngs(0)), partial(text_terms, distance=DISTANCES["cosine"]), weights,
-        batches,
-    )  # fmt: skip
+    ours = Ours(TextTower(text, nnx.Rngs(0)), text_objective(train), batches)
     ours.steps(1)
     _timed(parts, "steps_s", lambda: ours.steps(_STEPS))
     return parts
