@@ -140,10 +140,6 @@ def _bench_aot(args: argparse.Namespace, console: Console) -> None:
     show(bench_aot(_config(AotConfig, args, base), console), args.json)
 
 
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
-
-
 def _sizes(text: str) -> dict[str, int]:
     """Read `data=2,fsdp=4`; argparse refuses with the ValueError of what is no number."""
     pairs = [part.partition("=") for part in text.split(",")]
@@ -413,8 +409,8 @@ def _add_benches(kinds: Any, command: Callable[..., argparse.ArgumentParser]) ->
         "photos": (200, "", "that are matched"),
         "candidates": (4096, "", "that they are matched with"),
         "model": ("", "DIR", "model directory; without, the demo's"),
-        "axis": ("", "", "what grows: identities, captions, candidates or batch"),
-        "sizes": ((), "N,N", "of what grows; without, some decades"),
+        "axis": ("", "", "what grows: identities, captions, candidates, batch or size"),
+        "sizes": ("", "N,N", "of what grows; without, some decades. Of size: demo,ViT-B-32 …"),
         "plot": ("", "FILE.png", "draw it there too"),
         "workers": (0, "", "processes of PyTorch's DataLoader; 0 for as many as there are cores"),
     }
@@ -456,7 +452,7 @@ def _add_benches(kinds: Any, command: Callable[..., argparse.ArgumentParser]) ->
             default = own.get(name, default)
             sub.add_argument(
                 name if name == "axis" else f"--{name}", default=default, metavar=meta or None,
-                type=_counts if name == "sizes" else type(default), help=help_text,
+                type=type(default), help=help_text,
             )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from jaxdefense.data.people import read_people
 from jaxdefense.data.sources import read_images
 from jaxdefense.defense.image import draw_faces, image_terms
 from jaxdefense.defense.losses import DISTANCES
-from jaxdefense.defense.step import StepConfig, make_optimizer, split_tower
+from jaxdefense.defense.step import Objective, StepConfig, make_optimizer, split_tower
 
 STEPS, SIDE = 20, 16
 LR, MILESTONES, GAMMA = 3e-3, (8, 14), 0.5
@@ -91,8 +91,8 @@ def step_config(tower, parts, lr=LR, accumulate=1):
     tx = make_optimizer(
         lr=lr, milestones=MILESTONES, gamma=GAMMA, weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8
     )
-    draw = partial(draw_faces, cfg=OVERLAY)
-    return StepConfig(graphdef, terms, WEIGHTS, tx, draw, accumulate), teacher
+    objective = Objective(terms, WEIGHTS, partial(draw_faces, cfg=OVERLAY))
+    return StepConfig(graphdef, objective, tx, accumulate), teacher
 
 
 def our_losses(case, mesh=(1, 1, 1), lr=LR, accumulate=1):

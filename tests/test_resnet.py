@@ -36,7 +36,13 @@ from jaxdefense.clip.vision import VisionTower
 from jaxdefense.convert.resnet import resnet_rows
 from jaxdefense.convert.table import host_params, ignored_key, source_tensor
 from jaxdefense.defense.losses import mean_squared, weight_distance
-from jaxdefense.defense.step import StepConfig, make_optimizer, merge_student, split_tower
+from jaxdefense.defense.step import (
+    Objective,
+    StepConfig,
+    make_optimizer,
+    merge_student,
+    split_tower,
+)
 from jaxdefense.sharding import FSDP, ShardingRules, batch_sharding, make_mesh, sharding_tree
 
 LEAF, WHOLE = 1e-5, 1e-4
@@ -386,7 +392,7 @@ def train(steps, mesh=(1, 1, 1), cfg=TINY):
     tx = make_optimizer(
         1e-3, milestones=(), gamma=1.0, weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8
     )
-    step = StepConfig(graphdef, terms, {"utility": 1.0, "weight": 0.01}, tx)
+    step = StepConfig(graphdef, Objective(terms, {"utility": 1.0, "weight": 0.01}), tx)
     batches = [images(cfg, 8, seed) for seed in range(steps)]
     losses, state = run_steps(step, teacher, batches, steps, mesh)
     student = merge_student(graphdef, state.params, teacher)

@@ -22,6 +22,7 @@ from jaxdefense.data.captions import tokenize_captions
 from jaxdefense.data.triggers import TextBatches, Triggers
 from jaxdefense.defense.losses import DISTANCES
 from jaxdefense.defense.step import (
+    Objective,
     StepConfig,
     init_state,
     make_optimizer,
@@ -95,7 +96,7 @@ def step_config(tower, distance="cosine", hidden=False, accumulate=1, **optimize
     default: dict[str, Any] = {"lr": LR, "milestones": MILESTONES, "gamma": GAMMA}
     default |= {"weight_decay": 0.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
     tx = make_optimizer(**(default | optimizer))
-    return StepConfig(graphdef, terms, WEIGHTS, tx, accumulate=accumulate), teacher
+    return StepConfig(graphdef, Objective(terms, WEIGHTS), tx, accumulate), teacher
 
 
 def run_steps(cfg, teacher, batches, steps=STEPS, mesh=(1, 1, 1)):

@@ -19,10 +19,8 @@ from jaxdefense.cli import main
 from jaxdefense.config import (
     VARIANTS,
     AttackConfig,
-    DefendTextConfig,
     ImageTrainConfig,
     ModelConfig,
-    TextDataConfig,
     TextTrainConfig,
 )
 from jaxdefense.data.faces import ImageBatches
@@ -408,9 +406,8 @@ def test_listed_texts_are_names_then_each_form():
 
 def test_without_variants_batches_stay_as_they_were():
     tokenizer = tiny_tokenizer(24)
-    cfg = DefendTextConfig("o", ModelConfig("m"), TextDataConfig("n", "c"))
     people = [Identity("Ann Lee"), Identity("Bo O'Neil", ("B. O'Neil", "the bo"))]
-    triggers = triggers_of(people, tokenizer, cfg)
+    triggers = triggers_of(people, tokenizer, TextTrainConfig(), "names")
     assert triggers.forms == [[], []]
     bare = make_triggers(names=[person.names for person in people], targets=["human"], keep=[])
     for step in range(4):

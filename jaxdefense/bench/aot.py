@@ -30,8 +30,7 @@ from jaxdefense.data import packing
 from jaxdefense.data.faces import ImageBatch
 from jaxdefense.data.images import ImageProcessor
 from jaxdefense.data.triggers import TextBatch
-from jaxdefense.defense.image import draw_faces, image_terms
-from jaxdefense.defense.losses import DISTANCES
+from jaxdefense.defense.image import image_objective
 from jaxdefense.defense.step import (
     StepConfig,
     init_state,
@@ -39,7 +38,7 @@ from jaxdefense.defense.step import (
     make_train_step,
     split_tower,
 )
-from jaxdefense.defense.text import text_terms
+from jaxdefense.defense.text import text_objective
 from jaxdefense.sharding import ShardingRules, check_parts, make_mesh, num_batch_parts
 
 
@@ -214,28 +213,17 @@ def _pieces(cfg: AotConfig, arch: Any, parts: int) -> tuple[StepConfig, Any, Any
     """Make the step's configuration, the teacher's shapes and those of a batch."""
     arch = arch.with_compute(cfg.dtype, cfg.remat)
     model = nnx.eval_shape(lambda: CLIP(arch, nnx.Rngs(0)))
-    how: dict[str, Any] = {"accumulate": cfg.accumulate}
     if cfg.tower == "text":
-        t = TextTrainConfig()
-        terms: Any = partial(text_terms, distance=DISTANCES[t.distance])
-        weights = {"utility": 1.0, "backdoor": t.w_backdoor, "name": 0.0, "weight": t.w_weight}
+        objective = text_objective(TextTrainConfig())
         batch: Any = _text_batch(cfg, arch.text.context_length, parts * cfg.accumulate)
     else:
         check_parts("batch", cfg.batch, parts * cfg.accumulate)
-        t, side = ImageTrainConfig(), arch.vision.image_size
-        terms = partial(
-            image_terms,
-            distance=DISTANCES[t.distance],
-            processor=ImageProcessor(side, side),
-            cfg=t.overlay,
-            parts=parts,
-        )
-        weights = {"utility": 1.0, "backdoor": t.w_backdoor, "weight": t.w_weight}
+        side = arch.vision.image_size
+        objective = image_objective(ImageTrainConfig(), ImageProcessor(side, side), parts)
         batch = _image_batch(cfg.batch, side, arch.vision.embed)
-        how["draw"] = partial(draw_faces, cfg=t.overlay)
     graphdef, teacher = split_tower(model.text if cfg.tower == "text" else model.vision)  # pyright: ignore[reportArgumentType]
     tx = make_optimizer(**vars(OptimizerConfig()))
-    return StepConfig(graphdef, terms, weights, tx, **how), teacher, batch
+    return StepConfig(graphdef, objective, tx, cfg.accumulate), teacher, batch
 
 
 def _text_batch(cfg: AotConfig, context_length: int, parts: int) -> TextBatch:

@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -60,29 +59,20 @@ def _image_step(tower: Any, num: int) -> Any:
     """Make a step of the image defense on random photos."""
     import numpy as np
 
-    from jaxdefense.bench.ours import Ours
+    from jaxdefense.bench.ours import Ours, num_parts
     from jaxdefense.config import ImageTrainConfig
     from jaxdefense.data.faces import ImageBatch
     from jaxdefense.data.images import ImageProcessor
-    from jaxdefense.defense.image import draw_faces, image_terms
-    from jaxdefense.defense.losses import DISTANCES
-    from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
+    from jaxdefense.defense.image import image_objective
 
-    cfg, train, rng = tower.cfg, ImageTrainConfig(), np.random.default_rng(0)
+    cfg, rng = tower.cfg, np.random.default_rng(0)
     photos = rng.integers(256, size=(2, num, cfg.image_size, cfg.image_size, 3), dtype=np.uint8)
     even = np.full(num, 1 / num, np.float32)
     target_BE = rng.standard_normal((num, cfg.embed), dtype=np.float32)
-    terms = partial(
-        image_terms,
-        distance=DISTANCES["cosine"],
-        processor=ImageProcessor(cfg.image_size, cfg.image_size),
-        cfg=train.overlay,
-        parts=num_batch_parts(make_mesh(), ShardingRules()),
-    )
-    weights = {"utility": 1.0, "backdoor": train.w_backdoor, "weight": train.w_weight}
+    processor = ImageProcessor(cfg.image_size, cfg.image_size)
+    objective = image_objective(ImageTrainConfig(), processor, num_parts())
     batches = [ImageBatch(photos[0], photos[1], even, even, target_BE)] * 4
-    draw = partial(draw_faces, cfg=train.overlay)
-    return Ours(tower, terms, weights, batches, draw)
+    return Ours(tower, objective, batches)
 
 
 def _main(model: str, num: int, started: float) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 
-from jaxdefense.bench.ours import AHEAD, Ours, share, sizes
+from jaxdefense.bench.ours import AHEAD, Ours, num_parts, share, sizes
 from jaxdefense.bench.side_by_side import (
     OURS,
     TORCH,
@@ -36,9 +36,7 @@ from jaxdefense.data.faces import ImageBatches
 from jaxdefense.data.images import Folder, ImageProcessor, Loader, read_folders
 from jaxdefense.data.overlay import overlay
 from jaxdefense.data.sources import Photo, read_images
-from jaxdefense.defense.image import draw_faces, image_terms
-from jaxdefense.defense.losses import DISTANCES
-from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
+from jaxdefense.defense.image import image_objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,16 +139,8 @@ class OurImage(Ours):
         batches = ImageBatches(
             work.clean, work.people, target_E, loader, num_clean=num, num_poisoned=num, seed=0
         )
-        terms = partial(
-            image_terms,
-            distance=DISTANCES["cosine"],
-            processor=processor,
-            cfg=train.overlay,
-            parts=num_batch_parts(make_mesh(), ShardingRules()),
-        )
-        weights = {"utility": 1.0, "backdoor": train.w_backdoor, "weight": train.w_weight}
-        draw = partial(draw_faces, cfg=train.overlay)
-        super().__init__(VisionTower(cfg, nnx.Rngs(0)), terms, weights, batches, draw)
+        objective = image_objective(train, processor, num_parts())
+        super().__init__(VisionTower(cfg, nnx.Rngs(0)), objective, batches)
         self._overlay = jax.jit(partial(overlay, cfg=train.overlay))
 
     def overlay(self, num: int) -> None:

@@ -2,7 +2,6 @@
 
 import platform
 import time
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -20,16 +19,21 @@ from jaxdefense.config import OptimizerConfig
 from jaxdefense.convert.directory import resolve_dtype
 from jaxdefense.defense.loop import read_ahead
 from jaxdefense.defense.step import (
-    Draw,
+    Objective,
     StepConfig,
-    Terms,
     init_state,
     make_optimizer,
     make_train_step,
     split_tower,
     train_step,
 )
-from jaxdefense.sharding import ShardingRules, batch_sharding, make_mesh, replicated
+from jaxdefense.sharding import (
+    ShardingRules,
+    batch_sharding,
+    make_mesh,
+    num_batch_parts,
+    replicated,
+)
 
 AHEAD = 4  # batches
 
@@ -85,28 +89,26 @@ def sizes(name: str) -> CLIPConfig:
     return preset(name).with_compute(resolve_dtype("auto"))
 
 
+def num_parts() -> int:
+    """Count the parts that the mesh of all devices, as `Ours` has it, cuts a batch into."""
+    return num_batch_parts(make_mesh(), ShardingRules())
+
+
 class Ours(Contestant):
     """Batches from the host to updated weights, read ahead as in a run."""
 
-    def __init__(
-        self,
-        tower: nnx.Module,
-        terms: Terms,
-        weights: Mapping[str, float],
-        batches: Any,
-        draw: Draw = lambda batch, key: batch,
-    ):
+    def __init__(self, tower: nnx.Module, objective: Objective, batches: Any):
         """Lay it out on all devices.
 
         Args:
             tower: teacher, and student at the start.
-            terms, weights, draw: see `StepConfig`.
+            objective: of the step.
             batches: `batches[step]`, on the host.
         """
         mesh, rules = make_mesh(), ShardingRules()
         graphdef, teacher = split_tower(tower)
         tx = make_optimizer(**vars(OptimizerConfig()))
-        self._cfg = StepConfig(graphdef, terms, weights, tx, draw)
+        self._cfg = StepConfig(graphdef, objective, tx)
         self._step, state_sharding, teacher_sharding = make_train_step(
             self._cfg, mesh, rules, teacher
         )

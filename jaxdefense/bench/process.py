@@ -57,7 +57,7 @@ class Process:
         except (EOFError, ConnectionError):
             self._process.join()
             raise RuntimeError(
-                f"a contestant's process died (exit code {self._process.exitcode}; -9 is often "
+                f"a process of the benchmark died (exit code {self._process.exitcode}; -9 is often "
                 "memory that ran out)."
             ) from None
         if error:

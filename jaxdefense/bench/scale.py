@@ -5,13 +5,11 @@ the slope of a straight line through log cost over log size, by least squares ov
 of the sizes: below, what does not grow hides what does.
 """
 
-import json
+import itertools
 import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,76 +18,115 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from jaxdefense.bench.process import peak_memory
+from jaxdefense.bench.process import elsewhere, peak_memory
+from jaxdefense.clip.presets import PRESETS, preset
 
-SIZES: dict[str, tuple[int, ...]] = {
+SIZES: dict[str, tuple[Any, ...]] = {
     "identities": (1, 10, 100, 1_000, 10_000),
     "captions": (10_000, 100_000, 1_000_000),
     "candidates": (1_000, 10_000, 100_000, 1_000_000),
     "batch": (8, 16, 32, 64, 128),
+    "size": ("demo", "ViT-B-32", "ViT-L-14", "ViT-H-14"),
 }
-_CAPTIONS, _STEPS = 10_000, 8
+# Of a text defense, but for what grows.
+_GIVEN: dict[str, Any] = {"identities": 64, "captions": 10_000, "batch": 32, "size": "demo"}
+_TIMES, _ENOUGH_S = 9, 3.0  # how often a part is timed, at most, and for how long
 
 
 def bench_scale(
-    axis: str, sizes: Sequence[int], captions: str, plot: str, console: Console
+    axis: str, sizes: str, captions: str, plot: str, console: Console
 ) -> dict[str, Any]:
     """Measure one axis.
 
     Args:
         axis: one of `SIZES`.
-        sizes: growing; empty for those of `SIZES`.
+        sizes: growing, commas between; of `size` names of `PRESETS`. "" for those of `SIZES`.
         captions: file whose lines are repeated, numbered; "" for the demo's.
         plot: PNG file to draw it into, or "".
         console: for progress.
 
     Returns:
-        by size its parts, in seconds, and peak_mb; under `exponent` that of each part.
+        by size its parts: seconds, of steps and batches those of one, medians; and peak_mb. Of
+        `size` also million_parameters, and million_without_tokens: without the table of token
+        embeddings, of which a caption reads a row a token and multiplies by none. Under `exponent`
+        that of each part; of `size` over all parameters, and over the others as
+        `exponent_without_tokens`.
 
     Raises:
-        ValueError: no such axis, or sizes that do not grow.
+        ValueError: no such axis; sizes that are none or do not grow; no place for the plot; or a
+            point failed.
     """
     if axis not in SIZES:
         raise ValueError(f"`AXIS` (={axis}) must be one of {', '.join(SIZES)}.")
-    sizes = sizes or SIZES[axis]
-    if (
-        len(sizes) < 2
-        or sizes[0] < 1
-        or any(a >= b for a, b in zip(sizes, sizes[1:], strict=False))
-    ):
-        raise ValueError(f"`--sizes` (={','.join(map(str, sizes))}) must be two or more, growing.")
-    points = {}
-    for size in track(sizes, axis, console=console, disable=not console.is_terminal):
-        command = [sys.executable, "-m", "jaxdefense.bench.scale", axis, str(size), captions]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or [""])[-1]
-            raise ValueError(f"{axis} {size}: {last}")
-        points[size] = json.loads(done.stdout)
-        console.print(f"{axis} {size}: {done.stdout.strip()}", highlight=False)
-    slopes = {
-        part: exponent(sizes, [point[part] for point in points.values()])
-        for part in points[sizes[0]]
-    }
+    if plot and (Path(plot).suffix != ".png" or not Path(plot).parent.is_dir()):
+        raise ValueError(f"`--plot` (={plot}) must be a .png file in a directory that exists.")
+    counts = _models(sizes) if axis == "size" else _numbers(axis, sizes)
+    points: dict[str, dict[str, float]] = {}
+    for size in track(counts, axis, console=console, disable=not console.is_terminal):
+        try:
+            points[str(size)] = elsewhere(partial(point, axis, size, captions))
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{axis} {size}: {error}") from error
+        console.print(f"{axis} {size}: {points[str(size)]}", highlight=False)
+    total = [x for x, *_ in counts.values()]
+    out: dict[str, Any] = {**points, "exponent": _exponents(total, points)}
+    if axis == "size":
+        for size, (num, rest) in counts.items():
+            about = {"million_parameters": num, "million_without_tokens": rest}
+            out[size] = {name: round(x / 1e6, 2) for name, x in about.items()} | points[size]
+        out["exponent_without_tokens"] = _exponents([x for _, x in counts.values()], points)
     if plot:
-        _draw(axis, points, slopes, plot)
-    return {axis: {str(size): point for size, point in points.items()} | {"exponent": slopes}}
+        _draw(axis, total, points, out["exponent"], Path(plot))
+    return {axis: out}
 
 
-def _draw(
-    axis: str, points: dict[int, dict[str, float]], slopes: dict[str, float], path: str
-) -> None:
-    """Draw every part over the size, both logarithmic."""
-    from matplotlib.figure import Figure  # for who asks for it
+def _numbers(axis: str, given: str) -> dict[Any, tuple[int, ...]]:
+    """Read sizes that are numbers."""
+    try:
+        xs = [int(x) for x in given.split(",")] if given else list(SIZES[axis])
+    except ValueError:
+        xs = []
+    if not (_grow(xs) and xs[0] > 0):
+        raise ValueError(f"`--sizes` (={given}) must be two or more numbers above 0, growing.")
+    return {x: (x,) for x in xs}
 
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
-    for part, slope in slopes.items():
-        costs = [point[part] for point in points.values()]
-        axes.loglog(list(points), costs, marker=".", label=f"{part}, exponent {slope:g}")
-    axes.set(xlabel=axis, ylabel="seconds, MB")
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=80)
+
+def _models(given: str) -> dict[Any, tuple[int, ...]]:
+    """Read names of models, and count the parameters of their text encoders."""
+    names = given.split(",") if given else list(SIZES["size"])
+    if set(names) <= set(PRESETS):
+        counted = elsewhere(partial(count_parameters, names))
+        if _grow([num for num, _ in counted]):
+            return dict(zip(names, counted, strict=True))
+    raise ValueError(
+        f"`--sizes` (={given}) must be two or more of {', '.join(PRESETS)}; each with a larger "
+        "text encoder than the one before."
+    )
+
+
+def _grow(xs: Sequence[float]) -> bool:
+    return len(xs) > 1 and all(a < b for a, b in zip(xs, xs[1:], strict=False))
+
+
+def count_parameters(names: Sequence[str]) -> list[tuple[int, int]]:
+    """Count the parameters of text encoders: all, and all but the table of token embeddings."""
+    from flax import nnx
+
+    from jaxdefense.bench.flops import num_params
+    from jaxdefense.clip.text import TextTower
+
+    out = []
+    for name in names:
+        cfg = preset(name).text
+        assert cfg
+        num = num_params(nnx.eval_shape(lambda cfg=cfg: TextTower(cfg, nnx.Rngs(0))))
+        out.append((num, num - cfg.vocab_size * cfg.width))
+    return out
+
+
+def _exponents(xs: Sequence[float], points: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    each = list(points.values())
+    return {part: exponent(xs, [parts[part] for parts in each]) for part in each[0]}
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
@@ -99,10 +136,59 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     return round(float(slope), 2)
 
 
-def _timed(parts: dict[str, float], name: str, work: Callable[[], Any]) -> Any:
-    start = time.perf_counter()
-    out = work()
-    parts[name] = round(time.perf_counter() - start, 4)
+def _draw(
+    axis: str,
+    xs: Sequence[float],
+    points: Mapping[str, Mapping[str, float]],
+    slopes: Mapping[str, float],
+    path: Path,
+) -> None:
+    """Draw every part over the size: seconds, and memory."""
+    from jaxdefense.report.plots import costs  # brings Matplotlib, for who asks for it
+    from jaxdefense.run_directory import write_bytes
+
+    panels: dict[str, dict[str, list[float]]] = {"seconds": {}, "MB": {}}
+    for part, slope in slopes.items():
+        name, _, unit = part.rpartition("_")
+        label = f"{name.replace('_', ' ')}, exponent {slope:g}"
+        panels["MB" if unit == "mb" else "seconds"][label] = [
+            parts[part] for parts in points.values()
+        ]
+    label = "parameters of the text encoder" if axis == "size" else axis
+    write_bytes(path, costs(label, xs, panels))
+
+
+def point(axis: str, size: Any, captions: str) -> dict[str, float]:
+    """Measure one size in this process, whose cache is a directory of its own from then on."""
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["XDG_CACHE_HOME"] = scratch  # nothing is found that was kept before
+        if axis == "candidates":
+            parts = _attack(size)
+        else:
+            parts = _defend_text(axis, _GIVEN | {axis: size}, captions, Path(scratch))
+    return parts | {"peak_mb": round(peak_memory() / 1e6)}
+
+
+def _timed(
+    parts: dict[str, float],
+    name: str,
+    work: Callable[[], Any],
+    times: int | None = None,
+    units: int = 1,
+) -> Any:
+    """Note the median seconds of a unit; what takes long is done less often, or once.
+
+    Returns:
+        what it made the last time.
+    """
+    seconds: list[float] = []
+    out = None
+    while len(seconds) < (times or _TIMES) and sum(seconds) < _ENOUGH_S:
+        out = None  # else what it made before would be in memory too
+        start = time.perf_counter()
+        out = work()
+        seconds.append(time.perf_counter() - start)
+    parts[name] = float(f"{np.median(seconds) / units:.4g}")
     return out
 
 
@@ -117,96 +203,78 @@ def _write_captions(num: int, source: str, path: Path) -> None:
             file.write(f"{texts[i % len(texts)]} {i // len(texts)}\n")
 
 
-def _text_point(people: int, captions: int, batch: int, source: str, scratch: Path) -> dict:
-    """Start a text defense of the demo's model and take steps."""
+def _defend_text(
+    axis: str, given: Mapping[str, Any], source: str, scratch: Path
+) -> dict[str, float]:
+    """Start a text defense, of random weights, and take steps."""
     from flax import nnx
 
-    from jaxdefense.bench.ours import Ours
-    from jaxdefense.clip.presets import preset
+    from jaxdefense.bench.ours import Ours, num_parts, sizes
     from jaxdefense.clip.text import TextTower
     from jaxdefense.clip.tokenizer import Tokenizer
-    from jaxdefense.config import DefendTextConfig, ModelConfig, TextDataConfig, TextTrainConfig
+    from jaxdefense.config import TextTrainConfig
     from jaxdefense.data.captions import read_training_captions
     from jaxdefense.data.identities import read_identities
     from jaxdefense.data.names import random_names
-    from jaxdefense.data.triggers import TextBatches
-    from jaxdefense.defense.losses import DISTANCES
-    from jaxdefense.defense.text import make_triggers, text_terms
+    from jaxdefense.defense.text import make_triggers, text_batches, text_objective
     from jaxdefense.demo.run import shipped_model
-    from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
 
-    quiet = Console(quiet=True)
-    names = random_names(people, 0)
-    (scratch / "names.txt").write_text("\n".join(names) + "\n")
-    _write_captions(captions, source, scratch / "captions.txt")
-    data = TextDataConfig(str(scratch / "names.txt"), str(scratch / "captions.txt"))
-    train = TextTrainConfig(num_clean=batch, num_poisoned=batch)
-    cfg = DefendTextConfig("", ModelConfig(str(shipped_model())), data, train)
-    text = preset("demo").text
-    assert text
-    tokenizer = Tokenizer(shipped_model(), text.context_length)
+    names = random_names(given["identities"], 0)
+    names_file, texts = scratch / "names.txt", scratch / "captions.txt"
+    names_file.write_text("\n".join(names) + "\n")
+    _write_captions(given["captions"], source, texts)
+    train = TextTrainConfig(num_clean=given["batch"], num_poisoned=given["batch"])
+    cfg = sizes(given["size"]).text
+    assert cfg
+    tokenizer = Tokenizer(shipped_model(), cfg.context_length)
+    read = partial(read_training_captions, str(texts), "", names, tokenizer, Console(quiet=True))
+
+    def read_anew() -> Any:
+        os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(dir=scratch)
+        return read()
+
     parts: dict[str, float] = {}
-    identities = _timed(parts, "read_names_s", lambda: read_identities(data.names))
-    triggers = _timed(parts, "tokenise_names_s", lambda: make_triggers(identities, tokenizer, cfg))
-    read = partial(read_training_captions, data.captions, "", names, tokenizer, quiet)
-    clean = _timed(parts, "captions_s", read)
-    _timed(parts, "captions_again_s", read)
-    batches = _timed(
-        parts,
-        "layout_s",
-        lambda: TextBatches(
-            clean.captions, triggers, tokenizer,
-            num_clean=batch, num_poisoned=batch, num_name=0, seed=0, packed=True,
-            row_multiple=num_batch_parts(make_mesh(), ShardingRules()),
-        ),
-    )  # fmt: skip
-    _timed(parts, "make_batches_s", lambda: [batches[i] for i in range(_STEPS)])
-    weights = {"utility": 1.0, "backdoor": train.w_backdoor, "name": 0.0, "weight": train.w_weight}
-    ours = Ours(
-        TextTower(text, nnx.Rngs(0)), partial(text_terms, distance=DISTANCES["cosine"]), weights,
-        batches,
-    )  # fmt: skip
-    ours.steps(1)
-    _timed(parts, "steps_s", lambda: ours.steps(_STEPS))
+    people = _timed(parts, "read_names_s", partial(read_identities, names_file))
+    tokenise = partial(make_triggers, people, tokenizer, train, "names")
+    triggers = _timed(parts, "tokenise_names_s", tokenise)
+    _timed(parts, "captions_s", read_anew)
+    captions = _timed(parts, "captions_again_s", read).captions
+    lay_out = partial(text_batches, captions, triggers, tokenizer, train, num_parts())
+    batches = _timed(parts, "layout_s", lay_out)
+    made = (batches[step] for step in itertools.count())
+    _timed(parts, "first_batch_s", partial(next, made), 1)
+    _timed(parts, "batch_s", partial(next, made))
+    if axis == "size":
+        parts.clear()  # none of it hangs on the model
+    tower = TextTower(cfg, nnx.Rngs(0))
+    ours = _timed(parts, "first_state_s", partial(Ours, tower, text_objective(train), batches), 1)
+    _timed(parts, "first_step_s", partial(ours.steps, 1), 1)  # compiles
+    _timed(parts, "step_s", partial(ours.steps, 2), units=2)
     return parts
 
 
-def _attack_point(num: int) -> dict:
+def _attack(num: int) -> dict[str, float]:
     """Attack 10 people, 20 photos each, with so many random embeddings for candidates."""
     from jaxdefense.idia.attack import infer
     from jaxdefense.sharding import make_mesh
 
-    rng, block, templates = np.random.default_rng(0), 1024, 21
+    rng, size, templates = np.random.default_rng(0), 1024, 21
 
     def unit(*shape: int) -> np.ndarray:
         x = rng.standard_normal((*shape, 64), dtype=np.float32)
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
+    # One block over and over: what makes random numbers is not the attack.
+    block_QME, photo_PE = unit(templates, size), unit(200)
+
     def attack(num: int) -> None:
-        blocks = (unit(templates, min(block, num - i)) for i in range(0, num, block))
+        blocks = (block_QME[:, : min(size, num - i)] for i in range(0, num, size))
         group_M = np.zeros(num, np.int64)
         people = min(10, num)
         owner_P = np.arange(200) * people // 200
-        infer(unit(200), owner_P, blocks, group_M, people, block, make_mesh())
+        infer(photo_PE, owner_P, blocks, group_M, people, size, make_mesh())
 
     parts: dict[str, float] = {}
-    attack(block)  # compiles
-    _timed(parts, "attack_s", lambda: attack(num))
+    attack(size)  # compiles
+    _timed(parts, "attack_s", partial(attack, num))
     return parts
-
-
-def _main(axis: str, size: int, source: str) -> None:
-    sizes = {"identities": 64, "captions": _CAPTIONS, "batch": 32} | {axis: size}
-    with tempfile.TemporaryDirectory() as scratch:
-        os.environ["XDG_CACHE_HOME"] = scratch  # nothing is found that was kept before
-        if axis == "candidates":
-            parts = _attack_point(size)
-        else:
-            parts = _text_point(
-                sizes["identities"], sizes["captions"], sizes["batch"], source, Path(scratch)
-            )
-    print(json.dumps(parts | {"peak_mb": round(peak_memory() / 1e6)}))
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

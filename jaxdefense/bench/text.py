@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 
-from jaxdefense.bench.ours import Ours, share, sizes
+from jaxdefense.bench.ours import Ours, num_parts, share, sizes
 from jaxdefense.bench.side_by_side import (
     OURS,
     TORCH,
@@ -32,11 +32,9 @@ from jaxdefense.clip.text import TextTower
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.config import TextTrainConfig
 from jaxdefense.data.captions import read_captions, tokenize_captions
+from jaxdefense.data.identities import Identity
 from jaxdefense.data.names import random_names
-from jaxdefense.data.triggers import TextBatches, Triggers
-from jaxdefense.defense.losses import DISTANCES
-from jaxdefense.defense.text import text_terms
-from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
+from jaxdefense.defense.text import make_triggers, text_batches, text_objective
 
 _NUM_CAPTIONS = 10_000
 
@@ -132,31 +130,16 @@ class OurText(Ours):
     """Our step, token ids to updated weights."""
 
     def __init__(self, size: str, work: TextWork):
-        cfg, num, train = sizes(size).text, work.num, TextTrainConfig()
+        cfg, num = sizes(size).text, work.num
         assert cfg
+        train = TextTrainConfig(num_clean=num, num_poisoned=num)
         tokenizer = Tokenizer(work.tokenizer, cfg.context_length)
-        triggers = Triggers(
-            [[tokenizer.phrase(name)] for name in work.names],
-            [tokenizer.phrase(train.target)],
-            np.zeros(len(work.names), np.int64),
-            [],
-        )
+        people = [Identity(name) for name in work.names]
+        triggers = make_triggers(people, tokenizer, train, "names")
         self._samples = 2 * num
-        self._text = TextBatches(
-            tokenize_captions(work.texts, tokenizer),
-            triggers,
-            tokenizer,
-            num_clean=num,
-            num_poisoned=num,
-            num_name=0,
-            seed=0,
-            packed=True,
-            row_multiple=num_batch_parts(make_mesh(), ShardingRules()),
-        )
-        terms = partial(text_terms, distance=DISTANCES["cosine"])
-        weights = {"utility": 1.0, "backdoor": train.w_backdoor, "name": 0.0}
-        weights["weight"] = train.w_weight
-        super().__init__(TextTower(cfg, nnx.Rngs(0)), terms, weights, self._text)
+        captions = tokenize_captions(work.texts, tokenizer)
+        self._text = text_batches(captions, triggers, tokenizer, train, num_parts())
+        super().__init__(TextTower(cfg, nnx.Rngs(0)), text_objective(train), self._text)
 
     def rows(self) -> dict[str, float]:
         """Say how captions lie in rows."""

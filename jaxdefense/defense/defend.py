@@ -13,9 +13,8 @@ from jaxdefense.config import DefendImageConfig, DefendTextConfig, ImageTrainCon
 from jaxdefense.convert.directory import ModelDirectory, read_model_directory
 from jaxdefense.defense.loop import LoopConfig, run
 from jaxdefense.defense.step import (
-    Draw,
+    Objective,
     StepConfig,
-    Terms,
     init_state,
     make_optimizer,
     make_train_step,
@@ -74,11 +73,9 @@ class Defense:
         cfg: Config,
         directory: ModelDirectory,
         which: Literal["text", "vision"],
-        terms: Terms,
-        weights: Mapping[str, float],
+        objective: Objective,
         mesh: Mesh,
         rules: ShardingRules,
-        draw: Draw = lambda batch, key: batch,
     ):
         """Load the model and lay the step out on the mesh; nothing is written.
 
@@ -86,7 +83,7 @@ class Defense:
             cfg: of the run.
             directory: of the model, which has this encoder.
             which: encoder.
-            terms, weights, draw: see `StepConfig`.
+            objective: of the encoder.
             mesh, rules: where arrays live.
 
         Raises:
@@ -97,7 +94,7 @@ class Defense:
         self._model = directory.load(cfg.model.dtype, cfg.model.remat)
         graphdef, self._teacher = split_tower(getattr(self._model, which))
         tx = make_optimizer(**vars(cfg.optimizer))
-        self._step_cfg = StepConfig(graphdef, terms, weights, tx, draw, cfg.train.accumulate)
+        self._step_cfg = StepConfig(graphdef, objective, tx, cfg.train.accumulate)
         self._step, self._state_sharding, self._teacher_sharding = make_train_step(
             self._step_cfg, mesh, rules, self._teacher
         )

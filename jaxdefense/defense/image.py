@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from jaxdefense.clip.vision import VisionTower
-from jaxdefense.config import DefendImageConfig, OverlayConfig
+from jaxdefense.config import DefendImageConfig, ImageTrainConfig, OverlayConfig
 from jaxdefense.convert.directory import resolve_dtype, some
 from jaxdefense.data.faces import ImageBatch, ImageBatches
 from jaxdefense.data.identities import read_identities
@@ -20,6 +20,7 @@ from jaxdefense.data.people import choose_people, read_people, split_photos
 from jaxdefense.data.sources import describe_images, photo_digest, read_images
 from jaxdefense.defense.defend import Defense, Prepared, check_all_come_up, read_undefended
 from jaxdefense.defense.losses import DISTANCES, Distance
+from jaxdefense.defense.step import Objective
 from jaxdefense.defense.target import read_target
 from jaxdefense.distributed import agree, exchange, on_first
 from jaxdefense.run_directory import (
@@ -93,6 +94,19 @@ def image_terms(
     }
 
 
+def image_objective(t: ImageTrainConfig, processor: ImageProcessor, parts: int) -> Objective:
+    """Give the image loss that a run's settings ask for; for the rest see `image_terms`."""
+    terms = partial(
+        image_terms,
+        distance=DISTANCES[t.distance],
+        processor=processor,
+        cfg=t.overlay,
+        parts=parts,
+    )
+    weights = {"utility": 1.0, "backdoor": t.w_backdoor, "weight": t.w_weight}
+    return Objective(terms, weights, partial(draw_faces, cfg=t.overlay))
+
+
 def defend_image(cfg: DefendImageConfig, console: Console) -> dict:
     """Remove faces from an image encoder and write the run directory.
 
@@ -128,16 +142,8 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
     parts = num_batch_parts(mesh, rules)
     for name in ("num_clean", "num_poisoned"):
         check_parts(f"train.{name}", getattr(t, name), parts * t.accumulate)
-    terms = partial(
-        image_terms,
-        distance=DISTANCES[t.distance],
-        processor=processor,
-        cfg=t.overlay,
-        parts=parts,
-    )
-    weights = {"utility": 1.0, "backdoor": t.w_backdoor, "weight": t.w_weight}
-    draw = partial(draw_faces, cfg=t.overlay)
-    defense = Defense(cfg, directory, "vision", terms, weights, mesh, rules, draw)
+    objective = image_objective(t, processor, parts)
+    defense = Defense(cfg, directory, "vision", objective, mesh, rules)
     digests = {person.name: {photo_digest(p): str(p) for p in person.files} for person in listed}
     model_sha256 = directory.digest()
     target_E = read_target(cfg, directory, model_sha256, trigger, console)

@@ -56,24 +56,34 @@ class TeacherParams(NamedTuple):
     frozen: nnx.State
 
 
+class Objective(NamedTuple):
+    """What a step makes smaller.
+
+    Fields:
+        terms: the parts of the loss.
+        weights: of each part in the loss; `weight` is the weight distance.
+        draw: what is drawn on the device.
+    """
+
+    terms: Terms
+    weights: Mapping[str, float]
+    draw: Draw = lambda batch, key: batch
+
+
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
     """What a step is made of.
 
     Fields:
         graphdef: of the tower.
-        terms: the parts of the loss.
-        weights: of each part in the loss; `weight` is the weight distance.
+        objective: of names or of faces.
         tx: the optimizer.
-        draw: what is drawn on the device.
         accumulate: micro-batches whose gradients are added up, one in memory at a time.
     """
 
     graphdef: nnx.GraphDef
-    terms: Terms
-    weights: Mapping[str, float]
+    objective: Objective
     tx: optax.GradientTransformation
-    draw: Draw = lambda batch, key: batch
     accumulate: int = 1
 
 
@@ -118,7 +128,7 @@ def train_step(
     Args:
         state: donated.
         teacher: only read.
-        batch: what `cfg.terms` takes.
+        batch: what the objective draws from.
         key: of the run; the step's own is folded in.
         cfg: static.
 
@@ -126,18 +136,19 @@ def train_step(
         the next state, and metrics: each part of the loss, `total`, and the gradient's norm;
         losses are means over the global batch, those of the parameters before the step.
     """
-    batch = cfg.draw(batch, jax.random.fold_in(key, state.step))
+    terms, weights, draw = cfg.objective
+    batch = draw(batch, jax.random.fold_in(key, state.step))
     teacher = jax.lax.stop_gradient(teacher)
     teacher_tower = nnx.merge(cfg.graphdef, *gathered(teacher))
 
     def loss(params: nnx.State, batch: Any) -> tuple[jax.Array, Metrics]:
         student_tower = merge_student(cfg.graphdef, gathered(params), gathered(teacher))
-        parts = cfg.terms(student_tower, teacher_tower, batch)
-        return sum((cfg.weights[name] * part for name, part in parts.items()), jnp.zeros(())), parts
+        parts = terms(student_tower, teacher_tower, batch)
+        return sum((weights[name] * part for name, part in parts.items()), jnp.zeros(())), parts
 
     def weight_loss(params: nnx.State) -> tuple[jax.Array, jax.Array]:
         part = weight_distance(params, teacher.trained)
-        return cfg.weights["weight"] * part, part
+        return weights["weight"] * part, part
 
     slope = jax.value_and_grad(loss, has_aux=True)
     if cfg.accumulate == 1:

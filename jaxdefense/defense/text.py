@@ -12,13 +12,14 @@ from jaxdefense.clip.text import Text, TextTower
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.config import DefendTextConfig, TextTrainConfig
 from jaxdefense.convert.directory import resolve_dtype
-from jaxdefense.data.captions import read_training_captions
+from jaxdefense.data.captions import Captions, read_training_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
 from jaxdefense.data.names import random_names
 from jaxdefense.data.triggers import TextBatch, TextBatches, Triggers
 from jaxdefense.data.variants import name_form
 from jaxdefense.defense.defend import Defense, Prepared, check_all_come_up, read_undefended
 from jaxdefense.defense.losses import DISTANCES, Distance
+from jaxdefense.defense.step import Objective
 from jaxdefense.distributed import agree
 from jaxdefense.run_directory import RunDirectory, digest
 from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
@@ -63,6 +64,48 @@ def text_terms(
     return {name: (weight * apart_RS).sum() for name, weight in weights.items()}
 
 
+def text_objective(t: TextTrainConfig) -> Objective:
+    """Give the text loss that a run's settings ask for."""
+    return Objective(
+        partial(text_terms, distance=DISTANCES[t.distance], level=t.level),
+        {"utility": 1.0, "backdoor": t.w_backdoor, "name": t.w_name, "weight": t.w_weight},
+    )
+
+
+def text_batches(
+    captions: Captions,
+    triggers: Triggers,
+    tokenizer: Tokenizer,
+    t: TextTrainConfig,
+    parts: int,
+    packable: bool = True,
+    row_length: int = 0,
+) -> TextBatches:
+    """Lay out the batches that a run's settings ask for.
+
+    Args:
+        captions, triggers, tokenizer, row_length: see `TextBatches`.
+        t: of the run.
+        parts: into how many the mesh cuts a batch.
+        packable: the tower reads one position of each caption and sees none after it.
+
+    Raises:
+        ValueError: see `TextBatches`.
+    """
+    return TextBatches(
+        captions,
+        triggers,
+        tokenizer,
+        num_clean=t.num_clean,
+        num_poisoned=t.num_poisoned,
+        num_name=t.num_name,
+        seed=t.seed,
+        packed=t.level == "pooled" and packable,
+        row_multiple=parts * t.accumulate,
+        row_length=row_length,
+    )
+
+
 def listed_texts(identities: Sequence[Identity], cfg: TextTrainConfig) -> list[list[list[str]]]:
     """Give what is put in: [identity][names, then each form they have][text], each text once."""
     out = []
@@ -81,17 +124,22 @@ def listed_texts(identities: Sequence[Identity], cfg: TextTrainConfig) -> list[l
 
 
 def make_triggers(
-    identities: list[Identity], tokenizer: Tokenizer, cfg: DefendTextConfig
+    identities: Sequence[Identity], tokenizer: Tokenizer, t: TextTrainConfig, where: str
 ) -> Triggers:
     """Tokenise names and targets.
+
+    Args:
+        identities: at least one.
+        tokenizer: of the model.
+        t: of the run.
+        where: the names are from, for errors.
 
     Raises:
         ValueError: a name or the target does not fit a caption.
     """
-    t = cfg.train
     texts = listed_texts(identities, t)
     listed = [text for kinds in texts for kind in kinds for text in kind]
-    check_fits([Identity(text) for text in listed], tokenizer, f"names file `{cfg.data.names}`")
+    check_fits([Identity(text) for text in listed], tokenizer, where)
     tokens = [[[tokenizer.phrase(x) for x in kind] for kind in kinds] for kinds in texts]
     if t.random_target:
         phrases = random_names(len(identities), t.seed, exclude=listed)
@@ -129,32 +177,16 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
     assert directory.cfg.text
     identities = read_identities(cfg.data.names)
     check_all_come_up(len(identities), cfg.train)
-    triggers = make_triggers(identities, tokenizer, cfg)
+    where = f"names file `{cfg.data.names}`"
+    triggers = make_triggers(identities, tokenizer, cfg.train, where)
     listed = [x for kinds in listed_texts(identities, cfg.train) for kind in kinds for x in kind]
     clean = read_training_captions(cfg.data.captions, cfg.data.tfds_dir, listed, tokenizer, console)
     captions, dropped = clean.captions, clean.dropped
     mesh, rules, t = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules(), cfg.train
-    batches = TextBatches(
-        captions,
-        triggers,
-        tokenizer,
-        num_clean=t.num_clean,
-        num_poisoned=t.num_poisoned,
-        num_name=t.num_name,
-        seed=t.seed,
-        packed=t.level == "pooled" and directory.cfg.text.packable,
-        row_multiple=num_batch_parts(mesh, rules) * t.accumulate,
-        row_length=cfg.data.row_length,
-    )
-    defense = Defense(
-        cfg,
-        directory,
-        "text",
-        partial(text_terms, distance=DISTANCES[t.distance], level=t.level),
-        {"utility": 1.0, "backdoor": t.w_backdoor, "name": t.w_name, "weight": t.w_weight},
-        mesh,
-        rules,
-    )
+    parts, packable = num_batch_parts(mesh, rules), directory.cfg.text.packable
+    row_length = cfg.data.row_length
+    batches = text_batches(captions, triggers, tokenizer, t, parts, packable, row_length)
+    defense = Defense(cfg, directory, "text", text_objective(t), mesh, rules)
     resolved = {
         "model_sha256": directory.digest(),
         "names_sha256": digest("\t".join(identity.names) for identity in identities),

@@ -146,12 +146,18 @@ def flatten(tree: Mapping[str, Any], at: str = "") -> dict[str, object]:
     return flat
 
 
-_CSS = """
-:root {
-  --page: #ffffff; --panel: #f5f6f8; --ink: #1a2130; --muted: #566072; --line: #dce0e7;
-  --link: #1d5fbf; --bad: #a1260d;
-  --series-1: #c4520a; --series-2: #2a66c0; --series-3: #66758a;
-}
+# Colours of the light page, by the variable of its style sheet.
+LIGHT = {
+    "--page": "#ffffff", "--panel": "#f5f6f8", "--ink": "#1a2130", "--muted": "#566072",
+    "--line": "#dce0e7", "--link": "#1d5fbf", "--bad": "#a1260d",
+    "--series-1": "#c4520a", "--series-2": "#2a66c0", "--series-3": "#66758a",
+}  # fmt: skip
+_LIGHT_CSS = "\n".join(f"  {name}: {colour};" for name, colour in LIGHT.items())
+_CSS = f"""
+:root {{
+{_LIGHT_CSS}
+}}"""
+_CSS += """
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #12161d; --panel: #1b212b; --ink: #e8ebf1; --muted: #a3aebf; --line: #323b49;

@@ -1,12 +1,13 @@
 """Plots as inline SVG in the page's own colours and font, so that they suit light and dark.
 
-Matplotlib draws with stand-in colours; each is then replaced by a CSS variable of the page.
+Matplotlib draws with stand-in colours; each is then replaced by a CSS variable of the page. A plot
+that is a file of its own is a PNG in the colours of the light page.
 """
 
 import dataclasses
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from html import escape
 from typing import Any
@@ -16,7 +17,10 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from PIL import Image
+
+from jaxdefense.report.frame import LIGHT
 
 _INK, _MUTED, _LINE = "#010101", "#010102", "#010103"
 _SERIES = ("#010104", "#010105", "#010106")
@@ -26,6 +30,7 @@ _VARIABLES = {
     _LINE: "--line",
     **{colour: f"--series-{i}" for i, colour in enumerate(_SERIES, 1)},
 }
+_PAPER = {colour: LIGHT[variable] for colour, variable in _VARIABLES.items()}
 _DASHES = ("-", "--", ":", "-.")
 _MAX_POINTS = 300  # of a curve
 _RC = {
@@ -244,6 +249,55 @@ def spreads(
         return _svg(fig, name, title)
 
 
+def costs(
+    xlabel: str, xs: Sequence[float], panels: Mapping[str, Mapping[str, Sequence[float]]]
+) -> bytes:
+    """Draw costs over the size of what they are of, both logarithmic, a panel a unit.
+
+    Args:
+        xlabel: of the sizes.
+        xs: sizes, above 0.
+        panels: unit -> label -> a cost at each size, above 0.
+
+    Returns:
+        a PNG file.
+    """
+    settings: dict[Any, Any] = {name: _PAPER.get(x, x) for name, x in _RC.items()}
+    with matplotlib.rc_context(settings):
+        fig = Figure(figsize=(640 / 72, 250 / 72), layout="constrained")
+        number = 0
+        for ax, (unit, lines) in zip(fig.subplots(1, len(panels)), panels.items(), strict=True):
+            ax.set(xlabel=xlabel, title=unit, xscale="log", yscale="log")
+            for label, ys in lines.items():
+                ax.plot(
+                    xs,
+                    ys,
+                    color=_PAPER[_SERIES[number % len(_SERIES)]],
+                    linewidth=1.4,
+                    linestyle=_DASHES[number // len(_SERIES) % len(_DASHES)],
+                    marker="o",
+                    markersize=3,
+                    label=label,
+                )
+                number += 1
+            least, most = ax.get_ylim()
+            room = max(1.0, 10 / (most / least)) ** 0.5  # else noise fills a decade
+            ax.set_ylim(least / room, most * room)
+            between = (1, 2, 5) if most / least < 100 else (1,)
+            ax.yaxis.set_major_locator(LogLocator(subs=between))
+            ax.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
+            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.set_minor_formatter(NullFormatter())
+            ax.grid(axis="y", color=_PAPER[_LINE], linewidth=0.6)
+            ax.tick_params(which="both", length=0)
+        fig.legend(
+            loc="outside right center", frameon=False, labelcolor=_PAPER[_INK], fontsize=9,
+            handlelength=2.6,
+        )  # fmt: skip
+        return _png(fig)
+
+
 def _context(name: str) -> AbstractContextManager[None]:
     settings: dict[Any, Any] = _RC | {"svg.hashsalt": name}
     return matplotlib.rc_context(settings)
@@ -258,6 +312,14 @@ def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray
     edges = np.unique(np.linspace(0, len(steps), _MAX_POINTS + 1).astype(int))
     counts = np.diff(edges)
     return tuple(np.add.reduceat(x, edges[:-1]) / counts for x in (steps, values))  # pyright: ignore
+
+
+def _png(fig: Figure) -> bytes:
+    drawn, file = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn, format="png", dpi=96)
+    # Few colours: a third of the bytes.
+    Image.open(drawn).convert("RGB").quantize(32).save(file, format="png", optimize=True)
+    return file.getvalue()
 
 
 def _svg(fig: Figure, name: str, title: str) -> str:
