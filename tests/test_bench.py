@@ -4,6 +4,7 @@ That a plain torch loop comes to the losses of our step is held by tests/test_st
 tests/test_image_step.py.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -11,20 +12,24 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
-from factories import write_faces, write_photos
+from factories import write_faces, write_model_directory, write_photos
 from PIL import Image
 
-from jaxdefense.bench import idia, theirs
+from jaxdefense.bench import idia, scale, theirs
 from jaxdefense.bench import side_by_side as comparison
 from jaxdefense.bench.process import Process, elsewhere, peak_memory
-from jaxdefense.bench.scale import exponent
+from jaxdefense.bench.scale import SIZES, count_parameters, exponent
 from jaxdefense.bench.show import show
 from jaxdefense.bench.side_by_side import Timing, side_by_side
 from jaxdefense.cli import main
+from jaxdefense.clip.config import CLIPConfig, TextConfig
+from jaxdefense.clip.presets import PRESETS
 from jaxdefense.config import OverlayConfig
 
 TORCH = ["torch"] if importlib.util.find_spec("torch") else []
@@ -76,6 +81,9 @@ def here(monkeypatch):
         monkeypatch.setattr(f"jaxdefense.bench.{module}.Process", Here)
     # A fork of this process would take JAX's threads along.
     monkeypatch.setattr("jaxdefense.bench.pipeline.num_cores", lambda: 0)
+    kept = jax.config.read("jax_enable_compilation_cache")
+    yield
+    jax.config.update("jax_enable_compilation_cache", kept)  # `end2end` does without
 
 
 def bench(capsys, kind, *flags):
@@ -285,14 +293,115 @@ def test_bench_scale_measures_each_size_in_a_process_of_its_own(tmp_path, capfd)
     found = json.loads(capfd.readouterr().out)["candidates"]
     assert list(found) == ["8", "32", "exponent"]
     assert {*found["8"]} == {*found["exponent"]} == {"attack_s", "peak_mb"}
+    assert (tmp_path / "x.png").stat().st_size < 30_000
     with Image.open(tmp_path / "x.png") as image:
         assert image.size[0] > 300
 
 
-@pytest.mark.parametrize("flags", [["names"], ["batch", "--sizes", "4,2"]])
-def test_bench_scale_refuses(capsys, flags):
-    assert main(["bench", "scale", *flags]) == 2
-    assert flags[-1] in capsys.readouterr().err
+@pytest.fixture
+def small(monkeypatch, here):
+    """Points in this process, of little work, each part timed once."""
+    tiny = TextConfig(16, 32, 2, 2, vocab_size=2048, embed=8, eos_token_id=2047)
+    for name, width in (("tiny", 16), ("small", 32)):
+        text = dataclasses.replace(tiny, width=width)
+        monkeypatch.setitem(PRESETS, name, CLIPConfig(text, None))
+    given = {"identities": 2, "captions": 50, "batch": 8, "size": "tiny"}
+    monkeypatch.setattr(scale, "_GIVEN", given)
+    monkeypatch.setattr(scale, "_TIMES", 1)
+
+
+@pytest.mark.parametrize(
+    ("axis", "sizes"), [("identities", "1,2"), ("captions", "40,50"), ("size", "tiny,small")]
+)
+def test_bench_scale_starts_a_text_defense(tmp_path, monkeypatch, capsys, small, axis, sizes):
+    (tmp_path / "captions.txt").write_text("a dog on grass\ntwo cats\n")
+    taken, kept = [], os.environ["XDG_CACHE_HOME"]
+    write = scale._write_captions
+    monkeypatch.setattr(
+        scale, "_write_captions", lambda num, *args: taken.append(num) or write(num, *args)
+    )
+    flags = ["--sizes", sizes, "--captions", str(tmp_path / "captions.txt"), "--json"]
+    assert main(["bench", "scale", axis, *flags]) == 0
+    assert not Path(kept).exists() and os.environ["XDG_CACHE_HOME"] != kept
+    found = json.loads(capsys.readouterr().out)[axis]
+    first, last = (found[size] for size in sizes.split(","))
+    assert taken == ([40, 50] if axis == "captions" else [50, 50])
+    assert all(value > 0 for value in first.values())
+    parts = {"first_state_s", "first_step_s", "step_s", "peak_mb"}
+    if axis == "size":
+        assert list(first)[:2] == ["million_parameters", "million_without_tokens"]
+        counted = np.log(count_parameters(["tiny", "small"]))
+        growth = np.log(last["step_s"] / first["step_s"]) / (counted[1] - counted[0])
+        slopes = [found[f"exponent{over}"]["step_s"] for over in ("", "_without_tokens")]
+        np.testing.assert_allclose(slopes, growth, atol=0.01)
+    else:
+        parts |= {"read_names_s", "tokenise_names_s", "captions_s", "captions_again_s"}
+        parts |= {"layout_s", "first_batch_s", "batch_s"}
+    assert {*found["exponent"]} == parts and parts <= {*first}
+
+
+def test_text_encoders_have_the_parameters_that_are_published():
+    # Source: open_clip docs/model_profile.csv, `text_mparams`; 49,408 tokens of the width each.
+    published = {"ViT-B-32": (63.43, 512), "ViT-L-14": (123.65, 768), "ViT-H-14": (354.03, 1024)}
+    counted = count_parameters(list(published))
+    for (num, rest), (millions, width) in zip(counted, published.values(), strict=True):
+        assert num / 1e6 == pytest.approx(millions, abs=0.01)
+        assert num - rest == 49_408 * width
+
+
+def test_timed_takes_the_median_and_less_often_what_takes_long(monkeypatch):
+    clock = iter([0, 1, 10, 11, 20, 30, 40, 41])  # seconds of starts and ends: 1, 1, 10, 1
+    monkeypatch.setattr(scale.time, "perf_counter", lambda: next(clock))
+    made, parts = iter("abcd"), {}
+    assert scale._timed(parts, "x", lambda: next(made), units=2) == "c"
+    assert parts == {"x": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("axis", "flag", "value", "said"),
+    [
+        ("names", "--sizes", "1,2", "candidates"),
+        ("batch", "--sizes", "4,2", "growing"),
+        ("batch", "--sizes", "0,2", "above 0"),
+        ("batch", "--sizes", "demo,2", "numbers"),
+        ("size", "--sizes", "demo", "two or more"),
+        ("size", "--sizes", "8,16", "ViT-B-32"),
+        ("size", "--sizes", "ViT-B-32,ViT-B-16", "larger"),
+        ("batch", "--plot", "nowhere/x.png", "exists"),
+        ("batch", "--plot", "x.jpg", ".png"),
+        ("batch", "--captions", "nowhere", "batch 8: "),
+    ],
+)
+def test_bench_scale_refuses(capsys, here, axis, flag, value, said):
+    assert main(["bench", "scale", axis, flag, value]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and (axis not in SIZES or value in line)
+
+
+def test_bench_scale_says_in_one_line_which_point_died(capfd, monkeypatch):
+    monkeypatch.setattr(scale, "point", die)
+    assert main(["bench", "scale", "batch"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "batch 8: " in line and "exit code 3" in line
+
+
+def die(*_):
+    os._exit(3)
+
+
+def test_bench_cold_finds_compiled_programs_again(tmp_path, capfd):
+    path = write_model_directory(
+        tmp_path / "model", architecture="CLIPVisionModelWithProjection", text=None
+    )
+    assert main(["bench", "cold", "--model", str(path), "--num", "2", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    first, again = found["first"], found["again"]
+    assert again["compile"] < first["compile"] / 2
+    for parts in (first, again):
+        assert sum(parts.values()) == pytest.approx(2 * parts["in all"], abs=0.2)
+        assert all(seconds >= 0 for seconds in parts.values())
+    assert main(["bench", "cold", "--num", "0"]) == 2
+    assert "--num" in capfd.readouterr().err
 
 
 def test_the_image_defense_waits_for_no_library_it_does_not_use():
