@@ -81,7 +81,7 @@ def here(monkeypatch):
         monkeypatch.setattr(f"jaxdefense.bench.{module}.Process", Here)
     # A fork of this process would take JAX's threads along.
     monkeypatch.setattr("jaxdefense.bench.pipeline.num_cores", lambda: 0)
-    kept = jax.config.read("jax_enable_compilation_cache")
+    kept = jax.config.values["jax_enable_compilation_cache"]
     yield
     jax.config.update("jax_enable_compilation_cache", kept)  # `end2end` does without
 
