@@ -39,7 +39,9 @@ class TheirPrompts(Plain):
     def __init__(self, model: Path, texts: Sequence[Sequence[str]]):
         super().__init__()
         kind = libraries()[1].CLIPTextModelWithProjection
-        self._model = kind.from_pretrained(str(model), local_files_only=True)
+        self._model = kind.from_pretrained(
+            str(model), local_files_only=True, dtype=self.torch.float32
+        )
         self._model = self._model.eval().to(self.device)
         self._tokenizer = read_tokenizer(model)
         self._length = self._model.config.max_position_embeddings
