@@ -1,6 +1,7 @@
 """The command line: flags over `--set` over the config file; one clear line on a wrong input."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+
+_RESTARTED = "JAXDEFENSE_RESTARTED"
 
 # Commands import what they need when they run: `--help` must not wait for JAX.
 
@@ -410,7 +413,7 @@ def _add_benches(kinds: Any, command: Callable[..., argparse.ArgumentParser]) ->
         "candidates": (4096, "", "that they are matched with"),
         "model": ("", "DIR", "model directory; without, the demo's"),
         "axis": ("", "", "what grows: identities, captions, candidates, batch or size"),
-        "sizes": ("", "N,N", "of what grows; without, some decades. Of size: demo,ViT-B-32 …"),
+        "sizes": ("", "N,N", "of what grows; without, some that suit it. Of size: demo,ViT-B-32 …"),
         "plot": ("", "FILE.png", "draw it there too"),
         "workers": (0, "", "processes of PyTorch's DataLoader; 0 for as many as there are cores"),
     }
@@ -508,23 +511,26 @@ def script() -> None:
     sys.exit(main())
 
 
-def ask_for_huge_pages(given: Path) -> None:
+def ask_for_huge_pages(setting: Path) -> None:
     """Start the program again with a glibc that asks for huge pages, which reads that but once.
 
     On a CPU the memory of a step is mapped anew each time, gigabytes of it: in pages of 4 KiB that
-    takes up to a third of the step.
+    takes a sixth of the step.
 
     Args:
-        given: the kernel's file that says when it gives them; nothing is done unless on request.
+        setting: the kernel's file that says when it gives them; nothing is done unless on request.
     """
-    tunables, ours = os.environ.get("GLIBC_TUNABLES", ""), "glibc.malloc.hugetlb"
+    tunables, tunable = os.environ.get("GLIBC_TUNABLES", ""), "glibc.malloc.hugetlb"
     try:
-        on_request = "[madvise]" in given.read_text()
+        on_request = "[madvise]" in setting.read_text()
     except OSError:  # not Linux
         return
-    if on_request and ours not in tunables:
-        os.environ["GLIBC_TUNABLES"] = f"{tunables}:{ours}=1".lstrip(":")
-        os.execv(sys.executable, sys.orig_argv)
+    # A loader that takes the variable away leaves the other: never twice.
+    if on_request and tunable not in tunables and not os.environ.get(_RESTARTED):
+        os.environ["GLIBC_TUNABLES"] = f"{tunables}:{tunable}=1".lstrip(":")
+        os.environ[_RESTARTED] = "1"
+        with contextlib.suppress(OSError):  # it runs without them too
+            os.execv(sys.executable, sys.orig_argv)
 
 
 if __name__ == "__main__":

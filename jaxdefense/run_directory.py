@@ -5,7 +5,6 @@ Of several processes the first alone looks at it and writes it; the others hear 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -200,12 +199,17 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 def locked(path: Path, held: Callable[[], object]) -> Iterator[None]:
     """Let one process at a time through; when it ends, however it does, the next.
 
-    On a file system without locks all go through.
+    On a file system, or a system, without locks all go through.
 
     Args:
-        path: of a file to lock, which is made and stays, empty.
+        path: of a file to lock, which is made, empty.
         held: called if another process is in; unless it raises, this one then waits.
     """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
     with open(path, "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,9 @@
 """Captions, identities and random names: what is read, what is dropped, what is told."""
 
+import errno
+import fcntl
 import io
+import itertools
 import json
 import os
 import re
@@ -31,6 +34,7 @@ from jaxdefense.data.captions import (
 from jaxdefense.data.identities import Identity, check_distinct, check_fits, read_identities
 from jaxdefense.data.names import RandomNames, census, random_names
 from jaxdefense.data.triggers import TextBatches, Triggers, lay_out, splice
+from jaxdefense.run_directory import locked
 
 
 @pytest.fixture
@@ -460,7 +464,9 @@ def large(tmp_path, monkeypatch):
 
     def read(texts, names=("Joe Cool",), said=None):
         file = tmp_path / "captions.txt"
-        file.write_text("\n\n".join(texts) + "\r\n")
+        text = ("\n\n".join(texts) + "\r\n").encode()
+        if not file.exists() or file.read_bytes() != text:  # another process may be reading it
+            file.write_bytes(text)
         console = Console(file=said or io.StringIO(), width=1000)
         return read_training_captions(str(file), "", names, tokenizer, console)
 
@@ -575,6 +581,50 @@ def test_tokens_used_longest_ago_are_removed_but_stay_mapped(large, kept):
     assert left > {directories[0], *directories[2:]} and not left & {directories[1], broken_off}
     wanted = tokenize_captions(sources[1], tiny_tokenizer(16)).tokens
     np.testing.assert_array_equal(read[1].contents(np.arange(21)).flat, wanted)
+
+
+def test_tokens_that_took_long_are_not_the_oldest(large, kept, monkeypatch):
+    for num in range(20, 24):
+        large(numbered(num))
+    tokenize = captions_module.tokenize_captions
+
+    def long_ago(*args):
+        (made,) = (path for path in kept.iterdir() if path.name.startswith("."))
+        os.utime(made, (0, 0))
+        return tokenize(*args)
+
+    monkeypatch.setattr(captions_module, "tokenize_captions", long_ago)
+    assert len(large(numbered(24)).captions) == 24
+
+
+@pytest.mark.parametrize("reader", ["tokenize_captions", "name_finder"])
+def test_a_large_file_that_changes_while_it_is_read_is_refused(
+    large, kept, tmp_path, monkeypatch, reader
+):
+    read, number, texts = getattr(captions_module, reader), itertools.count(), numbered(held=(3,))
+
+    def changed(*args):
+        if not next(number):
+            os.utime(tmp_path / "captions.txt", (0, 0))
+        return read(*args)
+
+    monkeypatch.setattr(captions_module, reader, changed)
+    with pytest.raises(ValueError, match="changed while they were read"):
+        large(texts)
+    assert large(texts).dropped == 1
+    assert not [path for path in kept.rglob("*") if path.name.startswith(".")]
+
+
+def test_all_go_through_a_lock_where_files_cannot_be_locked(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    through, held = [], []
+    with locked(tmp_path / "lock", lambda: held.append(0)):
+        with locked(tmp_path / "lock", lambda: held.append(0)):
+            through.append(0)
+    assert through and not held
 
 
 WRITER = """

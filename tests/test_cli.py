@@ -11,7 +11,7 @@ import pytest
 from factories import CAPTIONS, write_model_directory
 from PIL import Image
 
-from jaxdefense.cli import main
+from jaxdefense.cli import ask_for_huge_pages, main
 from jaxdefense.convert import directory
 
 SMALL = ["train.num_clean=8", "train.num_poisoned=8", "train.steps=3"]
@@ -309,9 +309,25 @@ def test_program_starts_again_once_where_huge_pages_are_given_on_request(
     )
     command = [sys.executable, "-c", code, str(tmp_path / "enabled"), "a b", "--c"]
     done = subprocess.run(
-        command, env=os.environ | {"GLIBC_TUNABLES": before}, capture_output=True, text=True
+        command,
+        env=os.environ | {"GLIBC_TUNABLES": before, "JAXDEFENSE_RESTARTED": ""},
+        capture_output=True,
+        text=True,
     )
     *pids, last = done.stdout.splitlines()
     assert last == f"{after}|a b|--c", done.stderr
     assert len(pids) == 1 + (before != after)
     assert len(set(pids)) == 1  # what signals it finds it
+
+
+def test_program_does_not_start_again_for_ever_where_the_setting_is_taken_away(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "enabled").write_text("always [madvise] never")
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *args: started.append(args))
+    monkeypatch.setenv("JAXDEFENSE_RESTARTED", "")
+    for _ in range(2):
+        monkeypatch.setenv("GLIBC_TUNABLES", "")
+        ask_for_huge_pages(tmp_path / "enabled")
+    assert len(started) == 1

@@ -26,7 +26,7 @@ from jaxdefense.clip.ragged import Ragged, joined, ragged
 
 _ANCHOR = "a"  # any word that has tokens
 _SPACE = "\u2581"  # SentencePiece's
-_REMEMBERED = 2**18  # words, some 80 MB
+_REMEMBERED = 2**18  # words, some 80 MB, before more are added
 _CROSSING = re.compile(rf"[^\s{_SPACE}][\s{_SPACE}]")
 
 

@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 import unicodedata
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -183,6 +184,7 @@ def read_training_captions(
     if source.startswith(TFDS_PREFIX) or not _is_large(source):
         texts, dropped = read_clean_captions(source, tfds_dir, names)
         return CleanCaptions(tokenize_captions(texts, tokenizer), dropped, digest(texts))
+    before = _state(source)
     with open(source, "rb") as file:
         contents = hashlib.file_digest(file, "sha256").hexdigest()
     kept = cache_directory() / "captions" / digest([_LAYOUT, contents, tokenizer.digest()])
@@ -191,16 +193,16 @@ def read_training_captions(
         waiting = f"another process is tokenising {source}: waiting for it"
         with locked(kept.with_suffix(".lock"), lambda: console.print(waiting, markup=False)):
             if not kept.is_dir():
-                _tokenize(source, tokenizer, kept, console)
+                _tokenize(source, tokenizer, kept, before, console)
                 _clear_old(kept.parent)
     with contextlib.suppress(OSError):  # it may lie where this run cannot write
         os.utime(kept)
     files = _files(tokenizer)
     captions = Captions(*(np.memmap(kept / name, files[name], mode="r") for name in files))
-    dropped = _dropped(source, names, kept, len(captions), console)
+    dropped = _dropped(source, names, kept, before, len(captions), console)
     sha256 = hashlib.sha256(contents.encode() + dropped.tobytes()).hexdigest()
-    before = dropped - np.arange(len(dropped))
-    return CleanCaptions(dataclasses.replace(captions, before=before), len(dropped), sha256)
+    captions = dataclasses.replace(captions, before=dropped - np.arange(len(dropped)))
+    return CleanCaptions(captions, len(dropped), sha256)
 
 
 def _is_large(source: str) -> bool:
@@ -210,15 +212,30 @@ def _is_large(source: str) -> bool:
         return False
 
 
+def _state(source: str) -> tuple[int, int]:
+    """Tell whether a file is being written meanwhile: its size, and when it was last."""
+    found = os.stat(source)
+    return found.st_size, found.st_mtime_ns
+
+
+def _check_unchanged(source: str, before: tuple[int, int]) -> None:
+    """Raise ValueError if what was read may not be what was hashed."""
+    if _state(source) != before:
+        raise ValueError(f"captions `{source}` changed while they were read; run again.")
+
+
 def _files(tokenizer: Tokenizer) -> dict[str, np.dtype]:
     """List the arrays kept of a file, in the order `Captions` takes them."""
     ends = np.dtype(np.int64)
     return {"tokens": tokenizer.token_dtype, "word_ends": ends, "caption_ends": ends}
 
 
-def _tokenize(source: str, tokenizer: Tokenizer, kept: Path, console: Console) -> None:
+def _tokenize(
+    source: str, tokenizer: Tokenizer, kept: Path, before: tuple[int, int], console: Console
+) -> None:
     """Write a directory of tokens in one step."""
-    made = Path(tempfile.mkdtemp(prefix=f".{kept.name[:8]}.", dir=kept.parent))
+    made = kept.with_name(f".{kept.name[:8]}.{uuid.uuid4().hex[:8]}")
+    made.mkdir()
     num = num_tokens = num_words = 0
     console.print(f"tokenising {source}: {os.stat(source).st_size >> 20} MiB, once", markup=False)
     try:
@@ -241,6 +258,8 @@ def _tokenize(source: str, tokenizer: Tokenizer, kept: Path, console: Console) -
         for path in made.iterdir():
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
+        _check_unchanged(source, before)
+        os.utime(made)  # used now, however long ago it was begun
         try:
             made.rename(kept)
         except OSError:
@@ -270,7 +289,12 @@ def _clear_old(directory: Path) -> None:
 
 
 def _dropped(
-    source: str, names: Sequence[str], kept: Path, num: int, console: Console
+    source: str,
+    names: Sequence[str],
+    kept: Path,
+    before: tuple[int, int],
+    num: int,
+    console: Console,
 ) -> np.ndarray:
     """Number the captions with a listed name, from the text or as found before; int64, sorted."""
     file = kept / f"dropped-{digest(names)}.npy"
@@ -283,6 +307,7 @@ def _dropped(
     if len(found) == num:
         raise _none_left(source, num)
     dropped = np.array(found, np.int64)
+    _check_unchanged(source, before)
     with contextlib.suppress(OSError):  # see above
         write_array(file, dropped)
     return dropped

@@ -253,7 +253,7 @@ def default_row_length(context_length: int) -> int:
 def row_lengths(context_length: int) -> list[int]:
     """T to choose from: up to twice the default, within whole registers of a TPU.
 
-    Of ViT-B/32 a v5e would move as many bytes a token at 80 as at 128, a fifth more at 144.
+    Of ViT-B/32 a v5e would move nearly as many bytes a token at 80 as at 128, a fifth more at 144.
     """
     shortest = default_row_length(context_length)
     longest = min(2 * shortest, -(-shortest // _TPU_LANES) * _TPU_LANES)

@@ -62,7 +62,7 @@ class Objective(NamedTuple):
     Fields:
         terms: the parts of the loss.
         weights: of each part in the loss; `weight` is the weight distance.
-        draw: what is drawn on the device.
+        draw: draws on the device what is random in a batch; without, nothing is.
     """
 
     terms: Terms
@@ -76,7 +76,7 @@ class StepConfig:
 
     Fields:
         graphdef: of the tower.
-        objective: of names or of faces.
+        objective: what it makes smaller.
         tx: the optimizer.
         accumulate: micro-batches whose gradients are added up, one in memory at a time.
     """
@@ -128,7 +128,7 @@ def train_step(
     Args:
         state: donated.
         teacher: only read.
-        batch: what the objective draws from.
+        batch: what `cfg.objective` takes, before anything is drawn.
         key: of the run; the step's own is folded in.
         cfg: static.
 

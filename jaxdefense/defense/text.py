@@ -78,6 +78,7 @@ def text_batches(
     tokenizer: Tokenizer,
     t: TextTrainConfig,
     parts: int,
+    *,
     packable: bool = True,
     row_length: int = 0,
 ) -> TextBatches:
@@ -183,9 +184,15 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
     clean = read_training_captions(cfg.data.captions, cfg.data.tfds_dir, listed, tokenizer, console)
     captions, dropped = clean.captions, clean.dropped
     mesh, rules, t = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules(), cfg.train
-    parts, packable = num_batch_parts(mesh, rules), directory.cfg.text.packable
-    row_length = cfg.data.row_length
-    batches = text_batches(captions, triggers, tokenizer, t, parts, packable, row_length)
+    batches = text_batches(
+        captions,
+        triggers,
+        tokenizer,
+        t,
+        num_batch_parts(mesh, rules),
+        packable=directory.cfg.text.packable,
+        row_length=cfg.data.row_length,
+    )
     defense = Defense(cfg, directory, "text", text_objective(t), mesh, rules)
     resolved = {
         "model_sha256": directory.digest(),

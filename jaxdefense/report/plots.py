@@ -266,7 +266,9 @@ def costs(
     with matplotlib.rc_context(settings):
         fig = Figure(figsize=(640 / 72, 250 / 72), layout="constrained")
         number = 0
-        for ax, (unit, lines) in zip(fig.subplots(1, len(panels)), panels.items(), strict=True):
+        for ax, (unit, lines) in zip(
+            fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+        ):
             ax.set(xlabel=xlabel, title=unit, xscale="log", yscale="log")
             for label, ys in lines.items():
                 ax.plot(

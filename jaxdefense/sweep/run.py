@@ -65,7 +65,7 @@ def run_sweep(cfg: SweepConfig, console: Console) -> dict:
         cells: of the whole sweep; finished: of these, by whomever.
 
     Raises:
-        ValueError: an input is wrong; nothing was written.
+        ValueError: an input is wrong, and nothing was written; or the part is in hand elsewhere.
         Interrupted, Diverged: see `loop.run`.
     """
     people, resolved = _read_inputs(cfg)
@@ -80,14 +80,19 @@ def run_sweep(cfg: SweepConfig, console: Console) -> dict:
         )
 
     with locked(out.path / f".part-{part + 1}-of-{num_parts}.lock", refuse):
-        return _run_part(cfg, out.path, people, console)
+        return _run_part(cfg, out.path, people, part, num_parts, console)
 
 
 def _run_part(
-    cfg: SweepConfig, out: Path, people: Sequence[Identity], console: Console
+    cfg: SweepConfig,
+    out: Path,
+    people: Sequence[Identity],
+    part: int,
+    num_parts: int,
+    console: Console,
 ) -> dict[str, int]:
-    """Do the cells of the part; see `run_sweep`."""
-    every, (part, num_parts) = cells(cfg.sweep), cfg.sweep.share()
+    """Do the cells of a part; see `run_sweep`."""
+    every = cells(cfg.sweep)
     mine = every[part::num_parts]
     mesh = make_mesh(**vars(cfg.mesh), devices=jax.devices())
     undefended = Embedder(cfg.model, cfg.attack.batch, console, mesh)
