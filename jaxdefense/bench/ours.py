@@ -114,7 +114,7 @@ class Ours(Contestant):
         )
         self._teacher = jax.device_put(teacher, teacher_sharding)
         init = jax.jit(partial(init_state, cfg=self._cfg), out_shardings=state_sharding)
-        self._state = init(self._teacher)
+        self._state = jax.block_until_ready(init(self._teacher))
         self._place = batch_sharding(mesh, rules)
         self.key = jax.device_put(jax.random.key(0), replicated(mesh))
         self._batches, self._number = batches, 0
