@@ -340,6 +340,8 @@ def _exit(code: int) -> None:
         _client().wait_at_barrier("jaxdefense/end", int(1000 * (_GRACE + 7)))
     except jax.errors.JaxRuntimeError:
         pass
+    if jax.process_index() == 0:
+        time.sleep(2)  # the others must hear of the barrier before the service goes
     os._exit(code)
 
 
