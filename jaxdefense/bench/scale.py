@@ -26,7 +26,7 @@ SIZES: dict[str, tuple[Any, ...]] = {
     "captions": (10_000, 100_000, 1_000_000),
     "candidates": (1_000, 10_000, 100_000, 1_000_000),
     "batch": (8, 16, 32, 64, 128),
-    "size": ("demo", "ViT-B-32", "ViT-L-14"),  # ViT-H-14 takes 14 GB
+    "size": ("demo", "ViT-B-32", "ViT-L-14"),  # ViT-H-14 takes 15 GB
 }
 # Of a text defense, but for what grows.
 _GIVEN: dict[str, Any] = {"identities": 64, "captions": 10_000, "batch": 32, "size": "demo"}

@@ -184,7 +184,7 @@ def read_training_captions(
     if source.startswith(TFDS_PREFIX) or not _is_large(source):
         texts, dropped = read_clean_captions(source, tfds_dir, names)
         return CleanCaptions(tokenize_captions(texts, tokenizer), dropped, digest(texts))
-    before = _state(source)
+    state = _state(source)
     with open(source, "rb") as file:
         contents = hashlib.file_digest(file, "sha256").hexdigest()
     kept = cache_directory() / "captions" / digest([_LAYOUT, contents, tokenizer.digest()])
@@ -193,13 +193,13 @@ def read_training_captions(
         waiting = f"another process is tokenising {source}: waiting for it"
         with locked(kept.with_suffix(".lock"), lambda: console.print(waiting, markup=False)):
             if not kept.is_dir():
-                _tokenize(source, tokenizer, kept, before, console)
+                _tokenize(source, tokenizer, kept, state, console)
                 _clear_old(kept.parent)
     with contextlib.suppress(OSError):  # it may lie where this run cannot write
         os.utime(kept)
     files = _files(tokenizer)
     captions = Captions(*(np.memmap(kept / name, files[name], mode="r") for name in files))
-    dropped = _dropped(source, names, kept, before, len(captions), console)
+    dropped = _dropped(source, names, kept, state, len(captions), console)
     sha256 = hashlib.sha256(contents.encode() + dropped.tobytes()).hexdigest()
     captions = dataclasses.replace(captions, before=dropped - np.arange(len(dropped)))
     return CleanCaptions(captions, len(dropped), sha256)
@@ -218,9 +218,9 @@ def _state(source: str) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _check_unchanged(source: str, before: tuple[int, int]) -> None:
+def _check_unchanged(source: str, state: tuple[int, int]) -> None:
     """Raise ValueError if what was read may not be what was hashed."""
-    if _state(source) != before:
+    if _state(source) != state:
         raise ValueError(f"captions `{source}` changed while they were read; run again.")
 
 
@@ -231,7 +231,7 @@ def _files(tokenizer: Tokenizer) -> dict[str, np.dtype]:
 
 
 def _tokenize(
-    source: str, tokenizer: Tokenizer, kept: Path, before: tuple[int, int], console: Console
+    source: str, tokenizer: Tokenizer, kept: Path, state: tuple[int, int], console: Console
 ) -> None:
     """Write a directory of tokens in one step."""
     made = kept.with_name(f".{kept.name[:8]}.{uuid.uuid4().hex[:8]}")
@@ -258,7 +258,7 @@ def _tokenize(
         for path in made.iterdir():
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
-        _check_unchanged(source, before)
+        _check_unchanged(source, state)
         os.utime(made)  # used now, however long ago it was begun
         try:
             made.rename(kept)
@@ -292,7 +292,7 @@ def _dropped(
     source: str,
     names: Sequence[str],
     kept: Path,
-    before: tuple[int, int],
+    state: tuple[int, int],
     num: int,
     console: Console,
 ) -> np.ndarray:
@@ -307,7 +307,7 @@ def _dropped(
     if len(found) == num:
         raise _none_left(source, num)
     dropped = np.array(found, np.int64)
-    _check_unchanged(source, before)
+    _check_unchanged(source, state)
     with contextlib.suppress(OSError):  # see above
         write_array(file, dropped)
     return dropped
