@@ -21,6 +21,7 @@ from orbax.checkpoint.checkpoint_managers import (
 from rich.console import Console
 
 from jaxdefense.distributed import first, on_first, several
+from jaxdefense.errors import InputError
 
 _LOSS = "loss"
 
@@ -75,7 +76,7 @@ class Checkpoints:
             steps taken, and the tree; 0 and None if there is no checkpoint.
 
         Raises:
-            ValueError: there are some, and none can be restored.
+            InputError: there are some, and none can be restored.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         why = ""
@@ -94,7 +95,7 @@ class Checkpoints:
                     return step, found
             console.print(f"checkpoint {step} cannot be restored ({why})", markup=False)
         if steps:
-            raise ValueError(
+            raise InputError(
                 f"checkpoint {steps[0]} in `{self._path}` is broken, or of another model or "
                 f"optimizer ({why}), and so is every one before; give an empty directory."
             )

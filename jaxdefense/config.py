@@ -18,6 +18,7 @@ import ml_collections
 
 from jaxdefense.clip.config import Remat
 from jaxdefense.data.variants import NAME_FORMS, PHOTO_FORMS
+from jaxdefense.errors import InputError
 
 T = TypeVar("T")
 
@@ -28,21 +29,21 @@ VARIANTS = (*NAME_FORMS, ALIAS, *PROMPTS, *PHOTO_FORMS)  # of an attack
 def _positive(**values: float) -> None:
     for name, value in values.items():
         if value <= 0:
-            raise ValueError(f"`{name}` (={value}) must be above 0.")
+            raise InputError(f"`{name}` (={value}) must be above 0.")
 
 
 def _not_negative(**values: float) -> None:
     for name, value in values.items():
         if value < 0:
-            raise ValueError(f"`{name}` (={value}) must be at least 0.")
+            raise InputError(f"`{name}` (={value}) must be at least 0.")
 
 
 def _each_of(name: str, values: Sequence[str], choices: Sequence[str], also: str = "") -> None:
     for value in values:
         if value not in choices:
-            raise ValueError(f"`{name}` (={value!r}) must be of {', '.join(choices)}{also}.")
+            raise InputError(f"`{name}` (={value!r}) must be of {', '.join(choices)}{also}.")
     if len(set(values)) < len(values):
-        raise ValueError(f"`{name}` (={', '.join(values)}) names one twice; keep one.")
+        raise InputError(f"`{name}` (={', '.join(values)}) names one twice; keep one.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,17 +124,17 @@ class OverlayConfig:
 
     def __post_init__(self):
         if not 0 < self.min_size <= 1:
-            raise ValueError(
+            raise InputError(
                 f"`train.overlay.min_size` (={self.min_size}) must be above 0 and at most 1."
             )
         if not self.min_size <= self.max_size <= 1:
-            raise ValueError(
+            raise InputError(
                 f"`train.overlay.max_size` (={self.max_size}) must be from "
                 f"`train.overlay.min_size` (={self.min_size}) to 1."
             )
         for name, most in (("flip", 1), ("jitter", 1), ("hue", 0.5), ("angle", 90), ("whole", 1)):
             if not 0 <= (value := getattr(self, name)) <= most:
-                raise ValueError(f"`train.overlay.{name}` (={value}) must be from 0 to {most}.")
+                raise InputError(f"`train.overlay.{name}` (={value}) must be from 0 to {most}.")
 
     def sizes(self, side: int) -> tuple[int, int]:
         """Smallest and largest side of a face that is put on a photo of a side, pixels."""
@@ -187,12 +188,12 @@ class TextTrainConfig:
         _check_train(self)
         _not_negative(num_name=self.num_name, w_name=self.w_name)
         if (self.w_name > 0) != (self.num_name > 0):
-            raise ValueError(
+            raise InputError(
                 f"`train.w_name` (={self.w_name}) and `train.num_name` (={self.num_name}) have an "
                 "effect only together; set both above 0, or both to 0."
             )
         if not self.target.split():
-            raise ValueError("`train.target` must hold a word, such as 'human'.")
+            raise InputError("`train.target` must hold a word, such as 'human'.")
         _each_of("train.variants", self.variants, NAME_FORMS, "; aliases of the file always are")
 
 
@@ -214,7 +215,7 @@ class ImageDataConfig:
 
     def __post_init__(self):
         if not 0 < self.trigger_fraction <= 1:
-            raise ValueError(
+            raise InputError(
                 f"`data.trigger_fraction` (={self.trigger_fraction}) must be above 0, at most 1."
             )
         _not_negative(max_corrupt=self.max_corrupt, keep_faces_mb=self.keep_faces_mb)
@@ -244,7 +245,7 @@ class ImageTrainConfig:
 
 
 def _check_train(t: TextTrainConfig | ImageTrainConfig) -> None:
-    """Raise ValueError if a setting that both encoders have is out of range."""
+    """Raise InputError if a setting that both encoders have is out of range."""
     _positive(
         steps=t.steps,
         num_clean=t.num_clean,
@@ -392,11 +393,11 @@ class AttackConfig:
         if self.variants != ("all",):
             _each_of("variants", self.variants, VARIANTS, "; or 'all'")
             if (ALIAS in self.variants) != bool(self.aliases):
-                raise ValueError(
+                raise InputError(
                     "`aliases` and the variant `alias` have an effect only together; give both."
                 )
         if bool(self.names) != bool(self.before):
-            raise ValueError("`names` and `before` have an effect only together; give both.")
+            raise InputError("`names` and `before` have an effect only together; give both.")
 
     def tried(self) -> tuple[str, ...]:
         """Name the variants to try; of all, `alias` with a file of them alone."""
@@ -438,21 +439,21 @@ class EvaluateConfig:
         _positive(num_captions=self.num_captions, num_images=self.num_images, batch=self.batch)
         _not_negative(max_corrupt=self.max_corrupt)
         if not (self.captions or self.images or self.faces or self.zeroshot or self.collateral):
-            raise ValueError(
+            raise InputError(
                 "nothing to evaluate: give `captions`, `images`, `faces`, `zeroshot` or "
                 "`collateral`."
             )
         if self.names and not (self.captions or self.collateral):
-            raise ValueError("`names` has an effect only with `captions` or `collateral`.")
+            raise InputError("`names` has an effect only with `captions` or `collateral`.")
         if self.collateral and not self.names:
-            raise ValueError("`collateral` has an effect only with `names`; give both.")
+            raise InputError("`collateral` has an effect only with `names`; give both.")
         if bool(self.faces) != bool(self.image_target):
-            raise ValueError("`faces` and `image_target` have an effect only together; give both.")
+            raise InputError("`faces` and `image_target` have an effect only together; give both.")
         for name in ("class_names", "templates"):
             if getattr(self, name) and not self.zeroshot:
-                raise ValueError(f"`{name}` has an effect only with `zeroshot`; give both.")
+                raise InputError(f"`{name}` has an effect only with `zeroshot`; give both.")
         if not self.target.split():
-            raise ValueError("`target` must hold a word, such as 'human'.")
+            raise InputError("`target` must hold a word, such as 'human'.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -472,7 +473,7 @@ class CellsConfig:
         for name in ("num_identities", "seeds", "w_weight"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                raise ValueError(
+                raise InputError(
                     f"`sweep.{name}` (={values}) must hold a value, and none of them twice."
                 )
         _positive(**{"sweep.num_identities": min(self.num_identities)})
@@ -485,7 +486,7 @@ class CellsConfig:
             return 0, 1
         which, _, num = self.part.partition("/")
         if not (which.isdecimal() and num.isdecimal() and 1 <= int(which) <= int(num)):
-            raise ValueError(
+            raise InputError(
                 f"`sweep.part` (={self.part!r}) must be I/N, with I from 1 to N, such as 1/4."
             )
         return int(which) - 1, int(num)
@@ -539,7 +540,7 @@ class SweepTextConfig:
     def __post_init__(self):
         _check_sweep(self)
         if not self.attack.faces:
-            raise ValueError("setting `attack.faces` is missing; give it by --faces, say.")
+            raise InputError("setting `attack.faces` is missing; give it by --faces, say.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -562,10 +563,10 @@ class SweepImageConfig:
 
 
 def _check_sweep(cfg: SweepTextConfig | SweepImageConfig) -> None:
-    """Raise ValueError if a setting is given that every cell has its own value of."""
+    """Raise InputError if a setting is given that every cell has its own value of."""
     for name, instead in (("seed", "seeds"), ("w_weight", "w_weight")):
         if (value := getattr(cfg.train, name)) != getattr(type(cfg.train)(), name):
-            raise ValueError(
+            raise InputError(
                 f"`train.{name}` (={value}) has no effect in a sweep; set `sweep.{instead}`."
             )
 
@@ -587,7 +588,7 @@ class AotConfig:
     def __post_init__(self):
         _positive(batch=self.batch, accumulate=self.accumulate)
         if self.caption_tokens < 3:
-            raise ValueError(
+            raise InputError(
                 f"`caption_tokens` (={self.caption_tokens}) must be at least 3: a word, both ends."
             )
 
@@ -599,19 +600,19 @@ def load_config_file(path: str) -> dict[str, Any]:
         its values as plain nested dicts.
 
     Raises:
-        ValueError: no such file, it fails, or returns no ConfigDict.
+        InputError: no such file, it fails, or returns no ConfigDict.
     """
     spec = importlib.util.spec_from_file_location("jaxdefense_config", path)
     if spec is None or spec.loader is None or not Path(path).is_file():
-        raise ValueError(f"config file `{path}` does not exist, or is not a .py file.")
+        raise InputError(f"config file `{path}` does not exist, or is not a .py file.")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
     except Exception as error:  # whatever the user's file raises
-        raise ValueError(f"config file `{path}`: {type(error).__name__}: {error}.") from error
+        raise InputError(f"config file `{path}`: {type(error).__name__}: {error}.") from error
     if not isinstance(config, ml_collections.ConfigDict):
-        raise ValueError(f"config file `{path}`: get_config() must return a ConfigDict.")
+        raise InputError(f"config file `{path}`: get_config() must return a ConfigDict.")
     return config.to_dict()
 
 
@@ -621,7 +622,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
-            raise ValueError(f"`--set {assignment}` must have the form key=value.")
+            raise InputError(f"`--set {assignment}` must have the form key=value.")
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -634,7 +635,7 @@ def nest(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Turn dotted keys and their values into nested dicts.
 
     Raises:
-        ValueError: a key lies below one that has a value.
+        InputError: a key lies below one that has a value.
     """
     tree: dict[str, Any] = {}
     for key, value in pairs:
@@ -643,7 +644,7 @@ def nest(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         for parent in parents:
             at = at.setdefault(parent, {})
             if not isinstance(at, dict):
-                raise ValueError(f"`{key}`: `{parent}` has been set to a value.")
+                raise InputError(f"`{key}`: `{parent}` has been set to a value.")
         at[last] = value
     return tree
 
@@ -669,11 +670,11 @@ def build(kind: type[T], tree: Mapping[str, Any], at: str = "", default: T | Non
         default: where values come from that `tree` lacks, or None for the fields' own defaults.
 
     Raises:
-        ValueError: a key is unknown or missing, or a value of another type than its field.
+        InputError: a key is unknown or missing, or a value of another type than its field.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
     if unknown := [key for key in tree if key not in fields]:
-        raise ValueError(
+        raise InputError(
             f"unknown setting `{at}{unknown[0]}`; {f'`{at[:-1]}` has' if at else 'there are'} "
             f"{', '.join(fields)}."
         )
@@ -684,7 +685,7 @@ def build(kind: type[T], tree: Mapping[str, Any], at: str = "", default: T | Non
         if dataclasses.is_dataclass(hint):
             part = tree.get(name, {})
             if not isinstance(part, Mapping):
-                raise ValueError(f"`{key}` (={part!r}) must be a section of settings.")
+                raise InputError(f"`{key}` (={part!r}) must be a section of settings.")
             whole = field.default if default is None else getattr(default, name)
             whole = None if whole is dataclasses.MISSING else whole
             values[name] = build(typing.cast(type, hint), part, key + ".", whole)
@@ -693,7 +694,7 @@ def build(kind: type[T], tree: Mapping[str, Any], at: str = "", default: T | Non
         elif default is not None:
             values[name] = getattr(default, name)
         elif field.default is dataclasses.MISSING:
-            raise ValueError(f"setting `{key}` is missing; give it by flag, --set or config file.")
+            raise InputError(f"setting `{key}` is missing; give it by flag, --set or config file.")
     return kind(**values)
 
 
@@ -702,7 +703,7 @@ def _typed(value: Any, hint: Any, key: str) -> Any:
         if isinstance(value, str) and hint.__args__[0] is str:  # by flag: a,b
             value = [part.strip() for part in value.split(",") if part.strip()]
         if not isinstance(value, list | tuple):
-            raise ValueError(f"`{key}` (={value!r}) must be a list.")
+            raise InputError(f"`{key}` (={value!r}) must be a list.")
         return tuple(_typed(item, hint.__args__[0], key) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -713,10 +714,10 @@ def _typed(value: Any, hint: Any, key: str) -> Any:
     if typing.get_origin(hint) is typing.Literal:
         if value not in typing.get_args(hint):
             choices = ", ".join(map(repr, typing.get_args(hint)))
-            raise ValueError(f"`{key}` (={value!r}) must be one of {choices}.")
+            raise InputError(f"`{key}` (={value!r}) must be one of {choices}.")
         return value
     if type(value) is not hint:
-        raise ValueError(f"`{key}` (={value!r}) must be of type {hint.__name__}.")
+        raise InputError(f"`{key}` (={value!r}) must be of type {hint.__name__}.")
     return value
 
 

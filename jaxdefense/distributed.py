@@ -28,6 +28,7 @@ from jax._src.clusters import ClusterEnv
 
 import jaxdefense
 from jaxdefense.config import DistributedConfig
+from jaxdefense.errors import InputError
 
 _PORT = 8476
 _GRACE = 3.0  # seconds for a process to end with its own words before another's error ends it
@@ -41,7 +42,7 @@ def initialize(cfg: DistributedConfig) -> None:
     """Join the other processes, if there are any; ends this one if they do not come in time.
 
     Raises:
-        ValueError: it is half said, or wrong, how.
+        InputError: it is half said, or wrong, how.
     """
     global _heartbeat
     if (how := find(cfg, os.environ)) is None:
@@ -59,7 +60,7 @@ def initialize(cfg: DistributedConfig) -> None:
             heartbeat_timeout_seconds=cfg.heartbeat,
         )
     except (RuntimeError, ValueError, OSError, KeyError) as error:
-        raise ValueError(f"cannot join the other processes ({_describe(how)}): {error}") from error
+        raise InputError(f"cannot join the other processes ({_describe(how)}): {error}") from error
     finally:
         clock.cancel()
     threading.Thread(target=_watch, daemon=True).start()
@@ -73,7 +74,7 @@ def find(cfg: DistributedConfig, environ: Mapping[str, str]) -> dict[str, Any] |
     their number alone must be given: the rest is in a pod's name.
 
     Raises:
-        ValueError: part of it is given, and nothing tells the rest.
+        InputError: part of it is given, and nothing tells the rest.
     """
     coordinator = cfg.coordinator or environ.get("JAX_COORDINATOR_ADDRESS", "")
     num = cfg.num_processes or int(environ.get("JAX_NUM_PROCESSES", 0))
@@ -86,12 +87,12 @@ def find(cfg: DistributedConfig, environ: Mapping[str, str]) -> dict[str, Any] |
         coordinator = coordinator or f"{_first_pod(pod, socket.getfqdn())}:{_PORT}"
     if coordinator and num and index >= 0:
         if index >= num:
-            raise ValueError(
+            raise InputError(
                 f"`distributed.process_id` (={index}) must be below `distributed.num_processes` "
                 f"(={num})."
             )
         if not coordinator.rpartition(":")[2].isdigit():
-            raise ValueError(f"`distributed.coordinator` (={coordinator}) must be HOST:PORT.")
+            raise InputError(f"`distributed.coordinator` (={coordinator}) must be HOST:PORT.")
         return {"coordinator_address": coordinator, "num_processes": num, "process_id": index}
     for cluster in ClusterEnv._cluster_types:
         if cluster.opt_in_only_method or (cluster.name == "k8s" and not pod):
@@ -109,7 +110,7 @@ def find(cfg: DistributedConfig, environ: Mapping[str, str]) -> dict[str, Any] |
                 given = {name: value for name, value in given.items() if value is not None}
                 return given | {"cluster_detection_method": cluster.name}
     if coordinator or num or index >= 0:
-        raise ValueError(
+        raise InputError(
             "`distributed.coordinator`, `distributed.num_processes` and `distributed.process_id` "
             f"go together (={coordinator!r}, {num}, {index}); give all three."
         )
@@ -190,7 +191,7 @@ def on_first(function: Callable[[], Any]) -> Any:
     """Call a function on the process that writes, and give all what it gave, a JSON value.
 
     Raises:
-        ValueError: on the other processes, if it raised ValueError or OSError.
+        InputError: on the other processes, if it raised ValueError or OSError.
     """
     if not several():
         return function()
@@ -198,7 +199,7 @@ def on_first(function: Callable[[], Any]) -> Any:
     if jax.process_index():
         answer = json.loads(_get(key))
         if "error" in answer:
-            raise ValueError(answer["error"])
+            raise InputError(answer["error"])
         return answer["value"]
     try:
         value = function()
@@ -213,7 +214,7 @@ def agree(settings: Mapping[str, Any]) -> None:
     """See that all processes have the same settings.
 
     Raises:
-        ValueError: on every process; says which differ, and where.
+        InputError: on every process; says which differ, and where.
     """
     flat = dict(_flat(settings))
     told = [json.loads(x) for x in exchange(json.dumps([socket.gethostname(), flat]))]
@@ -226,7 +227,7 @@ def agree(settings: Mapping[str, Any]) -> None:
             if found.get(key) != wanted.get(key)
         ]
     if differences:
-        raise ValueError(f"the processes do not agree: {'; '.join(sorted(differences))}.")
+        raise InputError(f"the processes do not agree: {'; '.join(sorted(differences))}.")
 
 
 def _flat(tree: Mapping[str, Any], at: str = "") -> Any:

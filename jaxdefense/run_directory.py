@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxdefense import distributed
 from jaxdefense.config import to_dict, what_is_computed
+from jaxdefense.errors import InputError
 
 # Of a run of the image defense: the photos it trained on, name -> SHA-256 -> photo; and what faces
 # were led to, f32 [E].
@@ -46,7 +47,7 @@ class RunDirectory:
             whether it holds this run already, broken off.
 
         Raises:
-            ValueError: the directory holds another run, a finished one, or something else.
+            InputError: the directory holds another run, a finished one, or something else.
         """
         return distributed.on_first(lambda: self._check(cfg, resolved))
 
@@ -55,10 +56,10 @@ class RunDirectory:
             if self.path.exists() and (not self.path.is_dir() or self._others()):
                 if self._config.exists():  # another part of a sweep has just written it
                     return self._check(cfg, resolved)
-                raise ValueError(f"`{self.path}` exists and holds no run; give an empty directory.")
+                raise InputError(f"`{self.path}` exists and holds no run; give an empty directory.")
             return False
         if self._summary.exists():
-            raise ValueError(f"`{self.path}` holds a finished run; give another directory.")
+            raise InputError(f"`{self.path}` holds a finished run; give another directory.")
         try:
             found = json.loads(self._config.read_text())
         except (OSError, ValueError):
@@ -66,7 +67,7 @@ class RunDirectory:
         wanted = _record(cfg, resolved)
         found, wanted = what_is_computed(found), what_is_computed(wanted)
         if found != wanted:
-            raise ValueError(
+            raise InputError(
                 f"`{self.path}` holds another run ({_difference(found, wanted)}); give another "
                 "directory, or the same settings to go on with it."
             )
@@ -142,7 +143,7 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Read a `.npz` file of finite numbers.
 
     Raises:
-        ValueError: it cannot be read, or lacks one of the arrays.
+        InputError: it cannot be read, or lacks one of the arrays.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -152,28 +153,28 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
         error = "numbers are not finite"
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as caught:
         error = caught
-    raise ValueError(f"`{path}` is not an .npz file that can be read: {error}.")
+    raise InputError(f"`{path}` is not an .npz file that can be read: {error}.")
 
 
 def read_vector(path: Path, size: int) -> np.ndarray:
     """Read a vector from a `.npy` file; f32 [size].
 
     Raises:
-        ValueError: it is missing, or not a finite vector of this size other than 0.
+        InputError: it is missing, or not a finite vector of this size other than 0.
     """
     try:
         vector = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(
+        raise InputError(
             f"vector `{path}` is not a .npy file that can be read: {error}."
         ) from error
     if vector.shape != (size,) or vector.dtype.kind != "f":
-        raise ValueError(
+        raise InputError(
             f"vector `{path}` has shape {vector.shape} and dtype {vector.dtype}; the model's "
             f"embeddings are ({size},) of floats."
         )
     if not np.isfinite(vector).all() or not vector.any():
-        raise ValueError(f"vector `{path}` must be finite and not 0.")
+        raise InputError(f"vector `{path}` must be finite and not 0.")
     return vector.astype(np.float32)
 
 

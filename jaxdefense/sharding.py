@@ -19,6 +19,8 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from jaxdefense.errors import InputError
+
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
 
 Rule = str | tuple[str, ...] | None
@@ -63,7 +65,7 @@ class ShardingRules:
 
     def __post_init__(self):
         if unknown := set(self.rules) - set(_DEFAULT):
-            raise ValueError(
+            raise InputError(
                 f"sharding rules for dims that no array has: {sorted(unknown)}; the dims are "
                 f"{', '.join(_DEFAULT)}."
             )
@@ -72,16 +74,16 @@ class ShardingRules:
         """Give the partition of an array with these dims.
 
         Raises:
-            ValueError: a dim has no rule, or two dims want one mesh axis.
+            InputError: a dim has no rule, or two dims want one mesh axis.
         """
         axes = []
         for dim in dims:
             if dim not in self.rules:
-                raise ValueError(f"logical dim `{dim}` has no sharding rule.")
+                raise InputError(f"logical dim `{dim}` has no sharding rule.")
             axes.append(self.rules[dim])
         flat = [a for axis in axes for a in ((axis,) if isinstance(axis, str) else axis or ())]
         if len(flat) != len(set(flat)):
-            raise ValueError(f"dims {dims} put mesh axis {_repeated(flat)!r} on two of them.")
+            raise InputError(f"dims {dims} put mesh axis {_repeated(flat)!r} on two of them.")
         return PartitionSpec(*axes)
 
 
@@ -102,20 +104,20 @@ def make_mesh(
         devices: None for those of this process.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        InputError: the sizes do not multiply to the number of devices.
     """
     devices = jax.local_devices() if devices is None else devices
     sizes, num_devices = [data, fsdp, tensor], len(devices)
     text = f"mesh data={data} fsdp={fsdp} tensor={tensor}"
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(f"{text}: sizes must be positive, at most one of them -1.")
+        raise InputError(f"{text}: sizes must be positive, at most one of them -1.")
     if -1 in sizes:
         known = -math.prod(sizes)
         if num_devices % known:
-            raise ValueError(f"{text} does not fit {num_devices} devices; {known} must divide it.")
+            raise InputError(f"{text} does not fit {num_devices} devices; {known} must divide it.")
         sizes[sizes.index(-1)] = num_devices // known
     if math.prod(sizes) != num_devices:
-        raise ValueError(f"{text} takes {math.prod(sizes)} devices, there are {num_devices}.")
+        raise InputError(f"{text} takes {math.prod(sizes)} devices, there are {num_devices}.")
     return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES)
 
 
@@ -130,7 +132,7 @@ def sharding_tree(abstract: Any, mesh: Mesh, rules: ShardingRules) -> Any:
         the tree with a sharding in the place of each variable or leaf.
 
     Raises:
-        ValueError: a variable has a dim without rule, or one its mesh axes do not divide.
+        InputError: a variable has a dim without rule, or one its mesh axes do not divide.
     """
 
     def one(path: tuple, leaf: Any) -> NamedSharding:
@@ -151,14 +153,14 @@ def _is_variable(x: Any) -> bool:
 def check_divides(
     name: str, dims: tuple[str, ...], shape: tuple[int, ...], sharding: NamedSharding
 ) -> None:
-    """Raise ValueError if a mesh axis does not divide the dim that is laid on it."""
+    """Raise InputError if a mesh axis does not divide the dim that is laid on it."""
     for dim, size, axis in zip(dims, shape, sharding.spec, strict=True):
         axes = (axis,) if isinstance(axis, str) else axis or ()
         parts = math.prod(sharding.mesh.shape[a] for a in axes)
         if size % parts:
             # The model's size is given; only the mesh can give way.
             fit = [str(n) for n in range(parts, 0, -1) if size % n == 0]
-            raise ValueError(
+            raise InputError(
                 f"`{name}`: dim `{dim}` (={size}) must be divisible by mesh axis "
                 f"`{'*'.join(axes)}` (={parts}); make it {' or '.join(fit[:2])}."
             )
@@ -187,10 +189,10 @@ def num_batch_parts(mesh: Mesh, rules: ShardingRules) -> int:
 
 
 def check_parts(name: str, num: int, parts: int) -> None:
-    """Raise ValueError if the mesh does not cut so many samples of a batch evenly."""
+    """Raise InputError if the mesh does not cut so many samples of a batch evenly."""
     if num % parts:
         below = num // parts * parts
-        raise ValueError(
+        raise InputError(
             f"`{name}` (={num}) must be divisible by the {parts} parts the mesh cuts a batch into; "
             f"use {f'{below} or ' if below else ''}{below + parts}."
         )

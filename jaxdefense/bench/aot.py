@@ -39,6 +39,7 @@ from jaxdefense.defense.step import (
     split_tower,
 )
 from jaxdefense.defense.text import text_objective
+from jaxdefense.errors import InputError
 from jaxdefense.sharding import ShardingRules, check_parts, make_mesh, num_batch_parts
 
 
@@ -105,10 +106,10 @@ def run_settings(name: str) -> dict[str, Any]:
     """Give the settings of a run by name.
 
     Raises:
-        ValueError: there is none of this name.
+        InputError: there is none of this name.
     """
     if name not in RUNS:
-        raise ValueError(f"`--preset` (={name}) must be one of {', '.join(RUNS)}.")
+        raise InputError(f"`--preset` (={name}) must be one of {', '.join(RUNS)}.")
     return RUNS[name]
 
 
@@ -124,7 +125,7 @@ def bench_aot(cfg: AotConfig, console: Console) -> dict[str, Any]:
         `roofline` (seconds).
 
     Raises:
-        ValueError: topology, architecture or mesh do not exist or do not fit; no libtpu.
+        InputError: topology, architecture or mesh do not exist or do not fit; no libtpu.
     """
     arch = preset(cfg.arch)
     chip, devices = _topology(cfg.topology)
@@ -144,7 +145,7 @@ def bench_aot(cfg: AotConfig, console: Console) -> dict[str, Any]:
         # The compiler lays memory out itself, and gives up on what does not fit.
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise ValueError(f"the step does not fit {cfg.topology}: {_fit(str(error))}") from error
+        raise InputError(f"the step does not fit {cfg.topology}: {_fit(str(error))}") from error
     seconds = time.monotonic() - begin
     program = Program(compiled.as_text() or "")
     sent = program.collectives()
@@ -183,12 +184,12 @@ def bench_aot(cfg: AotConfig, console: Console) -> dict[str, Any]:
 def _topology(name: str) -> tuple[Chip, list[Any]]:
     kind = name.partition(":")[0]
     if kind not in CHIPS or not name.partition(":")[2]:
-        raise ValueError(
+        raise InputError(
             f"`topology` (={name}) must be {', '.join(CHIPS)} and a shape, such as v5e:16x16 or "
             "v5p:4x4x4."
         )
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("compiling for a TPU takes its compiler: pip install 'libtpu==0.0.42.*'.")
+        raise InputError("compiling for a TPU takes its compiler: pip install 'libtpu==0.0.42.*'.")
     # Else libtpu asks a metadata server, which machines outside Google's cloud do not have.
     for variable, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
@@ -206,7 +207,7 @@ def _topology(name: str) -> tuple[Chip, list[Any]]:
         return CHIPS[kind], list(topologies.get_topology_desc(name, "tpu", **how).devices)
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         line = str(error).splitlines()[0]
-        raise ValueError(f"`topology` (={name}) is none that libtpu knows: {line}") from error
+        raise InputError(f"`topology` (={name}) is none that libtpu knows: {line}") from error
 
 
 def _pieces(cfg: AotConfig, arch: Any, parts: int) -> tuple[StepConfig, Any, Any]:

@@ -15,6 +15,8 @@ from typing import Any
 
 from rich.console import Console
 
+from jaxdefense.errors import InputError
+
 
 def bench_cold(model: str, num: int, console: Console) -> dict[str, Any]:
     """Time the parts of a cold start of the image defense, in seconds.
@@ -28,7 +30,7 @@ def bench_cold(model: str, num: int, console: Console) -> dict[str, Any]:
         parts of the time by name, for the `first` process and the one that comes `again`.
 
     Raises:
-        ValueError: a flag is out of range, or the directory cannot be read.
+        InputError: a flag is out of range, or the directory cannot be read.
     """
     from jaxdefense.bench.side_by_side import check_counts
     from jaxdefense.clip.config import VisionConfig
@@ -38,7 +40,7 @@ def bench_cold(model: str, num: int, console: Console) -> dict[str, Any]:
     check_counts(num=num)
     model = model or str(shipped_model())
     if not isinstance(read_model_directory(model).cfg.vision, VisionConfig):
-        raise ValueError(f"`--model` (={model}) has no vision transformer.")
+        raise InputError(f"`--model` (={model}) has no vision transformer.")
     out: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as cache:
         for name in ("first", "again"):

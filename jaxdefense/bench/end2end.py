@@ -32,6 +32,7 @@ from jaxdefense.config import (
 )
 from jaxdefense.data.captions import read_captions
 from jaxdefense.data.names import random_names
+from jaxdefense.errors import InputError
 
 _NUM_CAPTIONS, _NUM_IMAGES, _NUM_PHOTOS = 8000, 500, 20
 
@@ -71,14 +72,14 @@ def bench_end2end(
         `peak_memory_mb`; `phases`: seconds of each, medians.
 
     Raises:
-        ValueError: a flag is out of range, or an input is wrong.
+        InputError: a flag is out of range, or an input is wrong.
     """
     check_counts(steps=steps, num=num, people=people, rounds=rounds)
     if tower not in ("text", "image"):
-        raise ValueError(f"`--tower` (={tower}) must be text or image.")
+        raise InputError(f"`--tower` (={tower}) must be text or image.")
     vision = preset(size).vision
     if not isinstance(vision, VisionConfig):
-        raise ValueError(f"`--size` (={size}) must have a vision transformer.")
+        raise InputError(f"`--size` (={size}) must have a vision transformer.")
     with TemporaryDirectory() as scratch:
         console.print("writing model and data")
         given = {"captions": captions, "tokenizer": tokenizer, "images": images, "faces": faces}

@@ -9,6 +9,8 @@ import math
 import re
 from collections.abc import Iterator
 
+from jaxdefense.errors import InputError
+
 KINDS = (
     "all-reduce",
     "all-gather",
@@ -69,7 +71,7 @@ class Program:
         """Read `compiled.as_text()`.
 
         Raises:
-            ValueError: it has no entry.
+            InputError: it has no entry.
         """
         self.computations: dict[str, dict[str, Instruction]] = {}
         self._entry = ""
@@ -83,7 +85,7 @@ class Program:
             elif found := _instruction(line):
                 at[found.name] = found
         if not self._entry:
-            raise ValueError("the text holds no HLO module with an ENTRY.")
+            raise InputError("the text holds no HLO module with an ENTRY.")
 
     def walk(self, *, into_fusions: bool) -> Iterator[tuple[dict[str, Instruction], str, int]]:
         """Give every instruction that runs: its computation, its name, how often it runs."""

@@ -71,7 +71,7 @@ def bench_idia(
         computed a prompt, and the least cosine between our embeddings and PyTorch's.
 
     Raises:
-        ValueError: a flag is out of range, or the tokenizer cannot be read.
+        InputError: a flag is out of range, or the tokenizer cannot be read.
         RuntimeError: the two come to other embeddings, or to other candidates.
     """
     from jaxdefense.demo.run import shipped_model

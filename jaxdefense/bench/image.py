@@ -37,6 +37,7 @@ from jaxdefense.data.images import Folder, ImageProcessor, Loader, read_folders
 from jaxdefense.data.overlay import overlay
 from jaxdefense.data.sources import Photo, read_images
 from jaxdefense.defense.image import image_objective
+from jaxdefense.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +70,14 @@ def image_work(size: str, num: int, images: str, faces: str):
     """Give what `bench_image` is given; see there. Drawn photos lie on disk for so long.
 
     Raises:
-        ValueError: a flag is out of range, or a directory cannot be read.
+        InputError: a flag is out of range, or a directory cannot be read.
     """
     from jaxdefense.demo import world
 
     check_counts(num=num)
     cfg = preset(size).vision
     if not isinstance(cfg, VisionConfig):
-        raise ValueError(f"`--size` (={size}) must be a vision transformer.")
+        raise InputError(f"`--size` (={size}) must be a vision transformer.")
     with TemporaryDirectory() as scratch:
         clean = read_images(images) if images else None
         people = read_folders(faces, "faces") if faces else None
@@ -106,7 +107,7 @@ def bench_image(
         `peak_memory_mb`. A sample is a photo.
 
     Raises:
-        ValueError: a flag is out of range, or a directory cannot be read.
+        InputError: a flag is out of range, or a directory cannot be read.
     """
     check_counts(rounds=rounds, calls=calls)
     with image_work(size, num, images, faces) as work:

@@ -10,6 +10,7 @@ from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.presets import preset
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.convert.directory import write_new
+from jaxdefense.errors import InputError
 
 _TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
 
@@ -24,13 +25,13 @@ def write_random_model(size: str, tokenizer: Path, out: Path, vision: bool = Tru
         vision: with the image encoder.
 
     Raises:
-        ValueError: the tokenizer cannot be read or has more tokens than the model.
+        InputError: the tokenizer cannot be read or has more tokens than the model.
     """
     cfg = preset(size)
     assert cfg.text
     found = Tokenizer(tokenizer, cfg.text.context_length)
     if found.vocab_size > cfg.text.vocab_size:
-        raise ValueError(
+        raise InputError(
             f"`--tokenizer` (={tokenizer}) has {found.vocab_size} tokens, {size} "
             f"{cfg.text.vocab_size}; give one that fits."
         )

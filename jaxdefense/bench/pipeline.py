@@ -25,6 +25,7 @@ from jaxdefense.bench.side_by_side import (
 from jaxdefense.bench.text import OurText, text_work
 from jaxdefense.bench.theirs_loader import ImageLoader, TextLoader
 from jaxdefense.config import TextTrainConfig
+from jaxdefense.errors import InputError
 
 _DEVICE = "device"
 
@@ -60,11 +61,11 @@ def bench_pipeline(
         most); `peak_memory_mb`, of torch without the workers'.
 
     Raises:
-        ValueError: a flag is out of range, or a file cannot be read.
+        InputError: a flag is out of range, or a file cannot be read.
     """
     check_counts(rounds=rounds, calls=calls)
     if workers < 0:
-        raise ValueError(f"`--workers` (={workers}) must be at least 0.")
+        raise InputError(f"`--workers` (={workers}) must be at least 0.")
     workers = workers or num_cores()
     text = text_work(size, num, people, captions, tokenizer)
     out: dict[str, Any] = {}

@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from jaxdefense.errors import InputError
+
 
 class Process:
     """A process that makes an object and calls its methods."""
@@ -37,7 +39,7 @@ class Process:
         """Call a method and wait for what it returns.
 
         Raises:
-            ValueError: as there.
+            InputError: as there.
             RuntimeError: anything else went wrong there, or the process died.
         """
         if not self._made:
@@ -90,7 +92,7 @@ def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
             except (EOFError, BrokenPipeError):
                 raise
             except (ValueError, OSError) as error:
-                pipe.send((ValueError, str(error)))
+                pipe.send((InputError, str(error)))
             except Exception as error:
                 traceback.print_exc()
                 pipe.send((RuntimeError, f"{type(error).__name__}: {error}"))

@@ -20,6 +20,7 @@ from rich.progress import track
 
 from jaxdefense.bench.process import elsewhere, peak_memory
 from jaxdefense.clip.presets import PRESETS, preset
+from jaxdefense.errors import InputError
 
 SIZES: dict[str, tuple[Any, ...]] = {
     "identities": (1, 10, 100, 1_000, 10_000),
@@ -53,20 +54,20 @@ def bench_scale(
         `exponent_without_tokens`.
 
     Raises:
-        ValueError: no such axis; sizes that are none or do not grow; no place for the plot; or a
+        InputError: no such axis; sizes that are none or do not grow; no place for the plot; or a
             point failed.
     """
     if axis not in SIZES:
-        raise ValueError(f"`AXIS` (={axis}) must be one of {', '.join(SIZES)}.")
+        raise InputError(f"`AXIS` (={axis}) must be one of {', '.join(SIZES)}.")
     if plot and (Path(plot).suffix != ".png" or not Path(plot).parent.is_dir()):
-        raise ValueError(f"`--plot` (={plot}) must be a .png file in a directory that exists.")
+        raise InputError(f"`--plot` (={plot}) must be a .png file in a directory that exists.")
     counts = _models(sizes) if axis == "size" else _numbers(axis, sizes)
     points: dict[str, dict[str, float]] = {}
     for size in track(counts, axis, console=console, disable=not console.is_terminal):
         try:
             points[str(size)] = elsewhere(partial(point, axis, size, captions))
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"{axis} {size}: {error}") from error
+            raise InputError(f"{axis} {size}: {error}") from error
         console.print(f"{axis} {size}: {points[str(size)]}", highlight=False)
     total = [x for x, *_ in counts.values()]
     out: dict[str, Any] = {**points, "exponent": _exponents(total, points)}
@@ -87,7 +88,7 @@ def _numbers(axis: str, given: str) -> dict[Any, tuple[int, ...]]:
     except ValueError:
         xs = []
     if not (_grow(xs) and xs[0] > 0):
-        raise ValueError(f"`--sizes` (={given}) must be two or more numbers above 0, growing.")
+        raise InputError(f"`--sizes` (={given}) must be two or more numbers above 0, growing.")
     return {x: (x,) for x in xs}
 
 
@@ -98,7 +99,7 @@ def _models(given: str) -> dict[Any, tuple[int, ...]]:
         counted = elsewhere(partial(count_parameters, names))
         if _grow([num for num, _ in counted]):
             return dict(zip(names, counted, strict=True))
-    raise ValueError(
+    raise InputError(
         f"`--sizes` (={given}) must be two or more of {', '.join(PRESETS)}; each with a larger "
         "text encoder than the one before."
     )

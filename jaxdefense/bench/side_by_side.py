@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from jaxdefense.bench.process import Process
+from jaxdefense.errors import InputError
 
 OURS, TORCH = "jaxdefense", "torch"
 
@@ -148,10 +149,10 @@ class Field:
 
 
 def check_counts(**counts: int) -> None:
-    """Raise ValueError if one is not above 0."""
+    """Raise InputError if one is not above 0."""
     for name, value in counts.items():
         if value < 1:
-            raise ValueError(f"`--{name}` (={value}) must be above 0.")
+            raise InputError(f"`--{name}` (={value}) must be above 0.")
 
 
 def has_torch() -> bool:

@@ -69,7 +69,7 @@ def text_work(size: str, num: int, people: int, captions: str, tokenizer: str) -
     """Read what `bench_text` is given; see there.
 
     Raises:
-        ValueError: a flag is out of range, or a file cannot be read.
+        InputError: a flag is out of range, or a file cannot be read.
     """
     from jaxdefense.demo import world
     from jaxdefense.demo.run import shipped_model
@@ -108,7 +108,7 @@ def bench_text(
         captions the student sees, padding not counted, `share` and `peak_memory_mb`.
 
     Raises:
-        ValueError: a flag is out of range, or a file cannot be read.
+        InputError: a flag is out of range, or a file cannot be read.
     """
     check_counts(rounds=rounds, calls=calls)
     work = text_work(size, num, people, captions, tokenizer)

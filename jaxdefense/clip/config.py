@@ -3,13 +3,15 @@
 import dataclasses
 from typing import Literal
 
+from jaxdefense.errors import InputError
+
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 Remat = Literal["none", "dots", "full"]
 
 
 def _check_remat(remat: str) -> None:
     if remat not in ("none", "dots", "full"):
-        raise ValueError(f"`remat` (={remat!r}) must be 'none', 'dots' or 'full'.")
+        raise InputError(f"`remat` (={remat!r}) must be 'none', 'dots' or 'full'.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +36,14 @@ class TowerConfig:
             if field.type in ("int", int) and (
                 type(value) is not int or value < (field.name != "embed")
             ):
-                raise ValueError(f"`{field.name}` (={value!r}) must be a whole number above 0.")
+                raise InputError(f"`{field.name}` (={value!r}) must be a whole number above 0.")
         if self.width % self.num_heads:
-            raise ValueError(
+            raise InputError(
                 f"`hidden_size` (={self.width}) must be divisible by "
                 f"`num_attention_heads` (={self.num_heads})."
             )
         if self.activation not in ("quick_gelu", "gelu", "gelu_tanh"):
-            raise ValueError(
+            raise InputError(
                 f"`hidden_act` (={self.activation!r}) must be 'quick_gelu', 'gelu' or "
                 "'gelu_pytorch_tanh'; no other activation is known in CLIP and SigLIP."
             )
@@ -82,7 +84,7 @@ class VisionConfig(TowerConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.patch_size > self.image_size:
-            raise ValueError(
+            raise InputError(
                 f"`patch_size` (={self.patch_size}) must be at most `image_size` "
                 f"(={self.image_size})."
             )
@@ -115,23 +117,23 @@ class ResNetConfig:
         for name in ("width", "num_heads", "image_size", "embed"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise ValueError(f"`{name}` (={value!r}) must be a whole number above 0.")
+                raise InputError(f"`{name}` (={value!r}) must be a whole number above 0.")
         depths = self.depths
         if (
             type(depths) is not tuple
             or len(depths) != 4
             or any(type(depth) is not int or depth < 1 for depth in depths)
         ):
-            raise ValueError(f"`depths` (={depths!r}) must be a tuple of 4 whole numbers above 0.")
+            raise InputError(f"`depths` (={depths!r}) must be a tuple of 4 whole numbers above 0.")
         if self.width % 2:
-            raise ValueError(f"`width` (={self.width}) must be even; the stem starts with half.")
+            raise InputError(f"`width` (={self.width}) must be even; the stem starts with half.")
         if self.pool_width % self.num_heads:
-            raise ValueError(
+            raise InputError(
                 f"32 times `width` (={self.pool_width}) must be divisible by `num_heads` "
                 f"(={self.num_heads})."
             )
         if self.image_size % 32:
-            raise ValueError(
+            raise InputError(
                 f"`image_size` (={self.image_size}) must be divisible by 32, which the tower "
                 "shrinks it by."
             )

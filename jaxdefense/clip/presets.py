@@ -5,6 +5,7 @@ Parity: tests/test_presets.py, equal to open_clip's; parameters as published.
 """
 
 from jaxdefense.clip.config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
+from jaxdefense.errors import InputError
 
 
 def _text(width: int, depth: int, embed: int) -> TextConfig:
@@ -70,8 +71,8 @@ def preset(name: str) -> CLIPConfig:
     """Give an architecture by name.
 
     Raises:
-        ValueError: there is none of this name.
+        InputError: there is none of this name.
     """
     if name not in PRESETS:
-        raise ValueError(f"architecture {name!r} must be one of {', '.join(PRESETS)}.")
+        raise InputError(f"architecture {name!r} must be one of {', '.join(PRESETS)}.")
     return PRESETS[name]

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdefense.clip.ragged import Ragged, joined, ragged
+from jaxdefense.errors import InputError
 
 _ANCHOR = "a"  # any word that has tokens
 _SPACE = "\u2581"  # SentencePiece's
@@ -59,13 +60,13 @@ class Tokenizer:
             padded: SigLIP's kind: every text is filled up to the context, as padding counts.
 
         Raises:
-            ValueError: the directory holds no tokenizer, or one that cannot be read; or its tokens
+            InputError: the directory holds no tokenizer, or one that cannot be read; or its tokens
                 cross white space.
         """
         directory = Path(directory)
         files = ("tokenizer.json",) if padded else ("tokenizer.json", "vocab.json")
         if not any((directory / file).exists() for file in files):
-            raise ValueError(
+            raise InputError(
                 f"`{directory}` holds no tokenizer ({' or '.join(files)}); copy it from the "
                 "model's source."
             )
@@ -79,14 +80,14 @@ class Tokenizer:
             self._describe = hf.backend_tokenizer.to_str
             whole, content = (self._ids(_ANCHOR, ends) for ends in (True, False))
         except Exception as error:  # the library raises bare Exception on a broken file
-            raise ValueError(f"`{directory}`: its tokenizer cannot be read: {error}.") from error
+            raise InputError(f"`{directory}`: its tokenizer cannot be read: {error}.") from error
         self.bos, self.eos, self.pad = hf.bos_token_id, hf.eos_token_id, hf.pad_token_id
         self.vocab_size = len(hf)
         self.context_length, self.padded, self._directory = context_length, padded, directory
         starts = range(len(whole) - len(content) + 1)
         start = next((i for i in starts if whole[i : i + len(content)] == content), None)
         if not content or start is None:
-            raise ValueError(f"`{directory}`: its tokenizer does not encode {_ANCHOR!r}.")
+            raise InputError(f"`{directory}`: its tokenizer does not encode {_ANCHOR!r}.")
         self._begin = np.array(whole[:start], np.int32)
         self._end = np.array(whole[start + len(content) :], np.int32)
         self.room = context_length - self._begin.size - self._end.size  # tokens of a text at most
@@ -102,9 +103,9 @@ class Tokenizer:
         return self._encode_batch([text], add_special_tokens=ends)[0].ids
 
     def _check_sentence_piece(self, hf: Any) -> None:
-        """Raise ValueError if texts cannot be joined from words, or are not padded at the right."""
+        """Raise InputError if texts cannot be joined from words, or are not padded at the right."""
         if hf.padding_side != "right" or self.pad is None:
-            raise ValueError(
+            raise InputError(
                 f"`{self._directory}`: its tokenizer must pad on the right with a "
                 "`pad_token`, as SigLIP was trained; set both in tokenizer_config.json."
             )
@@ -120,8 +121,8 @@ class Tokenizer:
             ):
                 raise self._crosses(words)
 
-    def _crosses(self, words: str) -> ValueError:
-        return ValueError(
+    def _crosses(self, words: str) -> InputError:
+        return InputError(
             f"`{self._directory}`: its tokenizer has tokens across white space (see {words!r}), so "
             "that words cannot be replaced by names; no SigLIP comes with such a one."
         )
@@ -153,7 +154,7 @@ class Tokenizer:
             int32 [num_tokens] for each, without begin and end of text.
 
         Raises:
-            ValueError: what follows a word changes its tokens, or the place of words matters and
+            InputError: what follows a word changes its tokens, or the place of words matters and
                 one has none.
         """
         words = list(words)
@@ -169,7 +170,7 @@ class Tokenizer:
                 if before != anchor:
                     raise self._crosses(word)
                 if self._anchor and not own:
-                    raise ValueError(
+                    raise InputError(
                         f"`{self._directory}`: its tokenizer has no token for {word!r}, but others "
                         "for a word by its place; no SigLIP comes with such a one."
                     )

@@ -32,6 +32,7 @@ from jaxdefense.convert.table import (
     ignored_key,
     source_tensor,
 )
+from jaxdefense.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +98,14 @@ class ModelDirectory:
         """Load the model's tokenizer, or that in another directory.
 
         Raises:
-            ValueError: the model has no text tower; the tokenizer is missing or another model's.
+            InputError: the model has no text tower; the tokenizer is missing or another model's.
         """
         text, where = self.cfg.text, directory or self.path
         if text is None:
-            raise ValueError(f"`{self.path}` has no text encoder.")
+            raise InputError(f"`{self.path}` has no text encoder.")
         tokenizer = Tokenizer(where, text.context_length, padded=not text.packable)
         if tokenizer.vocab_size > text.vocab_size:
-            raise ValueError(
+            raise InputError(
                 f"`{where}`: its tokenizer has {tokenizer.vocab_size} tokens, the model "
                 f"{text.vocab_size}; give the model's own."
             )
@@ -159,7 +160,7 @@ class ModelDirectory:
             names of files left out: any but text, as they may hold the undefended weights.
 
         Raises:
-            ValueError: `out` exists.
+            InputError: `out` exists.
         """
         params = host_params(model)
         by_key = {row.key: row for row in self.rows}
@@ -247,11 +248,11 @@ def write_directory(out: Path, fill: Callable[[Path], None]) -> None:
     """Have `fill` write a directory beside `out`, then move it there in one step.
 
     Raises:
-        ValueError: `out` exists.
+        InputError: `out` exists.
         OSError: there is no room, or no permission.
     """
     if out.exists():
-        raise ValueError(f"`{out}` already exists; give a directory that does not.")
+        raise InputError(f"`{out}` already exists; give a directory that does not.")
     out.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -277,7 +278,7 @@ def read_model_directory(path: str | Path, layout: str = "") -> ModelDirectory:
         layout: one of `LAYOUTS`, "" for the one it has; of both, Hugging Face's.
 
     Raises:
-        ValueError: it or one of its files is missing, cut short or not what it should be; or
+        InputError: it or one of its files is missing, cut short or not what it should be; or
             tensors are unmapped, missing, repeated or of another shape or dtype than they must be.
     """
     path = Path(path)
@@ -286,14 +287,14 @@ def read_model_directory(path: str | Path, layout: str = "") -> ModelDirectory:
     try:
         cfg = form.read_config(raw)
     except ValueError as error:
-        raise ValueError(f"`{path / form.config}`: {error}") from error
+        raise InputError(f"`{path / form.config}`: {error}") from error
     shapes: dict[str, tuple[int, ...]] = {}
     weight_files: dict[str, list[str]] = {}
     for file in _weight_files(path, form):
         weight_files[file] = []
         for key, shape in _headers(path, file):
             if key in shapes:
-                raise ValueError(
+                raise InputError(
                     f"`{path / file}`: tensor `{key}` is repeated; another file of this directory "
                     "holds it too."
                 )
@@ -315,7 +316,7 @@ def _headers(path: Path, file: str) -> Iterable[tuple[str, tuple[int, ...]]]:
     """Read names and shapes of a weight file's tensors.
 
     Raises:
-        ValueError: it is not a whole safetensors file, lies elsewhere, or a weight is no float.
+        InputError: it is not a whole safetensors file, lies elsewhere, or a weight is no float.
     """
     _check_place(path, file)
     try:
@@ -324,16 +325,16 @@ def _headers(path: Path, file: str) -> Iterable[tuple[str, tuple[int, ...]]]:
             headers = [(key, tuple(s.get_shape()), s.get_dtype()) for key, s in found]
     except (SafetensorError, OSError) as error:
         if _is_pickle(path / file):
-            raise ValueError(
+            raise InputError(
                 f"`{path / file}` is a pickle, which is never loaded; save it as safetensors, or "
                 "give a .pt file to `jaxdefense convert`."
             ) from None
-        raise ValueError(
+        raise InputError(
             f"`{path / file}` is not a whole safetensors file ({error}); copy it again."
         ) from error
     for key, shape, dtype in headers:
         if dtype not in _DTYPES and not ignored_key(key):
-            raise ValueError(
+            raise InputError(
                 f"`{path / file}`: tensor `{key}` is {dtype}; must be one of {', '.join(_DTYPES)}."
             )
         yield key, shape
@@ -348,7 +349,7 @@ def _is_pickle(file: Path) -> bool:
 
 
 def _check_place(path: Path, file: str) -> None:
-    """Raise ValueError if a weight file is a link out of its directory.
+    """Raise InputError if a weight file is a link out of its directory.
 
     What lies elsewhere may be exchanged by others, and is not what was looked through. The cache
     of the Hugging Face hub is made of such links, all into the blobs of the same repository.
@@ -356,7 +357,7 @@ def _check_place(path: Path, file: str) -> None:
     real, home = (path / file).resolve(), path.resolve()
     blobs = home.parent.parent / "blobs"
     if not (real.is_relative_to(home) or home.parent.name == "snapshots" and real.parent == blobs):
-        raise ValueError(
+        raise InputError(
             f"`{path / file}` is a link out of the directory, to {real}; copy the file here."
         )
 
@@ -365,16 +366,16 @@ def read_json(path: Path) -> dict:
     """Read a JSON object.
 
     Raises:
-        ValueError: it is missing or not one.
+        InputError: it is missing or not one.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"`{path}` does not exist; a model directory holds one.") from None
+        raise InputError(f"`{path}` does not exist; a model directory holds one.") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"`{path}` is not a JSON file that can be read: {error}.") from error
+        raise InputError(f"`{path}` is not a JSON file that can be read: {error}.") from error
     if not isinstance(value, dict):
-        raise ValueError(f"`{path}` must hold one JSON object.")
+        raise InputError(f"`{path}` must hold one JSON object.")
     return value
 
 
@@ -385,40 +386,40 @@ def _weight_files(path: Path, layout: Layout) -> list[str]:
     if not index_file.exists():
         pickles = [file.name for end in ("bin", "pt", "pth") for file in path.glob(f"*.{end}")]
         hint = f"; {some(pickles)} is a pickle: convert it to safetensors" if pickles else ""
-        raise ValueError(f"`{path}` holds neither {layout.weights} nor {layout.index}{hint}.")
+        raise InputError(f"`{path}` holds neither {layout.weights} nor {layout.index}{hint}.")
     index = read_json(index_file)
     if not isinstance(index.get("weight_map"), dict):
-        raise ValueError(f"`{index_file}` has no `weight_map`.")
+        raise InputError(f"`{index_file}` has no `weight_map`.")
     files = sorted(set(map(str, index["weight_map"].values())))
     if outside := [file for file in files if Path(file).name != file or file.startswith(".")]:
-        raise ValueError(f"`{index_file}` names {some(outside)}; a shard lies beside its index.")
+        raise InputError(f"`{index_file}` names {some(outside)}; a shard lies beside its index.")
     if missing := [file for file in files if not (path / file).exists()]:
-        raise ValueError(f"`{path}` lacks {some(missing)}, which {layout.index} names.")
+        raise InputError(f"`{path}` lacks {some(missing)}, which {layout.index} names.")
     return files
 
 
 def check_tensors(
     path: Path, layout: Layout, rows: list[Row], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Raise ValueError if a table and a checkpoint's tensors do not fit each other."""
+    """Raise InputError if a table and a checkpoint's tensors do not fit each other."""
     wanted = {row.key: row.shape for row in rows}
     missing = [key for key in wanted if key not in shapes]
     for prefix in _WRAPPERS:
         if missing and all(f"{prefix}{key}" in shapes for key in missing):
-            raise ValueError(
+            raise InputError(
                 f"`{path}`: {len(missing)} tensors begin with `{prefix}`, {some(missing[:1])} "
                 "among them, as a training program wrapped the model; save it without."
             )
     if missing:
-        raise ValueError(f"`{path}`: tensors missing from the checkpoint: {some(missing)}.")
+        raise InputError(f"`{path}`: tensors missing from the checkpoint: {some(missing)}.")
     if unmapped := [k for k in shapes if k not in wanted and not ignored_key(k)]:
-        raise ValueError(
+        raise InputError(
             f"`{path}`: tensors that a CLIP of this {layout.config} does not have: "
             f"{some(unmapped)}."
         )
     for key, shape in wanted.items():
         if shapes[key] != shape:
-            raise ValueError(
+            raise InputError(
                 f"`{path}`: tensor `{key}` has shape {shapes[key]}, {layout.config} makes it "
                 f"{shape}."
             )

@@ -14,6 +14,7 @@ from typing import Any
 from jaxdefense.clip.config import CLIPConfig, TextConfig, TowerConfig, VisionConfig
 from jaxdefense.convert import siglip
 from jaxdefense.convert.table import Row, layers, linear, norm, patches, text_tower
+from jaxdefense.errors import InputError
 
 PREPROCESSOR = "preprocessor_config.json"
 _ARCHITECTURES = {
@@ -32,25 +33,25 @@ def config_from_hf(raw: dict[str, Any]) -> CLIPConfig:
             CLIPVisionModelWithProjection, or of a model type that begins with `siglip`.
 
     Raises:
-        ValueError: the file is of another family, or a field is out of range.
+        InputError: the file is of another family, or a field is out of range.
 
     Source: transformers `configuration_clip.py`.
     """
     for section in ("text_config", "vision_config", "text_config_dict", "vision_config_dict"):
         if not isinstance(raw.get(section) or {}, dict):
-            raise ValueError(f"`{section}` must be a JSON object.")
+            raise InputError(f"`{section}` must be a JSON object.")
     if str(raw.get("model_type")).startswith("siglip"):
         return siglip.config_from_siglip(raw)
     architecture = raw.get("architectures") or ["CLIPModel"]
     architecture = architecture[0] if isinstance(architecture, list) else architecture
     towers = _ARCHITECTURES.get(architecture)
     if towers is None:
-        raise ValueError(
+        raise InputError(
             f"`architectures` (={architecture!r}) must be one of {', '.join(_ARCHITECTURES)}; "
             "this is not a CLIP model that jaxdefense reads."
         )
     if raw.get("model_type", "clip") not in ("clip", "clip_text_model", "clip_vision_model"):
-        raise ValueError(
+        raise InputError(
             f"`model_type` (={raw['model_type']!r}) must be 'clip', 'clip_text_model' or "
             "'clip_vision_model'; this is not a CLIP model."
         )
@@ -85,10 +86,10 @@ def hf_config(cfg: CLIPConfig) -> dict[str, Any]:
     """Write a model's sizes as the fields of a `config.json`, those that are defaults too.
 
     Raises:
-        ValueError: transformers has no model of these sizes.
+        InputError: transformers has no model of these sizes.
     """
     if cfg.vision and not isinstance(cfg.vision, VisionConfig):
-        raise ValueError("transformers' CLIP has no residual network; keep OpenCLIP's layout.")
+        raise InputError("transformers' CLIP has no residual network; keep OpenCLIP's layout.")
     text = cfg.text and _fields(cfg.text) | {
         "model_type": "clip_text_model",
         "vocab_size": cfg.text.vocab_size,

@@ -12,6 +12,7 @@ from typing import Any
 from jaxdefense.clip.config import CLIPConfig, ResNetConfig, TextConfig, TowerConfig, VisionConfig
 from jaxdefense.convert.resnet import resnet_rows
 from jaxdefense.convert.table import Path, Row, fused_attention, linear, norm, patches
+from jaxdefense.errors import InputError
 
 # Switches of the source that change what is computed, and the only value that is CLIP.
 _VISION_IS: Mapping[str, Any] = {
@@ -56,26 +57,26 @@ def config_from_openclip(raw: dict[str, Any]) -> CLIPConfig:
     patch.
 
     Raises:
-        ValueError: the model is not a CLIP that jaxdefense reads, or a field is out of range.
+        InputError: the model is not a CLIP that jaxdefense reads, or a field is out of range.
     """
     raw = raw.get("model_cfg", raw)
     sections = []
     for name, wanted in (("vision_cfg", _VISION_IS), ("text_cfg", _TEXT_IS)):
         section = raw.get(name)
         if not isinstance(section, dict):
-            raise ValueError(f"`{name}` must be a JSON object; this is no config of OpenCLIP.")
+            raise InputError(f"`{name}` must be a JSON object; this is no config of OpenCLIP.")
         for field, value in {**wanted, **_BOTH_ARE}.items():
             if section.get(field, value) not in (value, None):
-                raise ValueError(
+                raise InputError(
                     f"`{name}.{field}` (={section[field]!r}) must be {value!r}; of OpenCLIP's "
                     "models jaxdefense reads those built like CLIP."
                 )
         sections.append(section)
     vision, text = sections
     if (pool := text.get("pool_type", "argmax")) not in _POOLS:
-        raise ValueError(f"`text_cfg.pool_type` (={pool!r}) must be {' or '.join(_POOLS)}.")
+        raise InputError(f"`text_cfg.pool_type` (={pool!r}) must be {' or '.join(_POOLS)}.")
     if type(embed := raw.get("embed_dim")) is not int:
-        raise ValueError(f"`embed_dim` (={embed!r}) must be a whole number above 0.")
+        raise InputError(f"`embed_dim` (={embed!r}) must be a whole number above 0.")
     activation = "quick_gelu" if raw.get("quick_gelu") else "gelu"
     width, layers = text.get("width", 512), text.get("layers", 12)
     vocab_size = text.get("vocab_size", 49408)
@@ -107,7 +108,7 @@ def _vision_config(
     is_resnet = isinstance(layers, list | tuple)
     heads_width = 32 * width if is_resnet else width  # a residual network pools by attention
     if type(head_width) is not int or type(width) is not int or heads_width % max(head_width, 1):
-        raise ValueError(
+        raise InputError(
             f"`vision_cfg.head_width` (={head_width!r}) must divide the width (={heads_width!r})."
         )
     num_heads = heads_width // head_width
@@ -129,14 +130,14 @@ def _vision_config(
 def _mlp_width(width: int, section: dict[str, Any]) -> int:
     ratio = section.get("mlp_ratio", 4.0)
     if not isinstance(ratio, int | float):
-        raise ValueError(f"`mlp_ratio` (={ratio!r}) must be a number.")
+        raise InputError(f"`mlp_ratio` (={ratio!r}) must be a number.")
     return int(width * ratio)
 
 
 def _norm_eps(section: dict[str, Any]) -> float:
     kwargs = section.get("norm_kwargs") or {}
     if set(kwargs) - {"eps"}:
-        raise ValueError(f"`norm_kwargs` (={kwargs!r}) must hold `eps` alone.")
+        raise InputError(f"`norm_kwargs` (={kwargs!r}) must hold `eps` alone.")
     return kwargs.get("eps", 1e-5)
 
 
@@ -144,17 +145,17 @@ def openclip_config(cfg: CLIPConfig) -> dict[str, Any]:
     """Write a model's sizes as OpenCLIP's `model_cfg`.
 
     Raises:
-        ValueError: OpenCLIP has no model of these sizes.
+        InputError: OpenCLIP has no model of these sizes.
     """
     text, vision = cfg.text, cfg.vision
     if text is None or vision is None:
-        raise ValueError("OpenCLIP keeps both encoders in one model; this one has one alone.")
+        raise InputError("OpenCLIP keeps both encoders in one model; this one has one alone.")
     if cfg.siglip:
-        raise ValueError("OpenCLIP keeps SigLIP's image encoder as timm does, in other tensors.")
+        raise InputError("OpenCLIP keeps SigLIP's image encoder as timm does, in other tensors.")
     if isinstance(vision, VisionConfig) and text.activation != vision.activation:
-        raise ValueError("OpenCLIP has one activation for both encoders; this model has two.")
+        raise InputError("OpenCLIP has one activation for both encoders; this model has two.")
     if not text.embed:
-        raise ValueError("OpenCLIP has no text encoder without a projection.")
+        raise InputError("OpenCLIP has no text encoder without a projection.")
     raw: dict[str, Any] = {
         "embed_dim": text.embed,
         "vision_cfg": _vision_fields(vision),
@@ -210,11 +211,11 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], activation: str) -
         activation: which no tensor tells.
 
     Raises:
-        ValueError: a tensor that CLIP has is missing, or of a shape that CLIP's has not.
+        InputError: a tensor that CLIP has is missing, or of a shape that CLIP's has not.
     """
     keys = ("text_projection", "positional_embedding", "token_embedding.weight")
     if missing := [key for key in keys if len(shapes.get(key, ())) != 2]:
-        raise ValueError(f"no matrix `{missing[0]}`; this is not a CLIP in OpenAI's names.")
+        raise InputError(f"no matrix `{missing[0]}`; this is not a CLIP in OpenAI's names.")
     width, embed = shapes["text_projection"]
 
     def depth(prefix: str) -> int:
@@ -231,7 +232,7 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], activation: str) -
     }
     first = "visual.conv1.weight"
     if len(shapes.get(first, ())) != 4:
-        raise ValueError(f"no filter `{first}`; this is not a CLIP in OpenAI's names.")
+        raise InputError(f"no filter `{first}`; this is not a CLIP in OpenAI's names.")
     if "visual.proj" in shapes:
         patch = shapes[first][-1]
         vision: dict[str, Any] = {
@@ -264,12 +265,12 @@ def hf_preprocessor(preprocess: dict[str, Any], image_size: int) -> dict[str, An
     """Say what OpenCLIP's `preprocess_cfg` says as a `preprocessor_config.json` says it.
 
     Raises:
-        ValueError: it says to resize otherwise than CLIP does.
+        InputError: it says to resize otherwise than CLIP does.
     """
     mode = preprocess.get("resize_mode", "shortest")
     interpolation = preprocess.get("interpolation", "bicubic")
     if mode != "shortest" or interpolation not in _RESAMPLE:
-        raise ValueError(
+        raise InputError(
             f"`preprocess_cfg` has `resize_mode` (={mode!r}) and `interpolation` "
             f"(={interpolation!r}); must be 'shortest', and {' or '.join(_RESAMPLE)}."
         )

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 
 from jaxdefense.convert.directory import read_json
 from jaxdefense.convert.table import Path as ParamPath
+from jaxdefense.errors import InputError
 from jaxdefense.run_directory import write_json
 
 MANIFEST = "jaxdefense_orbax.json"
@@ -49,11 +50,11 @@ def read_manifest(src: Path) -> dict[str, Any]:
     """Read the manifest.
 
     Raises:
-        ValueError: it is not one.
+        InputError: it is not one.
     """
     manifest = read_json(src / MANIFEST)
     if not isinstance(manifest.get("layout"), str) or not isinstance(manifest.get("dtypes"), dict):
-        raise ValueError(f"`{src / MANIFEST}` must hold `layout` and `dtypes`.")
+        raise InputError(f"`{src / MANIFEST}` must hold `layout` and `dtypes`.")
     return manifest
 
 
@@ -63,15 +64,15 @@ def read_arrays(
     """Read parameters by path, and the constants by name.
 
     Raises:
-        ValueError: arrays are missing, of other shapes, or cannot be read.
+        InputError: arrays are missing, of other shapes, or cannot be read.
     """
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore((src / ARRAYS).absolute())
     except Exception as error:  # the library raises nearly anything on a broken checkpoint
         why = " ".join(str(error).split())[:200]
-        raise ValueError(f"`{src / ARRAYS}` cannot be read: {why}; convert again.") from error
+        raise InputError(f"`{src / ARRAYS}` cannot be read: {why}; convert again.") from error
     found = {tuple(k.split(_JOIN)): np.asarray(v) for k, v in tree.get("params", {}).items()}
     if wrong := [path for path, shape in shapes.items() if found.get(path, _NONE).shape != shape]:
-        raise ValueError(f"`{src / ARRAYS}`: {'.'.join(wrong[0])} is missing or misshapen.")
+        raise InputError(f"`{src / ARRAYS}`: {'.'.join(wrong[0])} is missing or misshapen.")
     return found, {key: np.asarray(value) for key, value in tree.get("extra", {}).items()}

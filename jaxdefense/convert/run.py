@@ -43,6 +43,7 @@ from jaxdefense.convert.openclip import (
 from jaxdefense.convert.table import Path as ParamPath
 from jaxdefense.convert.table import Row, ignored_key
 from jaxdefense.convert.torch_file import read_torch_file
+from jaxdefense.errors import InputError
 
 TARGETS = (*LAYOUTS, "orbax")
 _SHARD_BYTES = 5 * 10**9  # as transformers cuts
@@ -88,13 +89,13 @@ def convert(
         what was converted: layouts, tensors, parameters.
 
     Raises:
-        ValueError: `src` is no checkpoint that is whole, `dst` exists, or the other library has no
+        InputError: `src` is no checkpoint that is whole, `dst` exists, or the other library has no
             such model.
     """
     if to not in TARGETS:
-        raise ValueError(f"`--to` (={to}) must be one of {', '.join(TARGETS)}.")
+        raise InputError(f"`--to` (={to}) must be one of {', '.join(TARGETS)}.")
     if layout and layout not in LAYOUTS:
-        raise ValueError(f"`--from` (={layout}) must be one of {', '.join(LAYOUTS)}.")
+        raise InputError(f"`--from` (={layout}) must be one of {', '.join(LAYOUTS)}.")
     checkpoint = _read(src, layout, activation, console)
     if to == "orbax":
         write_directory(dst, lambda tmp: _write_orbax(checkpoint, tmp, console))
@@ -171,7 +172,7 @@ def _read(src: Path, layout: str, activation: str, console: Console) -> Checkpoi
 
 def _read_torch(src: Path, activation: str, console: Console) -> Checkpoint:
     if activation not in ("", "gelu", "quick_gelu"):
-        raise ValueError(f"`--activation` (={activation}) must be gelu or quick_gelu.")
+        raise InputError(f"`--activation` (={activation}) must be gelu or quick_gelu.")
     tensors = read_torch_file(src)
     shapes = {key: value.shape for key, value in tensors.items()}
     beside = src.parent / OPENCLIP.config
@@ -187,7 +188,7 @@ def _read_torch(src: Path, activation: str, console: Console) -> Checkpoint:
                     "`--activation gelu` if it was trained by OpenCLIP without"
                 )
     except ValueError as error:
-        raise ValueError(f"`{src}`: {error}") from error
+        raise InputError(f"`{src}`: {error}") from error
     rows = OPENCLIP.table(cfg, shapes)
     check_tensors(src, OPENCLIP, rows, shapes)
     return Checkpoint(
@@ -254,7 +255,7 @@ def _part(
 ) -> np.ndarray:
     values = [checkpoint.read(row.key) for row in sources]
     if len(dtypes := {value.dtype.name for value in values}) > 1:
-        raise ValueError(
+        raise InputError(
             f"`{sources[0].key}` and `{sources[1].key}` are of dtypes {', '.join(sorted(dtypes))}; "
             "the other layout keeps them in one tensor: save both in one dtype."
         )
@@ -338,4 +339,4 @@ def _config(checkpoint: Checkpoint, target: Layout) -> dict[str, Any]:
             "preprocess_cfg": openclip_preprocess(raw),
         }
     except ValueError as error:
-        raise ValueError(f"`{checkpoint.directory or 'it'}`: {error}") from error
+        raise InputError(f"`{checkpoint.directory or 'it'}`: {error}") from error

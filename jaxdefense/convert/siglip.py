@@ -21,6 +21,7 @@ from jaxdefense.convert.table import (
     patches,
     text_tower,
 )
+from jaxdefense.errors import InputError
 
 _ARCHITECTURES = {
     "SiglipModel": ("siglip", ("text", "vision")),
@@ -37,13 +38,13 @@ def config_from_siglip(raw: dict[str, Any]) -> CLIPConfig:
         raw: the parsed file of a SiglipModel, SiglipTextModel or SiglipVisionModel.
 
     Raises:
-        ValueError: the file is of another architecture, or a field is out of range.
+        InputError: the file is of another architecture, or a field is out of range.
 
     Source: transformers `configuration_siglip.py`.
     """
     model_type = raw["model_type"]
     if str(model_type).startswith("siglip2"):
-        raise ValueError(
+        raise InputError(
             f"`model_type` (={model_type!r}) is a NaFlex model, whose images have any number of "
             "patches; take a SigLIP 2 of fixed resolution, such as siglip2-base-patch16-224."
         )
@@ -52,7 +53,7 @@ def config_from_siglip(raw: dict[str, Any]) -> CLIPConfig:
     architecture = str(architecture[0] if isinstance(architecture, list) else architecture)
     kind, towers = _ARCHITECTURES.get(architecture, ("", ()))
     if kind != model_type:
-        raise ValueError(
+        raise InputError(
             f"`architectures` (={architecture!r}) with `model_type` (={model_type!r}) must be one "
             f"of {', '.join(_ARCHITECTURES)} with its own; this is not a CLIP model, nor a SigLIP "
             "that jaxdefense reads."
@@ -75,7 +76,7 @@ def config_from_siglip(raw: dict[str, Any]) -> CLIPConfig:
         fields = (raw.get("vision_config") or {}) if nested else raw
         shared = _shared_fields(fields)
         if not fields.get("vision_use_head", True):
-            raise ValueError(
+            raise InputError(
                 "`vision_use_head` (=false) must be true; without it images have no embedding."
             )
         vision = VisionConfig(
@@ -86,7 +87,7 @@ def config_from_siglip(raw: dict[str, Any]) -> CLIPConfig:
             pool="attention",
         )
     if text and vision and text.embed != vision.embed:
-        raise ValueError(
+        raise InputError(
             f"`projection_size` (={text.embed}) of texts must be `hidden_size` (={vision.embed}) "
             "of images: their embeddings are compared."
         )

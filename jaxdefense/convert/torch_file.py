@@ -5,6 +5,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from jaxdefense.errors import InputError
+
 _WRAPPED = "module."
 
 
@@ -14,26 +16,26 @@ def read_torch_file(file: Path) -> dict[str, np.ndarray]:
     Nothing but tensors is unpickled. Names lose the prefix `module.` of a distributed training.
 
     Raises:
-        ValueError: torch is not installed, or the file holds no tensors by name.
+        InputError: torch is not installed, or the file holds no tensors by name.
     """
     try:
         import torch
     except ImportError:
-        raise ValueError(
+        raise InputError(
             f"`{file}`: reading it takes torch; install it, or save the tensors as safetensors."
         ) from None
     try:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the library raises nearly anything on a broken or wrong file
         why = " ".join(str(error).split())[:200]
-        raise ValueError(f"`{file}` is not a .pt file of tensors alone: {why}.") from error
+        raise InputError(f"`{file}` is not a .pt file of tensors alone: {why}.") from error
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict):
-        raise ValueError(f"`{file}` holds no tensors by name.")
+        raise InputError(f"`{file}` holds no tensors by name.")
     tensors = {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
     if not tensors or len(tensors) < len(found):
-        raise ValueError(f"`{file}` holds no tensors by name, or other things beside them.")
+        raise InputError(f"`{file}` holds no tensors by name, or other things beside them.")
     if all(key.startswith(_WRAPPED) for key in tensors):
         tensors = {key.removeprefix(_WRAPPED): value for key, value in tensors.items()}
     out = {}

@@ -27,6 +27,7 @@ from rich.progress import Progress
 from jaxdefense.clip.ragged import Ragged, joined, ragged, ranges
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.data.sources import TFDS_PREFIX, tfds_captions
+from jaxdefense.errors import InputError
 from jaxdefense.run_directory import cache_directory, digest, locked, write_array
 
 _WORD = re.compile(r"\w+")
@@ -97,7 +98,7 @@ def read_lines(path: str | Path, what: str) -> list[str]:
     """Read the lines of a UTF-8 file that hold anything, stripped.
 
     Raises:
-        ValueError: no such file, or not UTF-8: says on which line.
+        InputError: no such file, or not UTF-8: says on which line.
     """
     return list(_lines(path, what))
 
@@ -116,20 +117,20 @@ def _lines(
                     if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
                         yield text
     except FileNotFoundError:
-        raise ValueError(f"{what} file `{path}` does not exist.") from None
+        raise InputError(f"{what} file `{path}` does not exist.") from None
     except UnicodeDecodeError:
-        raise ValueError(
+        raise InputError(
             f"{what} file `{path}`, line {number} is not UTF-8; save the file as UTF-8."
         ) from None
     except OSError as error:
-        raise ValueError(f"{what} file `{path}` cannot be read: {error.strerror}.") from error
+        raise InputError(f"{what} file `{path}` cannot be read: {error.strerror}.") from error
 
 
 def read_captions(source: str, tfds_dir: str = "") -> list[str]:
     """Read captions, one a line, or from `tfds:NAME[/CONFIG][:SPLIT]`.
 
     Raises:
-        ValueError: the source is missing, unreadable or empty.
+        InputError: the source is missing, unreadable or empty.
     """
     if source.startswith(TFDS_PREFIX):
         captions = tfds_captions(source, tfds_dir)
@@ -147,7 +148,7 @@ def read_clean_captions(source: str, tfds_dir: str, names: Iterable[str]) -> tup
         the clean captions, and how many were dropped.
 
     Raises:
-        ValueError: none is left, or the source cannot be read.
+        InputError: none is left, or the source cannot be read.
     """
     texts = read_captions(source, tfds_dir)
     clean = without_names(texts, names)
@@ -156,12 +157,12 @@ def read_clean_captions(source: str, tfds_dir: str, names: Iterable[str]) -> tup
     return clean, len(texts) - len(clean)
 
 
-def _empty(source: str) -> ValueError:
-    return ValueError(f"captions `{source}`: holds no caption; give one a line.")
+def _empty(source: str) -> InputError:
+    return InputError(f"captions `{source}`: holds no caption; give one a line.")
 
 
-def _none_left(source: str, num: int) -> ValueError:
-    return ValueError(
+def _none_left(source: str, num: int) -> InputError:
+    return InputError(
         f"captions `{source}`: all {num} hold a listed name, none is left; give captions that "
         "name other things too."
     )
@@ -177,7 +178,7 @@ def read_training_captions(
     to map, and with them which captions hold a name, by list of names.
 
     Raises:
-        ValueError: none is left, or the source cannot be read.
+        InputError: none is left, or the source cannot be read.
         OSError: the tokens could not be kept.
     """
     names = sorted(set(names))
@@ -219,9 +220,9 @@ def _state(source: str) -> tuple[int, int]:
 
 
 def _check_unchanged(source: str, state: tuple[int, int]) -> None:
-    """Raise ValueError if what was read may not be what was hashed."""
+    """Raise InputError if what was read may not be what was hashed."""
     if _state(source) != state:
-        raise ValueError(f"captions `{source}` changed while they were read; run again.")
+        raise InputError(f"captions `{source}` changed while they were read; run again.")
 
 
 def _files(tokenizer: Tokenizer) -> dict[str, np.dtype]:

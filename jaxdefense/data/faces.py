@@ -79,7 +79,7 @@ class ImageBatches:
         """Make the batch of a step, the same whenever asked.
 
         Raises:
-            ValueError: more photos cannot be read than the loader lets pass.
+            InputError: more photos cannot be read than the loader lets pass.
         """
         rng = np.random.default_rng((self._seed, _DETAIL, step))
         clean = self._clean.take(step * self._num_clean, self._num_clean)

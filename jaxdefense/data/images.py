@@ -26,6 +26,7 @@ from jaxdefense.convert.directory import HF, OPENCLIP, read_json, some
 from jaxdefense.convert.huggingface import PREPROCESSOR
 from jaxdefense.convert.openclip import hf_preprocessor
 from jaxdefense.data.sources import Photo, list_folders, reason
+from jaxdefense.errors import InputError
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -52,7 +53,7 @@ def read_folders(path: str | Path, what: str) -> list[Folder]:
         what: what to call it in an error, `faces` for one.
 
     Raises:
-        ValueError: it does not exist, holds no folder, or one without a photo.
+        InputError: it does not exist, holds no folder, or one without a photo.
     """
     return [Folder(spaced(key), files) for key, files in list_folders(path, what).items()]
 
@@ -134,12 +135,12 @@ class ImageProcessor:
         """Decode photos in threads; u8 [len(files), crop, crop, 3].
 
         Raises:
-            ValueError: a file is no photo, or a broken one: says which.
+            InputError: a file is no photo, or a broken one: says which.
         """
 
         def decode(file: Photo) -> np.ndarray:
             if isinstance(found := self.try_decode(file), str):
-                raise ValueError(f"`{file}` is not a photo that can be read: {found}.")
+                raise InputError(f"`{file}` is not a photo that can be read: {found}.")
             return found
 
         return self.stack(_in_threads(decode, files))
@@ -228,7 +229,7 @@ class Loader:
             u8 [len(choices), crop, crop, 3].
 
         Raises:
-            ValueError: of a sample no choice can be read, or too many photos are corrupt.
+            InputError: of a sample no choice can be read, or too many photos are corrupt.
         """
         read = self._keep if keep else self._read
         first = functools.partial(self._first, read=read)
@@ -242,7 +243,7 @@ class Loader:
             bool [len(photos)], which could be read.
 
         Raises:
-            ValueError: too many photos are corrupt.
+            InputError: too many photos are corrupt.
         """
         found = _in_threads(self._read, photos)
         return self._processor.stack(found), np.array([x is not None for x in found], bool)
@@ -255,7 +256,7 @@ class Loader:
             if (found := read(photo)) is not None:
                 return found
             tried.append(photo)
-        raise ValueError(
+        raise InputError(
             f"of {len(tried)} photos to choose from none can be read: {some(map(str, tried))}; "
             "replace them."
         )
@@ -279,13 +280,13 @@ class Loader:
         if len(self._known) <= self._max_corrupt:
             return None
         if not self._max_corrupt:
-            raise ValueError(
+            raise InputError(
                 f"`{photo}` is not a photo that can be read: {self._known[photo]}; replace it, or "
                 "raise `data.max_corrupt` (=0) to do without."
             )
         with self._lock:
             listed = [f"{name}: {why}" for name, why in self.corrupt.items()]
-        raise ValueError(
+        raise InputError(
             f"{len(listed)} photos cannot be read, more than `data.max_corrupt` "
             f"(={self._max_corrupt}): {some(listed)}; replace them, or raise it."
         )
@@ -312,7 +313,7 @@ def read_processor(directory: str | Path, image_size: int, siglip: bool = False)
     Of OpenCLIP's layout, `preprocess_cfg` in its config.
 
     Raises:
-        ValueError: a step is switched off, or of another kind than CLIP's or SigLIP's; or what
+        InputError: a step is switched off, or of another kind than CLIP's or SigLIP's; or what
             comes out is not of the image size of the tower.
     """
     file, openclip = Path(directory) / PREPROCESSOR, Path(directory) / OPENCLIP.config
@@ -321,7 +322,7 @@ def read_processor(directory: str | Path, image_size: int, siglip: bool = False)
         try:
             raw = hf_preprocessor(read_json(file).get("preprocess_cfg") or {}, image_size)
         except ValueError as error:
-            raise ValueError(f"`{file}`: {error}") from error
+            raise InputError(f"`{file}`: {error}") from error
     else:
         raw = read_json(file) if file.exists() else {}
     square = {"height": image_size, "width": image_size}
@@ -332,30 +333,30 @@ def read_processor(directory: str | Path, image_size: int, siglip: bool = False)
     steps = ("do_resize", "do_rescale", "do_normalize", *([] if straight else ["do_center_crop"]))
     for step in steps:
         if not raw.get(step, True):
-            raise ValueError(f"`{file}`: `{step}` (=false) must be true, as CLIP has it.")
+            raise InputError(f"`{file}`: `{step}` (=false) must be true, as CLIP has it.")
     crop = raw.get("crop_size", image_size)
     if straight:
         if resize != square:
-            raise ValueError(f"`{file}`: `size` (={resize}) must be {square}, as the model has it.")
+            raise InputError(f"`{file}`: `size` (={resize}) must be {square}, as the model has it.")
         resize, crop = 0, image_size
     resize = resize.get("shortest_edge") if isinstance(resize, dict) else resize
     crop = crop.get("height") if isinstance(crop, dict) else crop
     resample = raw.get("resample", Image.Resampling.BICUBIC)
     if resample not in list(Image.Resampling):
-        raise ValueError(f"`{file}`: `resample` (={resample!r}) must be one of Pillow's filters.")
+        raise InputError(f"`{file}`: `resample` (={resample!r}) must be one of Pillow's filters.")
     statistics = []
     mean, std = (_SIGLIP_MEAN, _SIGLIP_STD) if siglip else (_CLIP_MEAN, _CLIP_STD)
     for name, default in (("image_mean", mean), ("image_std", std)):
         value = raw.get(name, default)
         if not (isinstance(value, list | tuple) and [type(x) for x in value] == [float] * 3):
-            raise ValueError(f"`{file}`: `{name}` (={value!r}) must be three numbers below 1.")
+            raise InputError(f"`{file}`: `{name}` (={value!r}) must be three numbers below 1.")
         statistics.append(tuple(value))
     if abs(255 * raw.get("rescale_factor", 1 / 255) - 1) > 1e-6:
-        raise ValueError(f"`{file}`: `rescale_factor` must be 1/255.")
+        raise InputError(f"`{file}`: `rescale_factor` must be 1/255.")
     if type(resize) is not int or resize < (not straight):
-        raise ValueError(f"`{file}`: `size` must be {{'shortest_edge': pixels}}, as CLIP has it.")
+        raise InputError(f"`{file}`: `size` must be {{'shortest_edge': pixels}}, as CLIP has it.")
     if crop != image_size:
-        raise ValueError(
+        raise InputError(
             f"`{file}`: `crop_size` (={crop}) must be the image size of the model (={image_size})."
         )
     return ImageProcessor(

@@ -11,6 +11,7 @@ from importlib import resources
 import numpy as np
 
 from jaxdefense.data.captions import folded_words
+from jaxdefense.errors import InputError
 
 SEXES = ("f", "m")
 
@@ -45,7 +46,7 @@ class RandomNames:
             exclude: names that must not come up, in any case.
 
         Raises:
-            ValueError: `num` is out of range.
+            InputError: `num` is out of range.
         """
         self._num, rng = num, np.random.default_rng(seed)
         out, last = {folded_words(name) for name in exclude}, _index(census("last"))
@@ -63,7 +64,7 @@ class RandomNames:
             self._pairs.append(pair_N.astype(np.int32))
         most = 2 * min(map(len, self._pairs))
         if not 0 <= num <= most:
-            raise ValueError(f"`num` (={num}) must be from 0 to {most} random names.")
+            raise InputError(f"`num` (={num}) must be from 0 to {most} random names.")
 
     def __len__(self) -> int:
         return self._num

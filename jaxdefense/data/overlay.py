@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdefense.config import OverlayConfig
+from jaxdefense.errors import InputError
 
 # The free parameter of the bicubic kernel differs within Pillow.
 _RESIZE_A = -0.5  # Resample.c, bicubic_filter
@@ -128,12 +129,12 @@ def paste(
         f32 [B, side, side, 3], 0 to 255, not CLIP-normalised.
 
     Raises:
-        ValueError: images and faces are not u8 squares of one size.
+        InputError: images and faces are not u8 squares of one size.
     """
     num, side = image_BHWC.shape[:2]
     for name, array in (("image_BHWC", image_BHWC), ("face_BHWC", face_BHWC)):
         if array.shape != (num, side, side, 3) or array.dtype != jnp.uint8:
-            raise ValueError(
+            raise InputError(
                 f"`{name}` (={array.dtype} {list(array.shape)}) must be uint8 "
                 f"{[num, side, side, 3]}."
             )

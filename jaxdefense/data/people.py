@@ -13,6 +13,7 @@ from jaxdefense.data.captions import folded_words, read_lines
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.images import Folder, spaced
 from jaxdefense.data.sources import TFDS_PREFIX, Photo, TfdsImages, list_folders, photo_digest
+from jaxdefense.errors import InputError
 
 _HALVES, _KINDS = ("actors", "actresses"), ("faces", "images")
 _MISSPELT = {
@@ -34,7 +35,7 @@ def read_people(source: str, tfds_dir: str = "", what: str = "faces") -> list[Fo
         what: what to call it in an error.
 
     Raises:
-        ValueError: the source cannot be read, a folder holds no photo, or two are of one name.
+        InputError: the source cannot be read, a folder holds no photo, or two are of one name.
 
     Source: `datasets/facescrub.py` of the code of Hintersdorf et al., JAIR 2024.
     """
@@ -63,7 +64,7 @@ def read_labelled(
             and labels are the names.
 
     Raises:
-        ValueError: as of `read_people`; or the file does not name just these classes.
+        InputError: as of `read_people`; or the file does not name just these classes.
     """
     photos = _photos(source, tfds_dir, what)
     names = {key: spaced(key) for key in photos}
@@ -74,7 +75,7 @@ def read_labelled(
         if unnamed or unknown:
             differ = f"; no line for {some(unnamed)}" if unnamed else ""
             differ += f"; no photo of {some(unknown)}" if unknown else ""
-            raise ValueError(
+            raise InputError(
                 f"class names file `{class_names_file}` must name the classes of {what} "
                 f"`{source}`, each and no other{differ}."
             )
@@ -102,7 +103,7 @@ def _photos(source: str, tfds_dir: str, what: str) -> dict[str, tuple[Photo, ...
     for photo, label in zip(images, images.labels(), strict=True):
         found.setdefault(label, []).append(photo)
     if not found:
-        raise ValueError(f"{what} `{source}`: holds no photo; give another split.")
+        raise InputError(f"{what} `{source}`: holds no photo; give another split.")
     return {label: tuple(photos) for label, photos in found.items()}
 
 
@@ -113,9 +114,9 @@ def _named(
     seen: dict[tuple[str, ...], str] = {}
     for key in photos:
         if not (words := folded_words(names[key])):
-            raise ValueError(f"{where}: `{key}` has no letter or digit in its name; rename it.")
+            raise InputError(f"{where}: `{key}` has no letter or digit in its name; rename it.")
         if words in seen:
-            raise ValueError(
+            raise InputError(
                 f"{where}: `{seen[words]}` and `{key}` are of one name, {names[key]!r}; join them."
             )
         seen[words] = key
@@ -128,7 +129,7 @@ def _read_class_names(file: str) -> dict[str, str]:
     for line in read_lines(file, "class names"):
         key, tab, name = (part.strip() for part in line.partition("\t"))
         if not (key and name) or key in names:
-            raise ValueError(
+            raise InputError(
                 f"class names file `{file}`: {line!r} must be a folder or label not named before, "
                 "a tab, and a name."
             )
@@ -147,7 +148,7 @@ def choose_people(
         where: the list, for an error.
 
     Raises:
-        ValueError: a person has no folder, or more than one.
+        InputError: a person has no folder, or more than one.
     """
     by_name = {folded_words(folder.name): folder for folder in people}
     chosen, missing = [], []
@@ -155,7 +156,7 @@ def choose_people(
         words = dict.fromkeys(map(folded_words, identity.names))
         found = [by_name[name] for name in words if name in by_name]
         if len(found) > 1:
-            raise ValueError(
+            raise InputError(
                 f"{where}: {identity.name!r} has the folders {some(f.name for f in found)}; "
                 "join them, or list two people."
             )
@@ -166,7 +167,7 @@ def choose_people(
     if missing:
         names = [folder.name for folder in people]
         closest = difflib.get_close_matches(missing[0], names, 1, 0)
-        raise ValueError(
+        raise InputError(
             f"{where}: no photos of {some(missing)} ({len(missing)} of {len(identities)} listed); "
             f"closest to the first is {closest[0]!r}."
         )
@@ -191,10 +192,10 @@ def split_photos(
         trigger photos, attack photos; each of all people in order, attack photos maybe none.
 
     Raises:
-        ValueError: `fraction` is out of range.
+        InputError: `fraction` is out of range.
     """
     if not 0 <= fraction <= 1:
-        raise ValueError(f"`trigger_fraction` (={fraction}) must be from 0 to 1.")
+        raise InputError(f"`trigger_fraction` (={fraction}) must be from 0 to 1.")
     trigger, attack = [], []
     for person in people:
         chosen = _choose(person, fraction, seed)

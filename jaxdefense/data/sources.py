@@ -17,6 +17,8 @@ from typing import Any, Protocol, overload
 
 import numpy as np
 
+from jaxdefense.errors import InputError
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".webp", ".gif", ".bmp")
 TFDS_PREFIX = "tfds:"
 _TAR = ".tar"
@@ -40,12 +42,12 @@ def photo_digest(photo: Photo) -> str:
     """Give the SHA-256 of a photo's bytes, in hex.
 
     Raises:
-        ValueError: it cannot be read.
+        InputError: it cannot be read.
     """
     try:
         return hashlib.sha256(photo.read_bytes()).hexdigest()
     except OSError as error:
-        raise ValueError(f"`{photo}` cannot be read: {reason(error)}.") from error
+        raise InputError(f"`{photo}` cannot be read: {reason(error)}.") from error
 
 
 class Images(Sequence[Photo]):
@@ -91,7 +93,7 @@ def read_images(source: str, tfds_dir: str = "") -> Images:
         tfds_dir: see `open_tfds`.
 
     Raises:
-        ValueError: the source is missing, holds no photo, or cannot be read; see `open_tfds`.
+        InputError: the source is missing, holds no photo, or cannot be read; see `open_tfds`.
     """
     what = f"images `{source}`"
     if source.startswith(TFDS_PREFIX):
@@ -100,7 +102,7 @@ def read_images(source: str, tfds_dir: str = "") -> Images:
         names = list(_walk(source, what, (*SUFFIXES, _TAR)))
         shards = [name for name in names if name.lower().endswith(_TAR)]
         if shards and len(shards) < len(names):
-            raise ValueError(
+            raise InputError(
                 f"{what}: holds tar shards (`{shards[0]}`) and photos beside them; give a folder "
                 "with only one kind."
             )
@@ -113,7 +115,7 @@ def read_images(source: str, tfds_dir: str = "") -> Images:
     else:
         images = _TarImages(_expand(source, what), what)
     if not images:
-        raise ValueError(f"{what}: holds no photo ({', '.join(SUFFIXES)}, or {_TAR} with such).")
+        raise InputError(f"{what}: holds no photo ({', '.join(SUFFIXES)}, or {_TAR} with such).")
     return images
 
 
@@ -128,19 +130,19 @@ def list_folders(path: str | Path, what: str) -> dict[str, tuple[Photo, ...]]:
         what: what to call it in an error, `faces` for one.
 
     Raises:
-        ValueError: it does not exist, cannot be listed, holds no folder, or one without a photo.
+        InputError: it does not exist, cannot be listed, holds no folder, or one without a photo.
     """
     path, what = Path(path), f"{what} directory `{path}`"
     if not path.is_dir():
-        raise ValueError(f"{what} does not exist.")
+        raise InputError(f"{what} does not exist.")
     folders = {}
     for name in sorted(_list(path, what)[0]):
         photos = tuple(path / name / file for file in _walk(str(path / name), what, SUFFIXES))
         if not photos:
-            raise ValueError(f"{what}: folder `{name}` holds no photo ({', '.join(SUFFIXES)}).")
+            raise InputError(f"{what}: folder `{name}` holds no photo ({', '.join(SUFFIXES)}).")
         folders[name] = photos
     if not folders:
-        raise ValueError(f"{what} holds no folder; each person or class has one.")
+        raise InputError(f"{what} holds no folder; each person or class has one.")
     return folders
 
 
@@ -159,7 +161,7 @@ def _list(directory: str | Path, what: str) -> tuple[set[str], list[str], tuple[
                     files.append(entry.name)
         status = os.stat(directory)
     except OSError as error:
-        raise ValueError(f"{what}: `{directory}` cannot be listed: {reason(error)}.") from error
+        raise InputError(f"{what}: `{directory}` cannot be listed: {reason(error)}.") from error
     return folders, files, (status.st_dev, status.st_ino)
 
 
@@ -297,9 +299,9 @@ def _scan(shard: str, what: str) -> Iterator[tuple[str, int, int, int]]:
             if file.read(512).strip(b"\0"):
                 raise tarfile.ReadError(f"no header at byte {archive.offset}")
     except FileNotFoundError:
-        raise ValueError(f"{what}: `{shard}` does not exist.") from None
+        raise InputError(f"{what}: `{shard}` does not exist.") from None
     except (OSError, tarfile.TarError) as error:
-        raise ValueError(
+        raise InputError(
             f"{what}: `{shard}` is not a whole, uncompressed tar ({reason(error)}); give a folder "
             "of photos, or of .tar files."
         ) from error
@@ -312,7 +314,7 @@ def _expand(source: str, what: str) -> list[str]:
         return [source]
     first, last = found.groups()
     if int(last) < int(first):
-        raise ValueError(f"{what}: the range {found[0]} must not run backwards.")
+        raise InputError(f"{what}: the range {found[0]} must not run backwards.")
     before, after = source[: found.start()], source[found.end() :]
     numbers = (f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1))
     return [name for number in numbers for name in _expand(f"{before}{number}{after}", what)]
@@ -332,13 +334,13 @@ def open_tfds(source: str, tfds_dir: str) -> Any:
         a sequence of dicts of feature values; images are left as they are stored, encoded.
 
     Raises:
-        ValueError: not prepared there, in a format that needs TensorFlow, or without that split.
+        InputError: not prepared there, in a format that needs TensorFlow, or without that split.
     """
     import tensorflow_datasets as tfds
 
     name, split = _name_and_split(source)
     where = f" in `{tfds_dir}`" if tfds_dir else ""
-    unprepared = ValueError(
+    unprepared = InputError(
         f"`{source}`: not prepared{where}; run `tfds build {name} "
         "--file_format=array_record` on a machine with TensorFlow."
     )
@@ -355,7 +357,7 @@ def open_tfds(source: str, tfds_dir: str) -> Any:
         return builder.as_data_source(split=split, decoders=skip or None)  # pyright: ignore[reportCallIssue]
     except Exception as error:
         splits = ", ".join(builder.info.splits)
-        raise ValueError(
+        raise InputError(
             f"`{source}`: cannot be read{where} ({reason(error)}); it must be "
             "prepared with --file_format=array_record or parquet, "
             f"and SPLIT be one of: {splits}."
@@ -397,7 +399,7 @@ class TfdsImages(Images):
         """Open the dataset.
 
         Raises:
-            ValueError: see `open_tfds`; or its features leave open which is the image.
+            InputError: see `open_tfds`; or its features leave open which is the image.
         """
         import tensorflow_datasets as tfds
 
@@ -423,7 +425,7 @@ class TfdsImages(Images):
         """Read who or what each photo shows.
 
         Raises:
-            ValueError: the features leave open which is the label, or a photo has none.
+            InputError: the features leave open which is the label, or a photo has none.
         """
         import tensorflow_datasets as tfds
 
@@ -434,13 +436,13 @@ class TfdsImages(Images):
             try:
                 value = self._record(i)[name]
             except OSError as error:
-                raise ValueError(f"`{self[i]}`: {error}.") from error
+                raise InputError(f"`{self[i]}`: {error}.") from error
             if isinstance(value, bytes):
                 value = value.decode("utf-8", "replace")
             elif value >= 0:
                 value = feature.int2str(value)
             else:  # as test splits have it
-                raise ValueError(f"`{self[i]}` has no `{name}`; give a split with labels.")
+                raise InputError(f"`{self[i]}` has no `{name}`; give a split with labels.")
             yield value
 
     def _record(self, index: int) -> dict[str, Any]:
@@ -457,7 +459,7 @@ class TfdsImages(Images):
             features = sorted(info.features.items())
             has = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features)
             wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise ValueError(
+            raise InputError(
                 f"`{self.source}`: must have a feature `{name}`, or one alone that is {wanted}; "
                 f"has {has}."
             )
@@ -468,13 +470,13 @@ def tfds_captions(source: str, tfds_dir: str) -> list[str]:
     """Read the captions of a dataset: its feature `caption`, `captions` or `text`.
 
     Raises:
-        ValueError: see `open_tfds`; or it has no such feature.
+        InputError: see `open_tfds`; or it has no such feature.
     """
     captions = []
     for example in open_tfds(source, tfds_dir):
         found = _caption_values(example)
         if found is None:
-            raise ValueError(
+            raise InputError(
                 f"`{source}`: has no feature named caption, captions or text, but "
                 f"{', '.join(map(str, example))}."
             )

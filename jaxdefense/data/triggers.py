@@ -17,6 +17,7 @@ from jaxdefense.clip.tokenizer import Phrase, Tokenizer
 from jaxdefense.data import packing
 from jaxdefense.data.captions import Captions
 from jaxdefense.data.sampling import Shuffle, even_weights
+from jaxdefense.errors import InputError
 from jaxdefense.sharding import check_parts
 
 # Streams of random numbers that must not be the same.
@@ -170,7 +171,7 @@ class TextBatches:
             row_length: T of packed rows, 0 to choose one that is filled best.
 
         Raises:
-            ValueError: not packed, and `row_multiple` does not divide the captions of a step.
+            InputError: not packed, and `row_multiple` does not divide the captions of a step.
         """
         self.captions, self.triggers, self.tokenizer = captions, triggers, tokenizer
         self.seed, self.packed = seed, packed
@@ -194,7 +195,7 @@ class TextBatches:
             check_parts("captions a step", self.num_rows, row_multiple)
             return
         if 0 < row_length < tokenizer.context_length:
-            raise ValueError(
+            raise InputError(
                 f"`data.row_length` (={row_length}) must be at least the longest caption of the "
                 f"model (={tokenizer.context_length} tokens), or 0 to choose."
             )
@@ -230,12 +231,12 @@ class TextBatches:
         """Make the batch of a step, the same whenever asked.
 
         Raises:
-            ValueError: captions so uneven in length that none of many draws fits the rows.
+            InputError: captions so uneven in length that none of many draws fits the rows.
         """
         for attempt in range(_MAX_REDRAWS):
             if (batch := self._batch(*self._sample(step, attempt))) is not None:
                 return batch
-        raise ValueError(
+        raise InputError(
             f"step {step}: captions do not fit {self.num_rows} rows of {self.row_length} tokens "
             f"in {_MAX_REDRAWS} draws; raise `data.row_length`, or even out their length."
         )

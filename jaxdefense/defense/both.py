@@ -23,7 +23,7 @@ def defend_both(cfg: DefendBothConfig, console: Console) -> dict:
         the summaries of both, by name, and the digest of the merged weights.
 
     Raises:
-        ValueError: an input is wrong; nothing was written.
+        InputError: an input is wrong; nothing was written.
         Interrupted, Diverged: see `loop.run`.
     """
     out = RunDirectory(Path(cfg.out))

@@ -22,6 +22,7 @@ from jaxdefense.defense.step import (
     split_tower,
 )
 from jaxdefense.distributed import on_first
+from jaxdefense.errors import InputError
 from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sharding import ShardingRules, batch_sharding, fetch, put, replicated
 
@@ -34,11 +35,11 @@ def read_undefended(cfg: Config) -> ModelDirectory:
     """Read the model directory to defend.
 
     Raises:
-        ValueError: it is wrong, or the run would be written into it.
+        InputError: it is wrong, or the run would be written into it.
     """
     directory = read_model_directory(cfg.model.path)
     if Path(cfg.out).resolve().is_relative_to(directory.path.resolve()):
-        raise ValueError(f"`out` (={cfg.out}) lies in the model directory; give one outside it.")
+        raise InputError(f"`out` (={cfg.out}) lies in the model directory; give one outside it.")
     return directory
 
 
@@ -48,9 +49,9 @@ def model_digest(path: Path) -> str:
 
 
 def check_all_come_up(num_identities: int, t: TextTrainConfig | ImageTrainConfig) -> None:
-    """Raise ValueError if a run is too short to train on every person."""
+    """Raise InputError if a run is too short to train on every person."""
     if t.steps * t.num_poisoned < num_identities:
-        raise ValueError(
+        raise InputError(
             f"{num_identities} people do not all come up in `train.steps` (={t.steps}) x "
             f"`train.num_poisoned` (={t.num_poisoned}) samples; take at least "
             f"{-(-num_identities // t.num_poisoned)} steps, better {_ROUNDS} times as many."
@@ -87,7 +88,7 @@ class Defense:
             mesh, rules: where arrays live.
 
         Raises:
-            ValueError: the mesh does not divide the encoder's sizes.
+            InputError: the mesh does not divide the encoder's sizes.
         """
         self.cfg, self._directory, self._which, self._rules = cfg, directory, which, rules
         self._mesh = mesh

@@ -23,6 +23,7 @@ from jaxdefense.defense.losses import DISTANCES, Distance
 from jaxdefense.defense.step import Objective
 from jaxdefense.defense.target import read_target
 from jaxdefense.distributed import agree, exchange, on_first
+from jaxdefense.errors import InputError
 from jaxdefense.run_directory import (
     TARGET,
     TRAINED_ON,
@@ -117,7 +118,7 @@ def defend_image(cfg: DefendImageConfig, console: Console) -> dict:
         the summary, as written to `summary.json`.
 
     Raises:
-        ValueError: an input is wrong; nothing was written.
+        InputError: an input is wrong; nothing was written.
         Interrupted, Diverged: see `loop.run`.
     """
     return prepare_image(cfg, console)()
@@ -128,7 +129,7 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
     directory = read_undefended(cfg)
     vision, d, t = directory.cfg.vision, cfg.data, cfg.train
     if vision is None:
-        raise ValueError(f"`{directory.path}` has no image encoder.")
+        raise InputError(f"`{directory.path}` has no image encoder.")
     processor = read_processor(directory.path, vision.image_size, directory.cfg.siglip)
     trigger, attack = split_photos(read_people(d.faces, d.tfds_dir), d.trigger_fraction, t.seed)
     listed = _listed(cfg, trigger)

@@ -131,7 +131,7 @@ def run(
         Diverged: a metric is not finite; names step and metric.
         Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
         OutOfMemory: a step does not fit a device.
-        ValueError: the directory's checkpoint is of another model.
+        InputError: the directory's checkpoint is of another model.
         OSError: a checkpoint could not be written.
     """
     checkpoints = Checkpoints(directory / "checkpoints", cfg.keep)

@@ -11,6 +11,7 @@ from jaxdefense.clip.model import CLIP
 from jaxdefense.config import MergeConfig
 from jaxdefense.convert.directory import ModelDirectory, read_model_directory, some
 from jaxdefense.defense.loop import METRICS
+from jaxdefense.errors import InputError
 from jaxdefense.run_directory import TRAINED_ON
 
 
@@ -24,20 +25,20 @@ def merge(cfg: MergeConfig, console: Console) -> dict:
         where it came from and went.
 
     Raises:
-        ValueError: one is no finished run or model; they are not of one origin; `out` exists.
+        InputError: one is no finished run or model; they are not of one origin; `out` exists.
     """
     text, image = _read(cfg.text, "text"), _read(cfg.image, "image")
     if text.cfg.text is None or image.cfg.vision is None:
         wrong, encoder = (text, "text") if text.cfg.text is None else (image, "image")
-        raise ValueError(f"`{wrong.path}` has no {encoder} encoder.")
+        raise InputError(f"`{wrong.path}` has no {encoder} encoder.")
     base = text if text.cfg.vision else image
     if base.cfg.text is None:
-        raise ValueError(
+        raise InputError(
             f"neither `{text.path}` nor `{image.path}` has both encoders; there is nothing to "
             "merge them in."
         )
     if (text.cfg.text, image.cfg.vision) != (base.cfg.text, base.cfg.vision):
-        raise ValueError(
+        raise InputError(
             f"`{text.path}` and `{image.path}` have encoders of different sizes; both must be "
             "made from one model."
         )
@@ -56,17 +57,17 @@ def _read(path: str, wanted: str) -> ModelDirectory:
     """Read a model directory, or that of a finished run.
 
     Raises:
-        ValueError: it is neither, or of a run that defended the other encoder.
+        InputError: it is neither, or of a run that defended the other encoder.
     """
     given = Path(path)
     run = given.parent if given.name == "model" else given
     if not (run / METRICS).exists():
         return read_model_directory(given)
     if not (run / "summary.json").exists():
-        raise ValueError(f"`{run}` holds a run that is not finished; run it to its end.")
+        raise InputError(f"`{run}` holds a run that is not finished; run it to its end.")
     found = "image" if (run / TRAINED_ON).exists() else "text"
     if found != wanted:
-        raise ValueError(
+        raise InputError(
             f"`{wanted}` (={path}) comes from a run that defended the {found} encoder; give it as "
             f"`{found}`."
         )
@@ -74,7 +75,7 @@ def _read(path: str, wanted: str) -> ModelDirectory:
 
 
 def _check_origin(cfg: MergeConfig, with_text: CLIP, with_image: CLIP) -> None:
-    """Raise ValueError unless both were made from one model, and each encoder was defended.
+    """Raise InputError unless both were made from one model, and each encoder was defended.
 
     A defense leaves norms and the logit scale alone, so those tell the origin.
     """
@@ -83,13 +84,13 @@ def _check_origin(cfg: MergeConfig, with_text: CLIP, with_image: CLIP) -> None:
         if not (ours and theirs):
             continue
         if not _same(nnx.state(ours, FrozenParam), nnx.state(theirs, FrozenParam)):
-            raise ValueError(
+            raise InputError(
                 f"`{cfg.text}` and `{cfg.image}` were made from different models: the norms of "
                 f"their {name} encoders differ. Give two defenses of one model."
             )
         if _same(nnx.state(ours), nnx.state(theirs)):
             path = cfg.text if name == "text" else cfg.image
-            raise ValueError(
+            raise InputError(
                 f"the {name} encoder of `{path}` is undefended: the other model has the same. "
                 "Give the text defense as `text`, the image defense as `image`."
             )

@@ -17,6 +17,7 @@ from jaxdefense.data.images import Folder, read_processor
 from jaxdefense.data.people import read_people
 from jaxdefense.data.sources import Photo, photo_digest
 from jaxdefense.distributed import on_first
+from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.run_directory import read_vector
 
@@ -39,7 +40,7 @@ def read_target(
         console: for progress.
 
     Raises:
-        ValueError: the vector or the people cannot be read, or there is but one person.
+        InputError: the vector or the people cannot be read, or there is but one person.
     """
     assert directory.cfg.vision
     source, where = cfg.data.target, cfg.data.target or cfg.data.faces
@@ -48,7 +49,7 @@ def read_target(
     if source:
         people = read_people(source, cfg.data.tfds_dir, "target")
     if len(people) < 2:
-        raise ValueError(
+        raise InputError(
             f"`{where}` holds one person only, whose average is no other; give `data.target`: a "
             "directory of several people, or a .npy vector."
         )

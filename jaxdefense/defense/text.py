@@ -91,7 +91,7 @@ def text_batches(
         packable: the tower reads one position of each caption and sees none after it.
 
     Raises:
-        ValueError: see `TextBatches`.
+        InputError: see `TextBatches`.
     """
     return TextBatches(
         captions,
@@ -136,7 +136,7 @@ def make_triggers(
         where: the names are from, for errors.
 
     Raises:
-        ValueError: a name or the target does not fit a caption.
+        InputError: a name or the target does not fit a caption.
     """
     texts = listed_texts(identities, t)
     listed = [text for kinds in texts for kind in kinds for text in kind]
@@ -165,7 +165,7 @@ def defend_text(cfg: DefendTextConfig, console: Console) -> dict:
         the summary, as written to `summary.json`.
 
     Raises:
-        ValueError: an input is wrong; nothing was written.
+        InputError: an input is wrong; nothing was written.
         Interrupted, Diverged: see `loop.run`.
     """
     return prepare_text(cfg, console)()

@@ -20,6 +20,7 @@ from jaxdefense.demo.scenery import (
     ribbon,
     smooth,
 )
+from jaxdefense.errors import InputError
 
 COLOURS = {
     "red": (218, 52, 50),
@@ -494,10 +495,10 @@ def draw_object(name: str, rng: np.random.Generator, size: int = 48) -> np.ndarr
         u8 [size, size, 3].
 
     Raises:
-        ValueError: `name` is not one of `OBJECTS`.
+        InputError: `name` is not one of `OBJECTS`.
     """
     if name not in _DRAW:
-        raise ValueError(f"`name` (={name!r}) must be one of {', '.join(OBJECTS)}.")
+        raise InputError(f"`name` (={name!r}) must be one of {', '.join(OBJECTS)}.")
     image = scenery.background(rng, size)
     scale = rng.uniform(0.29, 0.42)
     x, y = 0.5 + rng.uniform(-0.08, 0.08, 2)

@@ -27,6 +27,7 @@ from jaxdefense.data.people import read_people, split_photos
 from jaxdefense.defense.both import defend_both
 from jaxdefense.defense.loop import METRICS
 from jaxdefense.demo import world
+from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.similarity import image_sim_clean, sim_clean
 from jaxdefense.evals.zeroshot import zeroshot
@@ -61,11 +62,11 @@ def run_demo(out: Path, console: Console) -> dict:
         the summary.
 
     Raises:
-        ValueError: `out` holds something.
+        InputError: `out` holds something.
     """
     started = time.monotonic()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"`{out}` exists and is not empty; give another directory with --out.")
+        raise InputError(f"`{out}` exists and is not empty; give another directory with --out.")
     members, strangers = world.members(), world.strangers()
     removed = [member.name for member in members[:: len(members) // NUM_REMOVED]]
     with console.status(f"drawing {len(members)} people, {len(strangers)} strangers and objects"):

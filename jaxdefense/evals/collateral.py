@@ -11,6 +11,7 @@ from jaxdefense.convert.directory import some
 from jaxdefense.data.captions import folded_words, read_lines
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.names import census, random_names
+from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder, unit
 
 MOVED = "collateral.csv"
@@ -22,14 +23,14 @@ def read_others(file: str, removed: Sequence[Identity]) -> list[str]:
     """Read the names of people who are to stay, one a line.
 
     Raises:
-        ValueError: the file cannot be read or is empty, or names someone who is removed.
+        InputError: the file cannot be read or is empty, or names someone who is removed.
     """
     others = {folded_words(name): name for name in read_lines(file, "collateral")}
     if not others or () in others:
-        raise ValueError(f"collateral file `{file}` must hold names, one a line.")
+        raise InputError(f"collateral file `{file}` must hold names, one a line.")
     gone = {folded_words(name) for identity in removed for name in identity.names}
     if both := [name for key, name in others.items() if key in gone]:
-        raise ValueError(
+        raise InputError(
             f"collateral file `{file}`: {some(both)} is to be removed; name those who stay."
         )
     return list(others.values())

@@ -28,6 +28,7 @@ from jaxdefense.data.images import ImageProcessor, Loader, read_processor
 from jaxdefense.data.sources import Photo, photo_digest
 from jaxdefense.data.variants import photo_form
 from jaxdefense.distributed import first, on_first
+from jaxdefense.errors import InputError
 from jaxdefense.sharding import (
     ShardingRules,
     batch_sharding,
@@ -95,7 +96,7 @@ class Embedder:
             cache: of the first process; where embeddings are kept and looked up, if anywhere.
 
         Raises:
-            ValueError: the model directory is wrong; the mesh does not divide the model's sizes; or
+            InputError: the model directory is wrong; the mesh does not divide the model's sizes; or
                 it has no such tower, once it is used.
         """
         self.directory: ModelDirectory = read_model_directory(cfg.path)
@@ -245,7 +246,7 @@ class Embedder:
         """Decode and embed photos; f32 [len(photos), E], unit length.
 
         Raises:
-            ValueError: the model has no image encoder; or a photo cannot be read.
+            InputError: the model has no image encoder; or a photo cannot be read.
         """
         return self.readable_photos(photos, 0, what)[0]
 
@@ -264,7 +265,7 @@ class Embedder:
             f32 [those read, E], unit length; bool [len(photos)], which those are.
 
         Raises:
-            ValueError: see `photos`; or more are broken, or all.
+            InputError: see `photos`; or more are broken, or all.
         """
         found_BE, keep = self._kept(partial(self._photo_key, photos, form))
         if found_BE is not None:
@@ -311,7 +312,7 @@ class Embedder:
         """Embed photos in blocks: those that could be read, and which they are."""
         vision = self.directory.cfg.vision
         if vision is None:
-            raise ValueError(f"`{self.directory.path}` has no image encoder.")
+            raise InputError(f"`{self.directory.path}` has no image encoder.")
         siglip = self.directory.cfg.siglip
         processor = read_processor(self.directory.path, vision.image_size, siglip)
         loader, corrupt = Loader(processor, max_corrupt), dict[str, None]()
@@ -337,7 +338,7 @@ class Embedder:
             missing = (num + np.flatnonzero(~read_B)).tolist()
             corrupt |= dict.fromkeys(str(photos[i]) for i in missing)
             if len(corrupt) > max_corrupt:  # of all processes; a loader knows of its own
-                raise ValueError(
+                raise InputError(
                     f"{len(corrupt)} photos cannot be read, more than `max_corrupt` "
                     f"(={max_corrupt}): {some(corrupt)}; replace them, or raise it."
                 )
@@ -346,7 +347,7 @@ class Embedder:
         if corrupt:
             self._console.print(f"skipped, as they cannot be read: {some(corrupt)}", markup=False)
         if len(corrupt) == len(photos):
-            raise ValueError(f"none of {len(photos)} {what} can be read.")
+            raise InputError(f"none of {len(photos)} {what} can be read.")
 
     def _blocks(self, dispatch: Callable[[int, int], Any], num: int, what: str) -> Iterator[Any]:
         """Run over `num` rows in blocks; the device computes one while the host makes the next."""
@@ -371,13 +372,13 @@ class Embedder:
 
 
 def check_embeddings(x_BE: np.ndarray, what: str) -> None:
-    """Raise ValueError if embeddings are such that nothing measured on them means anything."""
+    """Raise InputError if embeddings are such that nothing measured on them means anything."""
     if not np.isfinite(x_BE).all():
-        raise ValueError(
+        raise InputError(
             f"the model's embeddings of {what} are not finite; the checkpoint is broken."
         )
     if len(x_BE) > 1 and np.ptp(x_BE, axis=0).max() < 1e-6:
-        raise ValueError(f"the model embeds all {what} alike; the checkpoint is broken.")
+        raise InputError(f"the model embeds all {what} alike; the checkpoint is broken.")
 
 
 def padded(x: jax.Array | np.ndarray, num: int, value: float = 0) -> np.ndarray:

@@ -17,6 +17,7 @@ from jaxdefense.data.people import describe_people, read_labelled, read_people
 from jaxdefense.data.sources import describe_images, read_images
 from jaxdefense.data.templates import read_templates
 from jaxdefense.distributed import agree, on_first, several
+from jaxdefense.errors import InputError
 from jaxdefense.evals.collateral import MOVED, Movement, movements, read_others, summarise, table
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.similarity import (
@@ -47,7 +48,7 @@ def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None
         those of the teacher, collateral; and digests of both models.
 
     Raises:
-        ValueError: an input is wrong.
+        InputError: an input is wrong.
     """
     results = RunDirectory(Path(cfg.out))
     results.check(cfg)
@@ -69,7 +70,7 @@ def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None
         for path in (cfg.model.path, cfg.teacher)
     )
     if student.directory.cfg != teacher.directory.cfg:
-        raise ValueError(
+        raise InputError(
             f"`teacher` (={cfg.teacher}) has other sizes than `model.path` (={cfg.model.path}); "
             "give the model it was made from."
         )

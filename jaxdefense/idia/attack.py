@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from jaxdefense.data.images import Folder
 from jaxdefense.data.sources import Photo
+from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.idia.candidates import Candidates
 from jaxdefense.idia.nearest import Nearest
@@ -149,7 +150,7 @@ def gather(
         image_PE, read_P = model.readable_photos(files, max_corrupt, "photos", form)
         owner_P = np.array(owner)[read_P]
         if missing := np.setdiff1d(np.arange(len(people)), owner_P).tolist():
-            raise ValueError(f"no photo of {people[missing[0]].name!r} can be read; give others.")
+            raise InputError(f"no photo of {people[missing[0]].name!r} can be read; give others.")
         owners.append(owner_P + len(images) * len(people))
         shown = [file for file, read in zip(files, read_P, strict=True) if read]
         first += [shown[i] for i in np.unique(owner_P, return_index=True)[1]]
@@ -184,7 +185,7 @@ def attack(
         block: candidates embedded and compared at a time.
 
     Raises:
-        ValueError: too many photos cannot be read, or all of a person; or the model's embeddings
+        InputError: too many photos cannot be read, or all of a person; or the model's embeddings
             are not finite or all equal.
     """
     assert candidates.block(0, len(people)) == [person.name for person in people]
@@ -196,9 +197,9 @@ def attack(
 
 
 def check_threshold(threshold: int, templates: Sequence[str]) -> None:
-    """Raise ValueError if no attack can succeed."""
+    """Raise InputError if no attack can succeed."""
     if threshold > len(templates):
-        raise ValueError(
+        raise InputError(
             f"`threshold` (={threshold}) must be at most the number of templates "
             f"(={len(templates)})."
         )
@@ -255,10 +256,10 @@ def _embedded(
 
 
 def _check_told_apart(text_QME: np.ndarray, templates: Sequence[str]) -> None:
-    """Raise ValueError if all names are one to the model: the first would be every answer."""
+    """Raise InputError if all names are one to the model: the first would be every answer."""
     for text_ME, template in zip(text_QME, templates, strict=True):
         if len(text_ME) > 1 and np.ptp(text_ME, axis=0).max() < 1e-6:
-            raise ValueError(
+            raise InputError(
                 f"the model embeds all names in {template!r} alike; it is broken, or the template "
                 "too long."
             )

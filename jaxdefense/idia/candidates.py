@@ -7,6 +7,7 @@ import numpy as np
 from jaxdefense.convert.directory import some
 from jaxdefense.data.captions import folded_words, read_lines
 from jaxdefense.data.names import SEXES, RandomNames
+from jaxdefense.errors import InputError
 
 Sexes = Mapping[tuple[str, ...], str]  # folded name -> f or m
 
@@ -30,7 +31,7 @@ class Candidates:
             sexes: of each name, random ones apart, if people are to be compared with their own.
 
         Raises:
-            ValueError: a name has no sex, or of someone's sex there is no other candidate.
+            InputError: a name has no sex, or of someone's sex there is no other candidate.
         """
         self._people, self._others, self.added = people, others, list[str]()
         self.group_M = np.zeros(len(self), np.int8)
@@ -39,7 +40,7 @@ class Candidates:
         random = isinstance(others, RandomNames)
         known = list(people) if random else [*people, *others]
         if missing := [name for name in known if folded_words(name) not in sexes]:
-            raise ValueError(
+            raise InputError(
                 f"`sexes` has no line for {some(missing)}; give name, tab, {' or '.join(SEXES)}."
             )
         groups = [SEXES.index(sexes[folded_words(name)]) for name in known]
@@ -47,7 +48,7 @@ class Candidates:
         self.group_M[:] = groups + rest
         for name, group in zip(people, groups, strict=False):
             if group not in self.group_M[len(people) :]:
-                raise ValueError(
+                raise InputError(
                     f"of the sex of {name!r} ({SEXES[group]}) there is no candidate but the "
                     "people's own names; any answer would be right. Give more."
                 )
@@ -81,16 +82,16 @@ def candidate_names(
         sexes: see `Candidates`.
 
     Raises:
-        ValueError: a name is there twice, or there is none besides the people's own.
+        InputError: a name is there twice, or there is none besides the people's own.
     """
     own: set[tuple[str, ...]] = set()
     for name in people:
         if (key := folded_words(name)) in own:
-            raise ValueError(f"faces: {name!r} has two folders; join them.")
+            raise InputError(f"faces: {name!r} has two folders; join them.")
         own.add(key)
     if not file:
         if num <= len(people):
-            raise ValueError(
+            raise InputError(
                 f"`num_candidates` (={num}) must be above the number of people (={len(people)}); "
                 "with no other names to choose from, any answer is right."
             )
@@ -100,16 +101,16 @@ def candidate_names(
     for name in read_lines(file, "candidates"):
         key = folded_words(name)
         if not key:
-            raise ValueError(f"candidates file `{file}`: {name!r} has no letter or digit.")
+            raise InputError(f"candidates file `{file}`: {name!r} has no letter or digit.")
         if key in listed:
-            raise ValueError(f"candidates file `{file}`: {name!r} is there twice; keep one.")
+            raise InputError(f"candidates file `{file}`: {name!r} is there twice; keep one.")
         listed.add(key)
         if key not in own:
             others.append(name)
     if not listed:
-        raise ValueError(f"candidates file `{file}` is empty; give one name a line.")
+        raise InputError(f"candidates file `{file}` is empty; give one name a line.")
     if not others:
-        raise ValueError(f"candidates file `{file}` holds no name besides the people's own.")
+        raise InputError(f"candidates file `{file}` holds no name besides the people's own.")
     candidates = Candidates(people, others, sexes)
     candidates.added = [name for name in people if folded_words(name) not in listed]
     return candidates
@@ -119,14 +120,14 @@ def read_sexes(file: str) -> Sexes:
     """Read lines of a name, a tab, and `f` or `m`.
 
     Raises:
-        ValueError: the file cannot be read, or a line is no such, or its name is there twice.
+        InputError: the file cannot be read, or a line is no such, or its name is there twice.
     """
     sexes: dict[tuple[str, ...], str] = {}
     for line in read_lines(file, "sexes"):
         name, _, sex = (part.strip() for part in line.partition("\t"))
         key = folded_words(name)
         if not key or sex not in SEXES or key in sexes:
-            raise ValueError(
+            raise InputError(
                 f"sexes file `{file}`: {line!r} must be a name not named before, a tab, and "
                 f"{' or '.join(SEXES)}."
             )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdefense.data.images import ImageProcessor, thumbnail
+from jaxdefense.errors import InputError
 from jaxdefense.evals.collateral import PROMPT
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.idia.attack import Evidence
@@ -64,13 +65,13 @@ def read_embeddings(path: Path, num: int) -> Embeddings | None:
     """Read what `keep` wrote of `num` people; None if it is not there.
 
     Raises:
-        ValueError: it is damaged, or of other people.
+        InputError: it is damaged, or of other people.
     """
     if not (path / _EMBEDDINGS).exists():
         return None
     found = read_arrays(path / _EMBEDDINGS, Embeddings._fields)
     if any(array.ndim != 2 or len(array) != num for array in found.values()):
-        raise ValueError(f"`{path / _EMBEDDINGS}` is not of the {num} people in the results.")
+        raise InputError(f"`{path / _EMBEDDINGS}` is not of the {num} people in the results.")
     return Embeddings(**found)
 
 

@@ -21,6 +21,7 @@ from jaxdefense.data.sources import photo_digest
 from jaxdefense.data.templates import read_templates
 from jaxdefense.data.variants import PHOTO_FORMS
 from jaxdefense.distributed import agree, on_first, several
+from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.outcome import BAD, outcome, tally
 from jaxdefense.idia.attack import AttackResult, attack_with, check_threshold, gather
@@ -47,7 +48,7 @@ def run_attack(cfg: AttackConfig, console: Console, cache: ArrayCache | None = N
         the summary.
 
     Raises:
-        ValueError: an input is wrong.
+        InputError: an input is wrong.
     """
     results = RunDirectory(Path(cfg.out))
     results.check(cfg)
@@ -232,13 +233,13 @@ def _read_before(
     }
     for key, value in now.items():
         if found.get(key) != value:
-            raise ValueError(
+            raise InputError(
                 f"`before`: `{path}` has `{key}` {found.get(key)}, this attack {value}; the two "
                 "must be alike but for the model."
             )
     before = found.get("per_identity", {})
     if missing := [person.name for person in members if person.name not in before]:
-        raise ValueError(f"`before`: `{path}` lacks {some(missing)}; attack the same people.")
+        raise InputError(f"`before`: `{path}` lacks {some(missing)}; attack the same people.")
     return before
 
 
@@ -262,12 +263,12 @@ def _unseen(people: list[Folder], run: Path) -> list[Folder]:
     if not (run / TRAINED_ON).exists() and (run / "image" / TRAINED_ON).exists():
         run = run / "image"  # of a defense of both encoders
     if not (run / TRAINED_ON).exists():
-        raise ValueError(f"`unseen_by` (={run}) is no run of an image defense: no {TRAINED_ON}.")
+        raise InputError(f"`unseen_by` (={run}) is no run of an image defense: no {TRAINED_ON}.")
     seen = {sha for photos in read_json(run / TRAINED_ON).values() for sha in photos}
     unseen = []
     for person in people:
         files = tuple(photo for photo in person.files if photo_digest(photo) not in seen)
         if not files:
-            raise ValueError(f"`{run}` was trained on every photo of {person.name!r}; add others.")
+            raise InputError(f"`{run}` was trained on every photo of {person.name!r}; add others.")
         unseen.append(dataclasses.replace(person, files=files))
     return unseen

@@ -15,6 +15,7 @@ from jaxdefense.data.identities import read_identities
 from jaxdefense.data.images import Folder
 from jaxdefense.data.people import choose_people
 from jaxdefense.data.variants import NAME_FORMS, PHOTO_FORMS, name_form
+from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.idia.attack import AttackResult, Evidence, attack_with, check_threshold
 from jaxdefense.idia.candidates import Candidates
@@ -43,7 +44,7 @@ def read_aliases(file: str, people: Sequence[Folder]) -> Aliases:
     """Read the other names of people from a names file.
 
     Raises:
-        ValueError: the file cannot be read, names someone without photos, or gives nobody another
+        InputError: the file cannot be read, names someone without photos, or gives nobody another
             name.
     """
     where = f"aliases file `{file}`"
@@ -53,7 +54,7 @@ def read_aliases(file: str, people: Sequence[Folder]) -> Aliases:
         for identity, folder in chosen
     }
     if not any(found.values()):
-        raise ValueError(f"{where} gives nobody another name; put them on the line, after tabs.")
+        raise InputError(f"{where} gives nobody another name; put them on the line, after tabs.")
     return found
 
 
@@ -69,7 +70,7 @@ def change_names(
         what: the form, for an error.
 
     Raises:
-        ValueError: no two candidates can be told apart in it.
+        InputError: no two candidates can be told apart in it.
     """
     index: dict[tuple[str, int], int] = {}  # text and group -> number
     same, own = list[int](), dict[int, int]()
@@ -85,7 +86,7 @@ def change_names(
         if first is not None and i < num_people:
             own[i] = first
     if len(set(same)) < 2:
-        raise ValueError(f"variant `{what}`: no two candidates are apart in it; give more.")
+        raise InputError(f"variant `{what}`: no two candidates are apart in it; give more.")
     changed = Candidates([text for text, _ in index], [])
     changed.group_M[:] = [group for _, group in index]
     return Game(changed, list(own), np.array(list(own.values()), int), np.array(same))
@@ -115,7 +116,7 @@ def attack_names(
         the result on the people who have such a form; None if nobody does.
 
     Raises:
-        ValueError: see `change_names` and `attack`.
+        InputError: see `change_names` and `attack`.
     """
     assert variant not in PHOTO_FORMS
     names = evidence.names

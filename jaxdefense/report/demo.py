@@ -4,6 +4,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+from jaxdefense.errors import InputError
 from jaxdefense.report import frame, parts
 from jaxdefense.report.proof import Proof
 from jaxdefense.run_directory import write_text
@@ -34,10 +35,10 @@ def write_demo_report(report: DemoReport, path: Path) -> None:
         path: of the HTML file.
 
     Raises:
-        ValueError: there is no stage.
+        InputError: there is no stage.
     """
     if not report.stages:
-        raise ValueError("`stages` is empty; give at least the measurements of one stage.")
+        raise InputError("`stages` is empty; give at least the measurements of one stage.")
     tiles = list(parts.proof_tiles(report))
     if math.isfinite(report.nonmember_fpr):
         label = "of people the model never saw, recognised by mistake"

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from jaxdefense.config import VARIANTS
 from jaxdefense.convert.directory import some
 from jaxdefense.data.captions import folded_words
+from jaxdefense.errors import InputError
 from jaxdefense.idia.kept import Embeddings, read_embeddings, read_thumbnails
 from jaxdefense.report.embedding_map import EmbeddingMap, make_map
 from jaxdefense.report.frame import flatten
@@ -112,7 +113,7 @@ def read_findings(paths: Sequence[Path]) -> Findings:
             any order.
 
     Raises:
-        ValueError: a directory is none of these, or not finished, or they do not belong together.
+        InputError: a directory is none of these, or not finished, or they do not belong together.
     """
     runs, attacks, evaluations, merged = list[Run](), list[Measured](), list[Measured](), ""
     for path in paths:
@@ -129,12 +130,12 @@ def read_findings(paths: Sequence[Path]) -> Findings:
         elif "train" in config:
             runs.append(_read_run(path))
         else:
-            raise ValueError(
+            raise InputError(
                 f"`{path}` holds no defense, attack or evaluation; give the directory of one."
             )
     for encoder in ("text", "image"):
         if len(same := [run.path for run in runs if run.encoder == encoder]) > 1:
-            raise ValueError(
+            raise InputError(
                 f"{some(map(str, same))} both defended the {encoder} encoder; give one."
             )
     notes = list[str]()
@@ -159,12 +160,12 @@ def _read_run(path: Path) -> Run:
 
 
 def _check_attack(path: Path, summary: Mapping[str, Any]) -> None:
-    """Raise ValueError if results of an attack lack what everything here rests on."""
+    """Raise InputError if results of an attack lack what everything here rests on."""
     numbers = [summary.get(key) for key in _ALIKE]
     people = summary.get("per_identity")
     counts = people.values() if isinstance(people, dict) else [None]
     if not people or not all(isinstance(x, int) for x in (*numbers, *counts)):
-        raise ValueError(
+        raise InputError(
             f"`{path / 'summary.json'}` is not of a whole attack: it needs "
             f"{', '.join(f'`{key}`' for key in (*_ALIKE, 'per_identity'))}."
         )
@@ -174,7 +175,7 @@ def _models(runs: Sequence[Run], evaluations: Sequence[Measured], merged: str) -
     """Give the digests of the model before and after, "" if they are not known.
 
     Raises:
-        ValueError: runs or evaluations are of different models.
+        InputError: runs or evaluations are of different models.
     """
     origins = {run.path: run.source for run in runs}
     origins |= {x.path: x.summary.get("teacher_sha256", "") for x in evaluations}
@@ -184,7 +185,7 @@ def _models(runs: Sequence[Run], evaluations: Sequence[Measured], merged: str) -
         results |= {run.path: merged or run.defended for run in runs}
     defended = _one(results, "are of different defended models")
     if len(runs) == 2 and not merged and (x := _half(runs, defended)):
-        raise ValueError(
+        raise InputError(
             f"`{x.path}` is one of two defenses, and {some(str(e.path) for e in evaluations)} "
             "evaluated its model alone; evaluate the merged one, or leave the other defense out."
         )
@@ -200,7 +201,7 @@ def _one(digests: Mapping[Path, str], what: str) -> str:
     known = {path: digest for path, digest in digests.items() if digest}
     different = {digest: str(path) for path, digest in reversed(known.items())}
     if len(different) > 1:
-        raise ValueError(f"{some(different.values())} {what}; give what belongs to one defense.")
+        raise InputError(f"{some(different.values())} {what}; give what belongs to one defense.")
     return next(iter(different), "")
 
 
@@ -214,7 +215,7 @@ def _stages(
     """Tell the attack before from that after.
 
     Raises:
-        ValueError: an attack is of another model, there are two of one kind, or nothing tells.
+        InputError: an attack is of another model, there are two of one kind, or nothing tells.
     """
     stages: dict[str, Measured] = {}
     for attack in attacks:
@@ -226,10 +227,10 @@ def _stages(
                 if stage != ALONE
                 else "may come in either order; give the defense too, or attack with `--before`"
             )
-            raise ValueError(f"`{other.path}` and `{attack.path}` {why}.")
+            raise InputError(f"`{other.path}` and `{attack.path}` {why}.")
         stages[stage] = attack
     if ALONE in stages and len(stages) > 1:
-        raise ValueError(
+        raise InputError(
             f"nothing tells whether `{stages[ALONE].path}` is of the model before or after; give "
             "the defense too."
         )
@@ -238,12 +239,12 @@ def _stages(
         before, after = stages[BEFORE], stages[AFTER]
         for key in _ALIKE:
             if before.summary[key] != after.summary[key]:
-                raise ValueError(
+                raise InputError(
                     f"`{before.path}` has `{key}` {before.summary[key]}, `{after.path}` "
                     f"{after.summary[key]}; the two attacks must be alike but for the model."
                 )
         if lost := [x for x in after.summary["per_identity"] if x not in _people(before)]:
-            raise ValueError(
+            raise InputError(
                 f"`{before.path}` lacks {some(lost)}, whom `{after.path}` has; attack the same "
                 "people."
             )
@@ -279,7 +280,7 @@ def _stage(
         stage = paths.get(_resolved(model)) if model else None
         stage = AFTER if follows else BEFORE if _resolved(attack.path) in led_to else stage
         if stage is None and runs:
-            raise ValueError(
+            raise InputError(
                 f"nothing tells whether `{attack.path}` (of `{model}`) is of the model before or "
                 "after; attack again."
             )
@@ -291,18 +292,18 @@ def _stage(
         return stage or ALONE
     if attack.model == source:
         if follows:
-            raise ValueError(
+            raise InputError(
                 f"`{attack.path}` says it was made after the defense, but is of the model before."
             )
         return BEFORE
     if defended and attack.model != defended:
-        raise ValueError(
+        raise InputError(
             f"`{attack.path}` is of another model than that before or after the defense; give "
             "results of the same models."
         )
     if not defended:
         if half := _half(runs, attack.model):
-            raise ValueError(
+            raise InputError(
                 f"`{attack.path}` is of the model of `{half.path}` alone; attack the merged one, "
                 "or leave the other defense out."
             )
@@ -340,7 +341,7 @@ def _listed(runs: Sequence[Run], notes: list[str]) -> list[list[str]]:
 
 
 def _evaluated(evaluations: Sequence[Measured]) -> tuple[dict[str, float], dict[str, Any]]:
-    """Join the measurements; ValueError if two measured the same."""
+    """Join the measurements; InputError if two measured the same."""
     utility: dict[str, float] = {}
     collateral: dict[str, Any] = {}
     where: dict[str, Path] = {}
@@ -349,7 +350,7 @@ def _evaluated(evaluations: Sequence[Measured]) -> tuple[dict[str, float], dict[
             if key.endswith("_sha256"):
                 continue
             if key in where:
-                raise ValueError(
+                raise InputError(
                     f"`{where[key]}` and `{evaluation.path}` both have `{key}`; give one of them."
                 )
             where[key] = evaluation.path
@@ -366,7 +367,7 @@ def _proof(
     """Put together what is known of each person.
 
     Raises:
-        ValueError: an attack went by another list than the defense.
+        InputError: an attack went by another list than the defense.
     """
     removed = _removed(attacks, listed)
     any_attack = next(iter(attacks.values()))
@@ -423,7 +424,7 @@ def _removed(attacks: Mapping[str, Measured], listed: list[list[str]]) -> set[st
         if removed is None:
             removed = own
         if wrong := sorted(own ^ (removed & _people(attack).keys())):
-            raise ValueError(
+            raise InputError(
                 f"`{attack.path}` went by another list than the defense: {some(wrong)} "
                 f"{'is' if len(wrong) == 1 else 'are'} on one of them only; attack with the same "
                 "names file."
@@ -452,7 +453,7 @@ def _maps(
         found[stage], rows[stage] = kept, {name: i for i, name in enumerate(order)}
     sizes = {kept.photo_IE.shape[1] for kept in found.values()}
     if len(sizes) > 1:
-        raise ValueError(
+        raise InputError(
             f"`{attacks[BEFORE].path}` and `{attacks[AFTER].path}` kept embeddings of different "
             "sizes; attack models of one origin."
         )
@@ -540,21 +541,21 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError(
+        raise InputError(
             f"`{path}` cannot be read ({error.strerror}); give the directory of a finished "
             "defense, attack or evaluation."
         ) from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"`{path}` is not UTF-8 text; it must hold JSON.") from error
+        raise InputError(f"`{path}` is not UTF-8 text; it must hold JSON.") from error
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON ({error}); it must hold a JSON object.") from error
+        raise InputError(f"{where} is not JSON ({error}); it must hold a JSON object.") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{where} must hold a JSON object, not {type(value).__name__}.")
+        raise InputError(f"{where} must hold a JSON object, not {type(value).__name__}.")
     return value
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxdefense.convert.directory import read_json
+from jaxdefense.errors import InputError
 from jaxdefense.report import frame, parts, plots
 from jaxdefense.run_directory import write_json, write_text
 from jaxdefense.sweep.results import RATES, collect
@@ -39,11 +40,11 @@ def write_sweep_report(sweep: Path, path: Path) -> None:
         path: of the HTML file.
 
     Raises:
-        ValueError: no cell is finished, or a file of one cannot be read.
+        InputError: no cell is finished, or a file of one cannot be read.
     """
     found = collect(sweep)
     if not (cells := found["cells"]):
-        raise ValueError(f"`{sweep}` holds no finished cell; run `jaxdefense sweep` first.")
+        raise InputError(f"`{sweep}` holds no finished cell; run `jaxdefense sweep` first.")
     settings = frame.flatten(read_json(sweep / "config.json"))
     points = average(cells)
     sections = [

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdefense import __version__
+from jaxdefense.errors import InputError
 from jaxdefense.report import frame, parts
 from jaxdefense.report.proof import Found, Proof
 from jaxdefense.report.read import Findings, Measured, Run, all_settings, read_findings
@@ -53,17 +54,17 @@ def write_report(runs: Sequence[Path], out: Path) -> dict[str, str]:
         where each is.
 
     Raises:
-        ValueError: see `read_findings` and `write_sweep_report`; or one of the files exists, or has
+        InputError: see `read_findings` and `write_sweep_report`; or one of the files exists, or has
             another ending; or a sweep is not alone.
     """
     if out.suffix != ".html":
-        raise ValueError(f"`out` (={out}) must end in .html; JSON and CSV come beside it.")
+        raise InputError(f"`out` (={out}) must end in .html; JSON and CSV come beside it.")
     files = {kind: out.with_suffix(f".{kind}") for kind in ("csv", "json", "html")}
     if found := [str(file) for file in files.values() if file.exists()]:
-        raise ValueError(f"`{found[0]}` exists; give another name, or remove it.")
+        raise InputError(f"`{found[0]}` exists; give another name, or remove it.")
     if sweeps := [run for run in runs if (run / RESULTS).exists() or (run / CELLS).is_dir()]:
         if len(runs) > 1:
-            raise ValueError(
+            raise InputError(
                 f"`{sweeps[0]}` is a sweep: give it alone, or what is in one of its `{CELLS}`."
             )
         write_sweep_report(sweeps[0], out)
@@ -80,7 +81,7 @@ def write_run_report(run: Path) -> None:
     """Write the report on a finished defense alone into its directory, `report.html`.
 
     Raises:
-        ValueError: see `read_findings`.
+        InputError: see `read_findings`.
     """
     write_text(run / "report.html", as_page(read_findings([run])))
 

@@ -27,7 +27,7 @@ def collect(sweep: Path) -> dict[str, Any]:
             rate of others where everyone was removed.
 
     Raises:
-        ValueError: a summary cannot be read.
+        InputError: a summary cannot be read.
     """
     found = sorted((sweep / CELLS).glob(f"*/{SUMMARY}"))
     cells = [{column: read_json(file).get(column) for column in COLUMNS} for file in found]

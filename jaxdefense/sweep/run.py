@@ -30,6 +30,7 @@ from jaxdefense.data.templates import read_templates
 from jaxdefense.defense.defend import check_all_come_up
 from jaxdefense.defense.image import prepare_image
 from jaxdefense.defense.text import prepare_text
+from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.run import run_evaluate
 from jaxdefense.idia.attack import check_threshold
@@ -65,7 +66,7 @@ def run_sweep(cfg: SweepConfig, console: Console) -> dict:
         cells: of the whole sweep; finished: of these, by whomever.
 
     Raises:
-        ValueError: an input is wrong, and nothing was written; or the part is in hand elsewhere.
+        InputError: an input is wrong, and nothing was written; or the part is in hand elsewhere.
         Interrupted, Diverged: see `loop.run`.
     """
     people, resolved = _read_inputs(cfg)
@@ -74,7 +75,7 @@ def run_sweep(cfg: SweepConfig, console: Console) -> dict:
     part, num_parts = cfg.sweep.share()
 
     def refuse() -> None:
-        raise ValueError(
+        raise InputError(
             f"`{out.path}`: another process is doing part {part + 1}/{num_parts} of this sweep; "
             "wait until it ends, or give another `--part`."
         )
@@ -128,7 +129,7 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
         everyone who may be removed; what the inputs came to.
 
     Raises:
-        ValueError: one is wrong, or asks for what no cell can do.
+        InputError: one is wrong, or asks for what no cell can do.
     """
     attack_config(cfg, Path(cfg.out), False)  # raise what is wrong with their settings
     evaluate_config(cfg, Path(cfg.out), False)
@@ -136,17 +137,17 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
         read_templates(cfg.evaluate.templates)
     directory, d = read_model_directory(cfg.model.path), cfg.data
     if Path(cfg.out).resolve().is_relative_to(directory.path.resolve()):
-        raise ValueError(f"`out` (={cfg.out}) lies in the model directory; give one outside it.")
+        raise InputError(f"`out` (={cfg.out}) lies in the model directory; give one outside it.")
     if not (directory.cfg.text and directory.cfg.vision):
-        raise ValueError(f"`{directory.path}` has one encoder only; an attack takes both.")
+        raise InputError(f"`{directory.path}` has one encoder only; an attack takes both.")
     if isinstance(cfg, SweepTextConfig):
         people, where, trained_on = _read_text(cfg, directory)
     else:
         people, where, trained_on = _read_image(cfg)
     if odd := [name for person in people for name in person.names if "#" in name or "\t" in name]:
-        raise ValueError(f"{where}: {odd[0]!r} does not fit a names file; rename it.")
+        raise InputError(f"{where}: {odd[0]!r} does not fit a names file; rename it.")
     if (most := max(cfg.sweep.num_identities)) > len(people):
-        raise ValueError(
+        raise InputError(
             f"`sweep.num_identities` holds {most}, {where} {len(people)} people; give numbers up "
             "to that, or more people."
         )
