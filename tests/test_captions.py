@@ -6,17 +6,15 @@ import io
 import itertools
 import json
 import os
-import re
 import subprocess
 import sys
 import time
-import unicodedata
 from collections import Counter
 
 import numpy as np
 import pytest
 from factories import CAPTIONS, tiny_tokenizer, write_tfds, write_tokenizer
-from hypothesis import example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -24,16 +22,18 @@ from jaxdefense.clip import tokenizer as tokenizer_module
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.data import captions as captions_module
 from jaxdefense.data.captions import (
-    folded_words,
+    describe_dropped,
     read_captions,
-    read_lines,
+    read_clean_captions,
     read_training_captions,
     tokenize_captions,
     without_names,
 )
 from jaxdefense.data.identities import Identity, check_distinct, check_fits, read_identities
+from jaxdefense.data.lines import read_lines
 from jaxdefense.data.names import RandomNames, census, random_names
 from jaxdefense.data.triggers import TextBatches, Triggers, lay_out, splice
+from jaxdefense.data.words import folded_words
 from jaxdefense.run_directory import locked
 
 
@@ -170,60 +170,20 @@ def test_tfds_dataset_in_a_format_that_needs_tensorflow_says_so(tmp_path):
 # Names in captions
 
 
-def slow_without_names(captions, names):
-    """One regular expression a name, over the folded caption."""
-
-    def fold(text):
-        return unicodedata.normalize("NFC", text).casefold()
-
-    def words(name):
-        return re.findall(r"\w+", fold(name))
-
-    patterns = [
-        re.compile(r"(?<!\w)" + r"[^\w]+".join(map(re.escape, words(name))) + r"(?!\w)")
-        for name in names
-        if words(name)
-    ]
-    return [c for c in captions if not any(p.search(fold(c)) for p in patterns)]
+def test_captions_dropped_are_numbered_and_shown():
+    assert describe_dropped(0, []).endswith("name: 0")
+    assert describe_dropped(2, ["Ann", "B" * 80]).endswith(f"name: 2: 'Ann', '{'B' * 57}...'")
+    assert describe_dropped(5, list("abcde")).endswith("name: 5: 'a', 'b', 'c', ...")
 
 
-@pytest.mark.parametrize(
-    "name, caption",
-    [
-        ("Ann Lee", "ann lee at a gala"),
-        ("Ann Lee", "A photo of ANN LEE."),
-        ("Ann Lee", "Ann  Lee, smiling"),
-        ("Ann Lee", 'the "Ann-Lee" show'),
-        ("Ann Lee", "Ann Lee's dog"),
-        ("Ann", "(Ann)"),
-        ("Jean-Luc Picard", "jean luc picard on a ship"),
-        ("O'Neil", "a man, o'neil, jumps"),
-        ("Zoë", "Zoe\u0308 in a dress"),
-        ("Straße", "STRASSE at night"),
-        ("ΣΊΣΥΦΟΣ", "σίσυφος and a stone"),
-        ("Ann", "Ann"),
-    ],
-)
-def test_without_names_drops_captions_that_hold_the_name(name, caption):
-    assert without_names([caption, "a cat"], ["Bo", name]) == ["a cat"]
-
-
-@pytest.mark.parametrize(
-    "name, caption",
-    [
-        ("Ann", "Anne Lee"),
-        ("Ann", "a plann and Joann"),
-        ("Ann Lee", "Ann"),
-        ("Ann Lee", "Lee Ann"),
-        ("Ann Lee", "Ann de Lee"),
-        ("Ann Lee", "Ann Leeds"),
-        ("Zoë", "Zoe in a dress"),
-        ("Ann", "Ann_Lee"),  # an underscore is a letter of a word
-        ("...", "a cat ..."),
-    ],
-)
-def test_without_names_keeps_captions_that_do_not(name, caption):
-    assert without_names([caption, "a cat"], [name]) == [caption, "a cat"]
+def test_read_clean_captions_gives_those_dropped(write):
+    path = write("a cat\nAnn Lee\nBo and Ann Lee\n")
+    assert read_clean_captions(str(path), "", ["Ann Lee"]) == (
+        ["a cat"],
+        ["Ann Lee", "Bo and Ann Lee"],
+    )
+    with pytest.raises(ValueError, match="all 3 hold a listed name"):
+        read_clean_captions(str(path), "", ["Ann", "cat"])
 
 
 def test_without_names_looks_for_every_alias():
@@ -231,28 +191,6 @@ def test_without_names_looks_for_every_alias():
     names = [name for person in people for name in person.names]
     captions = ["Annie runs", "a lee wind", "A. Lee", "bo", "Ann", "a cat"]
     assert without_names(captions, names) == ["Ann", "a cat"]
-
-
-words = st.lists(st.sampled_from("ann Anne ANN lee Lee. o'lee bo-lee é e\u0301 ß ss _ 3 .".split()))
-
-
-@settings(max_examples=300)
-@given(
-    st.lists(words.map(" ".join), max_size=6),
-    st.lists(words.map(lambda w: " ".join(w[:3])), max_size=4),
-)
-@example(["ann ann lee"], ["ann lee", "ann lee bo"])
-def test_without_names_equals_one_regular_expression_a_name(captions, names):
-    assert without_names(captions, names) == slow_without_names(captions, names)
-
-
-def test_without_names_equals_the_slow_way_on_real_captions(shared_data):
-    captions = read_captions(str(shared_data / "captions/coco_10k.txt"))
-    names = ["man", "Teddy Bear", "fire hydrant", "Ann", "a", *random_names(20, 0)]
-    for some in (names[:4], names):
-        kept = without_names(captions, some)
-        assert kept == slow_without_names(captions, some)
-        assert 100 < len(captions) - len(kept) < len(captions)
 
 
 # Tokens

@@ -20,9 +20,9 @@ from PIL import Image
 from rich.console import Console
 
 from jaxdefense.config import AttackConfig, MeshConfig, ModelConfig
-from jaxdefense.data.captions import folded_words
 from jaxdefense.data.images import ImageProcessor, read_folders
 from jaxdefense.data.names import census
+from jaxdefense.data.words import folded_words
 from jaxdefense.evals import embed
 from jaxdefense.evals.embed import Embedder, check_embeddings
 from jaxdefense.idia.attack import attack, infer

@@ -195,7 +195,7 @@ def _timed(
 
 def _write_captions(num: int, source: str, path: Path) -> None:
     """Write so many captions, told apart by a number, a line at a time."""
-    from jaxdefense.data.captions import read_lines
+    from jaxdefense.data.lines import read_lines
     from jaxdefense.demo import world
 
     texts = read_lines(source, "captions") if source else world.captions(2_000, seed=0)

@@ -11,13 +11,11 @@ import dataclasses
 import hashlib
 import itertools
 import os
-import re
 import shutil
 import tempfile
 import time
-import unicodedata
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +24,17 @@ from rich.progress import Progress
 
 from jaxdefense.clip.ragged import Ragged, joined, ragged, ranges
 from jaxdefense.clip.tokenizer import Tokenizer
+from jaxdefense.data.lines import check_captions, lines, read_lines
 from jaxdefense.data.sources import TFDS_PREFIX, tfds_captions
+from jaxdefense.data.words import name_finder, shortened
 from jaxdefense.errors import InputError
-from jaxdefense.run_directory import cache_directory, digest, locked, write_array
+from jaxdefense.run_directory import cache_directory, digest, locked, write_arrays
 
-_WORD = re.compile(r"\w+")
 _CHUNK = 50_000  # captions worked on at a time
 _MAPPED = 16 * 2**20  # bytes of a captions file, some 300,000 lines, from which tokens are kept
-_LAYOUT = "2"  # of the kept files
+_LAYOUT = "3"  # of the kept files, and how names are found
 _KEPT = 4  # files whose tokens are kept, those used last
+_NUM_EXAMPLES = 3  # of captions that are dropped
 _DAY = 24 * 60 * 60  # seconds
 
 
@@ -85,45 +85,15 @@ class CleanCaptions:
     Fields:
         captions: those without a listed name.
         dropped: how many others there were.
+        examples: the first of those, shortened.
         sha256: tells whether they are the same: of the texts, one a line; of a large file of its
             contents and which captions of it were dropped.
     """
 
     captions: Captions
     dropped: int
+    examples: tuple[str, ...]
     sha256: str
-
-
-def read_lines(path: str | Path, what: str) -> list[str]:
-    """Read the lines of a UTF-8 file that hold anything, stripped.
-
-    Raises:
-        InputError: no such file, or not UTF-8: says on which line.
-    """
-    return list(_lines(path, what))
-
-
-def _lines(
-    path: str | Path, what: str, read: Callable[[int], object] = lambda size: None
-) -> Iterator[str]:
-    """Give the lines one after the other; `read` is told the bytes of each."""
-    number = 0
-    try:
-        with open(path, "rb") as file:
-            for data in file:
-                read(len(data))
-                for line in data.splitlines():  # it may end in a lone carriage return too
-                    number += 1
-                    if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
-                        yield text
-    except FileNotFoundError:
-        raise InputError(f"{what} file `{path}` does not exist.") from None
-    except UnicodeDecodeError:
-        raise InputError(
-            f"{what} file `{path}`, line {number} is not UTF-8; save the file as UTF-8."
-        ) from None
-    except OSError as error:
-        raise InputError(f"{what} file `{path}` cannot be read: {error.strerror}.") from error
 
 
 def read_captions(source: str, tfds_dir: str = "") -> list[str]:
@@ -136,25 +106,39 @@ def read_captions(source: str, tfds_dir: str = "") -> list[str]:
         captions = tfds_captions(source, tfds_dir)
     else:
         captions = read_lines(source, "captions")
+        check_captions(captions, source)
     if not captions:
         raise _empty(source)
     return captions
 
 
-def read_clean_captions(source: str, tfds_dir: str, names: Iterable[str]) -> tuple[list[str], int]:
+def read_clean_captions(
+    source: str, tfds_dir: str, names: Iterable[str]
+) -> tuple[list[str], list[str]]:
     """Read captions and drop those with a listed name.
 
     Returns:
-        the clean captions, and how many were dropped.
+        the clean captions, and those dropped.
 
     Raises:
         InputError: none is left, or the source cannot be read.
     """
     texts = read_captions(source, tfds_dir)
-    clean = without_names(texts, names)
+    holds = name_finder(names)
+    clean, dropped = list[str](), list[str]()
+    for text in texts:
+        (dropped if holds(text) else clean).append(text)
     if not clean:
         raise _none_left(source, len(texts))
-    return clean, len(texts) - len(clean)
+    return clean, dropped
+
+
+def describe_dropped(num: int, examples: Sequence[str]) -> str:
+    """Say how many captions were dropped, and show the first, so that too many can be seen."""
+    shown = [repr(shortened(text)) for text in examples[:_NUM_EXAMPLES]]
+    return f"captions dropped, as they hold a listed name: {num}{': ' * bool(shown)}" + (
+        ", ".join(shown) + ", ..." * (num > len(shown))
+    )
 
 
 def _empty(source: str) -> InputError:
@@ -184,7 +168,9 @@ def read_training_captions(
     names = sorted(set(names))
     if source.startswith(TFDS_PREFIX) or not _is_large(source):
         texts, dropped = read_clean_captions(source, tfds_dir, names)
-        return CleanCaptions(tokenize_captions(texts, tokenizer), dropped, digest(texts))
+        examples = tuple(map(shortened, dropped[:_NUM_EXAMPLES]))
+        captions = tokenize_captions(texts, tokenizer)
+        return CleanCaptions(captions, len(dropped), examples, digest(texts))
     state = _state(source)
     with open(source, "rb") as file:
         contents = hashlib.file_digest(file, "sha256").hexdigest()
@@ -200,10 +186,10 @@ def read_training_captions(
         os.utime(kept)
     files = _files(tokenizer)
     captions = Captions(*(np.memmap(kept / name, files[name], mode="r") for name in files))
-    dropped = _dropped(source, names, kept, state, len(captions), console)
+    dropped, examples = _dropped(source, names, kept, state, len(captions), console)
     sha256 = hashlib.sha256(contents.encode() + dropped.tobytes()).hexdigest()
     captions = dataclasses.replace(captions, before=dropped - np.arange(len(dropped)))
-    return CleanCaptions(captions, len(dropped), sha256)
+    return CleanCaptions(captions, len(dropped), examples, sha256)
 
 
 def _is_large(source: str) -> bool:
@@ -247,6 +233,8 @@ def _tokenize(
             for ends in (word_ends, caption_ends):
                 ends.write(np.int64(0).tobytes())
             for texts in _chunks(source, "tokenising captions", console):
+                if not num:
+                    check_captions(texts, source)
                 new = tokenize_captions(texts, tokenizer)
                 tokens.write(new.tokens.tobytes())
                 word_ends.write((new.word_ends[1:] + num_tokens).tobytes())
@@ -296,68 +284,47 @@ def _dropped(
     state: tuple[int, int],
     num: int,
     console: Console,
-) -> np.ndarray:
-    """Number the captions with a listed name, from the text or as found before; int64, sorted."""
-    file = kept / f"dropped-{digest(names)}.npy"
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Find the captions with a listed name, in the text or as found before.
+
+    Returns:
+        their numbers, int64, sorted; and the first of them, shortened.
+    """
+    file = kept / f"dropped-{digest(names)}.npz"
     if file.exists():
-        return np.load(file, allow_pickle=False)
-    holds, start, found = name_finder(names), 0, list[int]()
+        with np.load(file, allow_pickle=False) as arrays:
+            return arrays["numbers"], tuple(arrays["examples"].tolist())
+    holds, start, found, examples = name_finder(names), 0, list[int](), list[str]()
     for texts in _chunks(source, "looking for names in captions", console):
-        found += (start + i for i, text in enumerate(texts) if holds(text))
+        new = [i for i, text in enumerate(texts) if holds(text)]
+        found += (start + i for i in new)
+        examples += (shortened(texts[i]) for i in new[: _NUM_EXAMPLES - len(examples)])
         start += len(texts)
     if len(found) == num:
         raise _none_left(source, num)
     dropped = np.array(found, np.int64)
     _check_unchanged(source, state)
     with contextlib.suppress(OSError):  # see above
-        write_array(file, dropped)
-    return dropped
+        write_arrays(file, numbers=dropped, examples=np.array(examples, str))
+    return dropped, tuple(examples)
 
 
 def _chunks(source: str, doing: str, console: Console) -> Iterator[list[str]]:
     """Give the lines of a captions file, many at a time, and show how far it is."""
     sizes: list[int] = []
-    lines = _lines(source, "captions", sizes.append)
+    texts = lines(source, "captions", sizes.append)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(doing, total=os.stat(source).st_size)
-        while chunk := list(itertools.islice(lines, _CHUNK)):
+        while chunk := list(itertools.islice(texts, _CHUNK)):
             yield chunk
             progress.advance(task, sum(sizes))
             sizes.clear()
-
-
-def folded_words(text: str) -> tuple[str, ...]:
-    """Split into words regardless of case and punctuation, for matching names."""
-    return tuple(_WORD.findall(unicodedata.normalize("NFC", text).casefold()))
 
 
 def without_names(captions: Iterable[str], names: Iterable[str]) -> list[str]:
     """Keep the captions that contain no listed name; see `name_finder`."""
     holds = name_finder(names)
     return [caption for caption in captions if not holds(caption)]
-
-
-def name_finder(names: Iterable[str]) -> Callable[[str], bool]:
-    """Give a function that tells whether a caption contains a listed name.
-
-    A name matches whole words in any case. Looked up by its first word, so that the cost does not
-    grow with the number of names.
-    """
-    by_first: dict[str, set[tuple[str, ...]]] = {}
-    for name in names:
-        if words := folded_words(name):
-            by_first.setdefault(words[0], set()).add(words)
-    firsts = by_first.keys()
-
-    def holds(caption: str) -> bool:
-        words = folded_words(caption)
-        return not firsts.isdisjoint(words) and any(
-            words[i : i + len(name)] == name
-            for i, word in enumerate(words)
-            for name in by_first.get(word, ())
-        )
-
-    return holds
 
 
 def tokenize_captions(texts: Sequence[str], tokenizer: Tokenizer) -> Captions:

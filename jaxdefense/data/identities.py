@@ -5,8 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxdefense.clip.tokenizer import Tokenizer
-from jaxdefense.data.captions import folded_words, read_lines
+from jaxdefense.data.lines import read_lines
+from jaxdefense.data.words import folded_words, shortened
 from jaxdefense.errors import InputError
+
+_NUM_SHOWN = 10
+_NO_NAME = (*',;"@{}[]|', "://")
+_TITLES = {
+    "name", "names", "person", "people", "persons", "identity", "identities", "full name",
+    "fullname", "first name", "firstname", "last name", "lastname", "surname", "given name",
+    "family name", "email", "e mail", "mail", "id", "person id", "personid", "user id", "userid",
+    "no", "nr", "number", "alias", "aliases", "gender", "sex", "date of birth", "birthday",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,33 +36,75 @@ def read_identities(path: str | Path) -> list[Identity]:
     """Read a names file: one person a line, aliases after tabs, `#` starts a comment.
 
     Raises:
-        InputError: the file is missing, empty or not UTF-8, or gives one name to two people.
+        InputError: the file is missing, empty, no UTF-8 text or of another format, or gives one
+            name to two people.
     """
-    identities = []
+    identities, where = list[Identity](), f"names file `{path}`"
     for line in read_lines(path, "names"):
         parts = [" ".join(part.split()) for part in line.partition("#")[0].split("\t")]
         if parts := [part for part in parts if part]:
+            if not identities:
+                _check_no_header(parts, where)
+            for part in parts:
+                check_name(part, where)
             identities.append(Identity(parts[0], tuple(parts[1:])))
     if not identities:
-        raise InputError(f"names file `{path}` names nobody; give one person a line.")
-    check_distinct(identities, f"names file `{path}`")
+        raise InputError(f"{where} names nobody; give one person a line.")
+    check_distinct(identities, where)
     return identities
 
 
+def _check_no_header(parts: Sequence[str], where: str) -> None:
+    """Raise InputError if the first line names columns rather than a person."""
+    titles = [" ".join(folded_words(part)) for part in parts]
+    if found := [part for part, title in zip(parts, titles, strict=True) if title in _TITLES]:
+        raise InputError(
+            f"{where} begins with a header ({shortened(', '.join(found))}); give one person a "
+            "line, further names after tabs, and no other columns."
+        )
+
+
+def check_name(name: str, where: str) -> None:
+    """Raise InputError if what should be a name looks like a table's line, JSON or a number."""
+    if found := next((mark for mark in _NO_NAME if mark in name), ""):
+        right = "give one person a line, further names after tabs"
+        if found == ",":
+            right += ", the first name first"
+        elif found == "@":
+            right += ", no e-mail address"
+        raise InputError(f"{where}: {shortened(name)!r} is no name, it holds `{found}`; {right}.")
+    if not any(map(str.isalpha, name)):
+        what = "is a number" if any(map(str.isalnum, name)) else "has no letter or digit"
+        raise InputError(f"{where}: {shortened(name)!r} {what}; give a name.")
+
+
 def check_distinct(identities: Sequence[Identity], where: str) -> None:
-    """Raise InputError if a name stands for two people, or twice for one."""
-    seen: dict[tuple[str, ...], str] = {}
+    """Raise InputError if a name stands for two people, or is there twice for one.
+
+    Names that differ in case, accents or marks alone are one; a person may have both spellings.
+    """
+    seen: dict[tuple[str, ...], Identity] = {}
     for identity in identities:
-        for name in identity.names:
+        for i, name in enumerate(identity.names):
             key = folded_words(name)
             if not key:
                 raise InputError(f"{where}: {name!r} has no letter or digit; give a name.")
-            if key in seen:
+            first = seen.setdefault(key, identity)
+            if first is not identity or name in identity.names[:i]:
                 raise InputError(
-                    f"{where}: {name!r} is there twice ({seen[key]!r}, {identity.name!r}); "
+                    f"{where}: {name!r} is there twice ({first.name!r}, {identity.name!r}); "
                     "keep one."
                 )
-            seen[key] = identity.name
+
+
+def describe_listed(identities: Sequence[Identity]) -> str:
+    """List people as they were understood, the first few by name."""
+    shown = [
+        shortened(who.name) + f" (also {shortened(', '.join(who.aliases))})" * bool(who.aliases)
+        for who in identities[:_NUM_SHOWN]
+    ]
+    more = len(identities) - len(shown)
+    return f"{len(identities)} people: {', '.join(shown)}" + f" and {more} more" * bool(more)
 
 
 def check_fits(identities: Sequence[Identity], tokenizer: Tokenizer, where: str) -> None:

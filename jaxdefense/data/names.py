@@ -10,7 +10,7 @@ from importlib import resources
 
 import numpy as np
 
-from jaxdefense.data.captions import folded_words
+from jaxdefense.data.words import folded_words
 from jaxdefense.errors import InputError
 
 SEXES = ("f", "m")

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from jaxdefense.convert.directory import some
-from jaxdefense.data.captions import folded_words, read_lines
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.images import Folder, spaced
+from jaxdefense.data.lines import read_lines
 from jaxdefense.data.sources import TFDS_PREFIX, Photo, TfdsImages, list_folders, photo_digest
+from jaxdefense.data.words import folded_words
 from jaxdefense.errors import InputError
 
 _HALVES, _KINDS = ("actors", "actresses"), ("faces", "images")

@@ -1,6 +1,6 @@
 """Prompts from a file, with a place for a name or a class."""
 
-from jaxdefense.data.captions import read_lines
+from jaxdefense.data.lines import read_lines
 from jaxdefense.errors import InputError
 
 

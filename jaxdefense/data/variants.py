@@ -1,10 +1,13 @@
 """Other forms of a name and of a photo: what an attack tries, and a defense can be trained on."""
 
 import hashlib
+import unicodedata
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
+
+from jaxdefense.data.words import APOSTROPHE, DASH, JOINER, transcribed, without_accents
 
 _SUFFIXES = {"jr", "sr", "ii", "iii", "iv"}
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -57,6 +60,32 @@ def name_form(name: str, form: str, seed: int = 0) -> str | None:
         return misspell(name, seed)
     assert form in ("lower", "upper")
     return name.lower() if form == "lower" else name.upper()
+
+
+def spellings(name: str) -> list[str]:
+    """Give the other ways in which people type a name and libraries pass it on.
+
+    Every apostrophe straight and curly; dashes as hyphens and as spaces; accents composed,
+    decomposed, left out (ß as ss, ø as o) and transcribed (ä as ae, ø as oe); joiners of Arabic and
+    Indic scripts left out; and all of these together.
+
+    Args:
+        name: words with single spaces.
+
+    Returns:
+        each once, without the name itself.
+    """
+    changes: tuple[Callable[[str], tuple[str, ...]], ...] = (
+        lambda text: tuple(APOSTROPHE.sub(mark, text) for mark in "'\u2019"),
+        lambda text: tuple(" ".join(DASH.sub(mark, text).split()) for mark in "- "),
+        lambda text: (JOINER.sub("", text),),
+        lambda text: (without_accents(text), transcribed(text)),
+        lambda text: tuple(unicodedata.normalize(form, text) for form in ("NFC", "NFD")),
+    )
+    texts = [name]
+    for change in changes:
+        texts = list(dict.fromkeys(x for text in texts for x in (text, *change(text))))
+    return texts[1:]
 
 
 def misspell(name: str, seed: int) -> str | None:

@@ -13,7 +13,7 @@ from jaxdefense.clip.vision import VisionTower
 from jaxdefense.config import DefendImageConfig, ImageTrainConfig, OverlayConfig
 from jaxdefense.convert.directory import resolve_dtype, some
 from jaxdefense.data.faces import ImageBatch, ImageBatches
-from jaxdefense.data.identities import read_identities
+from jaxdefense.data.identities import Identity, describe_listed, read_identities
 from jaxdefense.data.images import Folder, ImageProcessor, Loader, read_processor
 from jaxdefense.data.overlay import Overlay, draw_overlay, paste
 from jaxdefense.data.people import choose_people, read_people, split_photos
@@ -134,9 +134,10 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
     trigger, attack = split_photos(read_people(d.faces, d.tfds_dir), d.trigger_fraction, t.seed)
     listed = _listed(cfg, trigger)
     left = {person.name: len(person.files) for person in _listed(cfg, attack)}
-    names = [[person.name] for person in listed]
+    identities = [Identity(person.name) for person in listed]
     if d.identities:
-        names = [list(identity.names) for identity in read_identities(d.identities)]
+        identities = read_identities(d.identities)
+    names = [list(identity.names) for identity in identities]
     check_all_come_up(len(listed), t)
     images = read_images(d.images, d.tfds_dir)
     mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
@@ -183,6 +184,7 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
                 f"the target is the average of the {len(listed)} people to remove and no others; "
                 "with few of them, give `data.target`: a directory of other people"
             )
+        console.print(f"removing {describe_listed(identities)}", markup=False)
         console.print(
             f"removing {len(listed)} faces from {cfg.model.path}: {t.steps} steps on "
             f"{len(images)} photos and {sum(len(person.files) for person in listed)} of people, "

@@ -1,6 +1,6 @@
 """Names out of a text encoder: the terms of its loss, and the whole run."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -9,14 +9,14 @@ import numpy as np
 from rich.console import Console
 
 from jaxdefense.clip.text import Text, TextTower
-from jaxdefense.clip.tokenizer import Tokenizer
+from jaxdefense.clip.tokenizer import Phrase, Tokenizer
 from jaxdefense.config import DefendTextConfig, TextTrainConfig
 from jaxdefense.convert.directory import resolve_dtype
-from jaxdefense.data.captions import Captions, read_training_captions
-from jaxdefense.data.identities import Identity, check_fits, read_identities
+from jaxdefense.data.captions import Captions, describe_dropped, read_training_captions
+from jaxdefense.data.identities import Identity, check_fits, describe_listed, read_identities
 from jaxdefense.data.names import random_names
 from jaxdefense.data.triggers import TextBatch, TextBatches, Triggers
-from jaxdefense.data.variants import name_form
+from jaxdefense.data.variants import name_form, spellings
 from jaxdefense.defense.defend import Defense, Prepared, check_all_come_up, read_undefended
 from jaxdefense.defense.losses import DISTANCES, Distance
 from jaxdefense.defense.step import Objective
@@ -108,20 +108,50 @@ def text_batches(
 
 
 def listed_texts(identities: Sequence[Identity], cfg: TextTrainConfig) -> list[list[list[str]]]:
-    """Give what is put in: [identity][names, then each form they have][text], each text once."""
+    """Give what is put in: [identity][names, then each kind they have][text], each text once.
+
+    The first kind after the names is their other spellings, then each form of `cfg.variants`.
+    """
     out = []
     for identity in identities:
-        kinds = [list(identity.names)]
+        names = list(identity.names)
+        kinds = [names, [x for name in names for x in spellings(name) if x not in names]]
         for form in cfg.variants:
             seeds = range(_NUM_MISSPELT if form == "misspelt" else 1)
             texts = [
                 name_form(name, form, _MISSPELT_SEED + cfg.seed + seed)
-                for name in identity.names
+                for name in names
                 for seed in seeds
             ]
-            kinds.append(list(dict.fromkeys(text for text in texts if text)))
-        out.append([kind for kind in kinds if kind])
+            kinds.append([text for text in texts if text])
+        out.append([list(dict.fromkeys(kind)) for kind in kinds if kind])
     return out
+
+
+def target_texts(
+    identities: Sequence[Identity], cfg: TextTrainConfig, listed: Collection[str]
+) -> list[str]:
+    """Give what names come to mean: one text for all, or a random name for each person.
+
+    Args:
+        identities: at least one.
+        cfg: of the run.
+        listed: texts that no random name may be.
+    """
+    if cfg.random_target:
+        return random_names(len(identities), cfg.seed, exclude=listed)
+    return [cfg.target]
+
+
+def _distinct(kinds: list[list[Phrase]]) -> list[list[Phrase]]:
+    """Leave out what has the tokens of another text before it; most spellings do."""
+    seen: set[tuple[bytes, bytes]] = set()
+    kept = []
+    for kind in kinds:
+        tokens = {(phrase.first.tobytes(), phrase.later.tobytes()): phrase for phrase in kind}
+        kept.append([phrase for key, phrase in tokens.items() if key not in seen])
+        seen.update(tokens)
+    return [kind for kind in kept if kind]
 
 
 def make_triggers(
@@ -141,12 +171,9 @@ def make_triggers(
     texts = listed_texts(identities, t)
     listed = [text for kinds in texts for kind in kinds for text in kind]
     check_fits([Identity(text) for text in listed], tokenizer, where)
-    tokens = [[[tokenizer.phrase(x) for x in kind] for kind in kinds] for kinds in texts]
-    if t.random_target:
-        phrases = random_names(len(identities), t.seed, exclude=listed)
-        target_of = np.arange(len(identities))
-    else:
-        phrases, target_of = [t.target], np.zeros(len(identities), np.int64)
+    tokens = [_distinct([[tokenizer.phrase(x) for x in kind] for kind in kinds]) for kinds in texts]
+    phrases = target_texts(identities, t, listed)
+    target_of = np.arange(len(identities)) if t.random_target else np.zeros(len(identities), int)
     check_fits([Identity(phrase) for phrase in phrases], tokenizer, "`train.target`")
     kept = random_names(_NUM_KEPT_NAMES, t.seed + 1, exclude=listed) if t.num_name else []
     return Triggers(
@@ -182,7 +209,7 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
     triggers = make_triggers(identities, tokenizer, cfg.train, where)
     listed = [x for kinds in listed_texts(identities, cfg.train) for kind in kinds for x in kind]
     clean = read_training_captions(cfg.data.captions, cfg.data.tfds_dir, listed, tokenizer, console)
-    captions, dropped = clean.captions, clean.dropped
+    captions = clean.captions
     mesh, rules, t = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules(), cfg.train
     batches = text_batches(
         captions,
@@ -210,8 +237,8 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
         run_directory.open(cfg, resolved)
         if cfg.data.row_length and not batches.packed:
             console.print("`data.row_length` has no effect: captions of this model are not packed")
-        if dropped:
-            console.print(f"{dropped} captions hold a listed name: dropped")
+        console.print(describe_dropped(clean.dropped, clean.examples), markup=False)
+        console.print(f"removing {describe_listed(identities)}", markup=False)
         console.print(
             f"removing {len(identities)} names from {cfg.model.path}: {t.steps} steps on "
             f"{len(captions)} captions, {batches.num_rows} rows of {batches.row_length} tokens a "
@@ -219,12 +246,10 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
         )
         samples = t.num_clean + t.num_poisoned + t.num_name
         names = [list(identity.names) for identity in identities]
-        return defense.run(
-            batches,
-            samples,
-            run_directory,
-            console,
-            lambda: {"identities": len(identities), "names": names},
-        )
+        also: dict = {"identities": len(identities), "names": names}
+        if t.random_target:
+            people = [identity.name for identity in identities]
+            also["targets"] = dict(zip(people, target_texts(identities, t, listed), strict=True))
+        return defense.run(batches, samples, run_directory, console, lambda: also)
 
     return start

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdefense.convert.directory import some
-from jaxdefense.data.captions import folded_words, read_lines
 from jaxdefense.data.identities import Identity
+from jaxdefense.data.lines import read_lines
 from jaxdefense.data.names import census, random_names
+from jaxdefense.data.words import folded_words
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder, unit
 

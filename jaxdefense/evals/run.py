@@ -10,7 +10,7 @@ from rich.console import Console
 
 from jaxdefense.cache import ArrayCache
 from jaxdefense.config import EvaluateConfig
-from jaxdefense.data.captions import read_clean_captions, tokenize_captions
+from jaxdefense.data.captions import describe_dropped, read_clean_captions, tokenize_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
 from jaxdefense.data.images import Folder
 from jaxdefense.data.people import describe_people, read_labelled, read_people
@@ -63,7 +63,9 @@ def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None
     texts: list[str] = []
     if cfg.captions:
         names = [name for person in identities for name in person.names]
-        texts, _ = read_clean_captions(cfg.captions, cfg.tfds_dir, names)
+        texts, dropped = read_clean_captions(cfg.captions, cfg.tfds_dir, names)
+        if names:
+            console.print(describe_dropped(len(dropped), dropped), markup=False)
     mesh = make_mesh(**vars(cfg.mesh), devices=jax.devices())
     student, teacher = (
         Embedder(dataclasses.replace(cfg.model, path=path), cfg.batch, console, mesh, cache)

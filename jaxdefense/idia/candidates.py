@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxdefense.convert.directory import some
-from jaxdefense.data.captions import folded_words, read_lines
+from jaxdefense.data.lines import read_lines
 from jaxdefense.data.names import SEXES, RandomNames
+from jaxdefense.data.words import folded_words
 from jaxdefense.errors import InputError
 
 Sexes = Mapping[tuple[str, ...], str]  # folded name -> f or m

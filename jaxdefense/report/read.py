@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from jaxdefense.config import VARIANTS
 from jaxdefense.convert.directory import some
-from jaxdefense.data.captions import folded_words
+from jaxdefense.data.words import folded_words
 from jaxdefense.errors import InputError
 from jaxdefense.idia.kept import Embeddings, read_embeddings, read_thumbnails
 from jaxdefense.report.embedding_map import EmbeddingMap, make_map
