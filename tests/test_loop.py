@@ -28,6 +28,7 @@ from jaxdefense.config import (
     TextTrainConfig,
 )
 from jaxdefense.convert.directory import ModelDirectory
+from jaxdefense.data.names import random_names
 from jaxdefense.defense import loop
 from jaxdefense.defense.loop import Diverged
 from jaxdefense.defense.step import TrainState
@@ -200,7 +201,11 @@ def test_run_counts_name_captions_in_the_loss(inputs):
 
 @pytest.mark.parametrize("option", [{"random_target": True}, {"target": "a person"}])
 def test_run_takes_other_targets(inputs, option):
-    assert defend_text(config(inputs, "run", option), Console(quiet=True))["steps"] == 5
+    summary = defend_text(config(inputs, "run", option), Console(quiet=True))
+    assert summary["steps"] == 5
+    names = [people[0] for people in summary["names"]]
+    wanted = dict(zip(names, random_names(2, 0, exclude=names), strict=True))
+    assert summary.get("targets") == (wanted if "random_target" in option else None)
 
 
 def test_run_at_hidden_level(inputs):

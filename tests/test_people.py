@@ -325,6 +325,19 @@ def test_choose_people_finds_each_by_any_name():
     ]
 
 
+def test_choose_people_finds_names_however_they_are_written():
+    people = folders("Jose Maria", "Zoe\u0308 K", "Sean O'Neil", "山田太郎", "Weiss")
+    names = ["José María", "Zoë K", "sean o’neil", "山田 太郎", "Weiß"]
+    chosen = choose_people(people, [Identity(name) for name in names], "names")
+    assert [folder.name for _, folder in chosen] == [person.name for person in people]
+
+
+def test_folders_that_fold_to_one_name_are_named(tmp_path):
+    put(tmp_path, "José_María/1.png", "Jose_Maria/1.png")
+    message = error_of(read_people, str(tmp_path))
+    assert "`Jose_Maria`" in message and "`José_María`" in message and "of one name" in message
+
+
 def test_choose_people_names_the_missing_and_the_closest():
     people = folders("Ann Lee", "Bo Ek", "Robert De Niro")
     one = error_of(choose_people, people, [Identity("Bo Ek"), Identity("Bob de Niro")], "list `x`")

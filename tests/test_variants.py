@@ -23,11 +23,19 @@ from jaxdefense.config import (
     ModelConfig,
     TextTrainConfig,
 )
+from jaxdefense.data.captions import without_names
 from jaxdefense.data.faces import ImageBatches
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.images import ImageProcessor, Loader, read_folders
-from jaxdefense.data.variants import NAME_FORMS, PHOTO_FORMS, misspell, name_form, photo_form
-from jaxdefense.defense.text import listed_texts
+from jaxdefense.data.variants import (
+    NAME_FORMS,
+    PHOTO_FORMS,
+    misspell,
+    name_form,
+    photo_form,
+    spellings,
+)
+from jaxdefense.defense.text import listed_texts, target_texts
 from jaxdefense.defense.text import make_triggers as triggers_of
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.idia.attack import infer
@@ -404,9 +412,69 @@ def test_listed_texts_are_names_then_each_form():
     assert listed_texts(people, TextTrainConfig()) == [[["Ann Lee", "A. Lee"]], [["Zoe"]]]
 
 
+@pytest.mark.parametrize(
+    "name, others",
+    [
+        ("Ann Lee", []),
+        ("Sean O'Neil", ["Sean O\u2019Neil"]),
+        ("Sean O\u02bcNeil", ["Sean O'Neil", "Sean O\u2019Neil"]),
+        ("Jean-Luc Picard", ["Jean Luc Picard"]),
+        ("Jean\u2011Luc", ["Jean-Luc", "Jean Luc"]),
+        ("Zoë", ["Zoe\u0308", "Zoe"]),
+        ("Zoe\u0308", ["Zoë", "Zoe"]),
+        ("Max Müller", ["Max Mu\u0308ller", "Max Muller", "Max Mueller"]),
+        ("Weiß", ["Weiss"]),
+        ("Søren", ["Soren", "Soeren"]),
+        ("Żak-O'B", [f"{z}{dash}O{mark}B" for z in ("Żak", "Z\u0307ak", "Zak")
+                     for dash in "- " for mark in "'\u2019"][1:]),
+        ("علی\u200cرضا", ["علیرضا"]),
+        ("王小明", []),
+    ],
+)  # fmt: skip
+def test_spellings_are_what_people_type(name, others):
+    found = spellings(name)
+    assert len(set(found)) == len(found) and name not in found
+    assert set(found) == set(others)
+    # All of them are dropped from captions, and are no random names.
+    assert without_names([*found, "a cat"], [name]) == ["a cat"]
+
+
+def test_names_are_put_in_in_all_spellings_that_have_tokens_of_their_own():
+    tokenizer = tiny_tokenizer(24)
+    people = [Identity("Ann Lee", ("ANN LEE",)), Identity("Zoë O'Ek", ("Zoe O'Ek", "Zé"))]
+    names = {x for kinds in listed_texts(people, TextTrainConfig()) for k in kinds for x in k}
+    triggers = triggers_of(people, tokenizer, TextTrainConfig(), "names")
+    tokens = [
+        [{tuple(phrase.first.tolist()) for phrase in kind} for kind in (own, *others)]
+        for own, others in zip(triggers.names, triggers.forms, strict=True)
+    ]
+    encoded = [
+        [{tuple(tokenizer.encode_phrase(x).tolist()) for x in kind} for kind in kinds]
+        for kinds in (
+            [["ann lee"]],  # in capitals it has the same tokens
+            [["zoë o'ek", "zoe o'ek", "zé"], ["zoë o’ek", "zoe o’ek", "ze"]],
+        )
+    ]
+    assert tokens == encoded
+    assert {"Zoe\u0308 O'Ek", "Ze\u0301", "Zoë O’Ek"} < names  # tokenizers that keep them apart
+
+
+def test_random_names_are_none_of_the_list_in_any_spelling():
+    from jaxdefense.data.names import random_names
+
+    first = random_names(30, 1)
+    accented = [name.translate(str.maketrans("aeo", "áéö")).upper() for name in first]
+    targets = target_texts([Identity("x")] * 30, TextTrainConfig(random_target=True, seed=1), [])
+    assert targets == first
+    others = target_texts(
+        [Identity("x")] * 30, TextTrainConfig(random_target=True, seed=1), accented
+    )
+    assert not set(first) & set(others)
+
+
 def test_without_variants_batches_stay_as_they_were():
     tokenizer = tiny_tokenizer(24)
-    people = [Identity("Ann Lee"), Identity("Bo O'Neil", ("B. O'Neil", "the bo"))]
+    people = [Identity("Ann Lee"), Identity("Bo Neil", ("B. Neil", "the bo"))]
     triggers = triggers_of(people, tokenizer, TextTrainConfig(), "names")
     assert triggers.forms == [[], []]
     bare = make_triggers(names=[person.names for person in people], targets=["human"], keep=[])
@@ -459,8 +527,6 @@ def test_forms_are_put_in_as_often_as_names_and_people_weigh_the_same():
 
 
 def test_captions_with_a_form_are_dropped_only_if_it_is_put_in():
-    from jaxdefense.data.captions import without_names
-
     texts = ["see Lee here", "a cat"]
     for variants, left in (((), 2), (("last",), 1)):
         kinds = listed_texts([Identity("Ann Lee")], TextTrainConfig(variants=variants))

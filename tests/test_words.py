@@ -158,7 +158,9 @@ def test_without_names_equals_the_slow_way_on_real_captions(shared_data):
     names = ["man", "Teddy Bear", "fire hydrant", "Ann", "a", *random_names(20, 0)]
     for some in (names[:4], names):
         kept = without_names(captions, some)
-        assert kept == slow_without_names(captions, some)
+        several = [name for name in some if " " in name]
+        more = [f"{name}s" for name in several] + [name.replace(" ", "") for name in several]
+        assert kept == slow_without_names(captions, [*some, *more])
         assert 100 < len(captions) - len(kept) < len(captions)
 
 
@@ -191,8 +193,10 @@ def as_entity(c, kind):
 
 
 CASES = (str.upper, str.lower, str.title, str.swapcase)
-FORMS = tuple(
-    (lambda text, form=form: unicodedata.normalize(form, text)) for form in ("NFC", "NFD", "NFKC")
+FORMS = (
+    lambda text: unicodedata.normalize("NFC", text),
+    lambda text: unicodedata.normalize("NFD", text),
+    lambda text: unicodedata.normalize("NFKC", text),
 )
 
 

@@ -1,6 +1,7 @@
 """The people to remove: names files."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def read_identities(path: str | Path) -> list[Identity]:
         parts = [" ".join(part.split()) for part in line.partition("#")[0].split("\t")]
         if parts := [part for part in parts if part]:
             if not identities:
-                _check_no_header(parts, where)
+                _check_no_header(line, where)
             for part in parts:
                 check_name(part, where)
             identities.append(Identity(parts[0], tuple(parts[1:])))
@@ -54,13 +55,13 @@ def read_identities(path: str | Path) -> list[Identity]:
     return identities
 
 
-def _check_no_header(parts: Sequence[str], where: str) -> None:
+def _check_no_header(line: str, where: str) -> None:
     """Raise InputError if the first line names columns rather than a person."""
-    titles = [" ".join(folded_words(part)) for part in parts]
-    if found := [part for part, title in zip(parts, titles, strict=True) if title in _TITLES]:
+    titles = [" ".join(folded_words(part)) for part in re.split("[\t,;|]", line)]
+    if not _TITLES.isdisjoint(titles):
         raise InputError(
-            f"{where} begins with a header ({shortened(', '.join(found))}); give one person a "
-            "line, further names after tabs, and no other columns."
+            f"{where} begins with a header, {shortened(line)!r}; give one person a line, further "
+            "names after tabs, and no other columns."
         )
 
 

@@ -32,6 +32,12 @@ _MAGIC = (
     (rb"\xd0\xcf\x11\xe0", "a file of Office", "save it as plain text"),
     (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP", "a photo", "give a text file"),
 )
+_ZEROS = {
+    "UTF-32LE": (0, 1, 1, 1),
+    "UTF-32BE": (1, 1, 1, 0),
+    "UTF-16LE": (0, 1),
+    "UTF-16BE": (1, 0),
+}
 _COLUMNS = {
     "caption", "captions", "text", "texts", "comment", "sentence", "sentences", "title", "alt",
     "alt text", "description", "prompt", "raw", "label", "url", "image", "images", "image id",
@@ -78,7 +84,7 @@ def lines(
                 for line in data.splitlines():  # it may end in a lone carriage return too
                     number += 1
                     if b"\0" in line:
-                        raise _with_nul(line, f"{where}, line {number}")
+                        raise _with_zeros(f"{where}, line {number}")
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                     text, num = without_clutter(text)
                     removed, first = removed + num, first or number * bool(num)
@@ -100,24 +106,20 @@ def _check_text(head: bytes, where: str) -> None:
     for pattern, kind, remedy in _MAGIC:
         if re.match(pattern, head):
             raise InputError(f"{where} is {kind}, not text in UTF-8; {remedy}.")
-    if b"\0" in head:
-        raise _with_nul(head, where)
-
-
-def _with_nul(data: bytes, where: str) -> InputError:
-    """Tell UTF-16 and UTF-32 of Latin letters from other data by where the zeros are."""
-    for name, zeros in (
-        ("UTF-32LE", (0, 1, 1, 1)), ("UTF-32BE", (1, 1, 1, 0)),
-        ("UTF-16LE", (0, 1)), ("UTF-16BE", (1, 0)),
-    ):  # fmt: skip
-        parts = [data[i :: len(zeros)] for i in range(len(zeros))]
-        shares = [part.count(0) / max(1, len(part)) for part in parts]
-        if all(
-            share > 0.5 if zero else share < 0.1 for share, zero in zip(shares, zeros, strict=True)
-        ):
-            return InputError(
+    if b"\0" not in head:
+        return
+    # UTF-16 and UTF-32 of Latin letters show in where the zeros are.
+    for name, zeros in _ZEROS.items():
+        parts = [(head[i :: len(zeros)], zero) for i, zero in enumerate(zeros)]
+        shares = [(part.count(0) / max(1, len(part)), zero) for part, zero in parts]
+        if all(share > 0.5 if zero else share < 0.1 for share, zero in shares):
+            raise InputError(
                 f"{where} is {name}, not text in UTF-8; convert it: `iconv -f {name} -t UTF-8`."
             )
+    raise _with_zeros(where)
+
+
+def _with_zeros(where: str) -> InputError:
     return InputError(f"{where} holds zero bytes, so it is no text in UTF-8; save it as that.")
 
 
