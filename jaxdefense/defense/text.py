@@ -149,6 +149,7 @@ def make_triggers(
         phrases, target_of = [t.target], np.zeros(len(identities), np.int64)
     check_fits([Identity(phrase) for phrase in phrases], tokenizer, "`train.target`")
     kept = random_names(_NUM_KEPT_NAMES, t.seed + 1, exclude=listed) if t.num_name else []
+    tokenizer.check_phrases(kept)
     return Triggers(
         [names for names, *_ in tokens],
         [tokenizer.phrase(phrase) for phrase in phrases],
