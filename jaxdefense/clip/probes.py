@@ -12,7 +12,7 @@ WORDS = (
 ).split(" ")  # some are white space to Python alone
 
 TEXTS = (
-    "", " ", "two  spaces", " before", "after ", "a\tb", "a\nb", "a \n b", "a\r\nb", "a\x0bb",
+    "two  spaces", "", " ", " before", "after ", "a\tb", "a\nb", "a \n b", "a\r\nb", "a\x0bb",
     "a\x85b", "a\u00a0b", "a\u2028b", "a\u3000b", "a \x1c b", "\x1c a",
     "a photo of a cat", "cat - dog", "- cat", "cat -", "A man's dog doesn't like it!",
     "x" * 300, "supercalifragilistic " * 40,
