@@ -14,6 +14,7 @@ from factories import CAPTIONS, write_model_directory, write_tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from make_golden import GOLDEN_TEXTS
+from reference_open_clip import import_open_clip
 from safetensors.numpy import load_file
 from test_convert import edit_json
 from test_openclip import write_openclip
@@ -453,6 +454,24 @@ def test_model_directory_takes_the_tokenizer_that_open_clips_config_names(famili
         InputError, match="open_clip_config.json`: `text_cfg.tokenizer_kwargs.langu"
     ):
         read_model_directory(path).tokenizer()
+
+
+@pytest.mark.parametrize("family", ["xlm-v", "roberta", "bert"])
+@pytest.mark.parametrize("kwargs", [{}, {"clean": "canonicalize"}])
+def test_named_tokenizer_is_read_as_open_clip_does(families, tmp_path, family, kwargs):
+    path, said = write_openclip(tmp_path / "m"), [*SAID, "two  spaces’ &amp;", "Renée_O’Neil!"]
+    config = json.loads((path / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "x/y", "tokenizer_kwargs": kwargs}
+    (path / "open_clip_config.json").write_text(json.dumps(config))
+    for file in (families / family).iterdir():
+        shutil.copy(file, path / file.name)
+    tokenizer = read_model_directory(path).tokenizer()
+    ours = tokenizer.encode(said)
+    open_clip = import_open_clip()
+    wanted = open_clip.get_tokenizer(f"local-dir:{path}")(said).tolist()
+    for text, tokens, right in zip(said, ours, wanted, strict=True):
+        assert tokens.tolist() == right[: len(tokens)], text
+        assert set(right[len(tokens) :]) <= {tokenizer.pad}, text
 
 
 def test_another_vocabulary_of_clips_size_is_refused_where_open_clip_has_its_own(
