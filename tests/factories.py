@@ -120,7 +120,8 @@ def sentence_piece(kind: str) -> str:
         made.normalizer = normalizers.Replace(" ", _SPACE)
         if kind == "bpe":  # as SentencePiece learns: within words
             made.pre_tokenizer = pre_tokenizers.Split(_SPACE, "merged_with_next")
-        special = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+        special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+        special += (f"<0x{i:02X}>" for i in range(256))
         trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, show_progress=False)
         made.train_from_iterator([caption.lower() for caption in CAPTIONS], trainer)
         made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")  # of no effect

@@ -1,10 +1,11 @@
-"""Writes tests/golden: tiny CLIPs and what torch makes of them.
+"""Writes tests/golden: tiny CLIPs and what torch makes of them, texts and what open_clip does.
 
 Run `python tests/make_golden.py` where this package, torch, transformers and open_clip are
 installed; made last with torch 2.13.0, transformers 5.23.0 and open_clip 3.3.0 on a CPU. Weights
 are random, stored as float16 and computed in float32.
 """
 
+import gzip
 import json
 import tempfile
 from pathlib import Path
@@ -16,10 +17,14 @@ from factories import random_tensor, write_model_directory
 from safetensors.numpy import load_file
 
 from jaxdefense.clip.config import ResNetConfig
+from jaxdefense.clip.library import CLEANINGS
+from jaxdefense.clip.probes import TEXTS, WORDS
 from jaxdefense.convert.resnet import resnet_rows
+from jaxdefense.demo.run import shipped_model
 
 GOLDEN = Path(__file__).parent / "golden/tiny_clip.npz"
 GOLDEN_RESNET = Path(__file__).parent / "golden/tiny_resnet.npz"
+GOLDEN_TEXTS = Path(__file__).parent / "golden/open_clip_texts.json"
 B, VOCAB, LENGTH, SIDE = 4, 50, 24, 12
 RESNET = ResNetConfig(width=2, depths=(2, 1, 3, 1), num_heads=4, image_size=64, embed=10)
 
@@ -128,9 +133,34 @@ def run_resnet(source: Any, image_BHWC: np.ndarray) -> np.ndarray:
         return source(torch.from_numpy(image_BHWC.transpose(0, 3, 1, 2).copy())).numpy()
 
 
+def their_tokenizer(directory: Path, clean: str, length: int) -> Any:
+    """Build open_clip's own tokenizer of the merges in a directory."""
+    from reference_open_clip import import_open_clip
+
+    merges = (directory / "merges.txt").read_text(encoding="utf-8").strip()
+    with tempfile.NamedTemporaryFile(suffix=".gz") as file:
+        file.write(gzip.compress(merges.encode()))
+        file.flush()
+        tokenizer = import_open_clip().tokenizer
+        return tokenizer.SimpleTokenizer(file.name, context_length=length, clean=clean)
+
+
+def make_texts() -> dict[str, list]:
+    """Texts, and open_clip's tokens of them after each of its cleanings."""
+    texts = [*WORDS, *TEXTS, "a photo of Renée O’Neil", "Tom &amp; Ann", "“Zoë”", "CAFÉ_Noir.jpg"]
+    out: dict[str, list] = {"texts": texts}
+    for clean in CLEANINGS:
+        rows = their_tokenizer(shipped_model(), clean, 77)(texts).tolist()
+        sizes = [max(i for i, token in enumerate(row) if token) + 1 for row in rows]
+        out[clean] = [row[:size] for row, size in zip(rows, sizes, strict=True)]
+    return out
+
+
 if __name__ == "__main__":
     mend_torchvision.mend()
     GOLDEN.parent.mkdir(exist_ok=True)
     for path, arrays in ((GOLDEN, make()), (GOLDEN_RESNET, make_resnet())):
         np.savez_compressed(path, allow_pickle=False, **arrays)
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+    GOLDEN_TEXTS.write_text(json.dumps(make_texts(), separators=(",", ":")) + "\n")
+    print(f"{GOLDEN_TEXTS}: {GOLDEN_TEXTS.stat().st_size / 1000:.0f} kB")

@@ -1,34 +1,38 @@
-"""The tokenizers of CLIP and SigLIP, word by word.
+"""A model's tokenizer, word by word.
 
 CLIP's byte-pair encoding never crosses white space: the tokens of a text are those of its words,
 one after the other. So each distinct word is encoded once, and texts are joined from words.
 
-SigLIP's (SentencePiece; SigLIP 2: Gemma's) mark the space before a word as `▁` in its first piece,
-so there the first word of a text may have other tokens than the same word further on. Which kind
-one is, and that its pieces keep to words, is found out when it is loaded.
+Others (SentencePiece of SigLIP, RoBERTa's) mark the space before a word in its first piece, so
+there the first word of a text may have other tokens than the same word further on. Which kind one
+is, and what it counts as white space, is found out when it is loaded.
 
-Departures from the source, for SigLIP: texts are lower-cased as in training (transformers leaves
-it to the caller for SigLIP 2), and white space counts as one space, whatever it is.
+The rule: what is joined from words is what the model's own library makes of the whole text
+(`library`). Some hundred texts are held against it on loading, and later names, targets, prompts
+and some captions. A difference is an error that shows the text, ours and theirs.
 
-Parity: tests/test_tokenizer.py, equal to transformers' CLIPTokenizer on every caption;
-tests/test_siglip.py, equal to encoding the whole text.
+Parity: tests/test_tokenizer.py, tests/test_siglip_data.py: equal to the library on any text, or
+refused.
 """
 
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from jaxdefense.clip.library import SPACE, OpenClip, load_library
+from jaxdefense.clip.probes import TEXTS, WORDS
 from jaxdefense.clip.ragged import Ragged, joined, ragged
 from jaxdefense.errors import InputError
 
 _ANCHOR = "a"  # any word that has tokens
-_SPACE = "\u2581"  # SentencePiece's
 _REMEMBERED = 2**18  # words, some 80 MB, before more are added
-_CROSSING = re.compile(rf"[^\s{_SPACE}][\s{_SPACE}]")
+_COMPARED, _THEN = 4096, 64  # texts that are all compared with the library's; one in 64 of others
+_PYTHONS_WHITE = [chr(i) for i in range(0x3001) if chr(i).isspace()]
+_CROSSING = re.compile(rf"[^\s{SPACE}\u0120][\s{SPACE}\u0120]")  # \u0120: byte-level BPE's space
 
 
 class Phrase(NamedTuple):
@@ -51,80 +55,104 @@ class Phrase(NamedTuple):
 class Tokenizer:
     """Encodes words and texts; remembers the words it has seen, until they are very many."""
 
-    def __init__(self, directory: str | Path, context_length: int, padded: bool = False):
+    def __init__(
+        self,
+        directory: str | Path,
+        context_length: int,
+        padded: bool = False,
+        reading: OpenClip | None = None,
+    ):
         """Load from a model directory.
 
         Args:
             directory: holds `tokenizer.json`, or CLIP's `vocab.json` and `merges.txt`.
             context_length: T, the longest text in tokens, both ends counted.
             padded: SigLIP's kind: every text is filled up to the context, as padding counts.
+            reading: what a config of OpenCLIP's says of texts; None for Hugging Face's layout.
 
         Raises:
-            InputError: the directory holds no tokenizer, or one that cannot be read; or its tokens
-                cross white space.
+            InputError: the directory holds no tokenizer, or one that cannot be read; or one whose
+                tokens of a text are not those of its words.
         """
-        directory = Path(directory)
-        files = ("tokenizer.json",) if padded else ("tokenizer.json", "vocab.json")
-        if not any((directory / file).exists() for file in files):
-            raise InputError(
-                f"`{directory}` holds no tokenizer ({' or '.join(files)}); copy it from the "
-                "model's source."
-            )
-        import transformers  # takes a second: not for runs without text
-
-        # SigLIP's own class would want sentencepiece; what it does is in the file.
-        kind = transformers.PreTrainedTokenizerFast if padded else transformers.CLIPTokenizer
+        self._directory = directory = Path(directory)
+        self._library = library = load_library(directory, padded, reading)
+        self.context_length, self.padded = context_length, padded
         try:
-            hf: Any = kind.from_pretrained(str(directory), local_files_only=True)
-            self._encode_batch = hf.backend_tokenizer.encode_batch
-            self._describe = hf.backend_tokenizer.to_str
-            whole, content = (self._ids(_ANCHOR, ends) for ends in (True, False))
-        except Exception as error:  # the library raises bare Exception on a broken file
+            begin, end = library.ends(_ANCHOR)
+            content, twice = library.content([_ANCHOR, f"{_ANCHOR} {_ANCHOR}"])
+            between = library.content([f"{_ANCHOR}{c}{_ANCHOR}" for c in _PYTHONS_WHITE])
+        except Exception as error:  # the library raises bare Exception on what it cannot do
             raise InputError(f"`{directory}`: its tokenizer cannot be read: {error}.") from error
-        self.bos, self.eos, self.pad = hf.bos_token_id, hf.eos_token_id, hf.pad_token_id
-        self.vocab_size = len(hf)
-        self.context_length, self.padded, self._directory = context_length, padded, directory
-        starts = range(len(whole) - len(content) + 1)
-        start = next((i for i in starts if whole[i : i + len(content)] == content), None)
-        if not content or start is None:
-            raise InputError(f"`{directory}`: its tokenizer does not encode {_ANCHOR!r}.")
-        self._begin = np.array(whole[:start], np.int32)
-        self._end = np.array(whole[start + len(content) :], np.int32)
+        self.vocab_size = max(library.vocabulary.values()) + 1
+        self.bos, self.pad = library.bos, library.pad
+        self.eos = end[-1] if end else None
+        self._begin, self._end = np.array(begin, np.int32), np.array(end, np.int32)
         self.room = context_length - self._begin.size - self._end.size  # tokens of a text at most
+        pairs = zip(_PYTHONS_WHITE, between, strict=True)
+        white = "".join(re.escape(c) for c, tokens in pairs if tokens == twice)
+        self._white = re.compile(f"[{white}]+")
         # Words are told apart by their place where a word that follows another differs from itself.
-        twice = self._ids(f"{_ANCHOR} {_ANCHOR}")
         self._anchor = content if twice != content * 2 else []
         self._first: dict[str, np.ndarray] = {}
         self._later: dict[str, np.ndarray] = {} if self._anchor else self._first
-        if padded:
-            self._check_sentence_piece(hf)
-
-    def _ids(self, text: str, ends: bool = False) -> list[int]:
-        return self._encode_batch([text], add_special_tokens=ends)[0].ids
-
-    def _check_sentence_piece(self, hf: Any) -> None:
-        """Raise InputError if texts cannot be joined from words, or are not padded at the right."""
-        if hf.padding_side != "right" or self.pad is None:
+        self._num_compared = 0
+        if padded and self.pad is None:
             raise InputError(
-                f"`{self._directory}`: its tokenizer must pad on the right with a "
-                "`pad_token`, as SigLIP was trained; set both in tokenizer_config.json."
+                f"`{directory}`: its tokenizer must pad with a `pad_token`, as SigLIP was trained; "
+                "set it in tokenizer_config.json."
             )
-        pieces = filter(_CROSSING.search, hf.get_vocab())
-        texts = [piece.replace(_SPACE, " ") for piece in pieces]
-        for text in ["a photo of a cat", "cat - dog", "- cat", "cat -", *texts]:
-            words = " ".join(self.split(text))
-            joined = self.encode_phrase(words).tolist()
-            # Within other words too: what begins with a space is a piece only there.
-            if joined != self._ids(words) or (
-                self.encode_phrase(f"{_ANCHOR} {words} {_ANCHOR}").tolist()
-                != self._ids(f"{_ANCHOR} {words} {_ANCHOR}")
-            ):
-                raise self._crosses(words)
+        self._probe()
 
-    def _crosses(self, words: str) -> InputError:
+    def _probe(self) -> None:
+        """Raise InputError if texts that hold all kinds of words cannot be joined from words."""
+        words, spaces = [*WORDS, *self._library.added], f"{SPACE}\u0120"
+        # Pieces across words are looked for in the vocabulary: no probe need hold them.
+        pieces = filter(_CROSSING.search, self._library.vocabulary)
+        words += (re.sub(f"[{spaces}]", " ", piece) for piece in pieces)
+        # Within other words too: what begins with a space is a piece only there.
+        pairs = zip(words, words[1:], strict=False)
+        self.check(
+            [
+                *TEXTS,
+                *words,
+                *(f"{_ANCHOR} {word} {_ANCHOR}" for word in words),
+                *(f"{word} {other}" for word, other in pairs),
+                " ".join(WORDS),
+            ]
+        )
+        self.check_phrases(WORDS[:20])
+
+    def check(self, texts: Iterable[str]) -> None:
+        """Hold texts joined from words against what the library makes of them whole.
+
+        Raises:
+            InputError: one differs; shows it, ours and theirs.
+        """
+        texts = list(dict.fromkeys(texts))
+        self._compare(texts, self._joined(texts))
+
+    def check_phrases(self, phrases: Iterable[str]) -> None:
+        """Do so with phrases, as texts by themselves and put in between other words."""
+        phrases = list(dict.fromkeys(phrases))
+        first, later = (self.encode_phrase(_ANCHOR, first) for first in (True, False))
+        found = [self.phrase(phrase) for phrase in phrases]
+        alone = [phrase.first for phrase in found]
+        within = [np.concatenate([first, phrase.later, later]) for phrase in found]
+        texts = [*phrases, *(f"{_ANCHOR} {phrase} {_ANCHOR}" for phrase in phrases)]
+        self._compare(texts, self.with_ends(ragged([*alone, *within])).split())
+
+    def _compare(self, texts: Sequence[str], ours: Sequence[np.ndarray]) -> None:
+        whole = self._library.whole(texts, self.context_length)
+        for text, tokens, theirs in zip(texts, ours, whole, strict=True):
+            if tokens.tolist() != theirs:
+                raise self._differs(text, f"{_shown(theirs)}, {_shown(tokens.tolist())}")
+
+    def _differs(self, text: str, tokens: str) -> InputError:
+        shown = text if len(text) <= 60 else text[:57] + "..."
         return InputError(
-            f"`{self._directory}`: its tokenizer has tokens across white space (see {words!r}), so "
-            "that words cannot be replaced by names; no SigLIP comes with such a one."
+            f"`{self._directory}`: its tokenizer ({self._library.name}) does not keep to words, so "
+            f"that none can be replaced by a name: {shown!r} is {tokens} joined from words; give "
+            "one that does, as CLIP's and SigLIP's."
         )
 
     @property
@@ -133,15 +161,30 @@ class Tokenizer:
         return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.int32)
 
     def digest(self) -> str:
-        """Hash all that tokens hang on: vocabulary, merges, normalising, context; in hex."""
-        about = f"{self._describe()}\n{self.context_length}\n{self.padded}"
-        return hashlib.sha256(about.encode()).hexdigest()
+        """Hash all that tokens hang on: vocabulary, merges, cleaning, context; in hex."""
+        about = f"{self._library.describe()}\n{self._white.pattern}\n{self.context_length}"
+        return hashlib.sha256(f"{about}\n{self.padded}".encode()).hexdigest()
+
+    def clean(self, text: str) -> str:
+        """Do what the library does to a raw text before any token is looked for."""
+        return self._library.clean(text)
 
     def split(self, text: str) -> list[str]:
-        """Split a text into words, of a long one as many as the context may hold."""
-        if not self.padded:
-            return text.split()[: self.room]  # a word has at least one token
-        return text.replace(_SPACE, " ").lower().split()  # one of symbols alone may have none
+        """Clean a text and split it into words.
+
+        Raises:
+            InputError: it is no Unicode.
+        """
+        text = self.clean(text)
+        if text.isprintable():  # its only white space is " "
+            return text.split()
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{text!r} is no Unicode text (as of a file name that is not UTF-8); write it anew."
+            ) from None
+        return [word for word in self._white.split(text) if word]
 
     def encode_words(self, words: Iterable[str], first: bool = False) -> list[np.ndarray]:
         """Encode words without white space in them.
@@ -164,15 +207,15 @@ class Tokenizer:
             known.clear()
         if new := [word for word in dict.fromkeys(words) if word not in known]:
             texts = [f"{_ANCHOR} {word}" for word in new] if anchor else new
-            encoded = self._encode_batch(texts, add_special_tokens=False)
-            for word, tokens in zip(new, encoded, strict=True):
-                before, own = tokens.ids[: len(anchor)], tokens.ids[len(anchor) :]
+            for word, tokens in zip(new, self._library.content(texts), strict=True):
+                before, own = tokens[: len(anchor)], tokens[len(anchor) :]
                 if before != anchor:
-                    raise self._crosses(word)
+                    raise self._differs(f"{_ANCHOR} {word}", f"{tokens}, {anchor} and more")
                 if self._anchor and not own:
                     raise InputError(
-                        f"`{self._directory}`: its tokenizer has no token for {word!r}, but others "
-                        "for a word by its place; no SigLIP comes with such a one."
+                        f"`{self._directory}`: its tokenizer has no token for {word!r} by "
+                        "itself, so that the word after it may or may not be the first of a text; "
+                        "give another word."
                     )
                 known[word] = np.array(own, np.int32)
         return [known[word] for word in words]
@@ -191,9 +234,24 @@ class Tokenizer:
     def encode(self, texts: Iterable[str]) -> list[np.ndarray]:
         """Encode texts with begin and end of text, cut to the context length.
 
+        The first 4,096 texts that a tokenizer encodes are compared with the library's, and one in
+        64 of those that come after: a million candidates are not all looked at twice.
+
         Returns:
             int32 [num_tokens <= T] for each; [T] if `padded`.
+
+        Raises:
+            InputError: a text differs; see `check`.
         """
+        texts = list(texts)
+        out = self._joined(texts)
+        rest = max(0, _COMPARED - self._num_compared)
+        which = [*range(min(rest, len(texts))), *range(rest, len(texts), _THEN)]
+        self._num_compared += len(which)
+        self._compare([texts[i] for i in which], [out[i] for i in which])
+        return out
+
+    def _joined(self, texts: Sequence[str]) -> list[np.ndarray]:
         split = [self.split(text) for text in texts]
         self.encode_words(dict.fromkeys(word for words in split for word in words[1:]))
         self.encode_words(dict.fromkeys(word for words in split for word in words[:1]), first=True)
@@ -219,3 +277,7 @@ class Tokenizer:
                 (np.full(self.room, self.pad or 0, np.int32), nothing, padding),
             ]
         )
+
+
+def _shown(tokens: list[int]) -> str:
+    return str(tokens) if len(tokens) <= 12 else f"[{', '.join(map(str, tokens[:12]))}, ...]"

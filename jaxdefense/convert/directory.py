@@ -25,7 +25,7 @@ from jaxdefense.clip.config import CLIPConfig, Remat
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.convert.huggingface import config_from_hf, hf_config, hf_table
-from jaxdefense.convert.openclip import config_from_openclip, openclip_table
+from jaxdefense.convert.openclip import config_from_openclip, openclip_reading, openclip_table
 from jaxdefense.convert.table import (
     Row,
     host_params,
@@ -98,12 +98,19 @@ class ModelDirectory:
         """Load the model's tokenizer, or that in another directory.
 
         Raises:
-            InputError: the model has no text tower; the tokenizer is missing or another model's.
+            InputError: the model has no text tower; the tokenizer is missing or another model's; or
+                texts are read in a way that jaxdefense cannot follow.
         """
         text, where = self.cfg.text, directory or self.path
         if text is None:
             raise InputError(f"`{self.path}` has no text encoder.")
-        tokenizer = Tokenizer(where, text.context_length, padded=not text.packable)
+        config, reading = self.path / self.layout.config, None
+        if self.layout is OPENCLIP:
+            try:
+                reading = openclip_reading(read_json(config))
+            except InputError as error:
+                raise InputError(f"`{config}`: {error}") from error
+        tokenizer = Tokenizer(where, text.context_length, not text.packable, reading)
         if tokenizer.vocab_size > text.vocab_size:
             raise InputError(
                 f"`{where}`: its tokenizer has {tokenizer.vocab_size} tokens, the model "

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from jaxdefense.clip.config import CLIPConfig, ResNetConfig, TextConfig, TowerConfig, VisionConfig
+from jaxdefense.clip.library import CLEANINGS, OpenClip
 from jaxdefense.convert.resnet import resnet_rows
 from jaxdefense.convert.table import Path, Row, fused_attention, linear, norm, patches
 from jaxdefense.errors import InputError
@@ -139,6 +140,33 @@ def _norm_eps(section: dict[str, Any]) -> float:
     if set(kwargs) - {"eps"}:
         raise InputError(f"`norm_kwargs` (={kwargs!r}) must hold `eps` alone.")
     return kwargs.get("eps", 1e-5)
+
+
+def openclip_reading(raw: dict[str, Any]) -> OpenClip:
+    """Read how texts become tokens from an `open_clip_config.json`, or from its `model_cfg`.
+
+    Raises:
+        InputError: it asks for what jaxdefense does not do.
+
+    Source: open_clip `factory.py` (get_tokenizer), for `local-dir:`.
+    """
+    text = raw.get("model_cfg", raw).get("text_cfg") or {}
+    kwargs, named = text.get("tokenizer_kwargs") or {}, text.get("hf_tokenizer_name") or ""
+    if not isinstance(kwargs, dict) or not isinstance(named, str):
+        raise InputError("`hf_tokenizer_name` must be a text, `tokenizer_kwargs` a JSON object.")
+    clean = kwargs.get("clean", "whitespace" if named else "lower")
+    if clean not in CLEANINGS:
+        raise InputError(
+            f"`tokenizer_kwargs.clean` (={clean!r}) must be one of {', '.join(CLEANINGS)}."
+        )
+    others = {f"tokenizer_kwargs.{k}": v for k, v in kwargs.items() if k != "clean"}
+    others["tokenizer_mode"] = text.get("tokenizer_mode") if named else None
+    if set_ := [name for name, value in others.items() if value]:
+        raise InputError(
+            f"`text_cfg.{set_[0]}` (={others[set_[0]]!r}) must not be set; jaxdefense reads texts "
+            "that are cleaned, encoded and cut, and no more."
+        )
+    return OpenClip(clean, named)
 
 
 def openclip_config(cfg: CLIPConfig) -> dict[str, Any]:

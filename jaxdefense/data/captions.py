@@ -35,6 +35,7 @@ _MAPPED = 16 * 2**20  # bytes of a captions file, some 300,000 lines, from which
 _LAYOUT = "3"  # of the kept files, and how names are found
 _KEPT = 4  # files whose tokens are kept, those used last
 _NUM_EXAMPLES = 3  # of captions that are dropped
+_COMPARED = 256  # captions of those worked on at a time
 _DAY = 24 * 60 * 60  # seconds
 
 
@@ -328,7 +329,12 @@ def without_names(captions: Iterable[str], names: Iterable[str]) -> list[str]:
 
 
 def tokenize_captions(texts: Sequence[str], tokenizer: Tokenizer) -> Captions:
-    """Tokenise captions, each distinct word once."""
+    """Tokenise captions, each distinct word once.
+
+    Raises:
+        InputError: one of the first has other tokens to the model's own library.
+    """
+    tokenizer.check(texts[:_COMPARED])
     words, counts = list[str](), list[int]()
     for text in texts:  # many small lists that stay would be looked through for garbage
         words += (new := tokenizer.split(text))

@@ -109,7 +109,10 @@ def describe_listed(identities: Sequence[Identity]) -> str:
 
 
 def check_fits(identities: Sequence[Identity], tokenizer: Tokenizer, where: str) -> None:
-    """Raise InputError if a name has no token, or more than a caption can hold."""
+    """Raise InputError if a name has no token, or more than a caption can hold.
+
+    Or if, in a text, it has other tokens to the model's own library.
+    """
     room = tokenizer.room
     for identity in identities:
         for name in identity.names:
@@ -121,3 +124,4 @@ def check_fits(identities: Sequence[Identity], tokenizer: Tokenizer, where: str)
                     f"{where}: {shown!r} has {size} tokens, a caption of this model holds "
                     f"{room}; shorten it."
                 )
+    tokenizer.check_phrases(name for identity in identities for name in identity.names)

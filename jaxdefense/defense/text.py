@@ -176,6 +176,7 @@ def make_triggers(
     target_of = np.arange(len(identities)) if t.random_target else np.zeros(len(identities), int)
     check_fits([Identity(phrase) for phrase in phrases], tokenizer, "`train.target`")
     kept = random_names(_NUM_KEPT_NAMES, t.seed + 1, exclude=listed) if t.num_name else []
+    tokenizer.check_phrases(kept)
     return Triggers(
         [names for names, *_ in tokens],
         [tokenizer.phrase(phrase) for phrase in phrases],

@@ -1,0 +1,325 @@
+"""How a model's own library turns a text into tokens: transformers', or open_clip's.
+
+Read as its files name it, and asked for whole texts: what `tokenizer` joins from words is held
+against it.
+
+Departures from the source, for SigLIP: texts are lower-cased as in training (transformers leaves
+it to the caller for SigLIP 2), and white space counts as one space, whatever it is. Its own class
+would want sentencepiece; what it does is in `tokenizer.json`.
+
+Source: transformers `AutoTokenizer`; open_clip `tokenizer.py` (SimpleTokenizer, HFTokenizer).
+Parity: tests/test_tokenizer.py, live against both, every token equal.
+"""
+
+import hashlib
+import html
+import json
+import re
+import string
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxdefense.errors import InputError
+
+SPACE = "\u2581"  # SentencePiece's
+_WHITE = re.compile(r"[^\S\x1c-\x1f]+")  # Python alone counts these four as white space
+# Of CLIP's tokens by id, one a line: open_clip carries the vocabulary itself.
+_CLIP_SIZE = 49408
+_CLIP_SHA256 = "7cccc44d334555d1ff3c0ac5f0246b428fab2918383e77ee745cf30d41010b78"
+
+
+class OpenClip(NamedTuple):
+    """What an `open_clip_config.json` says of texts.
+
+    Fields:
+        clean: what a text goes through first, of `CLEANINGS`.
+        named: the tokenizer of transformers whose files lie in the directory; "" for open_clip's
+            own, CLIP's.
+    """
+
+    clean: str = "lower"
+    named: str = ""
+
+
+def _basic(text: str) -> str:
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return text  # there is nothing to mend, and looking for it takes 100 times as long
+    import ftfy  # a tenth of a second: not for runs without such texts
+
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
+
+
+def _spaced(text: str) -> str:
+    return " ".join(_basic(text).split())
+
+
+def _lower(text: str) -> str:
+    return _spaced(text).lower()
+
+
+_NO_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
+
+
+def _canonical(text: str) -> str:
+    return " ".join(_basic(text).translate(_NO_PUNCTUATION).lower().split())
+
+
+CLEANINGS = {"lower": _lower, "whitespace": _spaced, "canonicalize": _canonical}
+
+
+def _as_is(text: str) -> str:
+    return text
+
+
+def _siglip(text: str) -> str:
+    return " ".join(filter(None, _WHITE.split(text.replace(SPACE, " ").lower())))
+
+
+class Transformers:
+    """A tokenizer of transformers, as the files of a directory name it."""
+
+    def __init__(self, directory: Path, padded: bool, clean: Callable[[str], str] | None = None):
+        """Load it, without any state that an earlier call left in its files.
+
+        Args:
+            directory: holds its files.
+            padded: texts are filled up to the context.
+            clean: what a text goes through first; SigLIP's or nothing without.
+
+        Raises:
+            InputError: see `Tokenizer`.
+        """
+        self.clean = clean or (_siglip if padded else _as_is)
+        self._padding = "max_length" if padded else False
+        hf = self._hf = _load(directory, padded)
+        self.name = type(hf).__name__
+        self._backend = hf.backend_tokenizer
+        self._reset()
+        if side := next((x for x in ("truncation", "padding") if _side(hf, x) != "right"), ""):
+            raise InputError(
+                f"`{directory}`: its tokenizer does its {side} on the {_side(hf, side)}; a text "
+                f"begins with its first word here. Set `{side}_side` to 'right' in "
+                f"tokenizer_config.json, and `{side}` to null in tokenizer.json."
+            )
+        if getattr(self._backend.model, "dropout", None):
+            raise InputError(
+                f"`{directory}/tokenizer.json`: `dropout` draws tokens at random; set it to null."
+            )
+        self.bos, self.pad = hf.bos_token_id, hf.pad_token_id
+        self.vocabulary: dict[str, int] = hf.get_vocab()
+        self.added = [token.content for token in self._backend.get_added_tokens_decoder().values()]
+
+    def _reset(self) -> None:
+        """Forget how texts were cut and padded: each call leaves that behind for the next."""
+        self._backend.no_truncation()
+        self._backend.no_padding()
+
+    def content(self, words: Sequence[str]) -> list[list[int]]:
+        """Encode cleaned texts, without both ends, at any length."""
+        encoded = self._backend.encode_batch(list(words), add_special_tokens=False)
+        return [x.ids for x in encoded]
+
+    def ends(self, text: str) -> tuple[list[int], list[int]]:
+        """Give the tokens before and after a text."""
+        whole, (content,) = self._hf([text])["input_ids"][0], self.content([text])
+        starts = range(len(whole) - len(content) + 1)
+        start = next((i for i in starts if whole[i : i + len(content)] == content), None)
+        if not content or start is None:
+            raise InputError(f"its tokenizer does not encode {text!r}")
+        return whole[:start], whole[start + len(content) :]
+
+    def whole(self, texts: Sequence[str], length: int) -> list[list[int]]:
+        """Encode texts as the library does when called."""
+        if not texts:
+            return []
+        try:
+            return self._hf(
+                [self.clean(text) for text in texts],
+                padding=self._padding,
+                truncation=True,
+                max_length=length,
+                return_attention_mask=False,
+            )["input_ids"]
+        finally:
+            self._reset()
+
+    def describe(self) -> str:
+        """Write out all that tokens hang on."""
+        return f"{self.name} {self.clean.__name__} {self._backend.to_str()}"
+
+
+def _side(hf: Any, what: str) -> str:
+    return getattr(hf, f"{what}_side")
+
+
+def _load(directory: Path, padded: bool) -> Any:
+    file = directory / "tokenizer_config.json"
+    config = _read(file) if file.exists() else {}
+    if config.get("auto_map"):
+        raise InputError(
+            f"`{file}`: `auto_map` names a tokenizer that is code of the model's own, which is "
+            "never run; give one of transformers."
+        )
+    import transformers  # takes a second: not for runs without text
+
+    name = str(config.get("tokenizer_class") or "").removesuffix("Fast")
+    if name == "CLIPTokenizer" or not (name or padded):
+        _check_clips(directory)
+        kind: Any = transformers.CLIPTokenizer
+    elif name in ("", "SiglipTokenizer", "PreTrainedTokenizer", "TokenizersBackend"):
+        kind = transformers.PreTrainedTokenizerFast
+    else:
+        kind = transformers.AutoTokenizer  # takes another second
+    try:
+        hf = kind.from_pretrained(str(directory), local_files_only=True)
+    except Exception as error:  # the library raises bare Exception on a broken file
+        raise _unreadable(directory, error) from error
+    if not isinstance(hf, transformers.PreTrainedTokenizerFast):
+        raise InputError(
+            f"`{directory}`: its tokenizer (`tokenizer_class` {type(hf).__name__}) is not one "
+            "that a tokenizer.json holds; give the model's as such."
+        )
+    return hf
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("it must hold one JSON object")
+    except (OSError, ValueError) as error:
+        raise _unreadable(file.parent, f"{file.name}: {error}") from error
+    return value
+
+
+def _unreadable(directory: Path, why: object) -> InputError:
+    return InputError(f"`{directory}`: its tokenizer cannot be read: {why}.")
+
+
+def _check_clips(directory: Path) -> None:
+    """Raise InputError if CLIP's class would make a tokenizer of another kind of vocabulary."""
+    file = directory / "tokenizer.json"
+    model = _read(file).get("model") if file.exists() else None
+    if isinstance(model, dict) and model.get("end_of_word_suffix") != "</w>":
+        raise InputError(
+            f"`{file}`: its tokenizer is of another kind ({model.get('type')}) than the class it "
+            "would be read with, CLIPTokenizer; name its own as `tokenizer_class` in "
+            "tokenizer_config.json."
+        )
+
+
+# Latin letters for bytes, so that none is white space; of the rest the number is set off by 256.
+_PLAIN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_REST = [byte for byte in range(256) if byte not in _PLAIN]
+_BYTES = {**{b: chr(b) for b in _PLAIN}, **{b: chr(256 + i) for i, b in enumerate(_REST)}}
+
+
+class OpenClips:
+    """open_clip's own tokenizer, on the files of a directory: its splitting and its cleaning.
+
+    Written again without torch; the byte-pair encoding is that of transformers' backend.
+    """
+
+    name = "open_clip's SimpleTokenizer"
+    added: list[str] = []
+    pad = 0
+
+    def __init__(self, directory: Path, clean: Callable[[str], str]):
+        """Load CLIP's vocabulary.
+
+        Raises:
+            InputError: it cannot be read, or is not the one that open_clip carries itself.
+        """
+        import regex  # the splitting needs classes of letters
+
+        _check_clips(directory)
+        import transformers
+
+        try:
+            hf: Any = transformers.CLIPTokenizer.from_pretrained(
+                str(directory), local_files_only=True
+            )
+        except Exception as error:  # see above
+            raise _unreadable(directory, error) from error
+        self.clean = clean
+        self._backend = hf.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._model = self._backend.model
+        self.vocabulary: dict[str, int] = self._backend.get_vocab()
+        marks = ("<|startoftext|>", "<|endoftext|>")
+        if missing := [mark for mark in marks if mark not in self.vocabulary]:
+            raise InputError(f"`{directory}`: its tokenizer has no {missing[0]}; give CLIP's.")
+        self.bos, self._eos = (self.vocabulary[mark] for mark in marks)
+        if len(self.vocabulary) == _CLIP_SIZE:
+            tokens = "\n".join(sorted(self.vocabulary, key=self.vocabulary.__getitem__))
+            if hashlib.sha256(tokens.encode()).hexdigest() != _CLIP_SHA256:
+                raise InputError(
+                    f"`{directory}`: its tokenizer has another vocabulary than CLIP's, which "
+                    "open_clip takes whatever lies there; name this one as "
+                    "`text_cfg.hf_tokenizer_name`."
+                )
+        self._marks = {"<start_of_text>": self.bos, "<end_of_text>": self._eos}
+        self._split = regex.compile(
+            r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d"
+            r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+            regex.IGNORECASE,
+        )
+
+    def content(self, words: Sequence[str]) -> list[list[int]]:
+        """Encode cleaned texts, without both ends, at any length."""
+        return [self._ids(word) for word in words]
+
+    def _ids(self, text: str) -> list[int]:
+        ids = list[int]()
+        for part in self._split.findall(text):
+            if (mark := self._marks.get(part)) is not None:
+                ids.append(mark)
+                continue
+            letters = part.encode().decode("latin-1").translate(_BYTES)
+            ids += (token.id for token in self._model.tokenize(letters))
+        return ids
+
+    def ends(self, text: str) -> tuple[list[int], list[int]]:
+        """Give the tokens before and after a text."""
+        return [self.bos], [self._eos]
+
+    def whole(self, texts: Sequence[str], length: int) -> list[list[int]]:
+        """Encode texts as the library does when called."""
+        made = [[self.bos, *self._ids(self.clean(text)), self._eos] for text in texts]
+        return [x if len(x) <= length else [*x[: length - 1], self._eos] for x in made]
+
+    def describe(self) -> str:
+        """Write out all that tokens hang on."""
+        import ftfy
+
+        about = f"{self.name} {self.clean.__name__} {ftfy.__version__}"
+        return f"{about} {self._backend.to_str()}"
+
+
+def load_library(directory: Path, padded: bool, reading: OpenClip | None) -> Any:
+    """Load the tokenizer that a model's library would; a `Transformers` or an `OpenClips`.
+
+    Args:
+        directory: holds its files.
+        padded: texts are filled up to the context, as SigLIP's.
+        reading: what OpenCLIP's layout says, None for Hugging Face's.
+
+    Raises:
+        InputError: see `Tokenizer`.
+    """
+    own = reading is not None and not reading.named
+    files = (
+        ("tokenizer.json",) if padded or not own and reading else ("tokenizer.json", "vocab.json")
+    )
+    if not any((directory / file).exists() for file in files):
+        whose = f"that of {reading.named}" if reading and reading.named else "it"
+        raise InputError(
+            f"`{directory}` holds no tokenizer ({' or '.join(files)}); copy {whose} from the "
+            "model's source."
+        )
+    if reading is None:
+        return Transformers(directory, padded)
+    clean = CLEANINGS[reading.clean]
+    return OpenClips(directory, clean) if own else Transformers(directory, padded, clean)
