@@ -1,6 +1,7 @@
 """What all tests share: simulated devices, no network, and where data and tiny models come from."""
 
 import atexit
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -14,11 +15,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # not the user's own
 
 import hypothesis
 import jax
-import mend_torchvision
 import pytest
 from factories import write_model_directory
+from reference import mend_torchvision
 
-mend_torchvision.mend()
+mend_torchvision()
 
 PLATFORM = os.environ.get("JAXDEFENSE_TEST_PLATFORM", "cpu")
 jax.config.update("jax_platforms", PLATFORM)
@@ -32,6 +33,14 @@ hypothesis.settings.register_profile(
     "tests", deadline=None, derandomize=True, database=None, max_examples=50
 )
 hypothesis.settings.load_profile("tests")
+
+
+def pytest_collection_modifyitems(items):
+    """Skip the tests marked `torch` where torch, or another library that the mark names, is not."""
+    for item in items:
+        named = {name for mark in item.iter_markers("torch") for name in ("torch", *mark.args)}
+        if missing := sorted(name for name in named if not importlib.util.find_spec(name)):
+            item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(missing)}"))
 
 
 @pytest.fixture(autouse=True)
