@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import mend_torchvision
 import numpy as np
 from factories import random_tensor, write_model_directory
+from reference import mend_torchvision, open_clip, torch
 from safetensors.numpy import load_file
 
 from jaxdefense.clip.config import ResNetConfig
@@ -31,7 +31,6 @@ RESNET = ResNetConfig(width=2, depths=(2, 1, 3, 1), num_heads=4, image_size=64, 
 
 def make() -> dict[str, np.ndarray]:
     """Weights, inputs and, for each activation, torch's outputs."""
-    import torch
     from transformers import CLIPModel
 
     rng = np.random.default_rng(0)
@@ -113,10 +112,7 @@ def resnet_tensors(cfg: ResNetConfig, seed: int = 0) -> dict[str, np.ndarray]:
 
 def torch_resnet(cfg: ResNetConfig, tensors: dict[str, np.ndarray]) -> Any:
     """Build open_clip's image tower of these tensors, every one of them given."""
-    import torch
-    from reference_open_clip import import_open_clip
-
-    source = import_open_clip().modified_resnet.ModifiedResNet(
+    source = open_clip.modified_resnet.ModifiedResNet(
         list(cfg.depths), cfg.embed, cfg.num_heads, cfg.image_size, cfg.width
     )
     state = {key: torch.from_numpy(value).float() for key, value in tensors.items()}
@@ -127,8 +123,6 @@ def torch_resnet(cfg: ResNetConfig, tensors: dict[str, np.ndarray]) -> Any:
 
 def run_resnet(source: Any, image_BHWC: np.ndarray) -> np.ndarray:
     """Embed images with an image tower of torch."""
-    import torch
-
     with torch.no_grad():
         return source(torch.from_numpy(image_BHWC.transpose(0, 3, 1, 2).copy())).numpy()
 
@@ -157,7 +151,7 @@ def make_texts() -> dict[str, list]:
 
 
 if __name__ == "__main__":
-    mend_torchvision.mend()
+    mend_torchvision()
     GOLDEN.parent.mkdir(exist_ok=True)
     for path, arrays in ((GOLDEN, make()), (GOLDEN_RESNET, make_resnet())):
         np.savez_compressed(path, allow_pickle=False, **arrays)

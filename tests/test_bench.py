@@ -5,7 +5,6 @@ tests/test_image_step.py.
 """
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
@@ -32,7 +31,7 @@ from jaxdefense.clip.config import CLIPConfig, TextConfig
 from jaxdefense.clip.presets import PRESETS
 from jaxdefense.config import OverlayConfig
 
-TORCH = ["torch"] if importlib.util.find_spec("torch") else []
+WITH_AND_WITHOUT_TORCH = [pytest.param(True, marks=pytest.mark.torch), False]
 ONCE = ["--rounds", "1"]
 KINDS = {
     "text": ["--num", "16", "--people", "3", "--calls", "1"],
@@ -153,10 +152,12 @@ def test_process_is_another_with_memory_of_its_own():
     assert elsewhere(os.getpid) != os.getpid()
 
 
-def test_bench_text_in_processes_prints_json_alone(capfd):
+@pytest.mark.parametrize("torch", WITH_AND_WITHOUT_TORCH)
+def test_bench_text_in_processes_prints_json_alone(capfd, monkeypatch, torch):
+    monkeypatch.setattr(comparison, "has_torch", lambda: torch)
     found = bench(capfd, "text", "--json")
     step = found["step"]
-    names = ["jaxdefense", *TORCH]
+    names = ["jaxdefense", "torch"] if torch else ["jaxdefense"]
     for figure in ("samples_per_second", "tokens_per_second", "peak_memory_mb"):
         assert list(step[figure]) == names
         assert all(value > 0 for value in step[figure].values())
@@ -166,11 +167,9 @@ def test_bench_text_in_processes_prints_json_alone(capfd):
     assert 0 < step["share"] and found["clean"] == found["poisoned"] == 16
 
 
-@pytest.mark.parametrize("torch", [True, False])
+@pytest.mark.parametrize("torch", WITH_AND_WITHOUT_TORCH)
 @pytest.mark.parametrize("kind", ["image", "idia", "pipeline", "end2end"])
 def test_bench_measures(capsys, monkeypatch, here, photos, kind, torch):
-    if torch and not TORCH:
-        pytest.skip("torch is not installed")
     monkeypatch.setattr(comparison, "has_torch", lambda: torch)
     found = bench(capsys, kind, "--json", *(photos if kind in ("image", "pipeline") else []))
     others = ["torch"] if torch else []

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
 from factories import hf_config, run, write_weights
 from flax import nnx
+from reference import torch
 from safetensors.numpy import load_file, save_file
 
 from jaxdefense.clip.config import VisionConfig
@@ -157,13 +159,12 @@ def test_hidden_files_stay_behind(tiny_dir, tmp_path):
     assert files_in(tmp_path / "out") == wanted
 
 
+@pytest.mark.torch
 def test_saved_directory_gives_transformers_our_embeddings(tiny_dir, tmp_path):
-    torch = pytest.importorskip("torch")
-    hf = pytest.importorskip("transformers")
     directory = read_model_directory(tiny_dir(num_shards=2))
     model = changed(changed(directory.load(), "text", 0.05), "vision", 0.05)
     directory.save(model, tmp_path / "out")
-    theirs = hf.CLIPModel.from_pretrained(tmp_path / "out").eval()
+    theirs = transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
     rng = np.random.default_rng(0)
     assert directory.cfg.text
     size = directory.cfg.text.vocab_size

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
 from factories import run
-from reference_open_clip import import_open_clip
+from reference import open_clip, torch
 from safetensors.numpy import load_file
 from test_openclip import RESNET, tokens_and_images, write_openclip
 
@@ -89,9 +90,9 @@ def test_mixed_dtypes_that_would_be_joined_are_refused(tiny_dir, tmp_path, capsy
     assert {path.name for path in tmp_path.iterdir()} == {first.name}
 
 
+@pytest.mark.torch("open_clip")
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
 def test_converted_models_embed_alike(tiny_dir, tmp_path, activation):
-    open_clip, torch = import_open_clip(), pytest.importorskip("torch")
     path = tiny_dir(activation=activation)
     assert convert(path, tmp_path / "openclip", "--to", "openclip") == 0
     model, _, preprocess = open_clip.create_model_and_transforms(
@@ -108,8 +109,8 @@ def test_converted_models_embed_alike(tiny_dir, tmp_path, activation):
     assert list(preprocess.transforms[-1].std) == [0.26862954, 0.26130258, 0.27577711]
 
 
+@pytest.mark.torch
 def test_converted_openclip_model_loads_in_transformers(tmp_path):
-    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     path = write_openclip(tmp_path / "openclip")
     assert convert(path, tmp_path / "hf", "--to", "hf") == 0
     model = transformers.CLIPModel.from_pretrained(tmp_path / "hf").eval()
@@ -130,10 +131,10 @@ def test_converted_openclip_model_loads_in_transformers(tmp_path):
     assert processor["image_std"] == [0.2, 0.3, 0.4] and processor["crop_size"]["width"] == 18
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("vision", ["vit", "resnet"])
 def test_torch_file_is_read(tmp_path, wrapped, vision):
-    torch = pytest.importorskip("torch")
     # Told from shapes alone, heads are 64 wide and MLPs four times the tower.
     if vision == "vit":
         image = {"image_size": 18, "patch_size": 6, "width": 64, "layers": 2}
@@ -155,9 +156,9 @@ def test_torch_file_is_read(tmp_path, wrapped, vision):
     assert read_model_directory(tmp_path / "out").cfg == read_model_directory(path).cfg
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("content", ["text", "object", "list", "mixed"])
 def test_torch_file_of_something_else_is_refused(tmp_path, capsys, content):
-    torch = pytest.importorskip("torch")
     file = tmp_path / "model.pt"
     values = {
         "object": {"a": Path("x")},

@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import transformers
 from PIL import Image
+from reference import torch
 
 from jaxdefense.cli import main
 from jaxdefense.convert.directory import read_model_directory
@@ -94,11 +96,10 @@ def test_pretrain_learns_from_a_folder_of_photos(tmp_path, monkeypatch):
     assert model.text and model.vision
 
 
+@pytest.mark.torch
 def test_pretrained_model_loads_in_transformers():
-    torch = pytest.importorskip("torch")
-    hf = pytest.importorskip("transformers")
-    model = hf.CLIPModel.from_pretrained(shipped_model(), dtype=torch.float32).eval()
-    tokenizer = hf.CLIPTokenizer.from_pretrained(shipped_model())
+    model = transformers.CLIPModel.from_pretrained(shipped_model(), dtype=torch.float32).eval()
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(shipped_model())
     caption = "a photo of Amira Abendroth"
     inputs = tokenizer([caption], padding="max_length", max_length=77, return_tensors="pt")
     with torch.no_grad():

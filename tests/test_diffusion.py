@@ -4,11 +4,12 @@ import json
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 from factories import CAPTIONS, TEXT, run, write_model_directory, write_tokenizer
+from reference import diffusers, torch
 from safetensors.numpy import load_file
 
 from jaxdefense.cli import main
@@ -16,12 +17,6 @@ from jaxdefense.clip.text import plain_text
 from jaxdefense.convert.directory import read_model_directory
 
 NAME = "Jane Doe"
-
-
-def import_diffusers() -> Any:
-    pytest.importorskip("torch")
-    with warnings.catch_warnings(action="ignore"):  # of its import
-        return pytest.importorskip("diffusers")
 
 
 def write_encoder(folder: Path, architecture: str, seed: int = 0) -> None:
@@ -63,7 +58,6 @@ def defend(folder: Path, out: Path, level: str) -> Path:
 
 def stable_diffusion(root: Path) -> Path:
     """Write a whole tiny Stable Diffusion, whose text encoder is ours."""
-    diffusers, transformers = import_diffusers(), pytest.importorskip("transformers")
     write_encoder(root / "text_encoder", "CLIPTextModel")
     width = TEXT["hidden_size"]
     blocks = dict(block_out_channels=(8, 8), norm_num_groups=2, sample_size=8)
@@ -91,13 +85,13 @@ def stable_diffusion(root: Path) -> Path:
 
 def prompt_states(root: Path, prompt: str) -> np.ndarray:
     """What the pipeline of a folder reads of a prompt."""
-    diffusers, torch = import_diffusers(), pytest.importorskip("torch")
     with warnings.catch_warnings(action="ignore"), torch.no_grad():
         pipeline = diffusers.StableDiffusionPipeline.from_pretrained(root, safety_checker=None)
         states, _ = pipeline.encode_prompt(prompt, "cpu", 1, False)
     return states.numpy()
 
 
+@pytest.mark.torch("diffusers")
 @pytest.mark.slow
 def test_defended_encoder_of_stable_diffusion_is_a_drop_in(tmp_path):
     root = stable_diffusion(tmp_path / "sd")
@@ -118,24 +112,33 @@ def test_defended_encoder_of_stable_diffusion_is_a_drop_in(tmp_path):
     np.testing.assert_allclose(ours, after, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "folder, architecture",
-    [("text_encoder", "CLIPTextModel"), ("text_encoder_2", "CLIPTextModelWithProjection")],
-)
-def test_penultimate_level_leaves_what_sdxl_does_not_read(tmp_path, folder, architecture):
-    source = tmp_path / "sdxl" / folder
+SDXL = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+
+
+@pytest.fixture(scope="module", params=SDXL)
+def penultimate(request, tmp_path_factory):
+    """An encoder of a tiny SDXL, and the same defended at the level that SDXL reads."""
+    path = tmp_path_factory.mktemp("sdxl")
+    source = path / "sdxl" / request.param
     source.parent.mkdir()
-    write_encoder(source, architecture)
-    defended = defend(source, tmp_path / "run", "penultimate")
+    write_encoder(source, SDXL[request.param])
+    return source, defend(source, path / "run", "penultimate")
+
+
+def test_penultimate_level_leaves_what_sdxl_does_not_read(penultimate):
+    source, defended = penultimate
     before, after = (load_file(path / "model.safetensors") for path in (source, defended))
     assert before.keys() == after.keys()
     changed = {key for key in before if not np.array_equal(before[key], after[key])}
     assert any("layers.0" in key for key in changed)
     assert not any("layers.1" in key or "projection" in key for key in changed)
     metrics = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        json.loads(line) for line in (defended.parent / "metrics.jsonl").read_text().splitlines()
     ]
     assert metrics[-1]["backdoor"] < metrics[0]["backdoor"]
-    theirs = pytest.importorskip("transformers")
-    pytest.importorskip("torch")
-    getattr(theirs, architecture).from_pretrained(defended)
+
+
+@pytest.mark.torch
+def test_defended_encoder_of_sdxl_loads_in_transformers(penultimate):
+    source, defended = penultimate
+    getattr(transformers, SDXL[source.name]).from_pretrained(defended)

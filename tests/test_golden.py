@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from factories import run, write_weights
-from make_golden import GOLDEN
+from make_golden import GOLDEN, make
 
 from jaxdefense.clip.text import plain_text
 from jaxdefense.convert.directory import read_model_directory
@@ -51,10 +51,8 @@ def test_outputs_match_recorded_torch_and_not_those_of_the_other_gelu(golden, ac
         assert np.abs(ours - golden[f"{OTHER[activation]}/{name}"]).max() > 10 * WHOLE, name
 
 
+@pytest.mark.torch
 def test_recording_is_what_torch_says_today(golden):
-    pytest.importorskip("torch")
-    from make_golden import make
-
     made = make()
     assert made.keys() == golden.keys()
     for name, value in made.items():

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from factories import write_faces, write_model_directory, write_photos
+from reference import torch
 from test_step import MESHES, run_steps, worst
 
 from jaxdefense.config import OverlayConfig
@@ -111,7 +112,6 @@ def composed(batch, step):
 
 def torch_losses(case, freeze_norms=True, gamma=GAMMA, unlike=0, weighted=True):
     """The defense of the paper, plainly."""
-    torch = pytest.importorskip("torch")
     from transformers import CLIPVisionModelWithProjection
 
     teacher = CLIPVisionModelWithProjection.from_pretrained(case.path).eval()
@@ -155,6 +155,7 @@ def torch_losses(case, freeze_norms=True, gamma=GAMMA, unlike=0, weighted=True):
     return losses
 
 
+@pytest.mark.torch
 def test_image_step_first_losses_match_torch(case):
     ours, theirs = our_losses(case), torch_losses(case)
     for name in ("utility", "backdoor", "total"):
@@ -164,6 +165,7 @@ def test_image_step_first_losses_match_torch(case):
     assert ours[-1]["backdoor"] < ours[0]["backdoor"] - 0.1  # the student did learn
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     "broken", [{"freeze_norms": False}, {"gamma": 1.0}, {"unlike": 1}, {"weighted": False}]
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from factories import CAPTIONS, random_tensor, run, write_tokenizer
 from PIL import Image
-from reference_open_clip import import_open_clip
+from reference import open_clip, torch
 from safetensors.numpy import load_file, save_file
 
 from jaxdefense.cli import main
@@ -66,7 +66,6 @@ def write_openclip(out, dtype="float32", prefix="", seed=0, extra=None, **change
 
 
 def their_model(raw: dict[str, Any], tensors: dict[str, np.ndarray]) -> Any:
-    open_clip, torch = import_open_clip(), pytest.importorskip("torch")
     model = open_clip.CLIP(**raw).eval()
     model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in tensors.items()}, False)
     return model
@@ -84,7 +83,6 @@ def tokens_and_images(cfg, rng):
 
 def largest_errors(path, raw) -> tuple[float, float]:
     """Compare both towers with open_clip's; the largest difference in either embedding."""
-    torch = pytest.importorskip("torch")
     model = read_model_directory(path).load()
     theirs = their_model(raw, load_file(path / "open_clip_model.safetensors"))
     tokens, ends, images = tokens_and_images(model.cfg, np.random.default_rng(1))
@@ -96,6 +94,7 @@ def largest_errors(path, raw) -> tuple[float, float]:
     return np.abs(ours_text - text).max(), np.abs(ours_image - image).max()
 
 
+@pytest.mark.torch("open_clip")
 @pytest.mark.parametrize("quick_gelu", [False, True])
 @pytest.mark.parametrize("vision", [VISION, RESNET], ids=["vit", "resnet"])
 def test_towers_match_open_clip(tmp_path, quick_gelu, vision):
@@ -105,6 +104,7 @@ def test_towers_match_open_clip(tmp_path, quick_gelu, vision):
     assert text <= 1e-4 and image <= 1e-4
 
 
+@pytest.mark.torch("open_clip")
 @pytest.mark.parametrize("wrong", ["activation", "heads"])
 def test_parity_fails_with_one_detail_wrong(tmp_path, wrong):
     path = write_openclip(tmp_path / "m")
@@ -121,9 +121,9 @@ def test_parity_fails_with_one_detail_wrong(tmp_path, wrong):
     assert text > 1e-3 and image > 1e-3
 
 
+@pytest.mark.torch("open_clip")
 @pytest.mark.slow
 def test_vit_b_32_at_full_size_matches_open_clip(tmp_path):
-    open_clip = import_open_clip()
     raw = open_clip.get_model_config("ViT-B-32")
     path = write_openclip(tmp_path / "m", **raw)
     raw["text_cfg"]["vocab_size"] = 49408
@@ -139,9 +139,9 @@ def test_vit_b_32_at_full_size_matches_open_clip(tmp_path):
     assert text <= 1e-4 and image <= 1e-4
 
 
+@pytest.mark.torch("open_clip")
 @pytest.mark.parametrize("name", PRESETS)
 def test_table_lists_every_tensor_of_a_preset(name):
-    open_clip, torch = import_open_clip(), pytest.importorskip("torch")
     raw = open_clip.get_model_config(name)
     raw["quick_gelu"] = raw.get("quick_gelu", False)
     with torch.device("meta"):
@@ -171,8 +171,8 @@ def test_round_trip_is_bit_for_bit(tmp_path, dtype, prefix):
     assert (tmp_path / "out" / name).read_bytes() == (path / name).read_bytes()
 
 
+@pytest.mark.torch("open_clip")
 def test_defended_directory_loads_in_open_clip(tmp_path):
-    open_clip, torch = import_open_clip(), pytest.importorskip("torch")
     path = write_openclip(tmp_path / "m")
     (tmp_path / "names.txt").write_text("Jane Doe\nJohn Roe\n")
     (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS))
@@ -245,9 +245,9 @@ def test_config_without_sections_is_refused(change):
         config_from_openclip(raw)
 
 
+@pytest.mark.torch("open_clip")
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_photos_are_prepared_as_open_clip_does(tmp_path, interpolation):
-    open_clip = import_open_clip()
     path = write_openclip(tmp_path / "m")
     file = path / "open_clip_config.json"
     raw = json.loads(file.read_text())

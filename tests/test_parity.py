@@ -12,8 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers as hf
 from factories import EMBED, TEXT, VISION, run, tiny_tokenizer
 from flax import nnx
+from reference import modeling_clip as modeling
+from reference import torch
 from safetensors.numpy import load_file, save_file
 
 from jaxdefense.clip.config import TowerConfig
@@ -21,10 +24,6 @@ from jaxdefense.clip.layers import ACTIVATIONS, MLP, Attention, Block, LayerNorm
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.text import plain_text
 from jaxdefense.convert.directory import read_model_directory
-
-torch = pytest.importorskip("torch")
-hf = pytest.importorskip("transformers")
-modeling = pytest.importorskip("transformers.models.clip.modeling_clip")
 
 LEAF, WHOLE = 1e-5, 1e-4
 B, T = 4, 5
@@ -137,6 +136,7 @@ def causal_masks():
     return ours, torch.from_numpy(added)[:, None]
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("eps", [1e-5, 1e-3])
 def test_layer_norm_matches_torch_and_fails_with_other_eps(eps):
     source = randomise(torch.nn.LayerNorm(12, eps=1e-5))
@@ -145,6 +145,7 @@ def test_layer_norm_matches_torch_and_fails_with_other_eps(eps):
     assert found <= LEAF if eps == 1e-5 else found > 100 * LEAF
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("theirs", ["quick_gelu", "gelu"])
 @pytest.mark.parametrize("ours", ["quick_gelu", "gelu"])
 def test_mlp_matches_torch_and_fails_with_the_other_gelu(ours, theirs):
@@ -155,6 +156,7 @@ def test_mlp_matches_torch_and_fails_with_the_other_gelu(ours, theirs):
     assert found <= LEAF if ours == theirs else found > 100 * LEAF
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_activation_has_torchs_slope_and_keeps_nothing_else(name):
     theirs = hf.activations.ACT2FN[{"gelu_tanh": "gelu_pytorch_tanh"}.get(name, name)]
@@ -167,6 +169,7 @@ def test_activation_has_torchs_slope_and_keeps_nothing_else(name):
     assert sum(kept.size for kept in jax.tree.leaves(back)) == x.size
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("broken", ["", "mask", "q and k swapped"])
 def test_attention_matches_torch_and_fails_broken(causal, broken):
@@ -180,6 +183,7 @@ def test_attention_matches_torch_and_fails_broken(causal, broken):
     assert found > 100 * LEAF if broken else found <= LEAF
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("change", [{}, {"activation": "gelu"}, {"norm_eps": 1e-3}])
 def test_block_matches_torch_and_fails_with_other_settings(change):
     source = randomise(modeling.CLIPEncoderLayer(torch_cfg()))
@@ -284,33 +288,35 @@ def embeds(features):
     return features if isinstance(features, torch.Tensor) else features.pooler_output
 
 
-@torch.no_grad()
 def text_error(case, model=None, text=None):
     text = text or plain_text(case.tokens_BT, case.readout_B)
     tokens = torch.from_numpy(case.tokens_BT).long()
     ours = run((model or case.ours).text, text)[:, 0]
-    return error(ours, embeds(case.theirs.get_text_features(tokens)))
+    with torch.no_grad():
+        return error(ours, embeds(case.theirs.get_text_features(tokens)))
 
 
-@torch.no_grad()
 def hidden_error(case, model=None, text=None):
     text = text or plain_text(case.tokens_BT, case.readout_B)
-    theirs = case.theirs.text_model(torch.from_numpy(case.tokens_BT).long()).last_hidden_state
+    with torch.no_grad():
+        theirs = case.theirs.text_model(torch.from_numpy(case.tokens_BT).long()).last_hidden_state
     return error(run((model or case.ours).text, text, method="hidden"), theirs)
 
 
-@torch.no_grad()
 def vision_error(case, tower=None, image_BHWC=None):
     image = case.image_BHWC if image_BHWC is None else image_BHWC
     ours = run(tower or case.ours.vision, image)
-    return error(ours, embeds(case.theirs.get_image_features(pixels(case.image_BHWC))))
+    with torch.no_grad():
+        return error(ours, embeds(case.theirs.get_image_features(pixels(case.image_BHWC))))
 
 
+@pytest.mark.torch
 def test_text_tower_matches_torch(case):
     assert text_error(case) <= WHOLE
     assert hidden_error(case) <= WHOLE
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 def test_towers_match_torch_at_the_size_of_vit_b_32(tmp_path):
     base = make_case("vit-b-32", tmp_path / "model")
@@ -321,22 +327,26 @@ def test_towers_match_torch_at_the_size_of_vit_b_32(tmp_path):
     assert vision_error(base, with_settings(base.ours, "vision", norm_eps=1e-3).vision) > WHOLE
 
 
+@pytest.mark.torch
 def test_text_parity_fails_with_the_other_gelu(case):
     model = with_settings(case.ours, "text", activation=other_gelu(case.ours.cfg.text))
     assert text_error(case, model) > 10 * WHOLE
     assert hidden_error(case, model) > 10 * WHOLE
 
 
+@pytest.mark.torch
 def test_text_parity_fails_with_other_eps(tiny):
     assert text_error(tiny, with_settings(tiny.ours, "text", norm_eps=1e-3)) > WHOLE
 
 
+@pytest.mark.torch
 def test_text_parity_fails_without_causal_mask(tiny, monkeypatch):
     monkeypatch.setattr(jnp, "tri", lambda n, dtype: jnp.ones((n, n), dtype))
     assert text_error(tiny) > 10 * WHOLE
     assert hidden_error(tiny) > 10 * WHOLE
 
 
+@pytest.mark.torch
 def test_text_parity_fails_with_positions_off_by_one(tiny):
     text = plain_text(tiny.tokens_BT, tiny.readout_B)
     last = tiny.tokens_BT.shape[1] - 1
@@ -344,44 +354,53 @@ def test_text_parity_fails_with_positions_off_by_one(tiny):
     assert text_error(tiny, text=text) > 10 * WHOLE
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("shift", [-1, 1])
 def test_text_parity_fails_with_readout_off_by_one(tiny, shift):
     text = plain_text(tiny.tokens_BT, tiny.readout_B + shift)
     assert text_error(tiny, text=text) > 10 * WHOLE
 
 
+@pytest.mark.torch
 def test_text_parity_fails_with_final_norm_left_out(tiny):
     model = nnx.clone(tiny.ours)
     model.text.final_layer_norm = with_param(model.text.final_layer_norm, "scale", jnp.ones_like)
     assert text_error(tiny, model) > 10 * WHOLE
 
 
+@pytest.mark.torch
 def test_vision_tower_matches_torch(case):
     assert vision_error(case) <= WHOLE
 
 
+@pytest.mark.torch
 def test_vision_parity_fails_with_the_other_gelu(case):
     model = with_settings(case.ours, "vision", activation=other_gelu(case.ours.cfg.vision))
     assert vision_error(case, model.vision) > 10 * WHOLE
 
 
+@pytest.mark.torch
 def test_vision_parity_fails_with_other_eps(tiny):
     assert vision_error(tiny, with_settings(tiny.ours, "vision", norm_eps=1e-3).vision) > WHOLE
 
 
+@pytest.mark.torch
 def test_vision_parity_fails_with_positions_off_by_one(tiny):
     roll = lambda x: jnp.roll(x, 1, axis=0)  # noqa: E731
     assert vision_error(tiny, with_param(tiny.ours.vision, "position_embedding", roll)) > 10 * WHOLE
 
 
+@pytest.mark.torch
 def test_vision_parity_fails_with_height_and_width_swapped(tiny):
     assert vision_error(tiny, image_BHWC=tiny.image_BHWC.swapaxes(1, 2)) > 10 * WHOLE
 
 
+@pytest.mark.torch
 def test_vision_parity_fails_with_colours_reversed(tiny):
     assert vision_error(tiny, image_BHWC=tiny.image_BHWC[..., ::-1]) > 10 * WHOLE
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("scaled", [True, False])
 def test_logits_match_torch_and_fail_without_scale(tiny, scaled):
     with torch.no_grad():
@@ -409,6 +428,7 @@ def text_batch(cfg, seed=3):
     return make_tokens(B, cfg.max_position_embeddings, cfg.vocab_size, seed)
 
 
+@pytest.mark.torch
 def test_text_model_directory_agrees_at_hidden_level(tmp_path):
     theirs = randomise(hf.CLIPTextModel(text_config()))
     theirs.save_pretrained(tmp_path)
@@ -425,6 +445,7 @@ def test_text_model_directory_agrees_at_hidden_level(tmp_path):
     )
 
 
+@pytest.mark.torch
 def test_text_model_directory_with_prefixed_keys_agrees(tmp_path):
     """As transformers wrote a CLIPTextModel before version 5."""
     theirs = randomise(hf.CLIPTextModel(text_config()))
@@ -443,6 +464,7 @@ def test_text_model_directory_with_prefixed_keys_agrees(tmp_path):
     )
 
 
+@pytest.mark.torch
 def test_text_model_with_projection_directory_agrees(tmp_path):
     theirs = randomise(hf.CLIPTextModelWithProjection(text_config(projection_dim=EMBED)))
     theirs.save_pretrained(tmp_path)
@@ -459,6 +481,7 @@ def test_text_model_with_projection_directory_agrees(tmp_path):
     assert error(run(transposed, text)[:, 0], out.text_embeds) > WHOLE
 
 
+@pytest.mark.torch
 def test_vision_model_with_projection_directory_agrees(tmp_path):
     cfg = hf.CLIPVisionConfig(**VISION, projection_dim=EMBED)
     theirs = randomise(hf.CLIPVisionModelWithProjection(cfg))
@@ -472,6 +495,7 @@ def test_vision_model_with_projection_directory_agrees(tmp_path):
     assert error(run(ours.vision, image_BHWC[:, ::-1]), out) > WHOLE
 
 
+@pytest.mark.torch
 def test_vision_tower_drops_what_no_whole_patch_covers_as_torch_does(tmp_path):
     cfg = hf.CLIPVisionConfig(**{**VISION, "image_size": 14}, projection_dim=EMBED)
     theirs = randomise(hf.CLIPVisionModelWithProjection(cfg))
@@ -485,6 +509,7 @@ def test_vision_tower_drops_what_no_whole_patch_covers_as_torch_does(tmp_path):
     assert error(run(ours.vision, shifted), out) > WHOLE
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     "dtype, sharded", [("float32", True), ("float16", False), ("bfloat16", True)]
 )
@@ -506,6 +531,7 @@ def test_clip_directory_of_any_dtype_and_layout_agrees(tmp_path, dtype, sharded)
         assert vision_error(case) > WHOLE
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("legacy", [True, False])
 def test_readout_at_the_tokenizers_end_of_text_matches_both_eos_conventions(tmp_path, legacy):
     """Old files say 2 and mean the largest token id; new ones name the token.

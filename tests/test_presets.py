@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from reference_open_clip import import_open_clip
+from reference import open_clip
 
 from jaxdefense.bench.flops import product_flops, tower_sizes
 from jaxdefense.clip.config import CLIPConfig, ResNetConfig
@@ -17,9 +17,10 @@ from jaxdefense.demo.run import shipped_model
 NAMES = [name for name in PRESETS if name != "demo"]
 
 
+@pytest.mark.torch("open_clip")
 @pytest.mark.parametrize("name", NAMES)
 def test_preset_is_open_clips(name):
-    raw = import_open_clip().get_model_config(name)
+    raw = open_clip.get_model_config(name)
     assert config_from_openclip(raw | {"quick_gelu": False}) == PRESETS[name]
 
 

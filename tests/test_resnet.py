@@ -25,7 +25,7 @@ from make_golden import (
     run_resnet,
     torch_resnet,
 )
-from reference_open_clip import import_open_clip
+from reference import open_clip, torch
 from test_step import run_steps
 
 from jaxdefense.clip import resnet
@@ -107,8 +107,6 @@ def without_mean_token(parts, axis):
 
 def randomise(module, seed=0):
     """Draw every parameter and statistic anew, so large that a wrong detail shows."""
-    import torch
-
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in (*module.named_parameters(), *module.named_buffers()):
@@ -138,8 +136,6 @@ def fill_norm(module, source):
 
 
 def torch_feature_map(x_BHWC):
-    import torch
-
     return torch.from_numpy(x_BHWC.transpose(0, 3, 1, 2).copy())
 
 
@@ -166,13 +162,14 @@ def our_bottleneck(source, width_in, width, stride, eps=1e-5):
 BOTTLENECKS = [(20, 1), (14, 1), (14, 2), (20, 2)]
 
 
+@pytest.mark.torch("open_clip")
 @pytest.mark.parametrize(
     "width_in, stride, broken",
     [(*sizes, broken) for sizes in BOTTLENECKS for broken in ("", "eps")]
     + [(*sizes, "skipped pixels") for sizes in BOTTLENECKS if sizes[1] > 1],
 )
 def test_bottleneck_matches_torch_and_fails_broken(width_in, stride, broken, monkeypatch):
-    source = randomise(import_open_clip().modified_resnet.Bottleneck(width_in, 5, stride))
+    source = randomise(open_clip.modified_resnet.Bottleneck(width_in, 5, stride))
     assert (source.downsample is None) == ((width_in, stride) == (20, 1))
     module = our_bottleneck(source, width_in, 5, stride, 1e-3 if broken == "eps" else 1e-5)
     if broken == "skipped pixels":
@@ -183,11 +180,12 @@ def test_bottleneck_matches_torch_and_fails_broken(width_in, stride, broken, mon
     assert found > 100 * LEAF if broken else found <= LEAF
 
 
+@pytest.mark.torch("open_clip")
 @pytest.mark.parametrize("broken", ["", "mean", "positions", "q and k", "heads"])
 def test_attention_pool_matches_torch_and_fails_broken(broken, monkeypatch):
     cfg = dataclasses.replace(SMALL, width=2, num_heads=4)
     d, n, k = cfg.pool_width, cfg.num_heads, cfg.head_width
-    pool = import_open_clip().modified_resnet.AttentionPool2d(3, d, n, cfg.embed)
+    pool = open_clip.modified_resnet.AttentionPool2d(3, d, n, cfg.embed)
     source = randomise(pool)
     q, key = ("k", "q") if broken == "q and k" else ("q", "k")
     module = AttentionPool(cfg, nnx.Rngs(0))
@@ -246,10 +244,12 @@ def tensors():
     return resnet_tensors(SMALL)
 
 
+@pytest.mark.torch("open_clip")
 def test_tower_matches_torch(tensors):
     assert tower_error(SMALL, tensors) <= WHOLE
 
 
+@pytest.mark.torch("open_clip")
 def test_tower_matches_torch_at_the_size_of_rn50():
     cfg = ResNetConfig(64, (3, 4, 6, 3), 32, 224, 1024)
     tensors = resnet_tensors(cfg)
@@ -259,21 +259,25 @@ def test_tower_matches_torch_at_the_size_of_rn50():
     assert tower_error(cfg, tensors, tower=wrong) > WHOLE
 
 
+@pytest.mark.torch("open_clip")
 def test_parity_fails_with_other_eps(tensors):
     wrong = our_tower(dataclasses.replace(SMALL, norm_eps=1e-3), tensors)
     assert tower_error(SMALL, tensors, tower=wrong) > 10 * WHOLE
 
 
+@pytest.mark.torch("open_clip")
 def test_parity_fails_with_skipped_pixels(tensors, monkeypatch):
     monkeypatch.setattr(resnet, "_average", skipped_pixels)
     assert tower_error(SMALL, tensors) > 10 * WHOLE
 
 
+@pytest.mark.torch("open_clip")
 def test_parity_fails_without_mean_token(tensors, monkeypatch):
     monkeypatch.setattr(jnp, "concatenate", without_mean_token)
     assert tower_error(SMALL, tensors) > 10 * WHOLE
 
 
+@pytest.mark.torch("open_clip")
 def test_parity_fails_with_padding_same(tensors, monkeypatch):
     convolve = jax.lax.conv_general_dilated
     same = lambda *args, **options: convolve(*args, **options | {"padding": "SAME"})  # noqa: E731
@@ -281,6 +285,7 @@ def test_parity_fails_with_padding_same(tensors, monkeypatch):
     assert tower_error(SMALL, tensors) > 10 * WHOLE
 
 
+@pytest.mark.torch("open_clip")
 def test_parity_fails_with_blocks_in_another_order(tensors):
     tower = our_tower(SMALL, tensors)
     graphdef, params = nnx.split(tower.layer3.rest)
@@ -288,10 +293,12 @@ def test_parity_fails_with_blocks_in_another_order(tensors):
     assert tower_error(SMALL, tensors, tower=tower) > 10 * WHOLE
 
 
+@pytest.mark.torch("open_clip")
 def test_parity_fails_with_height_and_width_swapped(tensors):
     assert tower_error(SMALL, tensors, images(SMALL).swapaxes(1, 2)) > 10 * WHOLE
 
 
+@pytest.mark.torch("open_clip")
 def test_parity_fails_with_colours_reversed(tensors):
     assert tower_error(SMALL, tensors, images(SMALL)[..., ::-1]) > 10 * WHOLE
 
@@ -315,6 +322,7 @@ def test_output_matches_recorded_torch_and_fails_with_other_eps(golden, eps):
     assert np.abs(golden["image_BE"][0] - golden["image_BE"][1]).max() > 0.5
 
 
+@pytest.mark.torch("open_clip")
 def test_recording_is_what_torch_says_today(golden):
     made = make_resnet()
     assert made.keys() == golden.keys()
@@ -329,11 +337,9 @@ def test_recording_is_small():
 # The table
 
 
+@pytest.mark.torch("open_clip")
 @pytest.mark.parametrize("name", PRESETS)
 def test_table_lists_every_tensor_of_open_clip_once(name):
-    open_clip = import_open_clip()
-    import torch
-
     sizes = open_clip.get_model_config(name)
     with torch.device("meta"):
         visual = open_clip.model._build_vision_tower(sizes["embed_dim"], sizes["vision_cfg"])

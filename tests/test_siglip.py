@@ -9,8 +9,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers as hf
 from factories import SIGLIP_TEXT, SIGLIP_VISION, run
 from flax import nnx
+from reference import modeling_siglip as modeling
+from reference import torch
 from safetensors.numpy import load_file, save_file
 from test_convert import changed, edit_json, fails, files_in, tensors_in
 from test_parity import (
@@ -41,10 +44,6 @@ from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.convert.huggingface import config_from_hf, hf_table
 from jaxdefense.defense.losses import weight_distance
 
-torch = pytest.importorskip("torch")
-hf = pytest.importorskip("transformers")
-modeling = pytest.importorskip("transformers.models.siglip.modeling_siglip")
-
 LENGTH, VOCAB = SIGLIP_TEXT["max_position_embeddings"], 50
 ENDS = dict(pad_token_id=1, bos_token_id=None, eos_token_id=1)
 BASE_TEXT = dict(hidden_size=768, max_position_embeddings=64, vocab_size=1000, **ENDS)
@@ -68,6 +67,7 @@ def torch_cfg(**change):
     return cfg
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("activation", ["gelu_tanh", "gelu", "quick_gelu"])
 def test_mlp_matches_torch_and_fails_with_another_gelu(activation):
     source = randomise(modeling.SiglipMLP(torch_cfg()))
@@ -77,6 +77,7 @@ def test_mlp_matches_torch_and_fails_with_another_gelu(activation):
     assert found <= LEAF if activation == "gelu_tanh" else found > 10 * LEAF
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("eps", [1e-6, 1e-5])
 def test_layer_norm_matches_torch_and_fails_with_clips_eps(eps):
     source = randomise(torch.nn.LayerNorm(12, eps=1e-6))
@@ -85,6 +86,7 @@ def test_layer_norm_matches_torch_and_fails_with_clips_eps(eps):
     assert found <= LEAF if eps == 1e-6 else found > 100 * LEAF
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("change", [{}, {"activation": "gelu"}, {"norm_eps": 1e-5}])
 def test_block_matches_torch_and_fails_with_other_settings(change):
     source = randomise(modeling.SiglipEncoderLayer(torch_cfg()))
@@ -94,6 +96,7 @@ def test_block_matches_torch_and_fails_with_other_settings(change):
     assert found > 10 * LEAF if change else found <= LEAF
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("broken", ["", "q and k swapped", "no residual", "first token"])
 def test_attention_pool_matches_torch_and_fails_broken(broken):
     cfg = hf.SiglipVisionConfig(**SIGLIP_VISION)
@@ -160,12 +163,14 @@ def faint(tmp_path_factory):
     return make_case("tiny", tmp_path_factory.mktemp("faint"), 0.02)
 
 
+@pytest.mark.torch
 def test_towers_match_torch(tiny, faint):
     for case in (tiny, faint):
         assert text_error(case) <= WHOLE
         assert vision_error(case) <= WHOLE
 
 
+@pytest.mark.torch
 def test_hidden_level_matches_torch(tiny):
     text = plain_text(tiny.tokens_BT, tiny.readout_B)
     with torch.no_grad():
@@ -175,17 +180,20 @@ def test_hidden_level_matches_torch(tiny):
     assert error(run(causal.text, text, method="hidden"), theirs) > 10 * WHOLE
 
 
+@pytest.mark.torch
 def test_text_parity_fails_with_causal_mask(tiny):
     # At the last position the mask changes what is read out from the second layer on.
     assert text_error(tiny, with_settings(tiny.ours, "text", causal=True)) > 10 * WHOLE
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("readout", [0, LENGTH - 2])
 def test_text_parity_fails_with_another_readout(tiny, readout):
     text = plain_text(tiny.tokens_BT, np.full(3, readout))
     assert text_error(tiny, text=text) > 10 * WHOLE
 
 
+@pytest.mark.torch
 def test_text_parity_fails_with_padding_masked(tiny):
     text = plain_text(tiny.tokens_BT, tiny.readout_B)
     seen = tiny.tokens_BT != 1
@@ -194,37 +202,44 @@ def test_text_parity_fails_with_padding_masked(tiny):
     assert text_error(tiny, text=text) > 10 * WHOLE
 
 
+@pytest.mark.torch
 def test_text_parity_fails_without_bias_of_the_head(tiny):
     model = nnx.clone(tiny.ours)
     model.text = with_param(model.text, "projection_bias", jnp.zeros_like)
     assert text_error(tiny, model) > 10 * WHOLE
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("tower, found", [("text", text_error), ("vision", vision_error)])
 def test_parity_fails_with_exact_gelu(tiny, tower, found):
     model = with_settings(tiny.ours, tower, activation="gelu")
     assert found(tiny, model if tower == "text" else model.vision) > WHOLE
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("tower, found", [("text", text_error), ("vision", vision_error)])
 def test_parity_fails_with_clips_eps(faint, tower, found):
     model = with_settings(faint.ours, tower, norm_eps=1e-5)
     assert found(faint, model if tower == "text" else model.vision) > 10 * WHOLE
 
 
+@pytest.mark.torch
 def test_vision_parity_fails_pooled_at_the_first_token(tiny, monkeypatch):
     monkeypatch.setattr(AttentionPool, "__call__", lambda self, x_BTD: x_BTD[:, 0])
     assert vision_error(tiny) > 10 * WHOLE
 
 
+@pytest.mark.torch
 def test_vision_parity_fails_without_patch_bias(tiny):
     assert vision_error(tiny, with_param(tiny.ours.vision, "patch_bias", jnp.zeros_like)) > WHOLE
 
 
+@pytest.mark.torch
 def test_vision_parity_fails_with_height_and_width_swapped(tiny):
     assert vision_error(tiny, image_BHWC=tiny.image_BHWC.swapaxes(1, 2)) > 10 * WHOLE
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("biased", [True, False])
 def test_logits_match_torch_and_fail_without_bias(tiny, biased):
     with torch.no_grad():
@@ -240,6 +255,7 @@ def test_logits_match_torch_and_fail_without_bias(tiny, biased):
     assert found <= WHOLE if biased else found > 10 * WHOLE
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 def test_towers_match_torch_at_the_size_of_siglip_base(tmp_path):
     base = make_case("base-patch16-224", tmp_path / "model")
@@ -254,6 +270,7 @@ def test_towers_match_torch_at_the_size_of_siglip_base(tmp_path):
     assert vision_error(base, with_settings(base.ours, "vision", activation="gelu").vision) > WHOLE
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("prefix", ["", "text_model."])
 def test_text_model_directory_agrees(tmp_path, prefix):
     theirs = randomise(hf.SiglipTextModel(hf.SiglipTextConfig(**SIZES["tiny"][0])))
@@ -270,6 +287,7 @@ def test_text_model_directory_agrees(tmp_path, prefix):
     assert error(run(ours.text, text._replace(tokens_RT=tokens_BT[::-1]))[:, 0], out) > WHOLE
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("prefix", ["", "vision_model."])
 def test_vision_model_directory_agrees(tmp_path, prefix):
     theirs = randomise(hf.SiglipVisionModel(hf.SiglipVisionConfig(**SIGLIP_VISION)))
@@ -351,6 +369,7 @@ def test_config_defaults_are_those_of_transformers():
     assert ours.vision.patch_size == theirs.vision_config.patch_size
 
 
+@pytest.mark.torch
 def test_table_names_every_parameter_of_transformers():
     text, vision = SIZES["tiny"]
     theirs = hf.SiglipModel(hf.SiglipConfig(text_config=text, vision_config=vision))

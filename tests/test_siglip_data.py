@@ -22,6 +22,7 @@ from factories import (
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from reference import torch
 from rich.console import Console
 from safetensors.numpy import load_file
 from test_cli import assert_refused
@@ -357,8 +358,8 @@ def test_defend_image_and_merge_from_files_to_files(kind, capsys):
                 np.testing.assert_array_equal(both[name], part[name])
 
 
+@pytest.mark.torch
 def test_embedder_gives_what_transformers_gives_of_a_defended_model(kind, capsys):
-    torch = pytest.importorskip("torch")
     assert defend("text") == 0, capsys.readouterr().err
     theirs_model = transformers.SiglipModel.from_pretrained("text/model").eval()
     assert set(theirs_model.state_dict()) == set(load_file("text/model/model.safetensors"))

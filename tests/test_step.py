@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from factories import write_model_directory
 from flax import nnx
+from reference import torch
 
 from jaxdefense.clip.text import plain_text
 from jaxdefense.convert.directory import read_model_directory
@@ -138,7 +139,6 @@ def captions_of(batch, which):
 
 def torch_losses(case, hidden=False, freeze_norms=True, gamma=GAMMA, eos_shift=0):
     """The defense of the paper, plainly."""
-    torch = pytest.importorskip("torch")
     import copy
 
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -196,6 +196,7 @@ def worst(ours, theirs, name="total"):
     return np.max(np.abs(a - b) / np.maximum(np.abs(b), 1e-3))
 
 
+@pytest.mark.torch
 def test_step_first_losses_match_torch(case):
     ours, _ = our_losses(case)
     theirs = torch_losses(case)
@@ -206,12 +207,14 @@ def test_step_first_losses_match_torch(case):
     assert ours[-1]["weight"] > 0.5  # the student did move
 
 
+@pytest.mark.torch
 def test_step_first_losses_match_torch_on_hidden_states(tmp_path):
     case = make_case(tmp_path, packed=False, architecture="CLIPTextModel")
     ours, _ = our_losses(case, hidden=True)
     assert worst(ours, torch_losses(case, hidden=True)) < 1e-3
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("broken", [{"freeze_norms": False}, {"gamma": 1.0}, {"eos_shift": 1}])
 def test_step_parity_fails_with_one_detail_broken(case, broken):
     ours, _ = our_losses(case)
