@@ -17,6 +17,7 @@ from jaxdefense.convert.table import Row, layers, linear, norm, patches, text_to
 from jaxdefense.errors import InputError
 
 PREPROCESSOR = "preprocessor_config.json"
+_LARGEST = 2  # `eos_token_id` that names no token, but the largest
 _ARCHITECTURES = {
     "CLIPModel": ("text", "vision"),
     "CLIPTextModel": ("text",),
@@ -67,7 +68,7 @@ def config_from_hf(raw: dict[str, Any]) -> CLIPConfig:
             vocab_size=fields.get("vocab_size", 49408),
             context_length=fields.get("max_position_embeddings", 77),
             embed=0 if architecture == "CLIPTextModel" else embed,
-            eos_token_id=fields.get("eos_token_id", 49407),
+            **_readout(fields.get("eos_token_id", 49407)),
         )
     if "vision" in towers:
         nested = architecture == "CLIPModel"
@@ -94,8 +95,7 @@ def hf_config(cfg: CLIPConfig) -> dict[str, Any]:
         "model_type": "clip_text_model",
         "vocab_size": cfg.text.vocab_size,
         "max_position_embeddings": cfg.text.context_length,
-        "bos_token_id": cfg.text.eos_token_id - 1 if cfg.text.eos_token_id > 2 else 0,
-        "eos_token_id": cfg.text.eos_token_id,
+        **_ends(cfg.text),
         "projection_dim": cfg.text.embed,
     }
     vision = cfg.vision and _fields(cfg.vision) | {
@@ -116,6 +116,25 @@ def hf_config(cfg: CLIPConfig) -> dict[str, Any]:
         kind = "CLIPTextModelWithProjection" if text["projection_dim"] else "CLIPTextModel"
         return {"architectures": [kind], **text}
     return {"architectures": ["CLIPVisionModelWithProjection"], **(vision or {})}
+
+
+def _readout(eos: Any) -> dict[str, Any]:
+    """Say where texts are read out; files from before transformers 4.31 write 2 for the largest."""
+    if eos == _LARGEST:
+        return {"readout": "largest"}
+    return {"readout": "token", "eos_token_id": eos}
+
+
+def _ends(text: TextConfig) -> dict[str, int]:
+    eos = text.eos_token_id
+    if eos is None:
+        return {"bos_token_id": 0, "eos_token_id": _LARGEST}  # as OpenAI's own files have it
+    if eos == _LARGEST:
+        raise InputError(
+            f"texts of this model are read out at token {eos}; transformers' CLIP cannot, as "
+            f"`eos_token_id` {eos} means the largest token id there. Keep OpenCLIP's layout."
+        )
+    return {"bos_token_id": max(0, eos - 1), "eos_token_id": eos}
 
 
 def _fields(tower: TowerConfig) -> dict[str, Any]:

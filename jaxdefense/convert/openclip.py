@@ -44,10 +44,9 @@ _BOTH_ARE: Mapping[str, Any] = {
     "scale_attn": False,
     "scale_fc": False,
 }
-_LARGEST = 2  # what transformers' old files call it
 _RESAMPLE = {"bicubic": 3, "bilinear": 2}  # Pillow's numbers
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-_POOLS = ("argmax", "eos")  # the end of text is CLIP's largest token id
+_POOLS: Mapping[str, Any] = {"argmax": "largest", "eos": "token"}  # `TextConfig.readout`
 
 
 def config_from_openclip(raw: dict[str, Any]) -> CLIPConfig:
@@ -79,8 +78,6 @@ def config_from_openclip(raw: dict[str, Any]) -> CLIPConfig:
         raise InputError(f"`embed_dim` (={embed!r}) must be a whole number above 0.")
     activation = "quick_gelu" if raw.get("quick_gelu") else "gelu"
     width, layers = text.get("width", 512), text.get("layers", 12)
-    vocab_size = text.get("vocab_size", 49408)
-    eos = text.get("eos_id", 2) if pool == "eos" else vocab_size - 1
     return CLIPConfig(
         TextConfig(
             width=width,
@@ -89,10 +86,11 @@ def config_from_openclip(raw: dict[str, Any]) -> CLIPConfig:
             num_heads=text.get("heads", 8),
             activation=activation,
             norm_eps=_norm_eps(text),
-            vocab_size=vocab_size,
+            vocab_size=text.get("vocab_size", 49408),
             context_length=text.get("context_length", 77),
             embed=embed,
-            eos_token_id=eos,
+            readout=_POOLS[pool],
+            eos_token_id=text.get("eos_id", 2) if pool == "eos" else None,
         ),
         _vision_config(vision, embed, activation),
     )
@@ -166,7 +164,7 @@ def openclip_config(cfg: CLIPConfig) -> dict[str, Any]:
             **_tower_fields(text),
         },
     }
-    if text.eos_token_id not in (_LARGEST, text.vocab_size - 1):
+    if text.readout == "token":
         raw["text_cfg"] |= {"pool_type": "eos", "eos_id": text.eos_token_id}
     if text.activation == "quick_gelu":
         raw["quick_gelu"] = True

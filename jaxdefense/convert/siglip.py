@@ -69,6 +69,7 @@ def config_from_siglip(raw: dict[str, Any]) -> CLIPConfig:
             vocab_size=fields.get("vocab_size", 32000),
             context_length=fields.get("max_position_embeddings", 64),
             embed=shared["width"] if embed is None else embed,
+            readout="last",
             causal=False,
             projection_bias=True,
         )
