@@ -446,13 +446,6 @@ def test_config_gives_each_architecture_its_towers_and_projections(architecture,
     assert (cfg.text and cfg.text.embed, cfg.vision and cfg.vision.embed) == (text, vision)
 
 
-def test_config_reads_old_files_that_name_the_towers_twice():
-    raw = hf_config(vocab_size=50)
-    raw["text_config_dict"] = {"hidden_size": 15}
-    cfg = config_from_hf(raw)
-    assert cfg.text and cfg.text.width == 15 and cfg.text.depth == 2
-
-
 @pytest.mark.parametrize("eos, words", [(3, "every text is read out at its first"), (2, "pads")])
 def test_tokenizer_whose_texts_are_not_read_out_at_their_end_is_refused(tiny_dir, eos, words):
     path = tiny_dir(eos_token_id=eos, vocab_size=700)

@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxdefense.clip.config import CLIPConfig, TextConfig, TowerConfig, VisionConfig
 from jaxdefense.convert import siglip
+from jaxdefense.convert.fields import HF_MODEL, HF_TEXT, HF_VISION, tower_fields
 from jaxdefense.convert.table import Row, layers, linear, norm, patches, text_tower
 from jaxdefense.errors import InputError
 
@@ -38,9 +39,6 @@ def config_from_hf(raw: dict[str, Any]) -> CLIPConfig:
 
     Source: transformers `configuration_clip.py`.
     """
-    for section in ("text_config", "vision_config", "text_config_dict", "vision_config_dict"):
-        if not isinstance(raw.get(section) or {}, dict):
-            raise InputError(f"`{section}` must be a JSON object.")
     if str(raw.get("model_type")).startswith("siglip"):
         return siglip.config_from_siglip(raw)
     architecture = raw.get("architectures") or ["CLIPModel"]
@@ -56,12 +54,12 @@ def config_from_hf(raw: dict[str, Any]) -> CLIPConfig:
             f"`model_type` (={raw['model_type']!r}) must be 'clip', 'clip_text_model' or "
             "'clip_vision_model'; this is not a CLIP model."
         )
+    HF_MODEL.check(raw, "", closed=False)
     text = vision = None
+    nested = len(towers) > 1
     if "text" in towers:
-        # A CLIPModel nests its towers' fields (twice, in old files: the `_dict` one wins).
-        nested = architecture == "CLIPModel"
-        fields = (raw.get("text_config") or {}) | (raw.get("text_config_dict") or {})
-        fields = fields if nested else raw
+        fields = tower_fields(raw, "text", towers, twice=True)
+        HF_TEXT.check(fields, "text_config.", closed=False)
         embed = (raw if nested else fields).get("projection_dim", 512)
         text = TextConfig(
             **_shared_fields(fields, width=512, mlp_width=2048, depth=12, num_heads=8),
@@ -71,9 +69,8 @@ def config_from_hf(raw: dict[str, Any]) -> CLIPConfig:
             **_readout(fields.get("eos_token_id", 49407)),
         )
     if "vision" in towers:
-        nested = architecture == "CLIPModel"
-        fields = (raw.get("vision_config") or {}) | (raw.get("vision_config_dict") or {})
-        fields = fields if nested else raw
+        fields = tower_fields(raw, "vision", towers, twice=True)
+        HF_VISION.check(fields, "vision_config.", closed=False)
         vision = VisionConfig(
             **_shared_fields(fields, width=768, mlp_width=3072, depth=12, num_heads=12),
             image_size=fields.get("image_size", 224),

@@ -16,6 +16,7 @@ import json
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,12 +60,11 @@ class Options:
 
 def model_config() -> CLIPConfig:
     """Sizes of the small CLIP: 1.7 million parameters."""
-    tower = dict(width=128, mlp_width=512, num_heads=4)
+    tower: Any = dict(width=128, mlp_width=512, num_heads=4)
+    end: Any = dict(readout="token", eos_token_id=VOCAB - 1)
     return CLIPConfig(
-        TextConfig(
-            **tower, depth=3, vocab_size=VOCAB, embed=EMBED, readout="token", eos_token_id=VOCAB - 1
-        ),  # pyright: ignore[reportArgumentType]
-        VisionConfig(**tower, depth=4, image_size=IMAGE_SIZE, patch_size=PATCH, embed=EMBED),  # pyright: ignore[reportArgumentType]
+        TextConfig(**tower, depth=3, vocab_size=VOCAB, embed=EMBED, **end),
+        VisionConfig(**tower, depth=4, image_size=IMAGE_SIZE, patch_size=PATCH, embed=EMBED),
     )
 
 
