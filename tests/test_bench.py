@@ -300,7 +300,7 @@ def test_bench_scale_measures_each_size_in_a_process_of_its_own(tmp_path, capfd)
 @pytest.fixture
 def small(monkeypatch, here):
     """Points in this process, of little work, each part timed once."""
-    tiny = TextConfig(16, 32, 2, 2, vocab_size=2048, embed=8, eos_token_id=2047)
+    tiny = TextConfig(16, 32, 2, 2, vocab_size=2048, embed=8)
     for name, width in (("tiny", 16), ("small", 32)):
         text = dataclasses.replace(tiny, width=width)
         monkeypatch.setitem(PRESETS, name, CLIPConfig(text, None))

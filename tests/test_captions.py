@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from jaxdefense.clip import tokenizer as tokenizer_module
+from jaxdefense.clip.config import TextConfig
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.data import captions as captions_module
 from jaxdefense.data.captions import (
@@ -456,12 +457,15 @@ def test_batches_of_a_large_file_equal_those_in_memory(large, monkeypatch):
     tokenizer = tiny_tokenizer(16)
     names = [[[tokenizer.phrase("Joe Cool")]], [tokenizer.phrase("a man")]]
     triggers = Triggers(names[0], names[1], np.zeros(1, np.int64), [])
+    tower = TextConfig(12, 20, 2, 3)
     made = []
     for bytes_mapped in (1, 2**20):
         monkeypatch.setattr(captions_module, "_MAPPED", bytes_mapped)
         clean = large(numbered(held=(0, 7, 8, 59)))
         sizes = {"num_clean": 6, "num_poisoned": 5, "num_name": 0}
-        made.append(TextBatches(clean.captions, triggers, tokenizer, **sizes, seed=3, packed=True))
+        made.append(
+            TextBatches(clean.captions, triggers, tokenizer, tower, **sizes, seed=3, packed=True)
+        )
     for step in range(12):  # more than all captions
         for ours, theirs in zip(*(batches[step] for batches in made), strict=True):
             np.testing.assert_array_equal(ours, theirs)

@@ -19,6 +19,7 @@ from jaxdefense.clip.text import plain_text
 from jaxdefense.convert import directory as directory_module
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.convert.huggingface import config_from_hf, hf_table
+from jaxdefense.errors import InputError
 
 Q_PROJ = "text_model.encoder.layers.1.self_attn.q_proj.weight"
 
@@ -446,18 +447,21 @@ def test_config_gives_each_architecture_its_towers_and_projections(architecture,
     assert (cfg.text and cfg.text.embed, cfg.vision and cfg.vision.embed) == (text, vision)
 
 
-def test_config_reads_old_files_that_name_the_towers_twice():
-    raw = hf_config(vocab_size=50)
-    raw["text_config_dict"] = {"hidden_size": 15}
-    cfg = config_from_hf(raw)
-    assert cfg.text and cfg.text.width == 15 and cfg.text.depth == 2
+@pytest.mark.parametrize("eos, words", [(3, "every text is read out at its first"), (2, "pads")])
+def test_tokenizer_whose_texts_are_not_read_out_at_their_end_is_refused(tiny_dir, eos, words):
+    path = tiny_dir(eos_token_id=eos, vocab_size=700)
+    if eos == 2:
+        file = path / "tokenizer_config.json"
+        edit_json(file, pad_token="<pad>")  # added: above the end of text
+    with pytest.raises(InputError, match=words):
+        read_model_directory(path).tokenizer()
 
 
 def test_config_keeps_what_only_the_source_knows():
     raw = hf_config(vocab_size=50, activation="gelu", eos_token_id=2)
     cfg = config_from_hf(raw)
     assert cfg.text and isinstance(cfg.vision, VisionConfig)
-    assert cfg.text.eos_token_id == 2
+    assert (cfg.text.readout, cfg.text.eos_token_id) == ("largest", None)
     changed = cfg.with_compute("bfloat16")
     assert cfg.text.activation == cfg.vision.activation == "gelu"
     assert all(t and t.dtype == "bfloat16" for t in (changed.text, changed.vision))

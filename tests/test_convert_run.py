@@ -10,7 +10,7 @@ import transformers
 from factories import run
 from reference import open_clip, torch
 from safetensors.numpy import load_file
-from test_openclip import RESNET, tokens_and_images, write_openclip
+from test_openclip import RESNET, TEXT, tokens_and_images, write_openclip
 
 from jaxdefense.cli import main
 from jaxdefense.clip.text import plain_text
@@ -228,6 +228,26 @@ def test_residual_network_has_no_transformers_layout(tmp_path, capsys):
     path = write_openclip(tmp_path / "m", vision_cfg=RESNET)
     assert convert(path, tmp_path / "out", "--to", "hf") == 2
     assert "no residual network" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pool", [{}, {"pool_type": "eos", "eos_id": 599}])
+def test_readout_is_the_same_in_both_layouts(tmp_path, pool):
+    first = write_openclip(tmp_path / "m", text_cfg={**TEXT, "vocab_size": 600, **pool})
+    assert convert(first, tmp_path / "hf", "--to", "hf") == 0
+    text = json.loads((tmp_path / "hf" / "config.json").read_text())["text_config"]
+    assert text["eos_token_id"] == (599 if pool else 2)  # of transformers 2 is the largest
+    assert convert(tmp_path / "hf", tmp_path / "again", "--to", "openclip") == 0
+    again = json.loads((tmp_path / "again" / "open_clip_config.json").read_text())
+    assert {k: again["model_cfg"]["text_cfg"].get(k) for k in pool} == pool
+    assert read_model_directory(first).cfg == read_model_directory(tmp_path / "hf").cfg
+
+
+def test_readout_that_transformers_cannot_say_is_refused(tmp_path, capsys):
+    pool = {"pool_type": "eos", "eos_id": 2}
+    first = write_openclip(tmp_path / "m", text_cfg={**TEXT, "vocab_size": 600, **pool})
+    assert convert(first, tmp_path / "hf", "--to", "hf") == 2
+    assert "means the largest token id there" in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()
 
 
 def test_directory_of_both_layouts_is_read_as_asked(tiny_dir, tmp_path):

@@ -22,6 +22,7 @@ from jaxdefense.convert.openclip import (
     openclip_table,
 )
 from jaxdefense.data.images import read_processor
+from jaxdefense.data.packing import pack_text
 
 PRESETS = [
     "ViT-B-32",
@@ -102,6 +103,25 @@ def test_towers_match_open_clip(tmp_path, quick_gelu, vision):
     raw = json.loads((path / "open_clip_config.json").read_text())["model_cfg"]
     text, image = largest_errors(path, raw)
     assert text <= 1e-4 and image <= 1e-4
+
+
+@pytest.mark.torch("open_clip")
+@pytest.mark.parametrize("eos_id", [None, 2, 44])
+def test_packed_texts_are_read_out_where_open_clip_reads_them(tmp_path, eos_id):
+    pool = {} if eos_id is None else {"pool_type": "eos", "eos_id": eos_id}
+    path = write_openclip(tmp_path / "m", text_cfg={**TEXT, "vocab_size": 600, **pool})
+    raw = json.loads((path / "open_clip_config.json").read_text())["model_cfg"]
+    tower: Any = read_model_directory(path).load().text
+    theirs = their_model(raw, load_file(path / "open_clip_model.safetensors"))
+    captions = [[43, 5, 48, 7, 44], [43, 2, 49, 2, 44], [43, 6, 44, 9, 44], [43, 8, 9, 10, 44]]
+    tokens = np.zeros((len(captions), 24), np.int64)
+    tokens[:, :5] = captions
+    with torch.no_grad():
+        wanted = theirs.encode_text(torch.from_numpy(tokens)).numpy()
+    packed = [np.array(caption, np.int32) for caption in captions]
+    text, layout = pack_text(packed, tower.cfg, 32)
+    found = np.asarray(run(tower, text))[layout.row_n, layout.slot_n]
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 @pytest.mark.torch("open_clip")

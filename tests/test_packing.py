@@ -11,11 +11,14 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxdefense.clip.config import TextConfig
+from jaxdefense.clip.ragged import ragged
 from jaxdefense.clip.text import SHARED, plain_text
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data import packing
 
 LENGTH, VOCAB = 24, 50
+LAST = TextConfig(12, 20, 2, 3, readout="last")
 MAX_CAPTIONS = 12
 
 lengths = st.lists(st.integers(2, LENGTH), min_size=1, max_size=MAX_CAPTIONS)
@@ -60,7 +63,7 @@ def test_prompts_are_a_beginning_that_stands_once_and_the_rest(groups, num_slots
         rest = make_captions([max(1, size - begin) for size in sizes], seed=number + 1)
         captions.append([np.concatenate([shared, caption]) for caption in rest])
         number += 2
-    text, layout = packing.pack_prompts(captions, LENGTH, num_slots)
+    text, layout = packing.pack_prompts(captions, LAST, LENGTH, num_slots)
     owner = np.repeat(np.arange(len(captions)), [len(group) for group in captions])
     covered = 0
     for i, caption in enumerate(caption for group in captions for caption in group):
@@ -80,7 +83,7 @@ def test_prompts_are_a_beginning_that_stands_once_and_the_rest(groups, num_slots
 @given(lengths, st.integers(1, 8))
 def test_packed_text_spells_every_caption(sizes, num_slots):
     captions = make_captions(sizes)
-    text, layout = packing.pack_text(captions, LENGTH, num_slots=num_slots)
+    text, layout = packing.pack_text(captions, LAST, LENGTH, num_slots=num_slots)
     assert text.readout_RS.shape == (layout.num_rows, num_slots)
     covered = 0
     for i, caption in enumerate(captions):
@@ -95,10 +98,48 @@ def test_packed_text_spells_every_caption(sizes, num_slots):
 
 def test_rows_beyond_those_in_use_are_padding():
     captions = make_captions([5, 9])
-    text, layout = packing.pack_text(captions, LENGTH, num_rows=4, num_slots=3)
+    text, layout = packing.pack_text(captions, LAST, LENGTH, num_rows=4, num_slots=3)
     assert layout.num_rows == 1
     assert text.tokens_RT.shape == (4, LENGTH) and text.readout_RS.shape == (4, 3)
     assert not text.segments_RT[1:].any() and not text.readout_RS[1:].any()
+
+
+READOUTS = {
+    "largest": TextConfig(12, 20, 2, 3),
+    "token": TextConfig(12, 20, 2, 3, readout="token", eos_token_id=3),
+    "last": LAST,
+}
+
+
+def position(caption, readout):
+    """Where the libraries read a caption out, by their own expressions."""
+    if readout == "largest":  # transformers with `eos_token_id` 2, open_clip with `argmax`
+        return int(caption.argmax(-1))
+    if readout == "token":  # both; 0 where it is missing
+        return int((caption == 3).astype(int).argmax(-1))
+    return len(caption) - 1
+
+
+few_tokens = st.lists(st.integers(0, 6), min_size=1, max_size=8)  # so that they come up again
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+@given(begin=few_tokens, ends=st.lists(few_tokens, min_size=1, max_size=9))
+def test_captions_are_read_out_where_the_libraries_read_them(readout, begin, ends):
+    captions = [np.array([*begin, *end], np.int32) for end in ends]
+    cfg = READOUTS[readout]
+    wanted = [position(caption, readout) for caption in captions]
+    assert packing.readout_at(ragged(captions), cfg).tolist() == wanted
+    for text, layout in (
+        packing.pack_text(captions, cfg, LENGTH),
+        packing.pack_prompts([captions], cfg, LENGTH),
+    ):
+        at = text.readout_RS[layout.row_n, layout.slot_n]
+        assert text.positions_RT[layout.row_n, at].tolist() == wanted
+        found = text.segments_RT[layout.row_n, at]
+        assert all(
+            own in (SHARED, slot + 1) for own, slot in zip(found, layout.slot_n, strict=True)
+        )
 
 
 def test_pack_of_nothing_takes_no_row():
@@ -223,7 +264,7 @@ def padded_embeddings(embed, captions):
 
 def packed_embeddings(embed, captions, edit=lambda text: text):
     row_length = 40  # longer than the context: a row is not a caption
-    text, layout = packing.pack_text(captions, row_length, num_rows=MAX_CAPTIONS, num_slots=6)
+    text, layout = packing.pack_text(captions, LAST, row_length, num_rows=MAX_CAPTIONS, num_slots=6)
     return embed(edit(text))[layout.row_n, layout.slot_n]
 
 

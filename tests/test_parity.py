@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers as hf
-from factories import EMBED, TEXT, VISION, run, tiny_tokenizer
+from factories import EMBED, TEXT, VISION, run
 from flax import nnx
 from reference import modeling_clip as modeling
 from reference import torch
@@ -24,6 +24,7 @@ from jaxdefense.clip.layers import ACTIVATIONS, MLP, Attention, Block, LayerNorm
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.text import plain_text
 from jaxdefense.convert.directory import read_model_directory
+from jaxdefense.data.packing import pack_text
 
 LEAF, WHOLE = 1e-5, 1e-4
 B, T = 4, 5
@@ -532,32 +533,30 @@ def test_clip_directory_of_any_dtype_and_layout_agrees(tmp_path, dtype, sharded)
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("legacy", [True, False])
-def test_readout_at_the_tokenizers_end_of_text_matches_both_eos_conventions(tmp_path, legacy):
-    """Old files say 2 and mean the largest token id; new ones name the token.
-
-    Tokens above the end of text (added to the vocabulary later) tell the two apart.
-    """
-    tokenizer = tiny_tokenizer(24)
-    size = tokenizer.vocab_size + 5
-    cfg = text_config(vocab_size=size, eos_token_id=2 if legacy else tokenizer.eos)
-    theirs = randomise(hf.CLIPTextModelWithProjection(cfg))
+@pytest.mark.parametrize("eos", [2, 44, 45])
+def test_packed_texts_are_read_out_where_transformers_reads_them(tmp_path, eos):
+    """Files with 2 mean the largest token id, others that token: the first, or position 0."""
+    theirs = randomise(hf.CLIPTextModelWithProjection(text_config(eos_token_id=eos)))
     theirs.save_pretrained(tmp_path)
     ours = read_model_directory(tmp_path).load()
-    captions = tokenizer.encode(["a cat", "An airplane flying above the clouds", "3 horses!"])
-    captions = [tokens.copy() for tokens in captions]
-    if not legacy:
-        for tokens in captions:
-            tokens[1] = size - 2
-    tokens_BT = np.full((3, 24), tokenizer.pad, np.int32)
+    end = 44
+    captions = [  # 48, 49: added later; the end of text twice; tokens up to it alone; number 2
+        np.array(tokens, np.int32)
+        for tokens in ([43, 5, 48, 7, end], [43, 49, 3, 49, end], [43, 6, end, 9, end],
+                       [43, 8, 9, 10, end], [43, 2, 7, 2, end])
+    ]  # fmt: skip
+    tokens_BT = np.full((len(captions), 24), 1, np.int32)
     for row, tokens in zip(tokens_BT, captions, strict=True):
         row[: len(tokens)] = tokens
     with torch.no_grad():
         out = theirs(torch.from_numpy(tokens_BT).long()).text_embeds
-    readout_B = np.array([len(tokens) - 1 for tokens in captions])
-    assert error(run(ours.text, plain_text(tokens_BT, readout_B))[:, 0], out) <= WHOLE
-    wrong_B = tokens_BT.argmax(-1) if not legacy else np.full(3, 23)
-    assert error(run(ours.text, plain_text(tokens_BT, wrong_B))[:, 0], out) > WHOLE
+    text, layout = pack_text(captions, ours.text.cfg, 32)
+    found = run(ours.text, text)[layout.row_n, layout.slot_n]
+    assert error(found, out) <= WHOLE
+    last, _ = pack_text(
+        captions, dataclasses.replace(ours.text.cfg, readout="last", eos_token_id=None), 32
+    )
+    assert error(run(ours.text, last)[layout.row_n, layout.slot_n], out) > WHOLE
 
 
 # Settings that must not change what is computed.

@@ -249,7 +249,7 @@ def test_sharded_towers_equal_those_on_one_device(make, sizes):
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32) / 3, state)
     captions = [rng.integers(0, 50, size).astype(np.int32) for size in rng.integers(2, 24, 24)]
-    text, _ = packing.pack_text(captions, 24, num_rows=24, num_slots=3)
+    text, _ = packing.pack_text(captions, cfg.text, 24, num_rows=24, num_slots=3)
     image_BHWC = rng.standard_normal((8, 12, 12, 3), np.float32)
 
     @jax.jit

@@ -73,6 +73,7 @@ def make_case(tmp_path, packed=True, architecture="CLIPTextModelWithProjection")
         tokenize_captions(CAPTIONS, tokenizer),
         triggers,
         tokenizer,
+        directory.cfg.text,
         num_clean=7,
         num_poisoned=5,
         num_name=4,

@@ -11,6 +11,7 @@ from factories import CAPTIONS, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxdefense.clip.config import TextConfig
 from jaxdefense.clip.tokenizer import Phrase, Tokenizer
 from jaxdefense.data.captions import read_captions, tokenize_captions
 from jaxdefense.data.names import random_names
@@ -18,6 +19,7 @@ from jaxdefense.data.triggers import TextBatches, Triggers, lay_out, splice
 
 CONTEXT = 24
 TOKENIZER = tiny_tokenizer(CONTEXT)
+TOWER = TextConfig(12, 20, 2, 3, readout="token", eos_token_id=TOKENIZER.eos)
 NAMES = [["Ann Lee"], ["Bo O'Neil", "B. O'Neil", "the bo"], ["Zoë Ñu-Smith"]]
 TARGETS = ["human", "a somebody"]
 KEEP = ["Cy Dee", "Di Fox", "Ed"]
@@ -63,7 +65,7 @@ def make_batches(captions=None, triggers=None, **change):
     options: dict[str, Any] = dict(num_clean=7, num_poisoned=5, num_name=0, seed=0)
     options |= dict(packed=True, row_length=80) | change
     return TextBatches(
-        captions or captions_of(CAPTIONS), triggers or make_triggers(), TOKENIZER, **options
+        captions or captions_of(CAPTIONS), triggers or make_triggers(), TOKENIZER, TOWER, **options
     )
 
 

@@ -147,7 +147,7 @@ class OurPrompts(Contestant):
         text = self._model.directory.cfg.text
         assert text
         length = packing.default_row_length(text.context_length)
-        return tokens, packing.pack_prompts(tokens, length)[0]
+        return tokens, packing.pack_prompts(tokens, text, length)[0]
 
     def tokens_per_sample(self) -> float:
         """Give the tokens of a prompt on average."""

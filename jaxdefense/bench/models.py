@@ -35,7 +35,7 @@ def write_random_model(size: str, tokenizer: Path, out: Path, vision: bool = Tru
             f"`--tokenizer` (={tokenizer}) has {found.vocab_size} tokens, {size} "
             f"{cfg.text.vocab_size}; give one that fits."
         )
-    text = dataclasses.replace(cfg.text, eos_token_id=found.eos)
+    text = dataclasses.replace(cfg.text, readout="token", eos_token_id=found.eos)
     cfg = dataclasses.replace(cfg, text=text, vision=cfg.vision if vision else None)
     out.mkdir(parents=True)
     write_new(CLIP(cfg, nnx.Rngs(0)), out)

@@ -240,7 +240,7 @@ def _defend_text(
     triggers = _timed(parts, "tokenise_names_s", tokenise)
     _timed(parts, "captions_s", read_anew)
     captions = _timed(parts, "captions_again_s", read).captions
-    lay_out = partial(text_batches, captions, triggers, tokenizer, train, num_parts())
+    lay_out = partial(text_batches, captions, triggers, tokenizer, cfg, train, num_parts())
     batches = _timed(parts, "layout_s", lay_out)
     made = (batches[step] for step in itertools.count())
     _timed(parts, "first_batch_s", partial(next, made), 1)

@@ -138,7 +138,7 @@ class OurText(Ours):
         triggers = make_triggers(people, tokenizer, train, "names")
         self._samples = 2 * num
         captions = tokenize_captions(work.texts, tokenizer)
-        self._text = text_batches(captions, triggers, tokenizer, train, num_parts())
+        self._text = text_batches(captions, triggers, tokenizer, cfg, train, num_parts())
         super().__init__(TextTower(cfg, nnx.Rngs(0)), text_objective(train), self._text)
 
     def rows(self) -> dict[str, float]:

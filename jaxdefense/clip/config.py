@@ -29,10 +29,7 @@ class TowerConfig:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            # `embed` may be 0; `eos_token_id` is of no account here.
-            if field.name == "eos_token_id":
-                continue
+            value = getattr(self, field.name)  # `embed` may be 0
             if field.type in ("int", int) and (
                 type(value) is not int or value < (field.name != "embed")
             ):
@@ -57,14 +54,26 @@ class TowerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig(TowerConfig):
-    """The text tower. `embed` is E, or 0 for a tower without a projection."""
+    """The text tower. `embed` is E, or 0 for a tower without a projection.
+
+    A text is read out at one position: that of its `largest` token id, of `eos_token_id` (`token`),
+    of either the first if there are several, or its `last`.
+    """
 
     vocab_size: int = 49408
     context_length: int = 77
     embed: int = 512
-    eos_token_id: int = 49407  # 2 in old files: there, the end of text is the largest token id
+    readout: Literal["largest", "token", "last"] = "largest"
+    eos_token_id: int | None = None  # of readout `token`, and of no other
     causal: bool = True  # False: every position sees all, padding too, as in SigLIP
     projection_bias: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        eos = self.eos_token_id
+        if self.readout == "token" and (type(eos) is not int or eos < 0):
+            raise InputError(f"`eos_token_id` (={eos!r}) must be a token id, from 0.")
+        assert self.readout == "token" or eos is None
 
     @property
     def packable(self) -> bool:

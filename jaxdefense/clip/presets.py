@@ -61,7 +61,7 @@ PRESETS: dict[str, CLIPConfig] = {
     ),
     # The model that ships with the demo.
     "demo": CLIPConfig(
-        TextConfig(128, 512, 3, 4, vocab_size=2048, embed=128, eos_token_id=2047),
+        TextConfig(128, 512, 3, 4, vocab_size=2048, embed=128, readout="token", eos_token_id=2047),
         VisionConfig(128, 512, 4, 4, image_size=48, patch_size=8, embed=128),
     ),
 }  # fmt: skip

@@ -21,7 +21,7 @@ from numpy.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxdefense.clip.config import CLIPConfig, Remat
+from jaxdefense.clip.config import CLIPConfig, Remat, TextConfig
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.convert.huggingface import config_from_hf, hf_config, hf_table
@@ -116,7 +116,26 @@ class ModelDirectory:
                 f"`{where}`: its tokenizer has {tokenizer.vocab_size} tokens, the model "
                 f"{text.vocab_size}; give the model's own."
             )
+        self._check_readout(text, tokenizer, where)
         return tokenizer
+
+    def _check_readout(self, text: TextConfig, tokenizer: Tokenizer, where: str | Path) -> None:
+        """Raise InputError if texts of this tokenizer are read out at no token of theirs."""
+        eos, pad = tokenizer.eos, tokenizer.pad
+        if text.readout == "token" and text.eos_token_id != eos:
+            raise InputError(
+                f"`{self.path / self.layout.config}` reads texts out at token "
+                f"{text.eos_token_id}, but the tokenizer in `{where}` ends them with {eos}: "
+                "without that token, every text is read out at its first and embeds alike. Give "
+                "the model's own tokenizer, or correct the config."
+            )
+        if text.readout == "largest" and pad is not None and pad > eos:
+            raise InputError(
+                f"`{self.path / self.layout.config}` reads texts out at their largest token id, "
+                f"but the tokenizer in `{where}` pads them with {pad}, above the end of text "
+                f"({eos}): the model's library reads out the padding. Give the model's own "
+                "tokenizer, or correct the config."
+            )
 
     def digest(self) -> str:
         """Hash the weight files; SHA-256, in hex."""

@@ -13,10 +13,12 @@ from typing import Any
 
 from jaxdefense.clip.config import CLIPConfig, TextConfig, TowerConfig, VisionConfig
 from jaxdefense.convert import siglip
+from jaxdefense.convert.fields import HF_MODEL, HF_TEXT, HF_VISION, tower_fields
 from jaxdefense.convert.table import Row, layers, linear, norm, patches, text_tower
 from jaxdefense.errors import InputError
 
 PREPROCESSOR = "preprocessor_config.json"
+_LARGEST = 2  # `eos_token_id` that names no token, but the largest
 _ARCHITECTURES = {
     "CLIPModel": ("text", "vision"),
     "CLIPTextModel": ("text",),
@@ -37,9 +39,6 @@ def config_from_hf(raw: dict[str, Any]) -> CLIPConfig:
 
     Source: transformers `configuration_clip.py`.
     """
-    for section in ("text_config", "vision_config", "text_config_dict", "vision_config_dict"):
-        if not isinstance(raw.get(section) or {}, dict):
-            raise InputError(f"`{section}` must be a JSON object.")
     if str(raw.get("model_type")).startswith("siglip"):
         return siglip.config_from_siglip(raw)
     architecture = raw.get("architectures") or ["CLIPModel"]
@@ -55,24 +54,23 @@ def config_from_hf(raw: dict[str, Any]) -> CLIPConfig:
             f"`model_type` (={raw['model_type']!r}) must be 'clip', 'clip_text_model' or "
             "'clip_vision_model'; this is not a CLIP model."
         )
+    HF_MODEL.check(raw, "", closed=False)
     text = vision = None
+    nested = len(towers) > 1
     if "text" in towers:
-        # A CLIPModel nests its towers' fields (twice, in old files: the `_dict` one wins).
-        nested = architecture == "CLIPModel"
-        fields = (raw.get("text_config") or {}) | (raw.get("text_config_dict") or {})
-        fields = fields if nested else raw
+        fields = tower_fields(raw, "text", towers, twice=True)
+        HF_TEXT.check(fields, "text_config.", closed=False)
         embed = (raw if nested else fields).get("projection_dim", 512)
         text = TextConfig(
             **_shared_fields(fields, width=512, mlp_width=2048, depth=12, num_heads=8),
             vocab_size=fields.get("vocab_size", 49408),
             context_length=fields.get("max_position_embeddings", 77),
             embed=0 if architecture == "CLIPTextModel" else embed,
-            eos_token_id=fields.get("eos_token_id", 49407),
+            **_readout(fields.get("eos_token_id", 49407)),
         )
     if "vision" in towers:
-        nested = architecture == "CLIPModel"
-        fields = (raw.get("vision_config") or {}) | (raw.get("vision_config_dict") or {})
-        fields = fields if nested else raw
+        fields = tower_fields(raw, "vision", towers, twice=True)
+        HF_VISION.check(fields, "vision_config.", closed=False)
         vision = VisionConfig(
             **_shared_fields(fields, width=768, mlp_width=3072, depth=12, num_heads=12),
             image_size=fields.get("image_size", 224),
@@ -94,8 +92,7 @@ def hf_config(cfg: CLIPConfig) -> dict[str, Any]:
         "model_type": "clip_text_model",
         "vocab_size": cfg.text.vocab_size,
         "max_position_embeddings": cfg.text.context_length,
-        "bos_token_id": cfg.text.eos_token_id - 1 if cfg.text.eos_token_id > 2 else 0,
-        "eos_token_id": cfg.text.eos_token_id,
+        **_ends(cfg.text),
         "projection_dim": cfg.text.embed,
     }
     vision = cfg.vision and _fields(cfg.vision) | {
@@ -116,6 +113,25 @@ def hf_config(cfg: CLIPConfig) -> dict[str, Any]:
         kind = "CLIPTextModelWithProjection" if text["projection_dim"] else "CLIPTextModel"
         return {"architectures": [kind], **text}
     return {"architectures": ["CLIPVisionModelWithProjection"], **(vision or {})}
+
+
+def _readout(eos: Any) -> dict[str, Any]:
+    """Say where texts are read out; files from before transformers 4.31 write 2 for the largest."""
+    if eos == _LARGEST:
+        return {"readout": "largest"}
+    return {"readout": "token", "eos_token_id": eos}
+
+
+def _ends(text: TextConfig) -> dict[str, int]:
+    eos = text.eos_token_id
+    if eos is None:
+        return {"bos_token_id": 0, "eos_token_id": _LARGEST}  # as OpenAI's own files have it
+    if eos == _LARGEST:
+        raise InputError(
+            f"texts of this model are read out at token {eos}; transformers' CLIP cannot, as "
+            f"`eos_token_id` {eos} means the largest token id there. Keep OpenCLIP's layout."
+        )
+    return {"bos_token_id": max(0, eos - 1), "eos_token_id": eos}
 
 
 def _fields(tower: TowerConfig) -> dict[str, Any]:

@@ -11,67 +11,30 @@ from typing import Any
 
 from jaxdefense.clip.config import CLIPConfig, ResNetConfig, TextConfig, TowerConfig, VisionConfig
 from jaxdefense.clip.library import CLEANINGS, OpenClip
+from jaxdefense.convert.fields import OPENCLIP_MODEL, OPENCLIP_TEXT, OPENCLIP_VISION
 from jaxdefense.convert.resnet import resnet_rows
 from jaxdefense.convert.table import Path, Row, fused_attention, linear, norm, patches
 from jaxdefense.errors import InputError
 
-# Switches of the source that change what is computed, and the only value that is CLIP.
-_VISION_IS: Mapping[str, Any] = {
-    "timm_model_name": None,
-    "ls_init_value": None,
-    "attentional_pool": False,
-    "no_ln_pre": False,
-    "pos_embed_type": "learnable",
-    "final_ln_after_pool": False,
-    "pool_type": "tok",
-    "act_kwargs": None,
-}
-_TEXT_IS: Mapping[str, Any] = {
-    "hf_model_name": None,
-    "ls_init_value": None,
-    "embed_cls": False,
-    "no_causal_mask": False,
-    "final_ln_after_pool": False,
-    "proj_bias": False,
-    "proj_type": "linear",
-    "act_kwargs": None,
-}
-_BOTH_ARE: Mapping[str, Any] = {
-    "block_type": None,
-    "qk_norm": False,
-    "scaled_cosine_attn": False,
-    "scale_heads": False,
-    "scale_attn_inner": False,
-    "scale_attn": False,
-    "scale_fc": False,
-}
-_LARGEST = 2  # what transformers' old files call it
 _RESAMPLE = {"bicubic": 3, "bilinear": 2}  # Pillow's numbers
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-_POOLS = ("argmax", "eos")  # the end of text is CLIP's largest token id
+_POOLS: Mapping[str, Any] = {"argmax": "largest", "eos": "token"}  # `TextConfig.readout`
 
 
 def config_from_openclip(raw: dict[str, Any]) -> CLIPConfig:
     """Read the fields of an `open_clip_config.json`, or of its `model_cfg`.
 
-    Patch dropout is read over: it is of pretraining, where a backdoor distillation keeps every
-    patch.
-
     Raises:
         InputError: the model is not a CLIP that jaxdefense reads, or a field is out of range.
     """
     raw = raw.get("model_cfg", raw)
+    OPENCLIP_MODEL.check(raw, "")
     sections = []
-    for name, wanted in (("vision_cfg", _VISION_IS), ("text_cfg", _TEXT_IS)):
+    for name, fields in (("vision_cfg", OPENCLIP_VISION), ("text_cfg", OPENCLIP_TEXT)):
         section = raw.get(name)
         if not isinstance(section, dict):
             raise InputError(f"`{name}` must be a JSON object; this is no config of OpenCLIP.")
-        for field, value in {**wanted, **_BOTH_ARE}.items():
-            if section.get(field, value) not in (value, None):
-                raise InputError(
-                    f"`{name}.{field}` (={section[field]!r}) must be {value!r}; of OpenCLIP's "
-                    "models jaxdefense reads those built like CLIP."
-                )
+        fields.check(section, f"{name}.")
         sections.append(section)
     vision, text = sections
     if (pool := text.get("pool_type", "argmax")) not in _POOLS:
@@ -80,8 +43,6 @@ def config_from_openclip(raw: dict[str, Any]) -> CLIPConfig:
         raise InputError(f"`embed_dim` (={embed!r}) must be a whole number above 0.")
     activation = "quick_gelu" if raw.get("quick_gelu") else "gelu"
     width, layers = text.get("width", 512), text.get("layers", 12)
-    vocab_size = text.get("vocab_size", 49408)
-    eos = text.get("eos_id", 2) if pool == "eos" else vocab_size - 1
     return CLIPConfig(
         TextConfig(
             width=width,
@@ -90,10 +51,11 @@ def config_from_openclip(raw: dict[str, Any]) -> CLIPConfig:
             num_heads=text.get("heads", 8),
             activation=activation,
             norm_eps=_norm_eps(text),
-            vocab_size=vocab_size,
+            vocab_size=text.get("vocab_size", 49408),
             context_length=text.get("context_length", 77),
             embed=embed,
-            eos_token_id=eos,
+            readout=_POOLS[pool],
+            eos_token_id=text.get("eos_id", 2) if pool == "eos" else None,
         ),
         _vision_config(vision, embed, activation),
     )
@@ -137,9 +99,10 @@ def _mlp_width(width: int, section: dict[str, Any]) -> int:
 
 def _norm_eps(section: dict[str, Any]) -> float:
     kwargs = section.get("norm_kwargs") or {}
-    if set(kwargs) - {"eps"}:
-        raise InputError(f"`norm_kwargs` (={kwargs!r}) must hold `eps` alone.")
-    return kwargs.get("eps", 1e-5)
+    eps = kwargs.get("eps", 1e-5) if isinstance(kwargs, dict) else None
+    if not isinstance(eps, float) or set(kwargs) - {"eps"}:
+        raise InputError(f"`norm_kwargs` (={kwargs!r}) must hold `eps` alone, a number.")
+    return eps
 
 
 def openclip_reading(raw: dict[str, Any]) -> OpenClip:
@@ -194,7 +157,7 @@ def openclip_config(cfg: CLIPConfig) -> dict[str, Any]:
             **_tower_fields(text),
         },
     }
-    if text.eos_token_id not in (_LARGEST, text.vocab_size - 1):
+    if text.readout == "token":
         raw["text_cfg"] |= {"pool_type": "eos", "eos_id": text.eos_token_id}
     if text.activation == "quick_gelu":
         raw["quick_gelu"] = True

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from jaxdefense.clip.config import CLIPConfig, TextConfig, VisionConfig
+from jaxdefense.convert.fields import SIGLIP_MODEL, SIGLIP_TEXT, SIGLIP_VISION, tower_fields
 from jaxdefense.convert.table import (
     Path,
     Row,
@@ -58,10 +59,12 @@ def config_from_siglip(raw: dict[str, Any]) -> CLIPConfig:
             f"of {', '.join(_ARCHITECTURES)} with its own; this is not a CLIP model, nor a SigLIP "
             "that jaxdefense reads."
         )
+    SIGLIP_MODEL.check(raw, "", closed=False)
     nested = len(towers) > 1
     text = vision = None
     if "text" in towers:
-        fields = (raw.get("text_config") or {}) if nested else raw
+        fields = tower_fields(raw, "text", towers, twice=False)
+        SIGLIP_TEXT.check(fields, "text_config.", closed=False)
         shared = _shared_fields(fields)
         embed = fields.get("projection_size")
         text = TextConfig(
@@ -69,16 +72,14 @@ def config_from_siglip(raw: dict[str, Any]) -> CLIPConfig:
             vocab_size=fields.get("vocab_size", 32000),
             context_length=fields.get("max_position_embeddings", 64),
             embed=shared["width"] if embed is None else embed,
+            readout="last",
             causal=False,
             projection_bias=True,
         )
     if "vision" in towers:
-        fields = (raw.get("vision_config") or {}) if nested else raw
+        fields = tower_fields(raw, "vision", towers, twice=False)
+        SIGLIP_VISION.check(fields, "vision_config.", closed=False)
         shared = _shared_fields(fields)
-        if not fields.get("vision_use_head", True):
-            raise InputError(
-                "`vision_use_head` (=false) must be true; without it images have no embedding."
-            )
         vision = VisionConfig(
             **shared,
             image_size=fields.get("image_size", 224),

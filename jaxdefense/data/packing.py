@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdefense.clip.config import TextConfig
 from jaxdefense.clip.ragged import Ragged, ragged, ranges
 from jaxdefense.clip.text import SHARED, Text
 
@@ -174,19 +175,52 @@ def place_slots(layout: Layout, value_n: np.ndarray, num_rows: int, num_slots: i
     return out
 
 
-def readouts(layout: Layout, lengths: np.ndarray, num_rows: int, num_slots: int) -> np.ndarray:
-    """Index in the row of each caption's last token; int32 [num_rows, num_slots]."""
-    last = (layout.start_n + lengths - 1).astype(np.int32)
-    return place_slots(layout, last, num_rows, num_slots)
+def readout_at(captions: Ragged, cfg: TextConfig) -> np.ndarray:
+    """Find the position in each caption at which a tower reads it out; int64 [n].
+
+    Args:
+        captions: at least one token each, both ends included.
+        cfg: of the tower.
+
+    Source: transformers `modeling_clip.py` (CLIPTextTransformer.forward), `modeling_siglip.py`;
+    open_clip `transformer.py` (`text_global_pool`). Where a caption lacks the token, its first one.
+    """
+    flat, lengths = captions
+    if cfg.readout == "last" or not lengths.size:
+        return lengths - 1
+    starts = np.cumsum(lengths) - lengths
+    if cfg.readout == "largest":
+        found = flat == np.repeat(np.maximum.reduceat(flat, starts), lengths)
+    else:
+        found = flat == cfg.eos_token_id
+    offset = ranges(np.zeros_like(starts), lengths)
+    first = np.minimum.reduceat(np.where(found, offset, len(flat)), starts)
+    return np.where(first < lengths, first, 0)
+
+
+def readouts(layout: Layout, at_n: np.ndarray, num_rows: int, num_slots: int) -> np.ndarray:
+    """Index in the row of each caption's read-out; int32 [num_rows, num_slots].
+
+    Args:
+        layout: of the captions.
+        at_n: of each, as of `readout_at`.
+        num_rows, num_slots: R and S.
+    """
+    return place_slots(layout, (layout.start_n + at_n).astype(np.int32), num_rows, num_slots)
 
 
 def pack_text(
-    captions: list[np.ndarray], row_length: int, num_rows: int = 0, num_slots: int = 0
+    captions: list[np.ndarray],
+    cfg: TextConfig,
+    row_length: int,
+    num_rows: int = 0,
+    num_slots: int = 0,
 ) -> tuple[Text, Layout]:
     """Pack captions that are read as they are.
 
     Args:
         captions: int32 tokens each, both ends included.
+        cfg: of the tower that reads them.
         row_length: T.
         num_rows: R, or 0 for as many as it takes.
         num_slots: S, or 0 for `slots_for` these captions.
@@ -198,16 +232,18 @@ def pack_text(
     num_rows = num_rows or layout.num_rows
     segments, positions = segments_and_positions(layout, lengths, num_rows, row_length)
     tokens = place(layout, texts, num_rows, row_length)
-    return Text(tokens, segments, positions, readouts(layout, lengths, num_rows, num_slots)), layout
+    at = readouts(layout, readout_at(texts, cfg), num_rows, num_slots)
+    return Text(tokens, segments, positions, at), layout
 
 
 def pack_prompts(
-    groups: Sequence[Sequence[np.ndarray]], row_length: int, num_slots: int = 0
+    groups: Sequence[Sequence[np.ndarray]], cfg: TextConfig, row_length: int, num_slots: int = 0
 ) -> tuple[Text, Layout]:
     """Pack captions that begin alike group by group; the beginning stands once in each row.
 
     Args:
         groups: captions as of `pack_text`; a row holds such of one group alone.
+        cfg: of the tower that reads them.
         row_length: T.
         num_slots: S, or 0 for as many as names of people may take, whichever they are.
     """
@@ -216,7 +252,11 @@ def pack_prompts(
     for captions in groups:
         shared = _beginning(captions)
         size = len(shared)
-        text, layout = pack_text([c[size:] for c in captions], row_length - size, 0, num_slots)
+        ends = [c[size:] for c in captions]
+        text, layout = pack_text(ends, cfg, row_length - size, 0, num_slots)
+        at = readout_at(ragged(captions), cfg)
+        # Row and beginning start at one index.
+        at = np.where(at < size, at, layout.start_n + at).astype(np.int32)
         begin = np.broadcast_to(shared, (layout.num_rows, size))
         texts.append(
             Text(
@@ -225,7 +265,7 @@ def pack_prompts(
                 np.concatenate(
                     [np.broadcast_to(np.arange(size), begin.shape), text.positions_RT + size], 1
                 ).astype(np.int32),
-                text.readout_RS + size,
+                place_slots(layout, at, layout.num_rows, num_slots),
             )
         )
         layouts.append(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdefense.clip.config import TextConfig
 from jaxdefense.clip.ragged import Ragged, joined, ragged, ranges
 from jaxdefense.clip.text import Array
 from jaxdefense.clip.tokenizer import Phrase, Tokenizer
@@ -149,6 +150,7 @@ class TextBatches:
         captions: Captions,
         triggers: Triggers,
         tokenizer: Tokenizer,
+        tower: TextConfig,
         *,
         num_clean: int,
         num_poisoned: int,
@@ -164,6 +166,7 @@ class TextBatches:
             captions: at least one.
             triggers: at least one identity.
             tokenizer: of the model.
+            tower: that reads them.
             num_clean, num_poisoned, num_name: captions a step, of each kind.
             seed: of everything random here.
             packed: several captions a row; else one, padded to the context length.
@@ -174,7 +177,7 @@ class TextBatches:
             InputError: not packed, and `row_multiple` does not divide the captions of a step.
         """
         self.captions, self.triggers, self.tokenizer = captions, triggers, tokenizer
-        self.seed, self.packed = seed, packed
+        self.tower, self.seed, self.packed = tower, seed, packed
         self._sizes = num_clean, num_poisoned, num_name
         self._clean = Shuffle(len(captions), seed, _CLEAN)
         self._poisoned = Shuffle(len(captions), seed, _POISONED)
@@ -307,8 +310,10 @@ class TextBatches:
             packing.place(layout, teachers, num_rows, length, pad),
             segments,
             positions,
-            packing.readouts(layout, students.lengths, num_rows, num_slots),
-            packing.readouts(layout, teachers.lengths, num_rows, num_slots),
+            *(
+                packing.readouts(layout, packing.readout_at(x, self.tower), num_rows, num_slots)
+                for x in (students, teachers)
+            ),
             *(
                 packing.place_slots(layout, w.astype(np.float32), num_rows, num_slots)
                 for w in weights

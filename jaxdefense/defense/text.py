@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from jaxdefense.clip.config import TextConfig
 from jaxdefense.clip.text import Text, TextTower
 from jaxdefense.clip.tokenizer import Phrase, Tokenizer
 from jaxdefense.config import DefendTextConfig, TextTrainConfig
@@ -76,19 +77,18 @@ def text_batches(
     captions: Captions,
     triggers: Triggers,
     tokenizer: Tokenizer,
+    tower: TextConfig,
     t: TextTrainConfig,
     parts: int,
     *,
-    packable: bool = True,
     row_length: int = 0,
 ) -> TextBatches:
     """Lay out the batches that a run's settings ask for.
 
     Args:
-        captions, triggers, tokenizer, row_length: see `TextBatches`.
+        captions, triggers, tokenizer, tower, row_length: see `TextBatches`.
         t: of the run.
         parts: into how many the mesh cuts a batch.
-        packable: the tower reads one position of each caption and sees none after it.
 
     Raises:
         InputError: see `TextBatches`.
@@ -97,11 +97,12 @@ def text_batches(
         captions,
         triggers,
         tokenizer,
+        tower,
         num_clean=t.num_clean,
         num_poisoned=t.num_poisoned,
         num_name=t.num_name,
         seed=t.seed,
-        packed=t.level == "pooled" and packable,
+        packed=t.level == "pooled" and tower.packable,
         row_multiple=parts * t.accumulate,
         row_length=row_length,
     )
@@ -216,9 +217,9 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
         captions,
         triggers,
         tokenizer,
+        directory.cfg.text,
         t,
         num_batch_parts(mesh, rules),
-        packable=directory.cfg.text.packable,
         row_length=cfg.data.row_length,
     )
     defense = Defense(cfg, directory, "text", text_objective(t), mesh, rules)

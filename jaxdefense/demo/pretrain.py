@@ -16,6 +16,7 @@ import json
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,10 +60,11 @@ class Options:
 
 def model_config() -> CLIPConfig:
     """Sizes of the small CLIP: 1.7 million parameters."""
-    tower = dict(width=128, mlp_width=512, num_heads=4)
+    tower: Any = dict(width=128, mlp_width=512, num_heads=4)
+    end: Any = dict(readout="token", eos_token_id=VOCAB - 1)
     return CLIPConfig(
-        TextConfig(**tower, depth=3, vocab_size=VOCAB, embed=EMBED, eos_token_id=VOCAB - 1),  # pyright: ignore[reportArgumentType]
-        VisionConfig(**tower, depth=4, image_size=IMAGE_SIZE, patch_size=PATCH, embed=EMBED),  # pyright: ignore[reportArgumentType]
+        TextConfig(**tower, depth=3, vocab_size=VOCAB, embed=EMBED, **end),
+        VisionConfig(**tower, depth=4, image_size=IMAGE_SIZE, patch_size=PATCH, embed=EMBED),
     )
 
 
@@ -241,10 +243,10 @@ def train(corpus: Corpus, out: Path, opts: Options, strong: bool) -> None:
     for i in track(range(opts.steps), "training"):
         images, captions = corpus.batch(opts.batch, np.random.default_rng((opts.seed, 3, i)))
         tokens = tokenizer.encode(captions)
-        text, layout = pack_text(tokens, _ROW_LENGTH)
+        text, layout = pack_text(tokens, cfg.text, _ROW_LENGTH)
         num_rows = max(num_rows, len(text.tokens_RT))  # rows never shrink: few shapes, few compiles
         num_rows = -(-num_rows // 4) * 4
-        text, layout = pack_text(tokens, _ROW_LENGTH, num_rows, num_slots=16)
+        text, layout = pack_text(tokens, cfg.text, _ROW_LENGTH, num_rows, num_slots=16)
         slot_B = layout.row_n * 16 + layout.slot_n
         params, opt_state, loss = step(
             params, opt_state, text, slot_B, images, jax.random.fold_in(key, i)

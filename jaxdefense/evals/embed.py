@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from jaxdefense.cache import OFF, ArrayCache
+from jaxdefense.clip.config import TextConfig
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.text import Text
 from jaxdefense.clip.tokenizer import Tokenizer
@@ -206,7 +207,7 @@ class Embedder:
         self,
         captions: Sequence[np.ndarray],
         what: str,
-        pack: Callable[[int], tuple[Text, packing.Layout]],
+        pack: Callable[[TextConfig, int], tuple[Text, packing.Layout]],
     ) -> np.ndarray:
         """Embed captions that `pack` lays into rows of a length, unless they were before."""
         cfg = self.directory.cfg.text
@@ -218,7 +219,7 @@ class Embedder:
         row_length = cfg.context_length
         if cfg.packable:
             row_length = packing.default_row_length(row_length)
-        text, layout = pack(row_length)
+        text, layout = pack(cfg, row_length)
         num_slots = text.readout_RS.shape[1]
 
         def dispatch(start: int, batch: int) -> jax.Array:
