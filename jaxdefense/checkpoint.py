@@ -21,9 +21,13 @@ from orbax.checkpoint.checkpoint_managers import (
 from rich.console import Console
 
 from jaxdefense.distributed import first, on_first, several
-from jaxdefense.errors import InputError
+from jaxdefense.errors import InputError, RunError
 
 _LOSS = "loss"
+
+
+class Unwritten(RunError, OSError):
+    """A checkpoint could not be written; the ones before it are whole."""
 
 
 class Checkpoints:
@@ -51,7 +55,7 @@ class Checkpoints:
         """Save a tree of arrays, unless this step is saved already; goes on while it is written.
 
         Raises:
-            OSError: this one, or the one before, could not be written; those before are whole.
+            Unwritten: this one, or the one before, could not be written; those before are whole.
         """
         if step == self.latest:
             return
@@ -152,7 +156,7 @@ class Checkpoints:
         """Finish what is being written.
 
         Raises:
-            OSError: it could not be written; the checkpoints before are whole.
+            Unwritten: it could not be written; the checkpoints before are whole.
         """
         try:
             self._manager.wait_until_finished()
@@ -160,14 +164,14 @@ class Checkpoints:
             raise self._unwritten(error) from error
         self._manager.close()
 
-    def _unwritten(self, error: Exception) -> OSError:
+    def _unwritten(self, error: Exception) -> "Unwritten":
         # The system's own words, which the libraries put at the end of theirs.
         found = re.search(r"([\w ]+) \[os_error_code=|\[OS error \d+: ([^\]]+)\]", str(error))
         why = (found[1] or found[2]).strip() if found else _reason(error)
         with contextlib.suppress(Exception):
             self._manager.wait_until_finished()
         last = self.latest
-        return OSError(
+        return Unwritten(
             f"checkpoint in `{self._path}` not written: {why}; "
             + (f"the one of step {last} is whole: " if last else "")
             + "make room and run the same command again to go on."

@@ -10,6 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
+from jaxdefense.errors import InputError, Interrupted, RunError
+from jaxdefense.paths import refuse_addresses
+
 _RESTARTED = "JAXDEFENSE_RESTARTED"
 
 # Commands import what they need when they run: `--help` must not wait for JAX.
@@ -463,46 +466,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0 done; 2 an input or setting is wrong; 1 anything else; 128 + n after signal n.
+        0 done; 2 an input or setting is wrong, and the same command would fail again; 1 a fault
+        of the run, the machine or this package; 128 + n after signal n.
     """
     args = _parser().parse_args(argv)
     console = Console(stderr=True, soft_wrap=True)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model directory is local, always
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # torch is not missed
-    code, line, peer = 0, "", False
+    code, failed = 0, None
     try:
+        refuse_addresses(args)
         args.run(args, console)
-    except KeyboardInterrupt:
-        code, line = 130, "interrupted"
-    except Exception as error:
-        code = _explain(error, console)
-        if code < 128:
-            line = " ".join(str(error).split()) or type(error).__name__
-            peer = any(word in line for word in ("Gloo", "NCCL", "UNAVAILABLE", "onnection"))
+    except (KeyboardInterrupt, Exception) as error:
+        code, failed = _explain(error, console), error
     if "jaxdefense.distributed" in sys.modules:
         from jaxdefense import distributed
 
-        distributed.end(code, line, peer)
+        distributed.end(code, None if isinstance(failed, Interrupted) else failed)
     return code
 
 
-def _explain(error: Exception, console: Console) -> int:
-    signum = getattr(error, "signum", 0)
-    if signum:
-        console.print(f"jaxdefense: {error}", markup=False, highlight=False)
-        return 128 + signum
-    if os.environ.get("JAXDEFENSE_TRACEBACK"):
+def _explain(error: BaseException, console: Console) -> int:
+    """Say what ended a command; its exit code."""
+    said = " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, Interrupted):
+        console.print(f"jaxdefense: {said}", markup=False, highlight=False)
+        return 128 + error.signum
+    if not isinstance(error, InputError | RunError) or os.environ.get("JAXDEFENSE_TRACEBACK"):
         console.print_exception()
-    if isinstance(error, ValueError | OSError):
-        line = " ".join(str(error).split())
-        console.print(f"jaxdefense: error: {line}", markup=False, highlight=False)
-        return 2
-    if type(error).__name__ in ("Diverged", "OutOfMemory"):
-        console.print(f"jaxdefense: {error}", markup=False, highlight=False)
-        return 1
-    console.print_exception()
-    return 1
+    if isinstance(error, InputError | RunError):
+        console.print(f"jaxdefense: error: {said}", markup=False, highlight=False)
+    return 2 if isinstance(error, InputError) else 1
 
 
 def script() -> None:

@@ -19,6 +19,7 @@ import ml_collections
 from jaxdefense.clip.config import Remat
 from jaxdefense.data.variants import NAME_FORMS, PHOTO_FORMS
 from jaxdefense.errors import InputError
+from jaxdefense.paths import refuse_address
 
 T = TypeVar("T")
 
@@ -708,7 +709,7 @@ def _typed(value: Any, hint: Any, key: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is str and isinstance(value, Path):
-        return str(value)
+        value = str(value)
     if hint is str and isinstance(value, int | float):  # a target that reads as a number
         return str(value)
     if typing.get_origin(hint) is typing.Literal:
@@ -718,6 +719,8 @@ def _typed(value: Any, hint: Any, key: str) -> Any:
         return value
     if type(value) is not hint:
         raise InputError(f"`{key}` (={value!r}) must be of type {hint.__name__}.")
+    if isinstance(value, str):
+        refuse_address(value, key)
     return value
 
 

@@ -28,7 +28,7 @@ from jax._src.clusters import ClusterEnv
 
 import jaxdefense
 from jaxdefense.config import DistributedConfig
-from jaxdefense.errors import InputError
+from jaxdefense.errors import InputError, RunError
 
 _PORT = 8476
 _GRACE = 3.0  # seconds for a process to end with its own words before another's error ends it
@@ -191,20 +191,24 @@ def on_first(function: Callable[[], Any]) -> Any:
     """Call a function on the process that writes, and give all what it gave, a JSON value.
 
     Raises:
-        InputError: on the other processes, if it raised ValueError or OSError.
+        InputError: on the other processes, if it raised one.
+        RunError: on them, if it raised anything else.
     """
     if not several():
         return function()
     key = _key()
     if jax.process_index():
         answer = json.loads(_get(key))
-        if "error" in answer:
-            raise InputError(answer["error"])
+        if "input" in answer:
+            raise InputError(answer["input"])
+        if "fault" in answer:
+            raise RunError(answer["fault"])
         return answer["value"]
     try:
         value = function()
-    except (ValueError, OSError) as error:
-        _client().key_value_set(key, json.dumps({"error": f"on process 0: {error}"}))
+    except Exception as error:
+        kind = "input" if isinstance(error, InputError) else "fault"
+        _client().key_value_set(key, json.dumps({kind: f"on process 0: {_line(error)}"}))
         raise
     _client().key_value_set(key, json.dumps({"value": value}))
     return value
@@ -308,26 +312,40 @@ class Log(io.TextIOBase):
         return len(text)
 
 
-def end(code: int, error: str = "", peer: bool = False) -> None:
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _may_be_a_peers(error: BaseException | None) -> bool:
+    """Whether an error may come of another process's death: what JAX raises when one is gone."""
+    if error is None or isinstance(error, InputError):
+        return False
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return "RESOURCE_EXHAUSTED" not in str(error)
+    return isinstance(error, ConnectionError) or _may_be_a_peers(
+        error.__cause__ or error.__context__
+    )
+
+
+def end(code: int, error: BaseException | None = None) -> None:
     """Leave the other processes; returns if the command went well or all were stopped.
 
     Args:
         code: exit code.
-        error: why this process ends alone, one line; "" if all end here.
-        peer: whether the error may come of another process's death.
+        error: why this process ends alone; None if all end here.
     """
     if _client() is None:
         return
-    if not error:
+    if error is None:
         if _ending.acquire(blocking=False):
             jax.distributed.shutdown()
         return
-    if peer:
+    if _may_be_a_peers(error):
         time.sleep(_heartbeat + 5)  # the service names the dead, and ends this process
     if _ending.acquire(blocking=False):
         who = _who(jax.process_index(), socket.gethostname())
         try:
-            _client().key_value_set(_FAILED, f"{who} ended: {error}")
+            _client().key_value_set(_FAILED, f"{who} ended: {_line(error)}")
         except jax.errors.JaxRuntimeError:  # another was first, or the service is gone
             pass
         _exit(code)

@@ -11,6 +11,7 @@ import pytest
 from factories import CAPTIONS, write_model_directory
 from PIL import Image
 
+from jaxdefense import errors
 from jaxdefense.cli import ask_for_huge_pages, main
 from jaxdefense.convert import directory
 
@@ -208,11 +209,92 @@ def test_full_disk_at_the_end_loses_nothing(inputs, capsys, monkeypatch):
         patch.setattr(directory, "save_file", full)
         code = defend()
     err = capsys.readouterr().err
-    assert code == 2 and "No space left on device" in err.splitlines()[-1]
+    assert code == 1 and "No space left on device" in err.splitlines()[-1]
     left = {path.name for path in (inputs / "run").iterdir()}
     assert left == {"config.json", "metrics.jsonl", "checkpoints"}
     assert defend() == 0  # goes on from the checkpoint
     assert "resuming at step 3" in capsys.readouterr().err
+
+
+FLAGS = {  # every command, and what takes a path in it
+    "defend text": "model names captions tfds-dir out profile config",
+    "defend image": "model faces identities images target tfds-dir out profile config",
+    "defend both": "model names captions faces images target out profile config",
+    "merge": "text image out config",
+    "attack": "model faces strangers unseen-by candidates sexes templates before names aliases "
+    "tfds-dir out config",
+    "evaluate": "model teacher captions names images faces image-target zeroshot collateral "
+    "class-names tfds-dir out config",
+    "sweep text": "model names captions faces clean zeroshot tfds-dir out config",
+    "sweep image": "model faces identities images target clean zeroshot tfds-dir out config",
+    "report": "out",
+    "demo": "out",
+    "bench text": "captions tokenizer",
+    "bench cold": "model",
+}
+ADDRESSES = ["gs://bucket/x", "s3://bucket/x", "hf://datasets/x", "file:///x", "HTTPS://a.b/x"]
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_addresses_are_refused_in_every_flag_that_takes_a_path(tmp_path, capsys, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "jaxdefense.config", None)  # nothing is even imported
+    for i, flag in enumerate(FLAGS[command].split()):
+        address = ADDRESSES[i % len(ADDRESSES)]
+        rest = ["run", "--out", "x.html"] if command == "report" else []
+        code = main([*command.split(), *rest, f"--{flag}", address])
+        assert_refused(capsys, code, address, "is an address", "local paths")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["report", "a", "gs://b/run", "--out", "r.html"],
+        ["convert", "s3://b/m", "out", "--to", "hf"],
+        ["convert", "m", "s3://b/m", "--to", "hf"],
+        ["attack", "--set", "model.tokenizer=gs://b/t"],
+        ["attack", "--set", "variants=('gs://b',)", "--out", "x", "--model", "m", "--faces", "f"],
+        ["defend", "text", "--set", "cache.compilation=gs://b/c"],
+    ],
+)
+def test_addresses_are_refused_in_arguments_and_settings(tmp_path, capsys, monkeypatch, argv):
+    monkeypatch.chdir(tmp_path)
+    assert_refused(capsys, main(argv), "is an address")
+    assert not list(tmp_path.iterdir())
+
+
+def test_addresses_are_refused_in_a_config_file(inputs, capsys):
+    (inputs / "config.py").write_text(
+        "from pathlib import Path\nfrom ml_collections import ConfigDict\n"
+        "def get_config():\n  return ConfigDict({'out': Path('gs://bucket/run')})\n"
+    )
+    flags = ["--model", "model", "--names", "names.txt", "--captions", "captions.txt"]
+    code = main(["defend", "text", *flags, "--config", "config.py"])
+    assert_refused(capsys, code, "`out` (=gs:/bucket/run) is an address")
+    assert not (inputs / "gs:").exists()
+
+
+def test_error_that_no_user_can_mend_ends_with_1_and_a_traceback(inputs, capsys, monkeypatch):
+    for error in (ValueError("a bug"), OSError(errno.EIO, "Input/output error"), KeyError("x")):
+
+        def broken(*_, error=error):
+            raise error
+
+        monkeypatch.setattr("jaxdefense.defense.text.prepare_text", broken)
+        assert defend() == 1
+        err = capsys.readouterr().err
+        assert "Traceback" in err and str(error) in err
+
+
+@pytest.mark.parametrize("error, code", [("InputError", 2), ("RunError", 1)])
+def test_error_that_one_line_explains_has_no_traceback(inputs, capsys, monkeypatch, error, code):
+    def broken(*_):
+        raise getattr(errors, error)("what is\nwrong")
+
+    monkeypatch.setattr("jaxdefense.defense.text.prepare_text", broken)
+    assert defend() == code
+    assert capsys.readouterr().err == "jaxdefense: error: what is wrong\n"
 
 
 def test_attack_names_what_is_wrong(inputs, capsys):
@@ -303,7 +385,8 @@ def test_program_starts_again_once_where_huge_pages_are_given_on_request(
     if given:
         (tmp_path / "enabled").write_text(given)
     code = (
-        "import os, sys; from pathlib import Path; from jaxdefense.cli import ask_for_huge_pages;"
+        "import os, sys; from pathlib import Path; from jaxdefense import errors
+from jaxdefense.cli import ask_for_huge_pages;"
         "print(os.getpid(), flush=True); ask_for_huge_pages(Path(sys.argv[1]));"
         "print(os.environ.get('GLIBC_TUNABLES', ''), *sys.argv[2:], sep='|')"
     )

@@ -26,29 +26,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jaxdefense.checkpoint import Checkpoints
 from jaxdefense.defense.step import TrainState
 from jaxdefense.distributed import Stop, first
+from jaxdefense.errors import Interrupted, RunError
 from jaxdefense.sharding import put
 
 METRICS = "metrics.jsonl"
 _TRACED = range(2, 5)  # steps of a run that a profile shows: the first ones compile
 
 
-class Diverged(RuntimeError):
+class Diverged(RunError):
     """A metric is not a finite number."""
 
 
-class OutOfMemory(RuntimeError):
+class OutOfMemory(RunError):
     """A step does not fit a device."""
-
-
-class Interrupted(RuntimeError):
-    """A signal stopped the run; its checkpoint is saved."""
-
-    def __init__(self, signum: int, step: int):
-        super().__init__(
-            f"stopped by {signal.Signals(signum).name} after step {step}, checkpoint saved; "
-            "run the same command again to go on."
-        )
-        self.signum = signum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +122,7 @@ def run(
         Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
         OutOfMemory: a step does not fit a device.
         InputError: the directory's checkpoint is of another model.
-        OSError: a checkpoint could not be written.
+        Unwritten: a checkpoint could not be written.
     """
     checkpoints = Checkpoints(directory / "checkpoints", cfg.keep)
     start, state = checkpoints.restore_newest(jax.eval_shape(init), state_sharding, console)

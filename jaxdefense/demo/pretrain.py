@@ -38,6 +38,8 @@ from jaxdefense.data.packing import pack_text
 from jaxdefense.demo import people, world
 from jaxdefense.demo.bpe import train_bpe
 from jaxdefense.demo.objects import OBJECTS, draw_object
+from jaxdefense.errors import InputError
+from jaxdefense.paths import refuse_addresses
 
 IMAGE_SIZE, PATCH, EMBED, VOCAB = 48, 8, 128, 2048
 _MARGIN = 4  # pixels a training photo may be shifted by
@@ -287,6 +289,10 @@ def main() -> None:
         kind = type(field.default)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     args = parser.parse_args()
+    try:
+        refuse_addresses(args)
+    except InputError as error:
+        parser.error(str(error))
     opts = Options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Options)})
     if args.faces:
         names, named = _photo_album(args.faces, args.held_out)
