@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from pathlib import Path
 
 from jaxdefense.errors import InputError
 

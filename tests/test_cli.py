@@ -236,7 +236,9 @@ ADDRESSES = ["gs://bucket/x", "s3://bucket/x", "hf://datasets/x", "file:///x", "
 
 
 @pytest.mark.parametrize("command", FLAGS)
-def test_addresses_are_refused_in_every_flag_that_takes_a_path(tmp_path, capsys, monkeypatch, command):
+def test_addresses_are_refused_in_every_flag_that_takes_a_path(
+    tmp_path, capsys, monkeypatch, command
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "jaxdefense.config", None)  # nothing is even imported
     for i, flag in enumerate(FLAGS[command].split()):
@@ -385,8 +387,7 @@ def test_program_starts_again_once_where_huge_pages_are_given_on_request(
     if given:
         (tmp_path / "enabled").write_text(given)
     code = (
-        "import os, sys; from pathlib import Path; from jaxdefense import errors
-from jaxdefense.cli import ask_for_huge_pages;"
+        "import os, sys; from pathlib import Path; from jaxdefense.cli import ask_for_huge_pages;"
         "print(os.getpid(), flush=True); ask_for_huge_pages(Path(sys.argv[1]));"
         "print(os.environ.get('GLIBC_TUNABLES', ''), *sys.argv[2:], sep='|')"
     )
