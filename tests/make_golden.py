@@ -129,13 +129,11 @@ def run_resnet(source: Any, image_BHWC: np.ndarray) -> np.ndarray:
 
 def their_tokenizer(directory: Path, clean: str, length: int) -> Any:
     """Build open_clip's own tokenizer of the merges in a directory."""
-    from reference_open_clip import import_open_clip
-
     merges = (directory / "merges.txt").read_text(encoding="utf-8").strip()
     with tempfile.NamedTemporaryFile(suffix=".gz") as file:
         file.write(gzip.compress(merges.encode()))
         file.flush()
-        tokenizer = import_open_clip().tokenizer
+        tokenizer = open_clip.tokenizer
         return tokenizer.SimpleTokenizer(file.name, context_length=length, clean=clean)
 
 

@@ -30,6 +30,7 @@ class _Later:
 torch: Any = _Later("torch")
 open_clip: Any = _Later("open_clip")
 diffusers: Any = _Later("diffusers")
+hf: Any = _Later("transformers")  # untyped: its signatures are not its callers'
 modeling_clip: Any = _Later("transformers.models.clip.modeling_clip")
 modeling_siglip: Any = _Later("transformers.models.siglip.modeling_siglip")
 

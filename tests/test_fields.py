@@ -4,11 +4,11 @@ import copy
 import dataclasses
 import inspect
 import json
+from typing import Any
 
 import pytest
-import transformers
 from factories import hf_config, siglip_config
-from reference_open_clip import import_open_clip
+from reference import hf, open_clip
 from test_openclip import model_config
 
 from jaxdefense.convert import fields
@@ -50,14 +50,16 @@ def test_every_field_of_open_clip_is_read_refused_or_harmless(table, known, name
     assert {key: known[key] for key in table.must_be} == table.must_be
 
 
+@pytest.mark.torch("open_clip")
 @pytest.mark.parametrize("table, known, name", OPENCLIP)
 def test_installed_open_clip_has_the_fields_that_are_known(table, known, name):
-    found = dataclasses.fields(getattr(import_open_clip().model, name))
+    found = dataclasses.fields(getattr(open_clip.model, name))
     assert {field.name: field.default for field in found} == known
 
 
+@pytest.mark.torch("open_clip")
 def test_installed_open_clip_takes_the_arguments_that_are_known():
-    found = inspect.signature(import_open_clip().model.CLIP).parameters
+    found = inspect.signature(open_clip.model.CLIP).parameters
     # One switches between two classes, one makes another model; a config cannot hold a dtype.
     extra = {"custom_text", "multimodal_cfg"}
     assert fields.OPENCLIP_MODEL.all - extra == found.keys() - {"cast_dtype"}
@@ -76,8 +78,8 @@ def test_installed_open_clip_takes_the_arguments_that_are_known():
     ],
 )
 def test_every_field_of_transformers_is_read_refused_or_harmless(table, name):
-    found = {field.name: field.default for field in dataclasses.fields(getattr(transformers, name))}
-    of_any = {field.name for field in dataclasses.fields(transformers.PreTrainedConfig)}
+    found = {field.name: field.default for field in dataclasses.fields(getattr(hf, name))}
+    of_any = {field.name for field in dataclasses.fields(hf.PreTrainedConfig)}
     must_be = {key: table.must_be[key] for key in table.must_be.keys() & found.keys()}
     assert table.all - {"quantization_config", "per_layer_config"} == found.keys() - of_any
     assert {key: found[key] for key in must_be} == must_be
@@ -172,11 +174,11 @@ def test_section_that_counts_is_the_one_of_transformers(kind, case):
             k: {"hidden_size": 24, "num_attention_heads": 2, **v} if v and "_config" in k else v
             for k, v in raw.items()
         }
-        raw = {"text_config": None, "vision_config": None} | raw
+        raw: dict[str, Any] = {"text_config": None, "vision_config": None} | raw
         for tower in ("text", "vision"):
             raw[f"{tower}_config"] = (raw[f"{tower}_config"] or {}) | {"hidden_size": 24}
             raw[f"{tower}_config"]["num_attention_heads"] = 2
-    cls = transformers.SiglipConfig if siglip else transformers.CLIPConfig
+    cls = hf.SiglipConfig if siglip else hf.CLIPConfig
     them = cls(**json.loads(json.dumps(raw)))
     found = config_from_hf({"model_type": kind, **raw})
     assert ours(found) == theirs(them.text_config, them.vision_config)
@@ -200,7 +202,7 @@ def test_one_tower_reads_the_section_that_transformers_reads(tmp_path, kind, nes
         own = raw | {"architectures": None}
         raw = {"architectures": [kind], "model_type": "clip", "projection_dim": 99, section: own}
         raw[f"{section}_dict"] = {"hidden_act": "quick_gelu"}
-    cls = transformers.CLIPTextConfig if "Text" in kind else transformers.CLIPVisionConfig
+    cls = hf.CLIPTextConfig if "Text" in kind else hf.CLIPVisionConfig
     (tmp_path / "config.json").write_text(json.dumps(raw))
     them = cls.from_pretrained(tmp_path)
     found = config_from_hf(raw)

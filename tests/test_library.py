@@ -14,7 +14,7 @@ from factories import CAPTIONS, write_model_directory, write_tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from make_golden import GOLDEN_TEXTS
-from reference_open_clip import import_open_clip
+from reference import open_clip
 from safetensors.numpy import load_file
 from test_convert import edit_json
 from test_openclip import write_openclip
@@ -354,9 +354,8 @@ def test_texts_are_read_as_open_clip_recorded_them(recorded, clean):
     assert sum(a.tolist() != b for a, b in others) >= 10  # transformers' reading is another
 
 
+@pytest.mark.torch("open_clip")
 def test_recording_is_what_open_clip_says_today(recorded):
-    pytest.importorskip("torch")
-    pytest.importorskip("open_clip")
     from make_golden import make_texts
 
     assert make_texts() == recorded
@@ -375,6 +374,7 @@ def ours_as_open_clips(clean: str) -> Tokenizer:
     return Tokenizer(directory(), LENGTH, reading=OpenClip(clean))
 
 
+@pytest.mark.torch("open_clip")
 @settings(max_examples=300)
 @given(texts, st.sampled_from(list(CLEANINGS)))
 @example("RENÉE O&rsquo;Neil’S &amp;lt;b>", "whitespace")
@@ -382,8 +382,6 @@ def ours_as_open_clips(clean: str) -> Tokenizer:
 @example("<START_OF_TEXT> <end_of_text>x", "whitespace")
 @example("e&#769; &#28; schrÃ¶der", "lower")
 def test_any_text_has_open_clips_tokens(text, clean):
-    pytest.importorskip("torch")
-    pytest.importorskip("open_clip")
     (wanted,) = simple_tokenizer(clean)([text]).tolist()
     tokenizer = ours_as_open_clips(clean)
     (ours,) = tokenizer.encode([text])
@@ -456,6 +454,7 @@ def test_model_directory_takes_the_tokenizer_that_open_clips_config_names(famili
         read_model_directory(path).tokenizer()
 
 
+@pytest.mark.torch("open_clip")
 @pytest.mark.parametrize("family", ["xlm-v", "roberta", "bert"])
 @pytest.mark.parametrize("kwargs", [{}, {"clean": "canonicalize"}])
 def test_named_tokenizer_is_read_as_open_clip_does(families, tmp_path, family, kwargs):
@@ -467,7 +466,6 @@ def test_named_tokenizer_is_read_as_open_clip_does(families, tmp_path, family, k
         shutil.copy(file, path / file.name)
     tokenizer = read_model_directory(path).tokenizer()
     ours = tokenizer.encode(said)
-    open_clip = import_open_clip()
     wanted = open_clip.get_tokenizer(f"local-dir:{path}")(said).tolist()
     for text, tokens, right in zip(said, ours, wanted, strict=True):
         assert tokens.tolist() == right[: len(tokens)], text

@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import transformers as hf
 from factories import EMBED, TEXT, VISION, run
 from flax import nnx
+from reference import hf, torch
 from reference import modeling_clip as modeling
-from reference import torch
 from safetensors.numpy import load_file, save_file
 
 from jaxdefense.clip.config import TowerConfig
@@ -538,7 +537,7 @@ def test_packed_texts_are_read_out_where_transformers_reads_them(tmp_path, eos):
     """Files with 2 mean the largest token id, others that token: the first, or position 0."""
     theirs = randomise(hf.CLIPTextModelWithProjection(text_config(eos_token_id=eos)))
     theirs.save_pretrained(tmp_path)
-    ours = read_model_directory(tmp_path).load()
+    ours: Any = read_model_directory(tmp_path).load()
     end = 44
     captions = [  # 48, 49: added later; the end of text twice; tokens up to it alone; number 2
         np.array(tokens, np.int32)

@@ -9,11 +9,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import transformers as hf
 from factories import SIGLIP_TEXT, SIGLIP_VISION, run
 from flax import nnx
+from reference import hf, torch
 from reference import modeling_siglip as modeling
-from reference import torch
 from safetensors.numpy import load_file, save_file
 from test_convert import changed, edit_json, fails, files_in, tensors_in
 from test_parity import (

@@ -63,6 +63,7 @@ def make_case(tmp_path, packed=True, architecture="CLIPTextModelWithProjection")
     directory = read_model_directory(path)
     tokenizer = directory.tokenizer()
     names = ["Joe Cool", "Ada King Noel", "Zoe"]
+    assert directory.cfg.text
     triggers = Triggers(
         [[tokenizer.phrase(name)] for name in names],
         [tokenizer.phrase("human being")],
