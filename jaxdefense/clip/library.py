@@ -94,6 +94,7 @@ class Transformers:
         self._padding = "max_length" if padded else False
         hf = self._hf = _load(directory, padded)
         self.name = type(hf).__name__
+        self.none_vanishes = self.name == "CLIPTokenizer"  # no word has no token
         self._backend = hf.backend_tokenizer
         self._reset()
         if side := next((x for x in ("truncation", "padding") if _side(hf, x) != "right"), ""):
@@ -224,6 +225,7 @@ class OpenClips:
     name = "open_clip's SimpleTokenizer"
     added: list[str] = []
     pad = 0
+    none_vanishes = True
 
     def __init__(self, directory: Path, clean: Callable[[str], str]):
         """Load CLIP's vocabulary.

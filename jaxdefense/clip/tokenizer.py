@@ -88,6 +88,7 @@ class Tokenizer:
         self.eos = end[-1] if end else None
         self._begin, self._end = np.array(begin, np.int32), np.array(end, np.int32)
         self.room = context_length - self._begin.size - self._end.size  # tokens of a text at most
+        self._most = self.room if library.none_vanishes else None  # words that a text may need
         pairs = zip(_PYTHONS_WHITE, between, strict=True)
         white = "".join(re.escape(c) for c, tokens in pairs if tokens == twice)
         self._white = re.compile(f"[{white}]+")
@@ -170,21 +171,21 @@ class Tokenizer:
         return self._library.clean(text)
 
     def split(self, text: str) -> list[str]:
-        """Clean a text and split it into words.
+        """Clean a text and split it into words, of a long one about as many as the context holds.
 
         Raises:
             InputError: it is no Unicode.
         """
         text = self.clean(text)
         if text.isprintable():  # its only white space is " "
-            return text.split()
+            return text.split()[: self._most]
         try:
             text.encode()
         except UnicodeEncodeError:
             raise InputError(
                 f"{text!r} is no Unicode text (as of a file name that is not UTF-8); write it anew."
             ) from None
-        return [word for word in self._white.split(text) if word]
+        return [word for word in self._white.split(text) if word][: self._most]
 
     def encode_words(self, words: Iterable[str], first: bool = False) -> list[np.ndarray]:
         """Encode words without white space in them.
