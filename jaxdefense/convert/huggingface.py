@@ -16,7 +16,6 @@ from jaxdefense.convert import siglip
 from jaxdefense.convert.table import Row, layers, linear, norm, patches, text_tower
 from jaxdefense.errors import InputError
 
-PREPROCESSOR = "preprocessor_config.json"
 _ARCHITECTURES = {
     "CLIPModel": ("text", "vision"),
     "CLIPTextModel": ("text",),
