@@ -10,11 +10,12 @@ import io
 import json
 import os
 import shutil
+import socket
 import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from jaxdefense.errors import InputError
 # Of a run of the image defense: the photos it trained on, name -> SHA-256 -> photo; and what faces
 # were led to, f32 [E].
 TRAINED_ON, TARGET = "trained_on.json", "target.npy"
+_LOCK = ".lock"
 
 
 class RunDirectory:
@@ -74,8 +76,9 @@ class RunDirectory:
         return True
 
     def _others(self) -> list[Path]:
-        """List what is there besides a config that is, or was, being written."""
-        return [x for x in self.path.iterdir() if not x.match(f".{self._config.name}.*.tmp")]
+        """List what is there besides a config that is, or was, being written, and the lock."""
+        own = (f".{self._config.name}.*.tmp", _LOCK)
+        return [x for x in self.path.iterdir() if not any(x.match(name) for name in own)]
 
     def finished(self, cfg: Any, resolved: dict[str, Any] | None = None) -> dict[str, Any] | None:
         """Give the summary if the directory holds this very run, finished; else None."""
@@ -92,21 +95,80 @@ class RunDirectory:
         return distributed.on_first(look)
 
     def open(self, cfg: Any, resolved: dict[str, Any] | None = None) -> None:
-        """Start the run, or go on with it if it was broken off; see `check`."""
+        """Start the run, or go on with it if it was broken off; see `check`.
+
+        The directory is this run's alone until `finish`, or until the process ends.
+
+        Raises:
+            InputError: see `check`; or another process has it, or it cannot be written.
+        """
         distributed.on_first(lambda: self._open(cfg, resolved))
 
     def _open(self, cfg: Any, resolved: dict[str, Any] | None) -> None:
+        self._check(cfg, resolved)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _take(self.path)
+        except OSError as error:
+            raise InputError(
+                f"`{self.path}` cannot be written: {error.strerror}; give another directory."
+            ) from error
         if self._check(cfg, resolved):
             # Broken off between model and summary, or while the model was written.
             for leftover in (self.model, *self.path.glob(".model.*")):
                 shutil.rmtree(leftover, ignore_errors=True)
             return
-        self.path.mkdir(parents=True, exist_ok=True)
         write_json(self._config, _record(cfg, resolved))
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write the summary."""
-        distributed.on_first(lambda: write_json(self._summary, summary))
+        """Write the summary, and leave the directory to others."""
+
+        def write() -> None:
+            write_json(self._summary, summary)
+            _leave(self.path)
+
+        distributed.on_first(write)
+
+
+# Run directories that this process has, by path: open files, locked.
+_taken: dict[Path, IO[str]] = {}
+
+
+def _take(path: Path) -> None:
+    """Lock a run directory; on a file system, or a system, without locks, nothing happens.
+
+    Raises:
+        InputError: another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    _leave(path)  # of a run of this process that an error ended
+    file = open(path / _LOCK, "a+", encoding="utf-8")  # noqa: SIM115: open while the run lasts
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        who = file.read().strip()
+        file.close()
+        raise InputError(
+            f"`{path}` is in use by another run ({who or 'unknown'}); wait for it, or give another "
+            "directory."
+        ) from None
+    except OSError:
+        file.close()
+        return
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    _taken[path.resolve()] = file
+
+
+def _leave(path: Path) -> None:
+    if file := _taken.pop(path.resolve(), None):
+        (path / _LOCK).unlink(missing_ok=True)
+        file.close()
 
 
 def digest(lines: Iterable[str]) -> str:

@@ -211,7 +211,7 @@ def test_full_disk_at_the_end_loses_nothing(inputs, capsys, monkeypatch):
     err = capsys.readouterr().err
     assert code == 1 and "No space left on device" in err.splitlines()[-1]
     left = {path.name for path in (inputs / "run").iterdir()}
-    assert left == {"config.json", "metrics.jsonl", "checkpoints"}
+    assert left == {"config.json", "metrics.jsonl", "checkpoints", ".lock"}
     assert defend() == 0  # goes on from the checkpoint
     assert "resuming at step 3" in capsys.readouterr().err
 
@@ -297,6 +297,53 @@ def test_error_that_one_line_explains_has_no_traceback(inputs, capsys, monkeypat
     monkeypatch.setattr("jaxdefense.defense.text.prepare_text", broken)
     assert defend() == code
     assert capsys.readouterr().err == "jaxdefense: error: what is wrong\n"
+
+
+def test_link_to_nothing_beside_the_model_is_refused_before_the_first_step(inputs, capsys):
+    (inputs / "model/README.md").symlink_to("../../blobs/gone")
+    assert_refused(capsys, defend(), "README.md` is a link to ../../blobs/gone", "not exist")
+    assert not (inputs / "run").exists()
+    convert = ["convert", "model", "out", "--to", "openclip"]
+    assert_refused(capsys, main(convert), "README.md` is a link to")
+    (inputs / "model/README.md").unlink()
+    assert defend() == 0
+
+
+def test_output_that_cannot_be_written_is_refused_before_the_first_step(inputs, capsys):
+    (inputs / "file").touch()
+    assert_refused(capsys, defend("--out", "file/run"), "`file/run` cannot be written")
+
+
+def test_run_directory_is_one_runs_alone(inputs, capsys):
+    code = (
+        "import sys; from pathlib import Path; from jaxdefense.config import MergeConfig\n"
+        "from jaxdefense.run_directory import RunDirectory\n"
+        "RunDirectory(Path('run')).open(MergeConfig('a', 'b', 'c')); print(flush=True)\n"
+        "sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=inputs, **pipes) as other:
+        assert other.stdin and other.stdout
+        other.stdout.readline()
+        (inputs / "run/config.json").unlink()  # else it is another run's by its settings
+        assert_refused(capsys, defend(), "`run` is in use by another run", f"process {other.pid}")
+        other.kill()
+    assert defend() == 0  # the lock of a process that was killed is none
+    assert not (inputs / "run/.lock").exists()
+
+
+def test_run_directory_is_taken_for_the_model_in_it(inputs, capsys):
+    assert defend() == 0
+    assert main(["convert", "run", "converted", "--to", "openclip"]) == 0
+    assert "`run` is a run directory" in capsys.readouterr().err
+    flags = ["--model", "run", "--teacher", "model", "--captions", "captions.txt"]
+    assert main(["evaluate", *flags, "--out", "evaluation"]) == 0
+    assert "`run` is a run directory" in capsys.readouterr().err
+    (inputs / "broken/checkpoints").mkdir(parents=True)
+    flags[1] = "broken"
+    assert_refused(
+        capsys, main(["evaluate", *flags, "--out", "other"]), "`broken` holds a run that"
+    )
 
 
 def test_attack_names_what_is_wrong(inputs, capsys):

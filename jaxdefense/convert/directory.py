@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -241,12 +241,7 @@ def copy_companions(
         names of files left out, in order.
     """
     left_out = []
-    for file in sorted(source.rglob("*")):
-        name = file.relative_to(source).as_posix()
-        if file.is_dir() or any(part.startswith(".") for part in Path(name).parts):
-            continue
-        if name in weights or name.split("/")[0] in weights:
-            continue
+    for file, name in _companions(source, weights):
         ours = layout is not None and name == layout.index and layout.weights not in weights
         if not _is_text(file) or name.endswith(".index.json") and not ours:
             left_out.append(name)
@@ -254,6 +249,34 @@ def copy_companions(
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, out / name)
     return left_out
+
+
+def check_companions(source: Path, weights: Collection[str] = ()) -> None:
+    """Raise InputError if a file beside a model's weights could not be copied later."""
+    for _ in _companions(source, weights):
+        pass
+
+
+def _companions(source: Path, weights: Collection[str]) -> Iterator[tuple[Path, str]]:
+    """Give the files beside a model's weights, and their names, in order.
+
+    Raises:
+        InputError: one is a link to nothing, or may not be read.
+    """
+    for file in sorted(source.rglob("*")):
+        name = file.relative_to(source).as_posix()
+        if file.is_dir() or any(part.startswith(".") for part in Path(name).parts):
+            continue
+        if name in weights or name.split("/")[0] in weights:
+            continue
+        if not file.exists():
+            raise InputError(
+                f"`{file}` is a link to {os.readlink(file)}, which does not exist; get the model's "
+                "files again, or remove the link."
+            )
+        if not os.access(file, os.R_OK):
+            raise InputError(f"`{file}` may not be read; change its permissions, or remove it.")
+        yield file, name
 
 
 def _is_text(file: Path) -> bool:
@@ -300,14 +323,14 @@ def read_model_directory(path: str | Path, layout: str = "") -> ModelDirectory:
     """Read a model directory's config and tensor headers and hold them against each other.
 
     Args:
-        path: the directory.
+        path: the directory; of a run directory, its `model` is read.
         layout: one of `LAYOUTS`, "" for the one it has; of both, Hugging Face's.
 
     Raises:
         InputError: it or one of its files is missing, cut short or not what it should be; or
             tensors are unmapped, missing, repeated or of another shape or dtype than they must be.
     """
-    path = Path(path)
+    path = model_of_run(Path(path))
     form = LAYOUTS[layout] if layout else find_layout(path)
     raw = read_json(path / form.config)
     try:
@@ -329,6 +352,22 @@ def read_model_directory(path: str | Path, layout: str = "") -> ModelDirectory:
     rows = form.table(cfg, shapes)
     check_tensors(path, form, rows, shapes)
     return ModelDirectory(path, form, cfg, weight_files, rows)
+
+
+def model_of_run(path: Path) -> Path:
+    """Give the model directory in a run directory; any other path as it is.
+
+    Raises:
+        InputError: the run is not finished.
+    """
+    weights = [name for layout in LAYOUTS.values() for name in (layout.weights, layout.index)]
+    if any((path / name).exists() for name in weights):
+        return path
+    if any((path / "model" / layout.config).exists() for layout in LAYOUTS.values()):
+        return path / "model"
+    if (path / "checkpoints").is_dir():
+        raise InputError(f"`{path}` holds a run that is not finished; run it to its end.")
+    return path
 
 
 def find_layout(path: Path) -> Layout:

@@ -27,6 +27,7 @@ from jaxdefense.convert.directory import (
     LAYOUTS,
     OPENCLIP,
     Layout,
+    check_companions,
     check_tensors,
     copy_companions,
     read_json,
@@ -152,6 +153,10 @@ def _read(src: Path, layout: str, activation: str, console: Console) -> Checkpoi
     if (src / orbax.MANIFEST).exists():
         return _read_orbax(src)
     directory = read_model_directory(src, layout)
+    if directory.path != src:
+        console.print(f"`{src}` is a run directory: its model is converted", markup=False)
+        src = directory.path
+    check_companions(src, directory.weight_files)
     where = {key: file for file, keys in directory.weight_files.items() for key in keys}
 
     def read(key: str) -> np.ndarray:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxdefense.config import DefendImageConfig, DefendTextConfig, ImageTrainConfig, TextTrainConfig
-from jaxdefense.convert.directory import ModelDirectory, read_model_directory
+from jaxdefense.convert.directory import ModelDirectory, check_companions, read_model_directory
 from jaxdefense.defense.loop import LoopConfig, run
 from jaxdefense.defense.step import (
     Objective,
@@ -40,6 +40,7 @@ def read_undefended(cfg: Config) -> ModelDirectory:
     directory = read_model_directory(cfg.model.path)
     if Path(cfg.out).resolve().is_relative_to(directory.path.resolve()):
         raise InputError(f"`out` (={cfg.out}) lies in the model directory; give one outside it.")
+    check_companions(directory.path, directory.weight_files)
     return directory
 
 
