@@ -140,10 +140,16 @@ def test_state_that_makes_other_tokens_is_refused(tmp_path, state, words):
 
 def test_random_tokens_are_refused(tmp_path):
     path = with_state(tmp_path, tokenizer_class="PreTrainedTokenizerFast")
-    raw = json.loads((path / "tokenizer.json").read_text())
-    raw["model"]["dropout"] = 0.1
-    (path / "tokenizer.json").write_text(json.dumps(raw))
+    model = json.loads((path / "tokenizer.json").read_text())["model"]
+    edit_json(path / "tokenizer.json", model=model | {"dropout": 0.1})
     with pytest.raises(InputError, match="`dropout` draws tokens at random"):
+        Tokenizer(path, LENGTH)
+
+
+def test_tokenizer_that_ends_no_text_is_refused(tmp_path):
+    path = with_state(tmp_path, tokenizer_class="PreTrainedTokenizerFast")
+    edit_json(path / "tokenizer.json", post_processor=None)
+    with pytest.raises(InputError, match="no token after a text.*`post_processor`"):
         Tokenizer(path, LENGTH)
 
 

@@ -85,7 +85,12 @@ class Tokenizer:
             raise InputError(f"`{directory}`: its tokenizer cannot be read: {error}.") from error
         self.vocab_size = max(library.vocabulary.values()) + 1
         self.bos, self.pad = library.bos, library.pad
-        self.eos = end[-1] if end else None
+        if not end:
+            raise InputError(
+                f"`{directory}`: its tokenizer puts no token after a text, where the text is read "
+                "out; give the model's own, with the `post_processor` of its tokenizer.json."
+            )
+        self.eos = end[-1]
         self._begin, self._end = np.array(begin, np.int32), np.array(end, np.int32)
         self.room = context_length - self._begin.size - self._end.size  # tokens of a text at most
         self._most = self.room if library.none_vanishes else None  # words that a text may need
