@@ -1,4 +1,4 @@
-"""Writes tests/golden: tiny CLIPs and what torch makes of them, texts and what open_clip does.
+"""Writes tests/golden: tiny CLIPs as torch runs them, texts and pictures as open_clip takes them.
 
 Run `python tests/make_golden.py` where this package, torch, transformers and open_clip are
 installed; made last with torch 2.13.0, transformers 5.23.0 and open_clip 3.3.0 on a CPU. Weights
@@ -8,11 +8,13 @@ are random, stored as float16 and computed in float32.
 import gzip
 import json
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from factories import random_tensor, write_model_directory
+from pictures import pictures
 from reference import mend_torchvision, open_clip, torch
 from safetensors.numpy import load_file
 
@@ -25,7 +27,15 @@ from jaxdefense.demo.run import shipped_model
 GOLDEN = Path(__file__).parent / "golden/tiny_clip.npz"
 GOLDEN_RESNET = Path(__file__).parent / "golden/tiny_resnet.npz"
 GOLDEN_TEXTS = Path(__file__).parent / "golden/open_clip_texts.json"
+GOLDEN_PHOTOS = Path(__file__).parent / "golden/photos.npz"
 B, VOCAB, LENGTH, SIDE = 4, 50, 24, 12
+SIDE_PHOTOS = 9
+OPENCLIP_CONFIGS: dict[str, dict[str, Any]] = {
+    "shortest": {},
+    "squash": {"resize_mode": "squash", "interpolation": "random", "size": 4},
+    "longest": {"resize_mode": "longest", "fill_color": 77, "mode": "RGB"},
+    "bilinear": {"interpolation": "bilinear", "resize_mode": None, "num_channels": 3},
+}
 RESNET = ResNetConfig(width=2, depths=(2, 1, 3, 1), num_heads=4, image_size=64, embed=10)
 
 
@@ -76,6 +86,29 @@ def make_resnet() -> dict[str, np.ndarray]:
     out_BE = run_resnet(torch_resnet(RESNET, weights), resnet_image(levels_BHWC))
     arrays = {"levels_BHWC": levels_BHWC, "image_BE": out_BE}
     return arrays | {f"weights/{key}": value for key, value in weights.items()}
+
+
+def make_photos() -> dict[str, np.ndarray]:
+    """What open_clip's steps make of pictures in every mode, for each config."""
+    arrays = {}
+    for name, config in OPENCLIP_CONFIGS.items():
+        for key, pixels in prepared_by_open_clip(config).items():
+            arrays[f"{name}/{key}"] = pixels
+    return arrays
+
+
+def prepared_by_open_clip(config: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Prepare the pictures as open_clip does with a `preprocess_cfg`, without normalising; u8."""
+    t = open_clip.transform
+    # As its factory merges them; the size is that of the model.
+    plain = {"size": SIDE_PHOTOS, "mean": [0.0] * 3, "std": [1.0] * 3}
+    merged = t.merge_preprocess_dict(t.merge_preprocess_dict(t.PreprocessCfg(), config), plain)
+    transform = t.image_transform_v2(t.PreprocessCfg(**merged), is_train=False)
+    with warnings.catch_warnings(action="ignore"):  # Pillow's, of palettes with transparency
+        return {
+            key: np.rint(transform(picture).numpy() * 255).astype(np.uint8).transpose(1, 2, 0)
+            for key, picture in pictures().items()
+        }
 
 
 def resnet_levels(cfg: ResNetConfig, num: int, seed: int) -> np.ndarray:
@@ -151,7 +184,8 @@ def make_texts() -> dict[str, list]:
 if __name__ == "__main__":
     mend_torchvision()
     GOLDEN.parent.mkdir(exist_ok=True)
-    for path, arrays in ((GOLDEN, make()), (GOLDEN_RESNET, make_resnet())):
+    made = ((GOLDEN, make()), (GOLDEN_RESNET, make_resnet()), (GOLDEN_PHOTOS, make_photos()))
+    for path, arrays in made:
         np.savez_compressed(path, allow_pickle=False, **arrays)
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
     GOLDEN_TEXTS.write_text(json.dumps(make_texts(), separators=(",", ":")) + "\n")

@@ -158,7 +158,7 @@ def test_folders_of_one_name_are_named(tmp_path):
 def test_folder_without_photos_is_named(tmp_path):
     put(tmp_path, "Ann/1.png", "Bo/notes.txt")
     message = error_of(read_people, str(tmp_path), "", "target")
-    assert message.startswith(f"target directory `{tmp_path}`: folder `Bo` holds no photo (.png,")
+    assert message.startswith(f"target directory `{tmp_path}`: folder `Bo` holds no photo (.jpg,")
     assert "does not exist" in error_of(read_people, str(tmp_path / "x"))
     assert "holds no folder" in error_of(read_people, str(tmp_path / "Ann"))
 

@@ -262,25 +262,9 @@ def test_processor_parity_fails_with_clips(processor):
 
 
 def test_read_processor_without_a_file_is_siglips_own(tmp_path):
-    wanted = ImageProcessor(0, 48, mean=(0.5,) * 3, std=(0.5,) * 3)
+    wanted = ImageProcessor((48, 48), 48, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert read_processor(tmp_path, 48, siglip=True) == wanted
     assert read_processor(tmp_path, 48).resize == 48
-
-
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        ({"size": {"height": 48, "width": 50}}, "`size`"),
-        ({"size": {"height": 50, "width": 50}}, "`size`"),
-        ({"do_resize": False}, "`do_resize`"),
-        ({"do_center_crop": True}, "`size`"),
-    ],
-)
-def test_processor_of_another_kind_is_refused(tmp_path, change, words):
-    raw = {"size": {"height": 48, "width": 48}, "do_center_crop": None} | change
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(raw))
-    with pytest.raises(ValueError, match=f"preprocessor_config.json`: {words}"):
-        read_processor(tmp_path, 48, siglip=True)
 
 
 # Whole runs

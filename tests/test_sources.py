@@ -161,7 +161,9 @@ def test_folder_without_photos_says_what_it_looked_for(tmp_path, make):
     if make != "empty":
         put(root / {"texts": "a/notes.txt", "hidden": ".x/a.png"}[make], b"x")
     message = error_of(read_images, str(root))
-    assert message.startswith(f"images `{root}`: holds no photo (.png, .jpg")
+    assert message.startswith(f"images `{root}` holds no photo (.jpg, .png")
+    assert ("not used: 1 .txt (first `a/notes.txt`)." in message) == (make == "texts")
+    assert ("not used: 1 hidden (first `.x`)." in message) == (make == "hidden")
 
 
 def test_missing_source_is_named(tmp_path):
@@ -375,7 +377,7 @@ def test_compressed_tar_is_refused(tmp_path, name):
 def test_tar_without_photos_says_so(tmp_path):
     path = write_tar(tmp_path / "x.tar", {"a.txt": b"x"})
     for source in (path, tmp_path):
-        assert f"images `{source}`: holds no photo" in error_of(read_images, str(source))
+        assert f"images `{source}` holds no photo" in error_of(read_images, str(source))
 
 
 def test_shard_that_shrinks_after_it_was_indexed_is_named(tmp_path):

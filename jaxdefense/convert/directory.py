@@ -308,7 +308,7 @@ def read_model_directory(path: str | Path, layout: str = "") -> ModelDirectory:
             tensors are unmapped, missing, repeated or of another shape or dtype than they must be.
     """
     path = Path(path)
-    form = LAYOUTS[layout] if layout else _layout(path)
+    form = LAYOUTS[layout] if layout else find_layout(path)
     raw = read_json(path / form.config)
     try:
         cfg = form.read_config(raw)
@@ -331,7 +331,7 @@ def read_model_directory(path: str | Path, layout: str = "") -> ModelDirectory:
     return ModelDirectory(path, form, cfg, weight_files, rows)
 
 
-def _layout(path: Path) -> Layout:
+def find_layout(path: Path) -> Layout:
     """Tell a directory's layout: by its config file, and of two by the weights beside it."""
     found = [layout for layout in LAYOUTS.values() if (path / layout.config).exists()]
     whole = [x for x in found if (path / x.weights).exists() or (path / x.index).exists()]

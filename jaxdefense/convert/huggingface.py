@@ -17,7 +17,6 @@ from jaxdefense.convert.fields import HF_MODEL, HF_TEXT, HF_VISION, tower_fields
 from jaxdefense.convert.table import Row, layers, linear, norm, patches, text_tower
 from jaxdefense.errors import InputError
 
-PREPROCESSOR = "preprocessor_config.json"
 _LARGEST = 2  # `eos_token_id` that names no token, but the largest
 _ARCHITECTURES = {
     "CLIPModel": ("text", "vision"),

@@ -16,8 +16,6 @@ from jaxdefense.convert.resnet import resnet_rows
 from jaxdefense.convert.table import Path, Row, fused_attention, linear, norm, patches
 from jaxdefense.errors import InputError
 
-_RESAMPLE = {"bicubic": 3, "bilinear": 2}  # Pillow's numbers
-_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _POOLS: Mapping[str, Any] = {"argmax": "largest", "eos": "token"}  # `TextConfig.readout`
 
 
@@ -240,44 +238,6 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], activation: str) -
         }
     raw = {"embed_dim": embed, "vision_cfg": vision, "text_cfg": text}
     return config_from_openclip(raw | {"quick_gelu": activation == "quick_gelu"})
-
-
-def openclip_preprocess(raw: dict[str, Any]) -> dict[str, Any]:
-    """Say what a `preprocessor_config.json` says as OpenCLIP's `preprocess_cfg` says it."""
-    names = {number: name for name, number in _RESAMPLE.items()}
-    out: dict[str, Any] = {"interpolation": names.get(raw.get("resample", 3), "bicubic")}
-    for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
-        if theirs in raw:
-            out[ours] = raw[theirs]
-    return out
-
-
-def hf_preprocessor(preprocess: dict[str, Any], image_size: int) -> dict[str, Any]:
-    """Say what OpenCLIP's `preprocess_cfg` says as a `preprocessor_config.json` says it.
-
-    Raises:
-        InputError: it says to resize otherwise than CLIP does.
-    """
-    mode = preprocess.get("resize_mode", "shortest")
-    interpolation = preprocess.get("interpolation", "bicubic")
-    if mode != "shortest" or interpolation not in _RESAMPLE:
-        raise InputError(
-            f"`preprocess_cfg` has `resize_mode` (={mode!r}) and `interpolation` "
-            f"(={interpolation!r}); must be 'shortest', and {' or '.join(_RESAMPLE)}."
-        )
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": image_size},
-        "resample": _RESAMPLE[interpolation],
-        "do_center_crop": True,
-        "crop_size": {"height": image_size, "width": image_size},
-        "do_rescale": True,
-        "do_normalize": True,
-        "image_mean": list(preprocess.get("mean", _MEAN)),
-        "image_std": list(preprocess.get("std", _STD)),
-        "do_convert_rgb": True,
-    }
 
 
 def openclip_table(cfg: CLIPConfig, keys: Collection[str]) -> list[Row]:

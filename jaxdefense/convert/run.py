@@ -33,12 +33,14 @@ from jaxdefense.convert.directory import (
     read_model_directory,
     write_directory,
 )
-from jaxdefense.convert.huggingface import PREPROCESSOR, hf_config
-from jaxdefense.convert.openclip import (
-    config_from_shapes,
-    hf_preprocessor,
-    openclip_config,
-    openclip_preprocess,
+from jaxdefense.convert.huggingface import hf_config
+from jaxdefense.convert.openclip import config_from_shapes, openclip_config
+from jaxdefense.convert.preprocess import (
+    from_openclip,
+    read_preprocess,
+    to_hf,
+    to_openclip,
+    write_preprocessor,
 )
 from jaxdefense.convert.table import Path as ParamPath
 from jaxdefense.convert.table import Row, ignored_key
@@ -101,11 +103,12 @@ def convert(
         write_directory(dst, lambda tmp: _write_orbax(checkpoint, tmp, console))
         return _summary(checkpoint, to, checkpoint.rows)
     target = LAYOUTS[to]
+    preprocessor: dict[str, Any] = {}
     if target is checkpoint.layout:
         config, rows = checkpoint.config, checkpoint.rows
         extra = [key for key in checkpoint.keys if ignored_key(key)]
     else:
-        config = _config(checkpoint, target)
+        config, preprocessor = _config(checkpoint, target, console)
         # What a config says is held against what was read: the same model must come back.
         again = target.read_config(config)
         assert again == checkpoint.cfg, (again, checkpoint.cfg)
@@ -118,11 +121,8 @@ def convert(
     def fill(tmp: Path) -> None:
         _copy_companions(checkpoint, tmp)
         (tmp / target.config).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if target is HF and checkpoint.layout is not HF:
-            preprocess = checkpoint.config.get("preprocess_cfg") or {}
-            size = checkpoint.cfg.vision.image_size if checkpoint.cfg.vision else 0
-            preprocessor = hf_preprocessor(preprocess, size)
-            (tmp / PREPROCESSOR).write_text(json.dumps(preprocessor, indent=2) + "\n")
+        if preprocessor:
+            write_preprocessor(tmp, preprocessor)
         _write_shards(tmp, target, tensors(), len(rows) + len(extra), console)
 
     write_directory(dst, fill)
@@ -322,15 +322,19 @@ def _write_orbax(checkpoint: Checkpoint, out: Path, console: Console) -> None:
     orbax.write(out, checkpoint.layout.name, dtypes, params, extra)
 
 
-def _config(checkpoint: Checkpoint, target: Layout) -> dict[str, Any]:
+def _config(
+    checkpoint: Checkpoint, target: Layout, console: Console
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write a model's config in the other layout; and its processor's, where that is a file."""
+    where, cfg = checkpoint.directory, checkpoint.cfg
     try:
         if target is HF:
-            return hf_config(checkpoint.cfg)
-        file = checkpoint.directory and checkpoint.directory / PREPROCESSOR
-        raw = read_json(file) if file and file.exists() else {}
-        return {
-            "model_cfg": openclip_config(checkpoint.cfg),
-            "preprocess_cfg": openclip_preprocess(raw),
-        }
+            config, size = hf_config(cfg), cfg.vision.image_size if cfg.vision else 0
+            return config, to_hf(from_openclip(checkpoint.config.get("preprocess_cfg"), size))
+        config = {"model_cfg": openclip_config(cfg)}
+        assert where and cfg.vision
+        note = functools.partial(console.print, markup=False)
+        preprocess = read_preprocess(where, cfg.vision.image_size, note=note, layout=HF)
+        return config | {"preprocess_cfg": to_openclip(preprocess)}, {}
     except ValueError as error:
-        raise InputError(f"`{checkpoint.directory or 'it'}`: {error}") from error
+        raise InputError(f"`{where or 'it'}`: {error}") from error

@@ -1,10 +1,10 @@
-"""Photos: folders of people or classes, and the resize, crop and normalisation of CLIP and SigLIP.
+"""Photos: folders of people or classes, and what a model's own library makes of their pixels.
 
-Source: transformers `models/clip/image_processing_pil_clip.py`,
-`models/siglip/image_processing_pil_siglip.py` (Pillow versions).
-Parity: tests/test_images.py, tests/test_siglip.py, equal to Pillow's steps and to the processor of
-transformers, but for photos that lie on their side, and those of more than 8 bits, which come out
-white there.
+Like the libraries, it takes a photo as it lies, whatever its EXIF says of how to turn it.
+
+Source: transformers `image_transforms.py`, `models/clip/image_processing_pil_clip.py`,
+`models/siglip/image_processing_pil_siglip.py` (Pillow versions); open_clip `transform.py`.
+Parity: tests/test_preprocess.py, tests/test_images.py, tests/test_siglip_data.py: pixels equal.
 """
 
 import dataclasses
@@ -20,17 +20,13 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from jaxdefense.convert.directory import HF, OPENCLIP, read_json, some
-from jaxdefense.convert.huggingface import PREPROCESSOR
-from jaxdefense.convert.openclip import hf_preprocessor
-from jaxdefense.data.sources import Photo, list_folders, reason
+from jaxdefense.convert.directory import some
+from jaxdefense.convert.preprocess import Preprocess, read_preprocess
+from jaxdefense.data.sources import Photo, list_folders, reason, remedy
 from jaxdefense.errors import InputError
 
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_SIGLIP_MEAN = _SIGLIP_STD = (0.5, 0.5, 0.5)
 _LONGEST = 256  # times the shorter side
 
 _Item = TypeVar("_Item")
@@ -63,59 +59,60 @@ def spaced(key: str) -> str:
     return " ".join(key.replace("_", " ").split())
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageProcessor:
-    """CLIP's preprocessing: shorter side to `resize`, centre crop to `crop`, normalise.
-
-    Fields:
-        resize: 0 for SigLIP's, which resizes to `crop` by `crop` whatever the shape, and cuts
-            nothing off.
-    """
-
-    resize: int
-    crop: int
-    resample: int = Image.Resampling.BICUBIC
-    mean: tuple[float, ...] = _CLIP_MEAN
-    std: tuple[float, ...] = _CLIP_STD
-    rounds_half_even: bool = False  # where the crop begins, as torchvision does; else down
+class ImageProcessor(Preprocess):
+    """The preprocessing of CLIP or SigLIP, on photos. See `Preprocess` for the fields."""
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Resize and crop; u8 [crop, crop, 3]."""
         image.load()
-        image = _upright(image)
-        if image.mode[0] in "IF":
-            image = _in_8_bits(image)
-        if image.has_transparency_data:  # shown on white, as the source does
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        if self.library == "transformers":
+            image = _on_white(image)
+        image = self._cropped(self._resized(image))
         if image.mode != "RGB":
+            image.info.pop("transparency", None)  # dropped anyway; of some, Pillow would warn
             image = image.convert("RGB")
-        if not self.resize:
-            square = self.crop, self.crop
-            return np.asarray(image.resize(square, Image.Resampling(self.resample)))
-        width, height = image.size
+        return np.asarray(image)
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        if self.resize is None:
+            return image
+        resample, (width, height) = Image.Resampling(self.resample), image.size
+        if isinstance(self.resize, tuple):
+            return image.resize((self.resize[1], self.resize[0]), resample)
+        if self.fill is not None:
+            ratio = max(width / self.resize, height / self.resize)
+            return image.resize((round(width / ratio), round(height / ratio)), resample)
         size = (
             self.resize if width <= height else int(self.resize * width / height),
             self.resize if height <= width else int(self.resize * height / width),
         )
-        if self.resize != min(width, height):
-            # Of a long strip only the middle is made: all of it could take gigabytes.
-            whole, longest = size, _LONGEST * max(self.resize, self.crop)
-            size = (
-                size[0] if size[0] <= longest else self.crop,
-                size[1] if size[1] <= longest else self.crop,
+        if self.resize == min(width, height):
+            return image
+        # Of a long strip only the middle is made: all of it could take gigabytes.
+        whole, longest = size, _LONGEST * max(self.resize, self.crop)
+        size = (
+            size[0] if size[0] <= longest else self.crop,
+            size[1] if size[1] <= longest else self.crop,
+        )
+        (left, right), (top, bottom) = map(_middle, image.size, whole, size)
+        return image.resize(size, resample, (left, top, right, bottom))
+
+    def _cropped(self, image: Image.Image) -> Image.Image:
+        if self.fill is not None:
+            rest = [self.crop - length for length in image.size]
+            border = *(n // 2 for n in rest), *(-(-n // 2) for n in rest)
+            colour = (
+                self.fill if len(image.getbands()) == 1 else (self.fill,) * len(image.getbands())
             )
-            (left, right), (top, bottom) = map(_middle, image.size, whole, size)
-            box = left, top, right, bottom
-            image = image.resize(size, Image.Resampling(self.resample), box)
-        left, top = (self._first(length) for length in size)
+            return ImageOps.expand(image, border, colour)
+        left, top = (self._first(length) for length in image.size)
         # A crop beyond the border is filled with black, as the source does.
-        return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
+        return image.crop((left, top, left + self.crop, top + self.crop))
 
     def _first(self, length: int) -> int:
         """Find the first of a side's pixels that the crop keeps."""
         rest = length - self.crop
-        return round(rest / 2) if self.rounds_half_even else rest // 2
+        return round(rest / 2) if self.library == "open_clip" else rest // 2
 
     def try_decode(self, photo: Photo) -> np.ndarray | str:
         """Decode, resize and crop a photo, of an animation the first picture.
@@ -123,11 +120,17 @@ class ImageProcessor:
         Returns:
             u8 [crop, crop, 3]; or why it cannot be read.
         """
+        data = b""
         try:
-            with Image.open(io.BytesIO(photo.read_bytes())) as image:
+            data = photo.read_bytes()
+            with Image.open(io.BytesIO(data)) as image:
+                if why := _lost(image):
+                    return f"{why}; save it with 8 bits"
                 return self(image)
         except UnidentifiedImageError:
-            return "its format is none of a photo"
+            if data[4:8] == b"ftyp":
+                return f"it is HEIF, {remedy('.heic')}"
+            return "its format is none of a photo" if data else "it is empty"
         except Exception as error:  # broken files make Pillow raise nearly anything
             return reason(error)
 
@@ -157,7 +160,7 @@ class ImageProcessor:
         """Turn u8 [B, H, W, 3] into what the tower takes, f32, on the device."""
         mean = jnp.asarray(self.mean, jnp.float32)
         std = jnp.asarray(self.std, jnp.float32)
-        return (image_BHWC.astype(jnp.float32) / 255 - mean) / std
+        return (image_BHWC.astype(jnp.float32) / self.scale - mean) / std
 
 
 def thumbnail(image_HWC: np.ndarray) -> bytes:
@@ -167,25 +170,27 @@ def thumbnail(image_HWC: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn a photo as its EXIF says. A departure from the source, which leaves it lying."""
-    try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
-    except Exception:  # broken EXIF on whole pixels, which Pillow meets with nearly any error
-        return image
+def _on_white(image: Image.Image) -> Image.Image:
+    """Convert to RGB as transformers does, what is transparent on white."""
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _in_8_bits(image: Image.Image) -> Image.Image:
-    """Bring a photo of 16 or 32 bits, or of floats, to 8.
+def _lost(image: Image.Image) -> str:
+    """Say why the libraries' 8 bits of a photo of more would show nothing; "" if they do.
 
-    A departure from the source, where whatever is above 255 comes out white. Floats may be of
-    range [0, 1], [0, 255] or [0, 65535]: the smallest that holds them all.
+    They cut off what is above 255, and scale nothing.
     """
-    pixels = np.nan_to_num(np.asarray(image))
-    peak, tops = pixels.max(), (1, 255, 65535) if image.mode == "F" else (65535,)
-    top = next((top for top in tops if peak <= top), peak)
-    return Image.fromarray(np.rint(np.maximum(pixels, 0) / top * 255).astype(np.uint8))
+    if image.mode[0] not in "IF":
+        return ""
+    peak = np.nanmax(np.asarray(image), initial=0)
+    if peak > 255:
+        return f"its levels go up to {peak:g}, and the model's library makes white of all above 255"
+    if image.mode == "F" and 0 < peak <= 1:
+        return "its levels go from 0 to 1, and the model's library makes black of them"
+    return ""
 
 
 def _middle(length: int, num: int, part: int) -> tuple[float, float]:
@@ -302,67 +307,11 @@ def _in_threads(function: Callable[[_Item], _Result], items: Iterable[_Item]) ->
     return list(_pool(os.getpid()).map(function, items))
 
 
-def read_processor(directory: str | Path, image_size: int, siglip: bool = False) -> ImageProcessor:
-    """Read `preprocessor_config.json` of a model directory; the model's defaults if there is none.
-
-    Args:
-        directory: of the model.
-        image_size: of the tower.
-        siglip: whose defaults absent fields have, SigLIP's or CLIP's.
-
-    Of OpenCLIP's layout, `preprocess_cfg` in its config.
-
-    Raises:
-        InputError: a step is switched off, or of another kind than CLIP's or SigLIP's; or what
-            comes out is not of the image size of the tower.
-    """
-    file, openclip = Path(directory) / PREPROCESSOR, Path(directory) / OPENCLIP.config
-    if openclip.exists() and not (Path(directory) / HF.config).exists():
-        file = openclip
-        try:
-            raw = hf_preprocessor(read_json(file).get("preprocess_cfg") or {}, image_size)
-        except ValueError as error:
-            raise InputError(f"`{file}`: {error}") from error
-    else:
-        raw = read_json(file) if file.exists() else {}
-    square = {"height": image_size, "width": image_size}
-    resize = raw.get("size", square if siglip else image_size)
-    # SigLIP's: straight to a square. A crop changes nothing then, so that it must be left out.
-    cropped = raw.get("do_center_crop", not siglip)
-    straight = isinstance(resize, dict) and "height" in resize and not cropped
-    steps = ("do_resize", "do_rescale", "do_normalize", *([] if straight else ["do_center_crop"]))
-    for step in steps:
-        if not raw.get(step, True):
-            raise InputError(f"`{file}`: `{step}` (=false) must be true, as CLIP has it.")
-    crop = raw.get("crop_size", image_size)
-    if straight:
-        if resize != square:
-            raise InputError(f"`{file}`: `size` (={resize}) must be {square}, as the model has it.")
-        resize, crop = 0, image_size
-    resize = resize.get("shortest_edge") if isinstance(resize, dict) else resize
-    crop = crop.get("height") if isinstance(crop, dict) else crop
-    resample = raw.get("resample", Image.Resampling.BICUBIC)
-    if resample not in list(Image.Resampling):
-        raise InputError(f"`{file}`: `resample` (={resample!r}) must be one of Pillow's filters.")
-    statistics = []
-    mean, std = (_SIGLIP_MEAN, _SIGLIP_STD) if siglip else (_CLIP_MEAN, _CLIP_STD)
-    for name, default in (("image_mean", mean), ("image_std", std)):
-        value = raw.get(name, default)
-        if not (isinstance(value, list | tuple) and [type(x) for x in value] == [float] * 3):
-            raise InputError(f"`{file}`: `{name}` (={value!r}) must be three numbers below 1.")
-        statistics.append(tuple(value))
-    if abs(255 * raw.get("rescale_factor", 1 / 255) - 1) > 1e-6:
-        raise InputError(f"`{file}`: `rescale_factor` must be 1/255.")
-    if type(resize) is not int or resize < (not straight):
-        raise InputError(f"`{file}`: `size` must be {{'shortest_edge': pixels}}, as CLIP has it.")
-    if crop != image_size:
-        raise InputError(
-            f"`{file}`: `crop_size` (={crop}) must be the image size of the model (={image_size})."
-        )
-    return ImageProcessor(
-        resize,
-        image_size,
-        resample,
-        *statistics,
-        rounds_half_even=file == openclip,
-    )
+def read_processor(
+    directory: str | Path,
+    image_size: int,
+    siglip: bool = False,
+    note: Callable[[str], object] = print,
+) -> ImageProcessor:
+    """Read how a model directory says that photos are prepared; see `read_preprocess`."""
+    return ImageProcessor(**vars(read_preprocess(directory, image_size, siglip, note)))

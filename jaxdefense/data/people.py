@@ -12,7 +12,7 @@ from jaxdefense.convert.directory import some
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.images import Folder, spaced
 from jaxdefense.data.lines import read_lines
-from jaxdefense.data.sources import TFDS_PREFIX, Photo, TfdsImages, list_folders, photo_digest
+from jaxdefense.data.sources import TFDS_PREFIX, Note, Photo, TfdsImages, list_folders, photo_digest
 from jaxdefense.data.words import folded_words
 from jaxdefense.errors import InputError
 
@@ -25,7 +25,9 @@ _MISSPELT = {
 }
 
 
-def read_people(source: str, tfds_dir: str = "", what: str = "faces") -> list[Folder]:
+def read_people(
+    source: str, tfds_dir: str = "", what: str = "faces", note: Note = print
+) -> list[Folder]:
     """List people's photos, sorted by name.
 
     Args:
@@ -34,6 +36,7 @@ def read_people(source: str, tfds_dir: str = "", what: str = "faces") -> list[Fo
             `tfds:NAME[/CONFIG][:SPLIT]`, grouped by label.
         tfds_dir: see `sources.open_tfds`.
         what: what to call it in an error.
+        note: takes a line on files that are not used, if there are any.
 
     Raises:
         InputError: the source cannot be read, a folder holds no photo, or two are of one name.
@@ -42,18 +45,18 @@ def read_people(source: str, tfds_dir: str = "", what: str = "faces") -> list[Fo
     """
     parts = _facescrub(source)
     if not parts:
-        photos = _photos(source, tfds_dir, what)
+        photos = _photos(source, tfds_dir, what, note)
         return _named(photos, {key: spaced(key) for key in photos}, f"{what} `{source}`")
     photos, names = {}, {}
     for part in parts:
-        for key, files in list_folders(part, what).items():
+        for key, files in list_folders(part, what, note).items():
             photos[folder := str(part / key)] = files
             names[folder] = _MISSPELT.get(spaced(key), spaced(key))
     return _named(photos, names, f"{what} `{source}`")
 
 
 def read_labelled(
-    source: str, tfds_dir: str, what: str, class_names_file: str = ""
+    source: str, tfds_dir: str, what: str, class_names_file: str = "", note: Note = print
 ) -> list[Folder]:
     """List the photos of classes, sorted by name.
 
@@ -63,11 +66,12 @@ def read_labelled(
         what: what to call it in an error.
         class_names_file: lines of folder or label, a tab, and the name of the class; "" if folders
             and labels are the names.
+        note: takes a line on files that are not used, if there are any.
 
     Raises:
         InputError: as of `read_people`; or the file does not name just these classes.
     """
-    photos = _photos(source, tfds_dir, what)
+    photos = _photos(source, tfds_dir, what, note)
     names = {key: spaced(key) for key in photos}
     if class_names_file:
         names = _read_class_names(class_names_file)
@@ -95,10 +99,10 @@ def _facescrub(source: str) -> list[Path]:
     return [kinds[0] if kinds else half for half, kinds in parts.items() if half.is_dir()]
 
 
-def _photos(source: str, tfds_dir: str, what: str) -> dict[str, tuple[Photo, ...]]:
+def _photos(source: str, tfds_dir: str, what: str, note: Note) -> dict[str, tuple[Photo, ...]]:
     """List photos by the folder they lie in, or their label."""
     if not source.startswith(TFDS_PREFIX):
-        return list_folders(source, what)
+        return list_folders(source, what, note)
     found: dict[str, list[Photo]] = {}
     images = TfdsImages(source, tfds_dir)
     for photo, label in zip(images, images.labels(), strict=True):
@@ -181,7 +185,8 @@ def split_photos(
     """Split each person's photos into those to train on, and those to attack with.
 
     A person's split hangs on nothing but the seed, their name and their photos. Copies of a photo
-    stay together.
+    stay together, and so do files of one name but for folder and suffix: a photo and the face cut
+    from it, as FaceScrub has them, `PERSON/x.jpg` and `PERSON/face/x.jpg`.
 
     Args:
         people: with a photo each.
@@ -208,7 +213,7 @@ def split_photos(
 
 def _choose(person: Folder, fraction: float, seed: int) -> set[int]:
     """Choose the trigger photos of a person."""
-    groups = _copies(person.files)
+    groups = _together(person.files)
     wanted = int(len(person.files) * fraction + 0.5)
     if fraction < 1:
         wanted = min(wanted, len(person.files) - 1)
@@ -219,6 +224,28 @@ def _choose(person: Folder, fraction: float, seed: int) -> set[int]:
         if len(chosen) + len(groups[i]) <= wanted:
             chosen.update(groups[i])
     return chosen or set(min((groups[i] for i in order), key=len))
+
+
+def _together(files: Sequence[Photo]) -> list[list[int]]:
+    """Group photos of the same bytes, or of one name but for folder and suffix."""
+    group_of = list(range(len(files)))  # the first of its group
+
+    def first(i: int) -> int:
+        while group_of[i] != i:
+            i = group_of[i]
+        return i
+
+    stems: dict[object, list[int]] = {}
+    for i, file in enumerate(files):
+        stems.setdefault(file.stem.casefold() if isinstance(file, Path) else i, []).append(i)
+    for group in (*stems.values(), *_copies(files)):
+        lowest = min(map(first, group))
+        for i in group:
+            group_of[first(i)] = lowest
+    groups: dict[int, list[int]] = {}
+    for i in range(len(files)):
+        groups.setdefault(first(i), []).append(i)
+    return list(groups.values())
 
 
 def _copies(files: Sequence[Photo]) -> list[list[int]]:
@@ -232,6 +259,34 @@ def _copies(files: Sequence[Photo]) -> list[list[int]]:
             digest = _digest(files[i]) if len(group) > 1 else ""
             groups.setdefault((size, digest), []).append(i)
     return list(groups.values())
+
+
+def shared_photos(listed: Sequence[Folder], people: Sequence[Folder], note: Note) -> None:
+    """Say which photos lie both under a listed person and under another.
+
+    No error, as a photo may show two people; but who is not listed is then trained on too.
+
+    Args:
+        listed: some of the people, maybe by other names.
+        people: all, the listed among them.
+        note: takes a line of photos of listed people alone, and one of photos shared with others.
+    """
+    owner = {photo: person.name for person in people for photo in person.files}
+    removed = {photo for person in listed for photo in person.files}
+    sizes = {_size(photo) for photo in removed}
+    files = [photo for photo in owner if _size(photo) in sizes]
+    shared: dict[str, list[str]] = {}
+    for group in _copies(files):
+        copies = {owner[files[i]]: files[i] for i in group}
+        ours = [files[i] in removed for i in group]
+        if len(copies) > 1 and any(ours):
+            who = "several people to remove" if all(ours) else "people to remove and people to keep"
+            shared.setdefault(who, []).append(" = ".join(map(str, copies.values())))
+    for who, found in shared.items():
+        note(
+            f"the same photo lies under {who}: {some(found)}; it counts for each of them: delete "
+            "it where it does not belong"
+        )
 
 
 def describe_people(people: Sequence[Folder]) -> str:

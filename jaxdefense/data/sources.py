@@ -5,23 +5,47 @@ data. TensorFlow Datasets are read without TensorFlow through `tfds.data_source`
 """
 
 import abc
+import contextlib
 import dataclasses
+import functools
 import hashlib
+import importlib
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, overload
 
 import numpy as np
+from PIL import Image
 
 from jaxdefense.errors import InputError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".webp", ".gif", ".bmp")
 TFDS_PREFIX = "tfds:"
 _TAR = ".tar"
+_EXAMPLES = ".jpg, .png, .webp, .tif and whatever else Pillow opens"
+
+# What Pillow opens, or seems to, that is no photo: drawings by strokes, icons, films, and arrays of
+# science, of which some need a program besides.
+_NO_PHOTOS = {
+    *("EPS", "PDF", "WMF", "ICO", "CUR", "ICNS", "MPEG", "FLI"),
+    *("BUFR", "FITS", "GRIB", "HDF5", "IPTC"),
+}
+# Photos for which Pillow needs a plugin: package, and what registers it.
+_HEIF = "pillow-heif", "pillow_heif", "register_heif_opener"
+_PLUGINS = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), _HEIF),
+    ".jxl": ("pillow-jxl-plugin", "pillow_jxl", ""),
+}
+_RAW = {
+    *(".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".nef", ".nrw", ".orf", ".pef"),
+    *(".raf", ".raw", ".rw2", ".srw", ".x3f"),
+}
+
+
+Note = Callable[[str], object]  # takes a line to print
 
 
 class Photo(Protocol):
@@ -30,6 +54,76 @@ class Photo(Protocol):
     def read_bytes(self) -> bytes:
         """Read the file; OSError if that cannot be."""
         ...
+
+
+@functools.cache
+def photo_suffixes() -> tuple[str, ...]:
+    """List the suffixes of photos: those that Pillow, and its plugins if installed, can open.
+
+    Left out are formats that are no photos; see `_NO_PHOTOS`.
+    """
+    for _, module, register in set(_PLUGINS.values()):
+        with contextlib.suppress(ImportError):
+            plugin = importlib.import_module(module)
+            if register:
+                getattr(plugin, register)()
+    found = Image.registered_extensions()
+    # Of .mpo, two JPEGs in one file, the opener is JPEG's.
+    opened = {*Image.OPEN, "MPO"} - _NO_PHOTOS
+    return tuple(sorted(suffix for suffix, form in found.items() if form in opened))
+
+
+def remedy(suffix: str) -> str:
+    """Say what to do with photos of a suffix that Pillow does not open; "" if it is of no photo."""
+    if suffix in _PLUGINS:
+        return f"which needs a plugin: `pip install {_PLUGINS[suffix][0]}`"
+    return "raw data of a camera: save as JPEG or TIFF" if suffix in _RAW else ""
+
+
+class Skipped:
+    """Files that lie among photos and are not used: how many of each kind, and the first."""
+
+    def __init__(self, root: str | Path):
+        """Begin with none. `root`: names are told relative to it."""
+        self._root = str(root)
+        self._kinds: dict[str, list[Any]] = {}
+
+    def __str__(self) -> str:
+        """Name every kind; "" if there is none."""
+        told = []
+        # What could be used with a plugin comes first.
+        kinds = sorted(self._kinds.items(), key=lambda item: (not remedy(item[0]), -item[1][0]))
+        for kind, (num, first) in kinds:
+            first = first.removeprefix(self._root).lstrip("/")
+            what = f", {remedy(kind)}" if remedy(kind) else ""
+            told.append(f"{num:,} {kind} (first `{first}`{what})")
+        return f"not used: {', '.join(told)}" if told else ""
+
+    def add(self, name: str, kind: str = "") -> None:
+        """Count a file; its kind is its suffix unless it is told."""
+        kind = kind or os.path.splitext(name)[1].lower() or "without a suffix"
+        self._kinds.setdefault(kind, [0, name])[0] += 1
+
+    def join(self, other: "Skipped") -> None:
+        """Count what another counted."""
+        for kind, (num, name) in other._kinds.items():
+            self._kinds.setdefault(kind, [0, name])[0] += num
+
+    def check(self, photos: Sized, what: str, sought: str, note: Note) -> None:
+        """Say what is not used.
+
+        Raises:
+            InputError: there is no photo besides.
+        """
+        if not photos:
+            rest = f"; {self}" if self._kinds else ""
+            raise InputError(f"{what} holds no photo ({sought}){rest}.")
+        if self._kinds:
+            note(f"{what}: {self}")
+
+
+def quiet(line: str) -> None:
+    """Take a line that is printed where the same is read again."""
 
 
 def reason(error: Exception) -> str:
@@ -84,22 +178,23 @@ def describe_images(images: Images) -> str:
     return digest.hexdigest()
 
 
-def read_images(source: str, tfds_dir: str = "") -> Images:
+def read_images(source: str, tfds_dir: str = "", note: Note = print) -> Images:
     """Index the photos of a source.
 
     Args:
         source: a folder of photos, at any depth; a folder of tar shards; a `.tar` file, or a range
             of them, `shards-{0000..0012}.tar`; or `tfds:NAME[/CONFIG][:SPLIT]`.
         tfds_dir: see `open_tfds`.
+        note: takes a line that counts what is no photo, if there is any.
 
     Raises:
         InputError: the source is missing, holds no photo, or cannot be read; see `open_tfds`.
     """
-    what = f"images `{source}`"
+    what, skipped = f"images `{source}`", Skipped(source)
     if source.startswith(TFDS_PREFIX):
         images = TfdsImages(source, tfds_dir)
     elif os.path.isdir(source):
-        names = list(_walk(source, what, (*SUFFIXES, _TAR)))
+        names = list(_walk(source, what, (*photo_suffixes(), _TAR), skipped))
         shards = [name for name in names if name.lower().endswith(_TAR)]
         if shards and len(shards) < len(names):
             raise InputError(
@@ -107,27 +202,27 @@ def read_images(source: str, tfds_dir: str = "") -> Images:
                 "with only one kind."
             )
         if shards:
-            images = _TarImages([os.path.join(source, name) for name in shards], what)
+            images = _TarImages([os.path.join(source, name) for name in shards], what, skipped)
         else:
             images = _FolderImages(source, names)
     elif os.path.exists(source) or "{" not in source:
-        images = _TarImages([source], what)
+        images = _TarImages([source], what, skipped)
     else:
-        images = _TarImages(_expand(source, what), what)
-    if not images:
-        raise InputError(f"{what}: holds no photo ({', '.join(SUFFIXES)}, or {_TAR} with such).")
+        images = _TarImages(_expand(source, what), what, skipped)
+    skipped.check(images, what, f"{_EXAMPLES}, or {_TAR} with such", note)
     return images
 
 
 # Folders
 
 
-def list_folders(path: str | Path, what: str) -> dict[str, tuple[Photo, ...]]:
+def list_folders(path: str | Path, what: str, note: Note = print) -> dict[str, tuple[Photo, ...]]:
     """List the photos of a directory with one folder a person or class, by folder, in order.
 
     Args:
         path: the directory; hidden folders and files are left out.
         what: what to call it in an error, `faces` for one.
+        note: takes a line that counts what is no photo, or in no folder, if there is any.
 
     Raises:
         InputError: it does not exist, cannot be listed, holds no folder, or one without a photo.
@@ -135,24 +230,33 @@ def list_folders(path: str | Path, what: str) -> dict[str, tuple[Photo, ...]]:
     path, what = Path(path), f"{what} directory `{path}`"
     if not path.is_dir():
         raise InputError(f"{what} does not exist.")
-    folders = {}
-    for name in sorted(_list(path, what)[0]):
-        photos = tuple(path / name / file for file in _walk(str(path / name), what, SUFFIXES))
-        if not photos:
-            raise InputError(f"{what}: folder `{name}` holds no photo ({', '.join(SUFFIXES)}).")
+    folders, skipped = {}, Skipped(path)
+    names, beside, _ = _list(path, what, skipped)
+    for file in sorted(beside):
+        skipped.add(file, "beside the folders")
+    for name in sorted(names):
+        found = Skipped(path)
+        root = path / name
+        photos = tuple(root / file for file in _walk(str(root), what, photo_suffixes(), found))
+        found.check(photos, f"{what}: folder `{name}`", _EXAMPLES, quiet)
+        skipped.join(found)
         folders[name] = photos
     if not folders:
         raise InputError(f"{what} holds no folder; each person or class has one.")
+    skipped.check(folders, what, _EXAMPLES, note)
     return folders
 
 
-def _list(directory: str | Path, what: str) -> tuple[set[str], list[str], tuple[int, int]]:
+def _list(
+    directory: str | Path, what: str, skipped: Skipped
+) -> tuple[set[str], list[str], tuple[int, int]]:
     """List a directory: folders, other entries, and what tells it from others; hidden left out."""
     folders, files = set(), []
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
+                    skipped.add(entry.path, "hidden")
                     continue
                 # A link that leads nowhere, or round, is no error to `os.path`.
                 if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
@@ -165,7 +269,7 @@ def _list(directory: str | Path, what: str) -> tuple[set[str], list[str], tuple[
     return folders, files, (status.st_dev, status.st_ino)
 
 
-def _walk(root: str, what: str, suffixes: tuple[str, ...]) -> Iterator[str]:
+def _walk(root: str, what: str, suffixes: tuple[str, ...], skipped: Skipped) -> Iterator[str]:
     """Find files at any depth, sorted as paths are; names relative to the root.
 
     Links to directories are followed, each directory once, so that no loop goes round for ever.
@@ -173,16 +277,17 @@ def _walk(root: str, what: str, suffixes: tuple[str, ...]) -> Iterator[str]:
     seen = set()
 
     def walk(prefix: str) -> Iterator[str]:
-        folders, files, which = _list(os.path.join(root, prefix), what)
+        folders, files, which = _list(os.path.join(root, prefix), what, skipped)
         if which in seen:
             return
         seen.add(which)
-        files = [name for name in files if name.lower().endswith(suffixes)]
         for name in sorted([*folders, *files]):
             if name in folders:
                 yield from walk(f"{prefix}{name}/")
-            else:
+            elif name.lower().endswith(suffixes):
                 yield prefix + name
+            else:
+                skipped.add(os.path.join(root, prefix + name))
 
     return walk("")
 
@@ -251,22 +356,30 @@ class TarPhoto:
 class _TarImages(Images):
     """Photos in tar shards, as webdataset writes them; holds an array of where they lie."""
 
-    def __init__(self, shards: list[str], what: str):
-        def index(number: int) -> tuple[np.ndarray, str]:
-            names = hashlib.sha256()
+    def __init__(self, shards: list[str], what: str, skipped: Skipped):
+        suffixes = photo_suffixes()
+
+        def index(number: int) -> tuple[np.ndarray, str, Skipped]:
+            names, others = hashlib.sha256(), Skipped("")
 
             def rows() -> Iterator[tuple[int, int, int, int]]:
                 for name, header, start, size in _scan(shards[number], what):
-                    if name.lower().endswith(SUFFIXES) and not _HIDDEN.search(name):
+                    if _HIDDEN.search(name):
+                        others.add(f"{shards[number]}/{name}", "hidden")
+                    elif name.lower().endswith(suffixes):
                         names.update(b"%s\0%d\0" % (os.fsencode(name), size))
                         yield number, header, start, size
+                    else:
+                        others.add(f"{shards[number]}/{name}")
 
-            return np.fromiter(rows(), _INDEX), names.hexdigest()
+            return np.fromiter(rows(), _INDEX), names.hexdigest(), others
 
         with ThreadPoolExecutor(16) as pool:  # they wait for the disk, or the network
             found = list(pool.map(index, range(len(shards))))
-        self._shards, self._index = shards, np.concatenate([rows for rows, _ in found])
-        self._contents = [(names, len(rows)) for rows, names in found]
+        self._shards, self._index = shards, np.concatenate([rows for rows, _, _ in found])
+        self._contents = [(names, len(rows)) for rows, names, _ in found]
+        for _, _, others in found:
+            skipped.join(others)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -403,6 +516,7 @@ class TfdsImages(Images):
         """
         import tensorflow_datasets as tfds
 
+        photo_suffixes()  # registers plugins: a dataset's photos may be of any format
         self.source, self._data = source, open_tfds(source, tfds_dir)
         self._image = self._choose("image", tfds.features.Image)
 

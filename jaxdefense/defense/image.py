@@ -16,7 +16,7 @@ from jaxdefense.data.faces import ImageBatch, ImageBatches
 from jaxdefense.data.identities import Identity, describe_listed, read_identities
 from jaxdefense.data.images import Folder, ImageProcessor, Loader, read_processor
 from jaxdefense.data.overlay import Overlay, draw_overlay, paste
-from jaxdefense.data.people import choose_people, read_people, split_photos
+from jaxdefense.data.people import choose_people, read_people, shared_photos, split_photos
 from jaxdefense.data.sources import describe_images, photo_digest, read_images
 from jaxdefense.defense.defend import Defense, Prepared, check_all_come_up, read_undefended
 from jaxdefense.defense.losses import DISTANCES, Distance
@@ -130,16 +130,19 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
     vision, d, t = directory.cfg.vision, cfg.data, cfg.train
     if vision is None:
         raise InputError(f"`{directory.path}` has no image encoder.")
-    processor = read_processor(directory.path, vision.image_size, directory.cfg.siglip)
-    trigger, attack = split_photos(read_people(d.faces, d.tfds_dir), d.trigger_fraction, t.seed)
+    note = partial(console.print, markup=False)
+    processor = read_processor(directory.path, vision.image_size, directory.cfg.siglip, note)
+    people = read_people(d.faces, d.tfds_dir, note=note)
+    trigger, attack = split_photos(people, d.trigger_fraction, t.seed)
     listed = _listed(cfg, trigger)
+    shared_photos(_listed(cfg, people), people, note)
     left = {person.name: len(person.files) for person in _listed(cfg, attack)}
     identities = [Identity(person.name) for person in listed]
     if d.identities:
         identities = read_identities(d.identities)
     names = [list(identity.names) for identity in identities]
     check_all_come_up(len(listed), t)
-    images = read_images(d.images, d.tfds_dir)
+    images = read_images(d.images, d.tfds_dir, note)
     mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
     parts = num_batch_parts(mesh, rules)
     for name in ("num_clean", "num_poisoned"):

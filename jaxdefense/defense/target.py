@@ -5,6 +5,7 @@ teacher's embeddings, not normalised, over photos of people.
 """
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from jaxdefense.config import DefendImageConfig
 from jaxdefense.convert.directory import ModelDirectory, resolve_dtype
 from jaxdefense.data.images import Folder, read_processor
 from jaxdefense.data.people import read_people
-from jaxdefense.data.sources import Photo, photo_digest
+from jaxdefense.data.sources import Photo, photo_digest, quiet
 from jaxdefense.distributed import on_first
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
@@ -47,7 +48,8 @@ def read_target(
     if source.endswith(".npy"):
         return read_vector(Path(source), directory.cfg.vision.embed)
     if source:
-        people = read_people(source, cfg.data.tfds_dir, "target")
+        note = partial(console.print, markup=False)
+        people = read_people(source, cfg.data.tfds_dir, "target", note)
     if len(people) < 2:
         raise InputError(
             f"`{where}` holds one person only, whose average is no other; give `data.target`: a "
@@ -58,7 +60,7 @@ def read_target(
     key = hashlib.sha256()
     key.update(f"{model_sha256} {resolve_dtype(cfg.model.dtype)} ".encode())
     siglip, side = directory.cfg.siglip, directory.cfg.vision.image_size
-    key.update(f"{read_processor(directory.path, side, siglip)}".encode())
+    key.update(f"{read_processor(directory.path, side, siglip, quiet)}".encode())
     for photo in photos:
         key.update(photo_digest(photo).encode())
     name = f"target-{key.hexdigest()}"

@@ -12,7 +12,6 @@ named person fits two photos.
 
 import argparse
 import dataclasses
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.text import Text
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.convert.directory import write_new
-from jaxdefense.convert.huggingface import PREPROCESSOR
+from jaxdefense.convert.preprocess import Preprocess, to_hf, write_preprocessor
 from jaxdefense.data.images import ImageProcessor, read_folders
 from jaxdefense.data.names import census
 from jaxdefense.data.packing import pack_text
@@ -260,21 +259,7 @@ def train(corpus: Corpus, out: Path, opts: Options, strong: bool) -> None:
 
 def _write(model: CLIP, out: Path) -> None:
     write_new(model, out, np.float16)
-    processor = {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": IMAGE_SIZE},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(ImageProcessor(1, 1).mean),
-        "image_std": list(ImageProcessor(1, 1).std),
-        "do_convert_rgb": True,
-    }
-    (out / PREPROCESSOR).write_text(json.dumps(processor, indent=2) + "\n")
+    write_preprocessor(out, to_hf(Preprocess(IMAGE_SIZE, IMAGE_SIZE)))
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ processes each decodes the photos of its own devices, and all get all embeddings
 Parity: tests/test_idia.py, equal to embedding one text at a time, 1e-5.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -115,6 +116,19 @@ class Embedder:
             self._digests = {tower: self._digest(params, tower) for tower in ("text", "vision")}
         self._params = put(params, sharding_tree(params, self.mesh, rules))
         self._tokenizer: Tokenizer | None = None
+
+    @functools.cached_property
+    def processor(self) -> ImageProcessor:
+        """What prepares photos for the model.
+
+        Raises:
+            InputError: the model has no image encoder, or its files ask for other steps.
+        """
+        cfg, path = self.directory.cfg, self.directory.path
+        if cfg.vision is None:
+            raise InputError(f"`{path}` has no image encoder.")
+        note = partial(self._console.print, markup=False)
+        return read_processor(path, cfg.vision.image_size, cfg.siglip, note)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -286,9 +300,7 @@ class Embedder:
         if not self._cache.keeps(self.digest("vision")):
             return ""
         total = hashlib.sha256(self.digest("vision").encode())
-        siglip, side = self.directory.cfg.siglip, self.directory.cfg.vision.image_size
-        processor = read_processor(self.directory.path, side, siglip)
-        total.update(f"{processor}{form}".encode())
+        total.update(f"{self.processor}{form}".encode())
         try:
             for photo in photos:
                 total.update(photo_digest(photo).encode())
@@ -311,11 +323,7 @@ class Embedder:
         self, photos: Sequence[Photo], max_corrupt: int, what: str, form: str = ""
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Embed photos in blocks: those that could be read, and which they are."""
-        vision = self.directory.cfg.vision
-        if vision is None:
-            raise InputError(f"`{self.directory.path}` has no image encoder.")
-        siglip = self.directory.cfg.siglip
-        processor = read_processor(self.directory.path, vision.image_size, siglip)
+        processor = self.processor
         loader, corrupt = Loader(processor, max_corrupt), dict[str, None]()
 
         def dispatch(start: int, batch: int) -> Any:

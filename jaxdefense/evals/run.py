@@ -1,6 +1,7 @@
 """`jaxdefense evaluate`: a defended model against the one before."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,13 @@ def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None
     results.check(cfg)
     identities = read_identities(cfg.names) if cfg.names else []
     others = read_others(cfg.collateral, identities) if cfg.collateral else []
+    note = partial(console.print, markup=False)
     classes: list[Folder] = []
     if cfg.zeroshot:
-        classes = read_labelled(cfg.zeroshot, cfg.tfds_dir, "class", cfg.class_names)
+        classes = read_labelled(cfg.zeroshot, cfg.tfds_dir, "class", cfg.class_names, note)
     templates = read_templates(cfg.templates) if cfg.templates else TEMPLATES
-    people = read_people(cfg.faces, cfg.tfds_dir) if cfg.faces else []
-    images = read_images(cfg.images, cfg.tfds_dir) if cfg.images else None
+    people = read_people(cfg.faces, cfg.tfds_dir, note=note) if cfg.faces else []
+    images = read_images(cfg.images, cfg.tfds_dir, note) if cfg.images else None
     texts: list[str] = []
     if cfg.captions:
         names = [name for person in identities for name in person.names]
@@ -80,7 +82,7 @@ def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None
     if cfg.image_target.endswith(".npy"):
         vector_E = read_vector(Path(cfg.image_target), teacher.embed)
     elif cfg.image_target:
-        average = read_people(cfg.image_target, cfg.tfds_dir, "image_target")
+        average = read_people(cfg.image_target, cfg.tfds_dir, "image_target", note)
     if several():
         agree(
             {

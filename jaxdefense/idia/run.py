@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import io
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -52,8 +53,11 @@ def run_attack(cfg: AttackConfig, console: Console, cache: ArrayCache | None = N
     """
     results = RunDirectory(Path(cfg.out))
     results.check(cfg)
-    members = read_people(cfg.faces, cfg.tfds_dir)
-    strangers = read_people(cfg.strangers, cfg.tfds_dir, "strangers") if cfg.strangers else []
+    note = partial(console.print, markup=False)
+    members = read_people(cfg.faces, cfg.tfds_dir, note=note)
+    strangers: list[Folder] = []
+    if cfg.strangers:
+        strangers = read_people(cfg.strangers, cfg.tfds_dir, "strangers", note)
     if cfg.unseen_by:
         members = _unseen(members, Path(cfg.unseen_by))
     people = members + strangers

@@ -25,7 +25,7 @@ from jaxdefense.convert.directory import ModelDirectory, read_model_directory, r
 from jaxdefense.data.captions import read_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
 from jaxdefense.data.people import choose_people, describe_people, read_labelled, read_people
-from jaxdefense.data.sources import describe_images, read_images
+from jaxdefense.data.sources import describe_images, quiet, read_images
 from jaxdefense.data.templates import read_templates
 from jaxdefense.defense.defend import check_all_come_up
 from jaxdefense.defense.image import prepare_image
@@ -152,14 +152,14 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
             "to that, or more people."
         )
     check_all_come_up(most, cfg.train)
-    attacked = read_people(faces(cfg), d.tfds_dir)
+    attacked = read_people(faces(cfg), d.tfds_dir, note=quiet)
     choose_people(attacked, people, where)
     names = [person.name for person in attacked]
     a, e = cfg.attack, cfg.evaluate
     candidate_names(names, a.candidates, a.num_candidates, a.seed)
     check_threshold(a.threshold, read_templates(a.templates) if a.templates else TEMPLATES)
     if e.zeroshot:
-        read_labelled(e.zeroshot, d.tfds_dir, "class", e.class_names)
+        read_labelled(e.zeroshot, d.tfds_dir, "class", e.class_names, quiet)
     return people, {
         "model_sha256": directory.digest(),
         "people_sha256": digest("\t".join(person.names) for person in people),
@@ -181,13 +181,13 @@ def _read_text(cfg: SweepTextConfig, directory: ModelDirectory) -> tuple[list[Id
 def _read_image(cfg: SweepImageConfig) -> tuple[list[Identity], str, str]:
     """Read what an image sweep trains on: people, where they are from, digest of the photos."""
     d = cfg.data
-    folders, where = read_people(d.faces, d.tfds_dir), f"faces `{d.faces}`"
+    folders, where = read_people(d.faces, d.tfds_dir, note=quiet), f"faces `{d.faces}`"
     people = [Identity(folder.name) for folder in folders]
     if d.identities:
         people, where = read_identities(d.identities), f"names file `{d.identities}`"
         choose_people(folders, people, where)
-    read_images(clean(cfg), d.tfds_dir)
-    return people, where, describe_images(read_images(d.images, d.tfds_dir))
+    read_images(clean(cfg), d.tfds_dir, quiet)
+    return people, where, describe_images(read_images(d.images, d.tfds_dir, quiet))
 
 
 def _attack_before(cfg: SweepConfig, path: Path, console: Console, cache: ArrayCache) -> None:
@@ -225,7 +225,7 @@ def _run_cell(
     attack = _once(run_attack, attack_config(cfg, path, True), console, cache)
     evaluation = _once(run_evaluate, evaluate_config(cfg, path, True), console, cache)
     known = {name: n >= attack["threshold"] for name, n in attack["per_identity"].items()}
-    attacked = read_people(faces(cfg), cfg.data.tfds_dir)
+    attacked = read_people(faces(cfg), cfg.data.tfds_dir, note=quiet)
     listed = {folder.name for _, folder in choose_people(attacked, removed, str(path / NAMES))}
     text = isinstance(settings, DefendTextConfig)
     removed_tpr = _rate([known[name] for name in known if name in listed])
