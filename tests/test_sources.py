@@ -12,6 +12,7 @@ import tracemalloc
 import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -697,7 +698,7 @@ def test_photos_beside_the_folders_are_told(tmp_path):
 
 
 def test_plugin_that_is_installed_is_used(tmp_path, monkeypatch):
-    plugin = types.ModuleType("pillow_heif")
+    plugin: Any = types.ModuleType("pillow_heif")
 
     def register():
         Image.init()
