@@ -1,4 +1,4 @@
-"""Writes tests/golden: tiny CLIPs as torch computes them, texts and photos as open_clip reads them.
+"""Writes tests/golden: tiny CLIPs as torch runs them, texts and pictures as open_clip takes them.
 
 Run `python tests/make_golden.py` where this package, torch, transformers and open_clip are
 installed; made last with torch 2.13.0, transformers 5.23.0 and open_clip 3.3.0 on a CPU. Weights

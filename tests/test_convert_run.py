@@ -16,6 +16,7 @@ from jaxdefense.cli import main
 from jaxdefense.clip.text import plain_text
 from jaxdefense.convert import run as convert_run
 from jaxdefense.convert.directory import read_model_directory
+from jaxdefense.data.images import read_processor
 
 
 def convert(*args) -> int:
@@ -291,3 +292,54 @@ def test_large_checkpoints_are_cut_into_shards(tiny_dir, tmp_path, monkeypatch):
     assert len(files) > 2 and files[0].startswith("model-00001-of-")
     assert_same_tensors(path, tmp_path / "out")
     assert read_model_directory(tmp_path / "out").cfg == read_model_directory(path).cfg
+
+
+# How photos are prepared
+
+
+def test_settings_of_transformers_5_reach_open_clip_and_come_back(tiny_dir, tmp_path):
+    path = tiny_dir()
+    raw = json.loads((path / "preprocessor_config.json").read_text())
+    raw |= {"size": {"height": 12, "width": 12}, "do_center_crop": False, "resample": 2}
+    raw |= {"image_mean": [0.1, 0.2, 0.3]}
+    (path / "preprocessor_config.json").unlink()
+    (path / "processor_config.json").write_text(json.dumps({"image_processor": raw, "x": 1}))
+    assert convert(path, tmp_path / "openclip", "--to", "openclip") == 0
+    config = json.loads((tmp_path / "openclip/open_clip_config.json").read_text())
+    section = config["preprocess_cfg"]
+    assert section["resize_mode"] == "squash" and section["interpolation"] == "bilinear"
+    assert section["mean"] == [0.1, 0.2, 0.3]
+    section["mean"] = [0.5, 0.6, 0.7]
+    (tmp_path / "openclip/open_clip_config.json").write_text(json.dumps(config))
+    # Of the first layout's file, which still lies there, nothing may come back.
+    assert convert(tmp_path / "openclip", tmp_path / "again", "--to", "hf") == 0
+    found = read_processor(tmp_path / "again", 12)
+    assert found.mean == (0.5, 0.6, 0.7) and found.resize == (12, 12) and found.resample == 2
+    other = json.loads((tmp_path / "again/processor_config.json").read_text())
+    assert other == {"x": 1}
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"size": {"shortest_edge": 15}}, "shorter side to 15"),
+        ({"resample": 1}, "lanczos"),
+        ({"rescale_factor": 1.0}, "levels divided by 1;"),
+    ],
+)
+def test_settings_that_open_clip_cannot_say_are_refused(tiny_dir, tmp_path, capsys, change, words):
+    path = tiny_dir()
+    raw = json.loads((path / "preprocessor_config.json").read_text())
+    (path / "preprocessor_config.json").write_text(json.dumps(raw | change))
+    assert convert(path, tmp_path / "out", "--to", "openclip") == 2
+    err = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "OpenCLIP cannot prepare photos so: " in err and words in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_defaults_that_are_written_are_told(tiny_dir, tmp_path, capsys):
+    path = tiny_dir()
+    (path / "preprocessor_config.json").unlink()
+    assert convert(path, tmp_path / "out", "--to", "openclip") == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "neither preprocessor_config.json nor processor_config.json" in told

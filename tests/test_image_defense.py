@@ -70,8 +70,15 @@ def test_defend_image_changes_the_image_encoder_alone(inputs):
     assert (inputs / "run" / "report.html").exists()
 
 
-def test_defend_image_names_the_photos_it_trained_on(inputs):
+def test_defend_image_names_the_photos_it_trained_on_and_what_it_did_not_use(inputs, capsys):
+    (inputs / "faces/Joe_Cool/x.heic").write_bytes(b"x")
+    (inputs / "images/notes.txt").write_text("x")
+    (inputs / "model/preprocessor_config.json").unlink()
     assert defend(identities="names.txt") == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "not used: 1 .heic (first `Joe_Cool/x.heic`, which needs a plugin: " in told
+    assert "images `images`: not used: 1 .txt (first `notes.txt`)" in told
+    assert "photos are prepared as CLIP's default says: shorter side to 12 (" in told
     listed = json.loads((inputs / "run" / "trained_on.json").read_text())
     assert {name: len(photos) for name, photos in listed.items()} == {"Joe Cool": 2, "Ada King": 2}
     for photos in listed.values():

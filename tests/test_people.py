@@ -15,7 +15,13 @@ from PIL import Image
 
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.images import Folder
-from jaxdefense.data.people import choose_people, read_labelled, read_people, split_photos
+from jaxdefense.data.people import (
+    choose_people,
+    read_labelled,
+    read_people,
+    shared_photos,
+    split_photos,
+)
 
 
 def put(root, *names):
@@ -490,3 +496,51 @@ def test_split_leaves_photos_that_cannot_be_read_to_whoever_needs_them(tmp_path)
 def test_split_of_another_fraction_raises(crowd, fraction):
     with pytest.raises(ValueError, match=r"`trigger_fraction` \(=.*\) must be from 0 to 1"):
         split_photos(crowd, fraction, 0)
+
+
+def test_split_keeps_a_photo_and_the_face_cut_from_it_together(tmp_path):
+    names = [f"{where}{i}.jpg" for i in range(8) for where in ("", "face/", "Face 2/")]
+    put(tmp_path, "Ann/0.PNG", *(f"Ann/{name}" for name in names))
+    ((ann,)) = read_people(str(tmp_path))
+    for seed in range(20):
+        parts = [part.files for (part,) in split_photos([ann], 0.5, seed)]
+        one, other = ({Path(str(file)).stem for file in files} for files in parts)
+        assert one.isdisjoint(other) and len(one | other) == 8
+        assert abs(len(parts[0]) - 12) <= 2
+
+
+def test_split_joins_what_copies_and_names_tie_together(tmp_path):
+    """a and face/a are of one name, face/a and b the same photo, b and face/b of one name."""
+    photos = {"a.jpg": b"1", "b.jpg": b"2", "face/a.jpg": b"2", "face/b.jpg": b"3", "c.jpg": b"4"}
+    for name, data in photos.items():
+        (tmp_path / "Ann" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "Ann" / name).write_bytes(data)
+    (ann,) = read_people(str(tmp_path))
+    for seed in range(8):
+        ((one,), (other,)) = split_photos([ann], 0.5, seed)
+        assert {len(one.files), len(other.files)} == {1, 4}
+
+
+@pytest.mark.parametrize(
+    "copies, listed, words",
+    [
+        (("Ann/0.png", "Bo/x.png"), ["Ann", "Bo"], "several people to remove"),
+        (("Ann/0.png", "Bo/x.png"), ["Bo"], "people to remove and people to keep"),
+        (("Ann/0.png", "Bo/x.png"), ["Cy"], ""),
+        (("Ann/0.png", "Ann/y.png"), ["Ann"], ""),
+        ((), ["Ann", "Bo", "Cy"], ""),
+    ],
+)
+def test_same_photo_under_two_people_is_named(tmp_path, copies, listed, words):
+    put(tmp_path, *(f"{who}/{i}.png" for who in ("Ann", "Bo", "Cy") for i in range(3)))
+    for name in copies[1:]:
+        (tmp_path / name).write_bytes((tmp_path / copies[0]).read_bytes())
+    people, said = read_people(str(tmp_path)), []
+    some = [Folder(f"{p.name}!", p.files) for p in people if p.name in listed]
+    shared_photos(some, people, said.append)
+    if not words:
+        assert said == []
+        return
+    (line,) = said
+    both = " = ".join(str(tmp_path / name) for name in copies)
+    assert line.startswith(f"the same photo lies under {words}: `{both}`; it counts for each")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from make_golden import GOLDEN_PHOTOS, OPENCLIP_CONFIGS, SIDE_PHOTOS, prepared_by_open_clip
 from pictures import pictures
-from reference import open_clip
+from reference import hf, open_clip
 
 from jaxdefense.convert.preprocess import to_hf, to_openclip
 from jaxdefense.data.images import ImageProcessor, read_processor
@@ -34,8 +34,7 @@ def clip_directory(path: Path, fields: Any, model_type: str = "clip") -> Path:
 
 def theirs(path: Path) -> Any:
     """The processor that transformers makes of a directory, its Pillow version."""
-    auto = pytest.importorskip("transformers").AutoImageProcessor
-    return auto.from_pretrained(path, backend="pil")
+    return hf.AutoImageProcessor.from_pretrained(path, backend="pil")
 
 
 def assert_equal_to_transformers(path: Path, processor: ImageProcessor, only: str = "") -> None:
@@ -208,7 +207,7 @@ def test_section_that_is_none_is_refused(tmp_path, value):
 @pytest.mark.torch("torchvision")
 def test_torchvisions_version_is_one_level_off_at_most(tmp_path):
     path = clip_directory(tmp_path, {"image_processor_type": CLIP, "size": 11, "crop_size": SIDE})
-    auto = pytest.importorskip("transformers").AutoImageProcessor
+    auto = hf.AutoImageProcessor
     reference, processor = (
         auto.from_pretrained(path, backend="torchvision"),
         read_processor(path, 9),

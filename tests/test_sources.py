@@ -9,13 +9,15 @@ import sys
 import tarfile
 import time
 import tracemalloc
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from factories import write_tfds
-from PIL import Image
+from PIL import Image, features
 
 from jaxdefense.data.captions import read_captions
 from jaxdefense.data.images import ImageProcessor, Loader
@@ -23,6 +25,7 @@ from jaxdefense.data.sources import (
     describe_images,
     list_folders,
     photo_digest,
+    photo_suffixes,
     read_images,
 )
 
@@ -616,3 +619,97 @@ def test_index_of_shards_takes_few_bytes_a_photo(tmp_path):
     size, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert size < 40 * num and peak < 80 * num
+
+
+# What is used, and what is not
+
+FORMATS = {
+    **dict.fromkeys((".jpg", ".JPEG", ".jpe", ".jfif", ".mpo"), "JPEG"),
+    **dict.fromkeys((".tif", ".TIFF"), "TIFF"),
+    **dict.fromkeys((".jp2", ".j2k"), "JPEG2000"),
+    **{".png": "PNG", ".apng": "PNG", ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP"},
+    **{".pgm": "PPM", ".pbm": "PPM", ".tga": "TGA", ".pcx": "PCX", ".dds": "DDS", ".qoi": "QOI"},
+    **({".avif": "AVIF"} if features.check("avif") else {}),
+}
+OTHERS = {
+    **{"a.heic": "pillow-heif", "b.HEIF": "pillow-heif", "c.dng": "raw data", "d.CR2": "raw data"},
+    **{"e.txt": "", "f.json": "", "g.ico": "", "h.pdf": "", "i.svg": "", "j": "", ".k.png": ""},
+    **{"l.eps": "", "m.mp4": ""},
+}
+
+
+def write_every_kind(root):
+    for i, (suffix, form) in enumerate(FORMATS.items()):
+        out = io.BytesIO()
+        Image.new("L" if suffix == ".pgm" else "RGB", (16, 16), 9 * i).save(out, form)
+        put(root / f"{i:02}{suffix}", out.getvalue())
+    for name in OTHERS:
+        put(root / name, b"x")
+
+
+def assert_told(line, num=1):
+    """Every kind once, with the number and the first, and what to do."""
+    kinds = line.split("not used: ")[1].split("), ")
+    assert len(kinds) == len({Path(name).suffix.lower() for name in OTHERS if name[0] != "."}) + 1
+    for name, words in OTHERS.items():
+        kind = "hidden" if name[0] == "." else Path(name).suffix.lower() or "without a suffix"
+        (told,) = [x for x in kinds if f" {kind} (" in x]
+        assert told.startswith(f"{num} {kind} (first `") and f"{name}`" in told and words in told
+    assert kinds[0].split()[1] in (".heic", ".heif", ".dng", ".cr2")  # of use, so first
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "people"])
+def test_all_that_pillow_opens_is_used_and_the_rest_counted(tmp_path, kind):
+    root = tmp_path / "photos"
+    said: list[str] = []
+    for who in ("Ann", "Bo") if kind == "people" else ("",):
+        write_every_kind(root / who)
+    if kind == "people":
+        photos = [p for files in list_folders(root, "faces", said.append).values() for p in files]
+    elif kind == "folder":
+        photos = list(read_images(str(root), note=said.append))
+    else:
+        members = {file.name: file.read_bytes() for file in sorted(root.iterdir())}
+        tar = write_tar(tmp_path / "x.tar", members)
+        photos = list(read_images(str(tar), note=said.append))
+    num = 2 if kind == "people" else 1
+    assert len(photos) == num * len(FORMATS)
+    pixels = ImageProcessor(4, 4).load(photos)
+    assert [int(x[0, 0, 0]) // 9 for x in pixels[: len(FORMATS)]] == pytest.approx(
+        range(len(FORMATS)), abs=1
+    )
+    (line,) = said
+    assert "\n" not in line and str(tmp_path) in line.split(":")[0]
+    assert_told(line, num)
+
+
+def test_photos_alone_are_read_without_a_word(tmp_path, capsys):
+    put(tmp_path / "a/Ann/1.png", png())
+    assert len(read_images(str(tmp_path))) == len(list_folders(tmp_path / "a", "faces")) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_photos_beside_the_folders_are_told(tmp_path):
+    for name in ("Ann/1.png", "2.png", "3.png"):
+        put(tmp_path / name, png())
+    said: list[str] = []
+    list_folders(tmp_path, "faces", said.append)
+    assert said == [f"faces directory `{tmp_path}`: not used: 2 beside the folders (first `2.png`)"]
+
+
+def test_plugin_that_is_installed_is_used(tmp_path, monkeypatch):
+    plugin: Any = types.ModuleType("pillow_heif")
+
+    def register():
+        Image.init()
+        Image.register_extension("PNG", ".heic")
+
+    plugin.register_heif_opener = register
+    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
+    photo_suffixes.cache_clear()
+    try:
+        put(tmp_path / "a.HEIC", png())
+        assert len(read_images(str(tmp_path))) == 1
+    finally:
+        photo_suffixes.cache_clear()
