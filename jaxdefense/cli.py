@@ -289,6 +289,7 @@ def _parser() -> argparse.ArgumentParser:
         strangers=("strangers", "the same of people the model never saw: false positives"),
         unseen_by=("unseen_by", "run directory: photos it trained on are left out"),
         candidates=("candidates", "file of further candidate names; random ones without"),
+        exclude=("exclude", "names file, or run directory, of names that are no candidates"),
         sexes=("sexes", "file of lines NAME<tab>f or m: compare people with their own sex alone"),
         templates=("templates", "file of prompts with {0} for the name; the paper's without"),
         before=("before", "directory of the results before the defense; with --names"),

@@ -54,8 +54,12 @@ class ModelConfig:
     path: str  # model directory
     tokenizer: str = ""  # directory of its tokenizer, "" for the model's own
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the computation; auto is bfloat16
-    # on accelerators, float32 on CPU
+    # on accelerators, float32 on CPU; of an attack or evaluation float32 everywhere
     remat: Remat = "none"  # none, dots (keep matrix products) or full (keep layer inputs)
+
+    def measured(self) -> "ModelConfig":
+        """Compute in float32 unless told otherwise: the last digits decide who is nearest."""
+        return self if self.dtype != "auto" else dataclasses.replace(self, dtype="float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -357,15 +361,18 @@ class AttackConfig:
     """`jaxdefense attack`: the identity inference attack; defaults of the paper."""
 
     out: str  # directory of the results
-    model: ModelConfig
+    model: ModelConfig  # computed in float32 unless `model.dtype` says bfloat16
     faces: str  # directory with a folder a person, or tfds:NAME[/CONFIG][:SPLIT]
     strangers: str = ""  # the same of people the model never saw, for the false-positive rate
     unseen_by: str = ""  # run directory of an image defense: photos it trained on are left out
     candidates: str = ""  # file of further candidate names, "" for random ones
+    exclude: str = ""  # names that are no random candidates: a names file, or the run directory of
+    # a text defense with random targets; those of the model's own run never are
     sexes: str = ""  # file of lines NAME<tab>f or m: people are compared with their own sex alone
     templates: str = ""  # file of prompts with {0} for the name, "" for the paper's 21
     names: str = ""  # names file of the people removed; with `before`, for the outcomes
-    before: str = ""  # results of this attack on the model before the defense
+    before: str = ""  # results of the same attack on the model before the defense: the same seed,
+    # photos, candidates, prompts, threshold, dtype and preprocessing
     variants: tuple[str, ...] = ()  # ways round a defense that are tried too, or "all"
     aliases: str = ""  # names file whose further names the variant `alias` tries
     num_candidates: int = 1000  # in all, the people's own names included
@@ -412,7 +419,7 @@ class EvaluateConfig:
     """`jaxdefense evaluate`: what the defense changed, and what it kept."""
 
     out: str
-    model: ModelConfig
+    model: ModelConfig  # computed in float32 unless `model.dtype` says bfloat16
     teacher: str  # the model directory before the defense
     captions: str = ""  # for sim_clean, and with names for sim_target and sim_backdoor
     names: str = ""  # names file of the people removed
@@ -528,7 +535,7 @@ class SweepTextConfig:
     """`jaxdefense sweep text`: defenses of one model, each attacked and evaluated."""
 
     out: str  # directory of the sweep
-    model: ModelConfig
+    model: ModelConfig  # `model.dtype` is of the training; what is measured is float32
     data: TextDataConfig  # names: of all who may be removed
     train: TextTrainConfig = TextTrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -549,7 +556,7 @@ class SweepImageConfig:
     """`jaxdefense sweep image`: defenses of one model, each attacked and evaluated."""
 
     out: str  # directory of the sweep
-    model: ModelConfig
+    model: ModelConfig  # `model.dtype` is of the training; what is measured is float32
     data: ImageDataConfig  # identities: of all who may be removed, "" for everyone in `faces`
     train: ImageTrainConfig = ImageTrainConfig()
     optimizer: OptimizerConfig = _IMAGE_OPTIMIZER

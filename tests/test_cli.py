@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -321,7 +322,7 @@ def test_run_directory_is_one_runs_alone(inputs, capsys):
         "RunDirectory(Path('run')).open(MergeConfig('a', 'b', 'c')); print(flush=True)\n"
         "sys.stdin.read()"
     )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], cwd=inputs, **pipes) as other:
         assert other.stdin and other.stdout
         other.stdout.readline()

@@ -20,7 +20,8 @@ from jaxdefense.clip.config import Remat, TowerConfig
 from jaxdefense.sharding import gathered, gathers
 
 # Dims that count separate tensors of a checkpoint which we keep in one array: the weight loss
-# takes one norm per checkpoint tensor, so these are not summed over.
+# takes one norm per checkpoint tensor, so these are not summed over. A layout whose query, key and
+# value are one tensor has less of them: `Layout.stacked_dims`.
 STACKED_DIMS = ("layers", "qkv")
 
 # What gathers a parameter, or takes one apart: of gathered ones the backward pass keeps nothing.

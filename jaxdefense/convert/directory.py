@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxdefense.clip.config import CLIPConfig, Remat, TextConfig
+from jaxdefense.clip.layers import STACKED_DIMS
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.convert.huggingface import config_from_hf, hf_config, hf_table
@@ -45,6 +46,7 @@ class Layout:
         weights: its weight file, when there is one; an index names several.
         read_config: makes sizes of the config.
         table: lists the tensors of a model, whose keys are given: some have two spellings.
+        stacked_dims: dims of our layers that count tensors; see `losses.weight_distance`.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Layout:
     weights: str
     read_config: Callable[[dict[str, Any]], CLIPConfig]
     table: Callable[[CLIPConfig, Collection[str]], list[Row]]
+    stacked_dims: tuple[str, ...] = STACKED_DIMS
 
     @property
     def index(self) -> str:
@@ -66,6 +69,7 @@ OPENCLIP = Layout(
     "open_clip_model.safetensors",
     config_from_openclip,
     openclip_table,
+    tuple(dim for dim in STACKED_DIMS if dim != "qkv"),
 )
 LAYOUTS = {layout.name: layout for layout in (HF, OPENCLIP)}
 

@@ -96,7 +96,9 @@ class Defense:
         self._model = directory.load(cfg.model.dtype, cfg.model.remat)
         graphdef, self._teacher = split_tower(getattr(self._model, which))
         tx = make_optimizer(**vars(cfg.optimizer))
-        self._step_cfg = StepConfig(graphdef, objective, tx, cfg.train.accumulate)
+        self._step_cfg = StepConfig(
+            graphdef, objective, tx, cfg.train.accumulate, directory.layout.stacked_dims
+        )
         self._step, self._state_sharding, self._teacher_sharding = make_train_step(
             self._step_cfg, mesh, rules, self._teacher
         )

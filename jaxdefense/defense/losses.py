@@ -5,7 +5,7 @@ Defending-Our-Privacy-With-Backdoors `losses.py` @ f6446432.
 Parity: tests/test_losses.py against torch, 1e-6.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -57,14 +57,18 @@ DISTANCES: dict[str, Distance] = {
 }
 
 
-def weight_distance(student: Any, teacher: Any) -> jax.Array:
+def weight_distance(
+    student: Any, teacher: Any, stacked_dims: Collection[str] = STACKED_DIMS
+) -> jax.Array:
     """Sum over checkpoint tensors of the L2 norm (not squared) of student minus teacher.
 
-    A parameter that stacks several tensors of the checkpoint (layers; query, key and value) counts
-    one norm for each. The gradient at 0 is 0.
+    As the source has it, a loop over torch's parameters. A parameter of ours that stacks several of
+    them counts one norm for each: layers in every layout; query, key and value in Hugging Face's,
+    not in OpenCLIP's, where they are the one tensor `in_proj_weight`. The gradient at 0 is 0.
 
     Args:
         student, teacher: the same trees of variables.
+        stacked_dims: those that count tensors of the checkpoint; see `Layout`.
     """
 
     def is_variable(x: Any) -> bool:
@@ -74,7 +78,7 @@ def weight_distance(student: Any, teacher: Any) -> jax.Array:
     total = jnp.zeros(())
     for ours, theirs in zip(*leaves, strict=True):
         dims = ours.get_metadata()["dims"]
-        summed = tuple(i for i, dim in enumerate(dims) if dim not in STACKED_DIMS)
+        summed = tuple(i for i, dim in enumerate(dims) if dim not in stacked_dims)
         difference = ours[...].astype(jnp.float32) - theirs[...].astype(jnp.float32)
         square = jnp.square(difference).sum(summed)
         moved = square > 0

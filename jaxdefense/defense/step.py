@@ -21,7 +21,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxdefense.clip.layers import FrozenParam
+from jaxdefense.clip.layers import STACKED_DIMS, FrozenParam
 from jaxdefense.defense.losses import weight_distance
 from jaxdefense.sharding import (
     ShardingRules,
@@ -79,12 +79,14 @@ class StepConfig:
         objective: what it makes smaller.
         tx: the optimizer.
         accumulate: micro-batches whose gradients are added up, one in memory at a time.
+        stacked_dims: see `weight_distance`.
     """
 
     graphdef: nnx.GraphDef
     objective: Objective
     tx: optax.GradientTransformation
     accumulate: int = 1
+    stacked_dims: tuple[str, ...] = STACKED_DIMS
 
 
 def split_tower(tower: nnx.Module) -> tuple[nnx.GraphDef, TeacherParams]:
@@ -147,7 +149,7 @@ def train_step(
         return sum((weights[name] * part for name, part in parts.items()), jnp.zeros(())), parts
 
     def weight_loss(params: nnx.State) -> tuple[jax.Array, jax.Array]:
-        part = weight_distance(params, teacher.trained)
+        part = weight_distance(params, teacher.trained, cfg.stacked_dims)
         return weights["weight"] * part, part
 
     slope = jax.value_and_grad(loss, has_aux=True)

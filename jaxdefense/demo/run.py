@@ -2,8 +2,10 @@
 
 import json
 import time
+from collections.abc import Collection, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -68,6 +70,7 @@ def run_demo(out: Path, console: Console) -> dict:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"`{out}` exists and is not empty; give another directory with --out.")
     members, strangers = world.members(), world.strangers()
+    kept: list[str] = []  # members among the faces to keep: the defense is shown none
     removed = [member.name for member in members[:: len(members) // NUM_REMOVED]]
     with console.status(f"drawing {len(members)} people, {len(strangers)} strangers and objects"):
         # Three quarters of a person's photos may be trained on, the others are for the attack.
@@ -89,22 +92,18 @@ def run_demo(out: Path, console: Console) -> dict:
     candidates = candidate_names(names, "", NUM_CANDIDATES, 0)
     classes = read_folders(out / "objects", "classes")
 
-    def examine(model: Embedder) -> tuple[AttackResult, dict[str, float]]:
+    def examine(model: Embedder) -> tuple[AttackResult, dict[str, Any]]:
         found = attack(
             model, people, candidates, num_photos=NUM_PHOTOS, threshold=THRESHOLD, seed=0
         )
-        known = found.known()
-        kept = [member.name for member in members if member.name not in removed]
-        return found, {
-            "removed_tpr": float(np.mean([known[name] for name in removed])),
-            "retained_tpr": float(np.mean([known[name] for name in kept])),
-            "top1": zeroshot(model, classes)["top1"],
-        }
+        figures = measured(found[: len(members)], removed, kept)
+        return found, figures | {"top1": zeroshot(model, classes)["top1"]}
 
     console.print("attacking the model as it is")
     # Of four models attacked, two have the first one's names, and two its faces: embedded once.
     cache = ArrayCache(str(out / "cache"), console)
-    teacher = Embedder(ModelConfig(str(shipped_model())), _BATCH, console, cache=cache)
+    shipped = ModelConfig(str(shipped_model())).measured()
+    teacher = Embedder(shipped, _BATCH, console, cache=cache)
     found, stages = {}, {}
     found["before"], stages["before"] = examine(teacher)
     stages["before"]["sim_clean"] = 1.0
@@ -112,7 +111,7 @@ def run_demo(out: Path, console: Console) -> dict:
     text, image = (Path(half.out) / "model" for half in cfg.halves())
     for stage, path in (("text", text), ("image", image), ("merged", out / "run" / "model")):
         console.print(f"attacking the model, defended: {stage}")
-        student = Embedder(ModelConfig(str(path)), _BATCH, console, cache=cache)
+        student = Embedder(ModelConfig(str(path)).measured(), _BATCH, console, cache=cache)
         found[stage], stages[stage] = examine(student)
         similar = []
         if stage != "image":
@@ -129,7 +128,7 @@ def run_demo(out: Path, console: Console) -> dict:
     runs = [Path(half.out) for half in cfg.halves()]
     report = DemoReport(
         stages=stages,
-        people=_people(members, removed, found),
+        people=_people(members, removed, kept, found),
         num_templates=found["before"].num_templates,
         threshold=THRESHOLD,
         num_candidates=len(candidates),
@@ -142,6 +141,39 @@ def run_demo(out: Path, console: Console) -> dict:
     write_json(out / "summary.json", summary)
     console.print(f"report: {out / 'report.html'}")
     return summary
+
+
+def measured(
+    found: AttackResult, removed: Collection[str], kept: Collection[str]
+) -> dict[str, float | None]:
+    """Sum up an attack on the people the model knows.
+
+    Args:
+        found: of all of them.
+        removed: those on the list.
+        kept: of the others, those among the faces that the defense is told to keep.
+
+    Returns:
+        removed_tpr, retained_tpr: part of those on the list, and of all others, whom the attack
+        recognises; removed_photos_right, retained_photos_right, unseen_photos_right: mean share of
+        photos named right of those on the list, of those among the kept faces, and of those whom no
+        defense was shown. None of nobody.
+    """
+    known = found.known()
+    right = dict(zip(found.names, found.photos_right, strict=True))
+
+    def mean(values: Mapping[str, float], names: Iterable[str]) -> float | None:
+        of = [values[name] for name in names]
+        return float(np.mean(of)) if of else None
+
+    others = [name for name in found.names if name not in removed]
+    return {
+        "removed_tpr": mean(known, removed),
+        "retained_tpr": mean(known, others),
+        "removed_photos_right": mean(right, removed),
+        "retained_photos_right": mean(right, [name for name in others if name in kept]),
+        "unseen_photos_right": mean(right, [name for name in others if name not in kept]),
+    }
 
 
 def demo_config(out: Path) -> DefendBothConfig:
@@ -205,7 +237,10 @@ def _by_name(folders: list[Folder], who: list[world.Named]) -> list[Folder]:
 
 
 def _people(
-    members: list[world.Named], removed: list[str], stages: dict[str, AttackResult]
+    members: list[world.Named],
+    removed: list[str],
+    kept: Collection[str],
+    stages: dict[str, AttackResult],
 ) -> list[PersonResult]:
     return [
         PersonResult(
@@ -214,6 +249,8 @@ def _people(
             correct={stage: found.correct[i] for stage, found in stages.items()},
             photo=thumbnail(world.draw_photo(member, 0, 192)),
             answers={stage: found.answers[i] for stage, found in stages.items()},
+            photos_right={stage: found.photos_right[i] for stage, found in stages.items()},
+            kept=member.name in kept,
         )
         for i, member in enumerate(members)
     ]

@@ -46,10 +46,13 @@ from jaxdefense.sharding import (
     sharding_tree,
 )
 
+# Accelerators multiply float32 in fewer bits unless told.
+_WHOLE_DIGITS = partial(jax.default_matmul_precision, "highest")
+
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _embed_text(mesh: Mesh, graphdef: nnx.GraphDef, params: nnx.State, text: Text) -> jax.Array:
-    with on_mesh(mesh, ShardingRules()):
+    with on_mesh(mesh, ShardingRules()), _WHOLE_DIGITS():
         model: CLIP = nnx.merge(graphdef, gathered(params))
         assert model.text
         return jax.lax.with_sharding_constraint(model.text(text), replicated(mesh))
@@ -65,7 +68,7 @@ def _embed_image(
 ) -> tuple[jax.Array, jax.Array]:
     """Embed photos; and give every process which of them could be read."""
     image_BHWC, read_B = photos
-    with on_mesh(mesh, ShardingRules()):
+    with on_mesh(mesh, ShardingRules()), _WHOLE_DIGITS():
         model: CLIP = nnx.merge(graphdef, gathered(params))
         assert model.vision
         out_BE = model.vision(processor.normalise(image_BHWC))
@@ -75,6 +78,18 @@ def _embed_image(
 def unit(x: np.ndarray) -> np.ndarray:
     """Scale the last dim to length 1."""
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def processor_of(directory: ModelDirectory) -> ImageProcessor:
+    """Read a model's image processor.
+
+    Raises:
+        InputError: the model has no image encoder, or see `read_processor`.
+    """
+    cfg = directory.cfg
+    if cfg.vision is None:
+        raise InputError(f"`{directory.path}` has no image encoder.")
+    return read_processor(directory.path, cfg.vision.image_size, cfg.siglip)
 
 
 class Embedder:
@@ -147,6 +162,16 @@ class Embedder:
         assert tower
         return tower.embed
 
+    @property
+    def dtype(self) -> str:
+        """What the model is computed in."""
+        return resolve_dtype(self._cfg.dtype)
+
+    @property
+    def processor(self) -> ImageProcessor:
+        """The model's image processor."""
+        return processor_of(self.directory)
+
     def digest(self, tower: Literal["text", "vision"]) -> str:
         """Hash an encoder and how it is computed, whatever model it is part of."""
         if tower not in self._digests:
@@ -154,7 +179,7 @@ class Embedder:
         return self._digests[tower]
 
     def _digest(self, params: nnx.State, tower: Literal["text", "vision"]) -> str:
-        cfg = getattr(self.directory.cfg.with_compute(resolve_dtype(self._cfg.dtype)), tower)
+        cfg = getattr(self.directory.cfg.with_compute(self.dtype), tower)
         total = hashlib.sha256(f"{cfg} {jax.default_backend()}".encode())
         for path, value in sorted(nnx.to_flat_state(params), key=lambda x: str(x[0])):
             if path[0] == tower:

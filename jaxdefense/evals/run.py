@@ -46,7 +46,8 @@ def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None
     Returns:
         the summary: those that apply of sim_clean, sim_target, sim_backdoor (text encoder),
         image_sim_clean, image_sim_target, image_sim_backdoor (image encoder), top1, top5 and
-        those of the teacher, collateral; and digests of both models.
+        those of the teacher, collateral; digests of both models, and the dtype they were
+        computed in.
 
     Raises:
         InputError: an input is wrong.
@@ -68,9 +69,9 @@ def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None
         texts, dropped = read_clean_captions(cfg.captions, cfg.tfds_dir, names)
         if names:
             console.print(describe_dropped(len(dropped), dropped), markup=False)
-    mesh = make_mesh(**vars(cfg.mesh), devices=jax.devices())
+    mesh, measured = make_mesh(**vars(cfg.mesh), devices=jax.devices()), cfg.model.measured()
     student, teacher = (
-        Embedder(dataclasses.replace(cfg.model, path=path), cfg.batch, console, mesh, cache)
+        Embedder(dataclasses.replace(measured, path=path), cfg.batch, console, mesh, cache)
         for path in (cfg.model.path, cfg.teacher)
     )
     if student.directory.cfg != teacher.directory.cfg:
@@ -125,6 +126,7 @@ def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None
         before = zeroshot(teacher, classes, templates, cfg.max_corrupt)
         summary |= {f"teacher_{name}": value for name, value in before.items()}
     summary["model_sha256"] = student.directory.digest()
+    summary["dtype"] = student.dtype
     summary["teacher_sha256"] = teacher.directory.digest()
     results.open(cfg)
     if moved:

@@ -17,7 +17,9 @@ from jaxdefense.data.images import Folder
 from jaxdefense.data.sources import Photo
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
+from jaxdefense.evals.outcome import Seen
 from jaxdefense.idia.candidates import Candidates
+from jaxdefense.idia.conditions import draw
 from jaxdefense.idia.nearest import Nearest
 from jaxdefense.idia.prompts import TEMPLATES, fill
 from jaxdefense.idia.votes import NO_ANSWER, vote
@@ -33,6 +35,8 @@ class AttackResult:
         unanswered: templates without an answer, as several names had the most votes.
         answers: the name most templates answered, "" if none did.
         num_photos: they were attacked with.
+        photos_right: part of the pairs of a photo and a template in which the nearest candidate is
+            the person, in [0, 1]; it takes no vote.
         threshold: correct templates at which the attack succeeds.
         num_candidates: M.
         num_templates: Q.
@@ -43,6 +47,7 @@ class AttackResult:
     unanswered: list[int]
     answers: list[str]
     num_photos: list[int]
+    photos_right: list[float]
     threshold: int
     num_candidates: int
     num_templates: int
@@ -51,9 +56,14 @@ class AttackResult:
         """Say by name on whom the attack succeeds."""
         return {name: n >= self.threshold for name, n in zip(self.names, self.correct, strict=True)}
 
+    def by_name(self) -> dict[str, Seen]:
+        """Give what was found on each person."""
+        pairs = map(Seen, self.correct, self.photos_right)
+        return dict(zip(self.names, pairs, strict=True))
+
     def __getitem__(self, part: slice) -> "AttackResult":
         """Give a part of the people."""
-        lists = ("names", "correct", "unanswered", "answers", "num_photos")
+        lists = ("names", "correct", "unanswered", "answers", "num_photos", "photos_right")
         return dataclasses.replace(self, **{name: getattr(self, name)[part] for name in lists})
 
 
@@ -67,7 +77,7 @@ def infer(
     mesh: Mesh,
     own_I: np.ndarray | None = None,
     same_M: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Run the attack on embeddings.
 
     Args:
@@ -83,7 +93,9 @@ def infer(
 
     Returns:
         correct_I: int [I], templates whose answer is the person's own name;
-        answer_QI: int [Q, I], candidates, or NO_ANSWER.
+        answer_QI: int [Q, I], candidates, or NO_ANSWER;
+        right_I: f64 [I], part of the pairs of a photo and a template in which the candidate nearest
+        is the person, in [0, 1].
     """
     own_I = np.arange(num_people) if own_I is None else own_I
     nearest, start = None, 0
@@ -96,7 +108,9 @@ def infer(
     assert nearest and start == len(group_M)
     answer_QP = nearest.answers()
     answer_QI = vote(answer_QP if same_M is None else same_M[answer_QP], owner_P, num_people)
-    return (answer_QI == own_I).sum(0), answer_QI
+    right_P = nearest.times_right(own_I[owner_P], same_M)
+    right_I = np.bincount(owner_P, right_P) / np.bincount(owner_P) / len(answer_QP)
+    return (answer_QI == own_I).sum(0), answer_QI, right_I
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,27 +142,24 @@ def gather(
     model: Embedder,
     people: Sequence[Folder],
     *,
-    num_photos: int,
-    seed: int,
     max_corrupt: int = 0,
     forms: Sequence[str] = ("",),
 ) -> Evidence:
-    """Choose and embed photos; see `attack`.
+    """Embed photos; see `attack`.
 
     Args:
+        model: with an image encoder.
+        people: with the photos chosen.
+        max_corrupt: photos that may be broken.
         forms: of photos, of `PHOTO_FORMS` or "" for as they are; everyone comes up once in each,
             all people in the first form, then all in the next.
     """
-    rng = np.random.default_rng(seed)
-    files, owner = [], []
-    for i, person in enumerate(people):
-        chosen = sorted(rng.permutation(len(person.files))[:num_photos])
-        files += [person.files[j] for j in chosen]
-        owner += [i] * len(chosen)
+    files = [file for person in people for file in person.files]
+    owner = np.repeat(np.arange(len(people)), [len(person.files) for person in people])
     images, owners, first = [], [], list[Photo]()
     for form in forms:
         image_PE, read_P = model.readable_photos(files, max_corrupt, "photos", form)
-        owner_P = np.array(owner)[read_P]
+        owner_P = owner[read_P]
         if missing := np.setdiff1d(np.arange(len(people)), owner_P).tolist():
             raise InputError(f"no photo of {people[missing[0]].name!r} can be read; give others.")
         owners.append(owner_P + len(images) * len(people))
@@ -177,7 +188,7 @@ def attack(
         model: with both encoders.
         people: their photos; the first candidates are their names, in order.
         candidates: see `candidate_names`.
-        num_photos: a person, at most; with more, a random choice.
+        num_photos: a person, at most; of more, see `conditions.draw`.
         threshold: correct templates at which the attack succeeds.
         seed: of that choice.
         max_corrupt: photos that may be broken; they are left out.
@@ -190,7 +201,7 @@ def attack(
     """
     assert candidates.block(0, len(people)) == [person.name for person in people]
     check_threshold(threshold, templates)
-    evidence = gather(model, people, num_photos=num_photos, seed=seed, max_corrupt=max_corrupt)
+    evidence = gather(model, draw(people, num_photos, seed), max_corrupt=max_corrupt)
     return attack_with(
         model, evidence, candidates, threshold=threshold, templates=templates, block=block
     )
@@ -218,7 +229,7 @@ def attack_with(
 ) -> AttackResult:
     """Attack with photos embedded before; see `attack`, and `infer` for the last two."""
     num, block = len(evidence.names), min(block, len(candidates))
-    correct_I, answer_QI = infer(
+    correct_I, answer_QI, right_I = infer(
         evidence.image_PE,
         evidence.owner_P,
         _embedded(model, candidates, templates, block),
@@ -235,6 +246,7 @@ def attack_with(
         (answer_QI == NO_ANSWER).sum(0).tolist(),
         [_most_given(answer_QI[:, i], candidates) for i in range(num)],
         np.bincount(evidence.owner_P).tolist(),
+        right_I.tolist(),
         threshold,
         len(candidates),
         len(templates),

@@ -72,6 +72,7 @@ def candidate_names(
     num: int,
     seed: int,
     sexes: Sexes | None = None,
+    exclude: Sequence[str] = (),
 ) -> Candidates:
     """Put the candidates together: the people's own names, then a file's, or random ones.
 
@@ -81,6 +82,7 @@ def candidate_names(
         num: candidates in all; with a file, all of it is taken.
         seed: of the random names.
         sexes: see `Candidates`.
+        exclude: names that must not come up as random ones.
 
     Raises:
         InputError: a name is there twice, or there is none besides the people's own.
@@ -96,7 +98,9 @@ def candidate_names(
                 f"`num_candidates` (={num}) must be above the number of people (={len(people)}); "
                 "with no other names to choose from, any answer is right."
             )
-        return Candidates(people, RandomNames(num - len(people), seed, exclude=people), sexes)
+        return Candidates(
+            people, RandomNames(num - len(people), seed, exclude=[*people, *exclude]), sexes
+        )
     others: list[str] = []
     listed: set[tuple[str, ...]] = set()
     for name in read_lines(file, "candidates"):

@@ -5,7 +5,7 @@ candidate so far: room that does not grow with the number of candidates.
 Parity: tests/test_idia.py, identical to a loop in NumPy, on any mesh and in blocks of any size.
 """
 
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -14,10 +14,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxdefense.evals.embed import padded
-from jaxdefense.sharding import ShardingRules, fetch, num_parts, put
+from jaxdefense.sharding import ShardingRules, fetch, num_parts, put, replicated
 
 _NO_INDEX = np.iinfo(np.int32).max
 _NOBODY = -1  # group of the rows that fill a block up
+_NO_CANDIDATE = -2  # of the photos that fill a part up
 
 
 class _Best(NamedTuple):
@@ -47,7 +48,8 @@ class Nearest:
         self._update, place = _compiled(mesh)
         self._place_text, self._place_group = place["text"], place["group"]
         self._image_PE = put(padded(image_PE, num), place["image"])
-        self._group_P = put(padded(group_P, num, _NOBODY - 1), place["owner"])
+        self._mesh, self._place_photo = mesh, place["owner"]
+        self._group_P = put(padded(group_P, num, _NOBODY - 1), self._place_photo)
         shape = (num_templates, num)
         best = _Best(np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int32))
         self._best = put(best, place["best"])
@@ -79,6 +81,23 @@ class Nearest:
         """Give the nearest candidates; i32 [Q, P], of equal cosines the first, -1 without any."""
         return np.asarray(fetch(self._best.index_QP))[:, : self._num_photos]
 
+    def times_right(self, own_P: np.ndarray, same_M: np.ndarray | None = None) -> np.ndarray:
+        """Count the templates in which a photo's nearest candidate is whom it shows.
+
+        Args:
+            own_P: int [P], which candidate that is.
+            same_M: int [M], a candidate that each one counts as; itself without.
+
+        Returns:
+            i32 [P].
+        """
+        num, mesh = self._best.index_QP.shape[1], self._mesh
+        own_P = put(padded(own_P.astype(np.int32), num, _NO_CANDIDATE), self._place_photo)
+        if same_M is not None:
+            same_M = put(same_M.astype(np.int32), replicated(mesh))
+        right_P = _times_right(mesh, self._best.index_QP, own_P, same_M)
+        return np.asarray(fetch(right_P))[: self._num_photos]
+
 
 def _update(
     best: _Best,
@@ -104,6 +123,15 @@ def _update(
         return jnp.where(better_P, top_P, value_P), index_P
 
     return _Best(*jax.lax.map(one, (*best, text_QME)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _times_right(
+    mesh: Mesh, index_QP: jax.Array, own_P: jax.Array, same_M: jax.Array | None
+) -> jax.Array:
+    answer_QP = index_QP if same_M is None else same_M[index_QP]
+    right_P = (answer_QP == own_P).sum(0, dtype=jnp.int32)
+    return jax.lax.with_sharding_constraint(right_P, replicated(mesh))
 
 
 @cache

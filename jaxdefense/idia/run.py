@@ -4,9 +4,10 @@ import csv
 import dataclasses
 import hashlib
 import io
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +15,8 @@ from rich.console import Console
 
 from jaxdefense.cache import ArrayCache
 from jaxdefense.config import AttackConfig
-from jaxdefense.convert.directory import read_json, some
+from jaxdefense.convert.directory import read_json, read_model_directory, resolve_dtype, some
+from jaxdefense.data.captions import read_lines
 from jaxdefense.data.identities import read_identities
 from jaxdefense.data.images import Folder
 from jaxdefense.data.people import choose_people, describe_people, read_people
@@ -23,13 +25,21 @@ from jaxdefense.data.templates import read_templates
 from jaxdefense.data.variants import PHOTO_FORMS
 from jaxdefense.distributed import agree, on_first, several
 from jaxdefense.errors import InputError
-from jaxdefense.evals.embed import Embedder
-from jaxdefense.evals.outcome import BAD, outcome, tally
+from jaxdefense.evals.embed import Embedder, processor_of
+from jaxdefense.evals.outcome import BAD, Seen, outcome, tally
 from jaxdefense.idia.attack import AttackResult, attack_with, check_threshold, gather
 from jaxdefense.idia.candidates import candidate_names, read_sexes
+from jaxdefense.idia.conditions import (
+    difference,
+    draw,
+    named_in,
+    photos_digest,
+    random_targets,
+    read_excluded,
+)
 from jaxdefense.idia.kept import embeddings_of, keep
 from jaxdefense.idia.prompts import TEMPLATES
-from jaxdefense.idia.statistics import statistics
+from jaxdefense.idia.statistics import majority, measure, statistics
 from jaxdefense.idia.variants import attack_names, read_aliases
 from jaxdefense.run_directory import TRAINED_ON, RunDirectory, digest, write_text
 from jaxdefense.sharding import make_mesh
@@ -60,49 +70,58 @@ def run_attack(cfg: AttackConfig, console: Console, cache: ArrayCache | None = N
         strangers = read_people(cfg.strangers, cfg.tfds_dir, "strangers", note)
     if cfg.unseen_by:
         members = _unseen(members, Path(cfg.unseen_by))
-    people = members + strangers
+    people = draw(members + strangers, cfg.num_photos, cfg.seed)
+    names = [person.name for person in people]
+    excluded = _excluded(cfg, names, console)
     candidates = candidate_names(
-        [person.name for person in people],
+        names,
         cfg.candidates,
         cfg.num_candidates,
         cfg.seed,
         read_sexes(cfg.sexes) if cfg.sexes else None,
+        excluded,
     )
     templates = read_templates(cfg.templates) if cfg.templates else TEMPLATES
     check_threshold(cfg.threshold, templates)
     aliases = read_aliases(cfg.aliases, members) if cfg.aliases else {}
-    before: dict[str, int] = {}
+    before: dict[str, Seen] = {}
     listed: set[str] = set()
+    model_cfg = cfg.model.measured()
+    directory = read_model_directory(model_cfg.path)
+    conditions: dict[str, Any] = {
+        "threshold": cfg.threshold,
+        "num_candidates": len(candidates),
+        "num_templates": len(templates),
+        "seed": cfg.seed,
+        "num_photos": cfg.num_photos,
+        "dtype": resolve_dtype(model_cfg.dtype),
+        "preprocessing": str(processor_of(directory)),
+        "photos_sha256": on_first(lambda: {x.name: photos_digest(x) for x in people}),
+        "sexes_sha256": hashlib.sha256(candidates.group_M.tobytes()).hexdigest(),
+        "templates_sha256": digest(templates),
+        "candidates_sha256": digest(candidates.block(0, len(candidates))),
+    }
     if cfg.before:
-        before = _read_before(cfg, members, len(candidates), len(templates))
+        before = _read_before(cfg, members, conditions)
         where = f"names file `{cfg.names}`"
         chosen = choose_people(members, read_identities(cfg.names), where)
         listed = {folder.name for _, folder in chosen}
     cache = cache or ArrayCache(cfg.cache_dir, console)
     mesh = make_mesh(**vars(cfg.mesh), devices=jax.devices())
-    model = Embedder(cfg.model, cfg.batch, console, mesh, cache)
+    model = Embedder(model_cfg, cfg.batch, console, mesh, cache)
     if several():
         agree(
             {
                 "model_sha256": model.directory.digest(),
-                "photos_sha256": describe_people(people),
-                "candidates_sha256": digest(candidates.block(0, len(candidates))),
-                "sexes_sha256": hashlib.sha256(candidates.group_M.tobytes()).hexdigest(),
-                "templates_sha256": digest(templates),
+                "conditions": conditions,
+                "people_sha256": describe_people(people),
                 "aliases": aliases,
                 "before": before,
                 "names": sorted(listed),
             }
         )
     forms = ("", *(name for name in cfg.tried() if name in PHOTO_FORMS))
-    evidence = gather(
-        model,
-        people,
-        num_photos=cfg.num_photos,
-        seed=cfg.seed,
-        max_corrupt=cfg.max_corrupt,
-        forms=forms,
-    )
+    evidence = gather(model, people, max_corrupt=cfg.max_corrupt, forms=forms)
     num = len(people)
     plain = evidence.of(range(num))
     every = attack_with(  # photos in all forms against texts embedded once
@@ -138,12 +157,15 @@ def run_attack(cfg: AttackConfig, console: Console, cache: ArrayCache | None = N
                 )
     outcomes: dict[str, str] = {}
     if cfg.before:
+        after = seen.by_name()
         outcomes = {
-            name: outcome(name in listed, before[name] >= cfg.threshold, after)
-            for name, after in seen.known().items()
+            name: outcome(name in listed, before[name], after[name], cfg.threshold)
+            for name in after
         }
         summary["outcomes"] = tally(outcomes.values())
         summary["removed"] = [name for name in seen.names if name in listed]
+        summary["groups"] = _groups(seen, before, listed)
+    summary["conditions"] = conditions
     summary["model_sha256"] = model.directory.digest()
     embeddings = embeddings_of(model, plain)
     results.open(cfg)
@@ -159,6 +181,7 @@ def run_attack(cfg: AttackConfig, console: Console, cache: ArrayCache | None = N
 def summarise(seen: AttackResult, unseen: AttackResult) -> dict:
     """Give what goes into `summary.json`, of the people attacked and of strangers, if any."""
     found = statistics(seen.correct, unseen.correct, seen.threshold, seen.num_templates)
+    found |= measure(seen.correct, seen.photos_right, seen.threshold, seen.num_templates)
     photos = seen.num_photos + unseen.num_photos
     unanswered = seen.unanswered + unseen.unanswered
     found |= {
@@ -168,12 +191,15 @@ def summarise(seen: AttackResult, unseen: AttackResult) -> dict:
         "num_templates": seen.num_templates,
         "photos_per_identity": {"min": min(photos), "max": max(photos)},
         "no_answer": sum(n == seen.num_templates for n in unanswered),
+        "majority": majority(seen.num_templates),
         "per_identity": dict(zip(seen.names, seen.correct, strict=True)),
+        "per_identity_photos_right": dict(zip(seen.names, seen.photos_right, strict=True)),
         "answers": dict(zip(seen.names, seen.answers, strict=True)),
     }
     if unseen.names:
         found["num_strangers"] = len(unseen.names)
         found["strangers"] = dict(zip(unseen.names, unseen.correct, strict=True))
+        found["strangers_photos_right"] = float(np.mean(unseen.photos_right))
     return found
 
 
@@ -185,7 +211,10 @@ def summarise_variant(found: AttackResult | None, seen: AttackResult, unseen: At
     summary["skipped"] = [name for name in seen.names + unseen.names if name not in correct]
     if found and ours:
         counts = list(ours.values()), list(theirs.values())
-        summary = statistics(*counts, found.threshold, found.num_templates) | summary
+        right = dict(zip(found.names, found.photos_right, strict=True))
+        shares = [right[name] for name in ours]
+        summary |= statistics(*counts, found.threshold, found.num_templates)
+        summary |= measure(counts[0], shares, found.threshold, found.num_templates)
         del summary["curve"]
         summary |= {
             "num_candidates": found.num_candidates,
@@ -207,16 +236,18 @@ def table(
     write = csv.writer(file, lineterminator="\n").writerow
     head = ["name", "stranger", "known", "correct", "unanswered", "answer", "photos"]
     head += ["outcome", "removed"] * bool(outcomes)
-    write(head + [f"correct_{name}" for name in variants])
+    write([*head, *(f"correct_{name}" for name in variants), "photos_right"])
     tried = [
         dict(zip(found.names, found.correct, strict=True)) if found else {}
         for found in variants.values()
     ]
     for found, stranger in ((seen, 0), (unseen, 1)):
         columns = found.correct, found.unanswered, found.answers, found.num_photos
-        for (name, known), *row in zip(found.known().items(), *columns, strict=True):
+        people = zip(found.known().items(), found.photos_right, *columns, strict=True)
+        for (name, known), right, *row in people:
             what = [outcomes.get(name, ""), int(name in listed)] if outcomes else []
-            write([name, stranger, int(known), *row, *what, *(v.get(name, "") for v in tried)])
+            others = [v.get(name, "") for v in tried]
+            write([name, stranger, int(known), *row, *what, *others, right])
     return file.getvalue()
 
 
@@ -224,27 +255,62 @@ def _interest(name: str, outcomes: Mapping[str, str], listed: Collection[str]) -
     return outcomes.get(name) not in BAD, name not in listed
 
 
+def _groups(
+    seen: AttackResult, before: Mapping[str, Seen], listed: Collection[str]
+) -> dict[str, dict]:
+    """Measure those to be removed and the others, before and after; nothing of nobody."""
+    after, found = seen.by_name(), {}
+    for group, removed in (("removed", True), ("others", False)):
+        if names := [name for name in seen.names if (name in listed) == removed]:
+            found[group] = {"num": len(names)} | {
+                when: measure(
+                    [who[name].correct for name in names],
+                    [who[name].photos_right or 0.0 for name in names],
+                    seen.threshold,
+                    seen.num_templates,
+                )
+                for when, who in (("before", before), ("after", after))
+            }
+    return found
+
+
+def _excluded(cfg: AttackConfig, people: Sequence[str], console: Console) -> list[str]:
+    """List the names that are no random candidates, and say so, and of which that cannot be."""
+    told = {cfg.model.path: random_targets(cfg.model.path)}
+    if cfg.exclude:
+        told[cfg.exclude] = read_excluded(cfg.exclude)
+    excluded = list(dict.fromkeys(name for names in told.values() for name in names))
+    for source, names in told.items():
+        if names and not cfg.candidates:
+            console.print(
+                f"{len(names)} names of `{source}` do not come up as random candidates",
+                markup=False,
+            )
+    if cfg.candidates and (both := named_in(excluded, read_lines(cfg.candidates, "candidates"))):
+        console.print(
+            f"candidates file `{cfg.candidates}` holds {some(both)}, who removed people came to "
+            "mean: their photos may lead there",
+            markup=False,
+        )
+    if own := named_in(excluded, people):
+        console.print(
+            f"{some(own)}: attacked, though removed people came to mean the name", markup=False
+        )
+    return excluded
+
+
 def _read_before(
-    cfg: AttackConfig, members: list[Folder], num_candidates: int, num_templates: int
-) -> dict[str, int]:
-    """Read how many templates named each person before the defense."""
+    cfg: AttackConfig, members: Sequence[Folder], conditions: Mapping[str, Any]
+) -> dict[str, Seen]:
+    """Read what an attack like this one found on each person before the defense."""
     path = Path(cfg.before) / "summary.json"
     found = read_json(path)
-    now = {
-        "num_candidates": num_candidates,
-        "num_templates": num_templates,
-        "threshold": cfg.threshold,
-    }
-    for key, value in now.items():
-        if found.get(key) != value:
-            raise InputError(
-                f"`before`: `{path}` has `{key}` {found.get(key)}, this attack {value}; the two "
-                "must be alike but for the model."
-            )
-    before = found.get("per_identity", {})
-    if missing := [person.name for person in members if person.name not in before]:
-        raise InputError(f"`before`: `{path}` lacks {some(missing)}; attack the same people.")
-    return before
+    if differ := difference(found.get("conditions", {}), conditions):
+        raise InputError(f"`before`: `{path}`: {differ}.")
+    correct, right = found["per_identity"], found["per_identity_photos_right"]
+    if missing := [person.name for person in members if person.name not in correct]:
+        raise InputError(f"`before`: `{path}`: there {some(missing)} counted as a stranger.")
+    return {name: Seen(correct[name], right[name]) for name in correct}
 
 
 def _notes(cfg: AttackConfig, found: AttackResult, added: list[str]) -> Iterator[str]:

@@ -1,6 +1,10 @@
 """How sure the attack's figures are, and how well it tells those the model saw from strangers.
 
-Source: Wilson, Probable Inference, JASA 1927; Mann and Whitney, Annals of Math. Statistics 1947.
+A rate has Wilson's interval. A mean over people has Student's: with few people a percentile
+bootstrap is too narrow (Hesterberg, The American Statistician 2015, table 1).
+
+Source: Wilson, Probable Inference, JASA 1927; Student, The Probable Error of a Mean, Biometrika
+1908; Mann and Whitney, Annals of Math. Statistics 1947.
 Parity: tests/test_idia_statistics.py, published values and plain loops.
 """
 
@@ -8,11 +12,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import stdtrit
 
 _Z = 1.959963984540054  # 95 % of a normal distribution lie within
 
 
-def wilson(successes: int, num: int) -> tuple[float, float]:
+def wilson(successes: float, num: int) -> tuple[float, float]:
     """Give the 95 % interval of a rate of which `successes` of `num` were seen."""
     rate, z2 = successes / num, _Z**2
     middle = (rate + z2 / (2 * num)) / (1 + z2 / num)
@@ -20,6 +25,55 @@ def wilson(successes: int, num: int) -> tuple[float, float]:
     low, high = max(0.0, middle - half), min(1.0, middle + half)
     # Rounding must not leave the bounds of no and all successes, which are exact.
     return (low if successes else 0.0), (high if successes < num else 1.0)
+
+
+def mean_interval(values: Sequence[float], most: float = 1.0) -> tuple[float, float]:
+    """Give the 95 % interval of the mean over people like these, within 0 and `most`.
+
+    Student's. Of people who are all alike, or of one, it has no width, or none is known: then
+    Wilson's, wide enough for whatever spread there can be.
+    """
+    share_N, num = np.asarray(values, np.float64) / most, len(values)
+    mean = float(share_N.mean())
+    if num == 1 or not np.ptp(share_N):
+        low, high = wilson(mean * num, num)
+    else:
+        half = float(stdtrit(num - 1, 0.975) * share_N.std(ddof=1) / math.sqrt(num))
+        low, high = max(0.0, mean - half), min(1.0, mean + half)
+    return low * most, high * most
+
+
+def majority(num_templates: int) -> int:
+    """Give the number of templates that is more than half of them."""
+    return num_templates // 2 + 1
+
+
+def measure(
+    correct: Sequence[int], photos_right: Sequence[float], threshold: int, num_templates: int
+) -> dict:
+    """Sum up how well the model knows people.
+
+    Args:
+        correct: templates with the right answer, of each person; at least one person.
+        photos_right: share of each person's photos named right.
+        threshold: at which the attack succeeds.
+        num_templates: Q.
+
+    Returns:
+        tpr, the part on whom it succeeds, and tpr_majority, at more than half of the templates;
+        photos_right and mean_templates, means over people; `_interval` of each.
+    """
+    num, found = len(correct), {}
+    for name, least in (("tpr", threshold), ("tpr_majority", majority(num_templates))):
+        hits = sum(n >= least for n in correct)
+        found |= {name: hits / num, f"{name}_interval": list(wilson(hits, num))}
+    for name, values, most in (
+        ("photos_right", photos_right, 1.0),
+        ("mean_templates", correct, float(num_templates)),
+    ):
+        interval = list(mean_interval(values, most))
+        found |= {name: float(np.mean(values)), f"{name}_interval": interval}
+    return found
 
 
 def auc(members: Sequence[int], strangers: Sequence[int]) -> float:

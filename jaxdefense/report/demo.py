@@ -50,7 +50,7 @@ def write_demo_report(report: DemoReport, path: Path) -> None:
     )
     sections = [
         frame.tiles(tiles),
-        frame.section("Before and after", parts.stages(report)),
+        frame.section("Before and after", parts.stages(report) + parts.measures(report)),
         frame.section("What the model calls people", parts.photos(report)),
         frame.section("What became of each person", parts.outcomes_of(report)),
         frame.section("Training", parts.losses(report.losses, ["cosine"])),

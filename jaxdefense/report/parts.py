@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from jaxdefense.evals import outcome as outcomes
+from jaxdefense.evals.outcome import UNKNOWN
+from jaxdefense.idia.statistics import majority
 from jaxdefense.report import plots
 from jaxdefense.report.embedding_map import EmbeddingMap
 from jaxdefense.report.frame import (
@@ -20,7 +22,7 @@ from jaxdefense.report.frame import (
     percent,
     table,
 )
-from jaxdefense.report.proof import UNKNOWN, Found, PersonResult, Proof
+from jaxdefense.report.proof import Found, PersonResult, Proof
 
 _STAGES = {
     "before": "Before",
@@ -41,7 +43,13 @@ _TERMS = {
 }
 _OUTCOMES = {
     True: (outcomes.UNLEARNED, outcomes.FAILED, outcomes.NEVER),
-    False: (outcomes.KEPT, outcomes.WRONGLY, outcomes.RECALLED, outcomes.NEVER),
+    False: (
+        outcomes.KEPT,
+        outcomes.WEAKENED,
+        outcomes.WRONGLY,
+        outcomes.RECALLED,
+        outcomes.NEVER,
+    ),
     None: (),
 }
 _VARIANTS = {
@@ -81,6 +89,7 @@ _GROUPS = {
 }
 _NUM_LISTED_PHOTOS, _NUM_OTHER_PHOTOS = 12, 6
 _MOST_ROWS, _MOST_POINTS = 1000, 400
+LEAST_PEOPLE = 5  # of whom a percentage is given: of fewer it says nothing
 
 PAPER = (
     'Hintersdorf et al., <a href="https://arxiv.org/abs/2310.08320">Defending Our Privacy With '
@@ -113,7 +122,8 @@ def how_attacked(proof: Proof) -> str:
         f"which of {proof.num_candidates:,} candidate names fits best, in {proof.num_templates} "
         "prompt templates. Per template, the name with the most votes over the photos is the "
         "answer; a tie is no answer. The person counts as recognised if at least "
-        f"{count(proof.threshold, 'template')} gave the own name.</p>"
+        f"{count(proof.threshold, 'template')} gave the own name. <b>Photos named right</b> takes "
+        "no vote: in how many of all pairs of a photo and a template the own name fits best.</p>"
     )
 
 
@@ -157,11 +167,23 @@ def _named(proof: Proof, people: Sequence[PersonResult], one: str, many: str) ->
     else:
         text = f"{tested[0].known} before and {tested[1].known} after"
     said = f"Shown photos of the {who}{less}, the model gave the right name of {text}"
-    if people[0].removed is False:
+    if right := _named_right(proof, people):
+        said += f", and of {right} of their photos"
+    if people[0].removed is False or tested[-1].num < LEAST_PEOPLE:
         return f"{said}."
     low, high = tested[-1].interval
     like = f"between {low:.0%} and {high:.0%} of people like them, with 95% confidence"
     return f"{said}; that is {like}."
+
+
+def _named_right(proof: Proof, people: Sequence[PersonResult], by: str = " and ") -> str:
+    """Say what part of people's photos is named right, before and after; "" if that is too few."""
+    ends = list(dict.fromkeys((proof.first, proof.last)))
+    found = [proof.measure(people, stage) for stage in ends]
+    counts = [len(proof.counts(people, stage)) for stage in ends]
+    if None in found or min(counts) < LEAST_PEOPLE:
+        return ""
+    return by.join(percent(x["photos_right"]) for x in found if x)
 
 
 def proof_tiles(proof: Proof) -> Iterable[tuple[str, str, str]]:
@@ -173,7 +195,9 @@ def proof_tiles(proof: Proof) -> Iterable[tuple[str, str, str]]:
             continue
         text = " → ".join("?" if x is None else str(x.known) for x in found)
         yield text, f"of {last.num}", f"{label}, recognised"
-        if removed is not False:
+        if right := _named_right(proof, proof.of(removed), " → "):
+            yield right, "", f"{label}, photos named right"
+        if removed is not False and last.num >= LEAST_PEOPLE:
             low, high = last.interval
             yield f"{low:.1%} – {high:.1%}", "", f"{label}: 95 % interval of the rate"
     rates = [measured(proof.stages[stage], "top1") for stage in stages]
@@ -226,10 +250,60 @@ def stages(proof: Proof) -> str:
     )
 
 
-def rate(found: Found | None) -> str:
-    """Write how many were found, and how sure that is."""
+def measures(proof: Proof) -> str:
+    """Say how well people are known at each stage, by four figures."""
+    groups = {}
+    for removed in (True, False, None):
+        people = proof.of(removed)
+        groups[_SHORT[removed]] = people
+        if removed is False and any(person.kept for person in people):
+            groups["others among the kept faces"] = [p for p in people if p.kept]
+            groups["others never shown"] = [p for p in people if not p.kept]
+    num, rows = proof.num_templates, []
+    for label, people in groups.items():
+        if not any(proof.counts(people, stage) for stage in proof.stages):
+            continue
+        label = label.capitalize()
+        for least in sorted({1, proof.threshold, majority(num)}):
+            cells = [rate(proof.at_least(least, people, stage)) for stage in proof.stages]
+            rows.append([_about(label, f"recognised, at least {least} of {num} templates"), *cells])
+        found = [proof.measure(people, stage) for stage in proof.stages]
+        sizes = [len(proof.counts(people, stage)) for stage in proof.stages]
+        right = [_right(*x) for x in zip(found, sizes, strict=True)]
+        rows.append([_about(label, "photos named right"), *right])
+        rows.append([_about(label, f"mean templates, of {num}"), *map(_mean, found)])
+    if not rows:
+        return ""
+    kept = f"{outcomes.KEPT_SHARE:.0%}"
+    return (
+        f"<h3>How well people are known</h3>{table(['', *map(_stage, proof.stages)], rows, 'wide')}"
+        '<p class="note">Below each figure, where it lies with 95 % confidence for people like '
+        "them: of a rate Wilson's interval, of a mean over people Student's. Somebody not on the "
+        f"list counts as kept only if recognised and at least {kept} of the photos named right "
+        f"before still are. No percentage is given of fewer than {LEAST_PEOPLE} people.</p>"
+    )
+
+
+def _right(found: Mapping[str, Any] | None, num: int) -> str:
+    if found is None or num < LEAST_PEOPLE:
+        return "–"
+    low, high = found["photos_right_interval"]
+    return f"{found['photos_right']:.1%}<small>{100 * low:.1f} – {100 * high:.1f}</small>"
+
+
+def _mean(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "–"
+    low, high = found["mean_templates_interval"]
+    return f"{found['mean_templates']:.1f}<small>{low:.1f} – {high:.1f}</small>"
+
+
+def rate(found: Found | None) -> str:
+    """Write how many were found, and, of enough people, the rate and how sure that is."""
+    if found is None:
+        return "–"
+    if found.num < LEAST_PEOPLE:
+        return f"{found.known} of {found.num}"
     low, high = found.interval
     return (
         f"{found.known} of {found.num} · {found.rate:.1%}"
@@ -343,7 +417,7 @@ def outcomes_of(proof: Proof) -> str:
             name(person.name),
             _verdict(proof.outcome(person)),
             {True: "yes", False: "no", None: "?"}[person.removed],
-            *(_correct(person, stage) for stage in proof.stages),
+            *(_correct(person, stage) + _own_right(person, stage) for stage in proof.stages),
         ]
         for person in people[:_MOST_ROWS]
     ]
@@ -355,7 +429,8 @@ def outcomes_of(proof: Proof) -> str:
             f"<details><summary>Everyone: correct templates of {proof.num_templates}</summary>"
             f'{table(head, rows, "people")}<p class="note">{left}The outcome compares the first '
             "stage with the last; a person is recognised from "
-            f"{count(proof.threshold, 'template')} on.</p></details>"
+            f"{count(proof.threshold, 'template')} on, one on the list from 1 on. In per cent: "
+            "the photos named right.</p></details>"
         )
     return "".join(parts)
 
@@ -518,6 +593,11 @@ def _stage(stage: str) -> str:
 
 def _correct(person: PersonResult, stage: str) -> str:
     return str(person.correct.get(stage, "–"))
+
+
+def _own_right(person: PersonResult, stage: str) -> str:
+    right = person.photos_right.get(stage)
+    return "" if right is None else f"<small>{right:.0%}</small>"
 
 
 def _mark(kind: str) -> str:

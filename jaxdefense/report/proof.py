@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxdefense.evals import outcome as outcomes
-from jaxdefense.idia.statistics import rates, wilson
+from jaxdefense.evals.outcome import UNKNOWN, Seen
+from jaxdefense.idia.statistics import measure, rates, wilson
 
-UNKNOWN = "not measured"
 _HEADINGS = {True: "On the list", False: "Not on the list", None: "Attacked"}
 
 
@@ -44,6 +44,8 @@ class PersonResult:
         photo: JPEG, or None.
         answers: stage -> the name most templates answered, "" if none did.
         variants: variant -> stage -> correct templates, where they have such a form.
+        photos_right: stage -> share of their photos named right, where it was recorded.
+        kept: their face was shown to the defense as one to keep; None if that is not known.
     """
 
     name: str
@@ -52,6 +54,8 @@ class PersonResult:
     photo: bytes | None
     answers: Mapping[str, str]
     variants: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    photos_right: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    kept: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +97,23 @@ class Proof:
 
     def found(self, people: Iterable[PersonResult], stage: str, variant: str = "") -> Found | None:
         """Count on whom an attack succeeded, of those attacked."""
+        return self.at_least(self.threshold, people, stage, variant)
+
+    def at_least(
+        self, num: int, people: Iterable[PersonResult], stage: str, variant: str = ""
+    ) -> Found | None:
+        """Count who has so many correct templates, of those attacked."""
         counts = self.counts(people, stage, variant)
-        return Found(sum(n >= self.threshold for n in counts), len(counts)) if counts else None
+        return Found(sum(n >= num for n in counts), len(counts)) if counts else None
+
+    def measure(self, people: Iterable[PersonResult], stage: str) -> dict | None:
+        """Sum up how well people are known, see `statistics.measure`; None if it is not known."""
+        attacked = [person for person in people if stage in person.correct]
+        right = [p.photos_right[stage] for p in attacked if stage in p.photos_right]
+        if not attacked or len(right) < len(attacked):
+            return None
+        correct = self.counts(attacked, stage)
+        return measure(correct, right, self.threshold, self.num_templates)
 
     def counts(self, people: Iterable[PersonResult], stage: str, variant: str = "") -> list[int]:
         """List the correct templates of those attacked."""
@@ -112,8 +131,10 @@ class Proof:
         unknown = person.removed is None or stages[0] == stages[1]
         if unknown or not all(stage in person.correct for stage in stages):
             return UNKNOWN
-        before, after = (person.correct[stage] >= self.threshold for stage in stages)
-        return outcomes.outcome(bool(person.removed), before, after)
+        before, after = (
+            Seen(person.correct[stage], person.photos_right.get(stage)) for stage in stages
+        )
+        return outcomes.outcome(bool(person.removed), before, after, self.threshold)
 
     def variants(self) -> list[str]:
         """Name the variants tried, that by which most of the list are found at last first."""

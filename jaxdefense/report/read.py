@@ -14,6 +14,7 @@ from jaxdefense.config import VARIANTS
 from jaxdefense.convert.directory import some
 from jaxdefense.data.words import folded_words
 from jaxdefense.errors import InputError
+from jaxdefense.idia.conditions import difference
 from jaxdefense.idia.kept import Embeddings, read_embeddings, read_thumbnails
 from jaxdefense.report.embedding_map import EmbeddingMap, make_map
 from jaxdefense.report.frame import flatten
@@ -252,6 +253,9 @@ def _stages(
             old, new = before.settings.get(key), after.settings.get(key)
             if old != new:
                 notes.append(f"The two attacks differ in `{key}`: {old!r} before, {new!r} after.")
+        old, new = (x.summary.get("conditions") for x in (before, after))
+        if old and new and (differ := difference(old, new)):
+            notes.append(f"`{before.path}` is not like `{after.path}`: {differ}.")
     image = next((run for run in runs if run.encoder == "image"), None)
     after = stages.get(AFTER)
     if image and after and not after.settings.get("unseen_by"):
@@ -347,7 +351,7 @@ def _evaluated(evaluations: Sequence[Measured]) -> tuple[dict[str, float], dict[
     where: dict[str, Path] = {}
     for evaluation in evaluations:
         for key, value in evaluation.summary.items():
-            if key.endswith("_sha256"):
+            if key.endswith("_sha256") or key == "dtype":
                 continue
             if key in where:
                 raise InputError(
@@ -393,6 +397,11 @@ def _proof(
                 if name in (x := attack.summary.get("answers", {}))
             },
             forms[name],
+            {
+                stage: x[name]
+                for stage, attack in attacks.items()
+                if name in (x := attack.summary.get("per_identity_photos_right", {}))
+            },
         )
         for name in names
     ]
@@ -502,6 +511,8 @@ def _not_measured(
                 f"{', '.join(person.name for person in absent[:20])}"
                 f"{' …' if len(absent) > 20 else ''}."
             )
+        if any(person.correct.keys() - person.photos_right.keys() for person in proof.people):
+            yield "What part of people's photos is named right: attack again, these do not say."
         tried = [set(attack.summary.get("variants", {})) for attack in attacks.values()]
         if left := [name for name in VARIANTS if any(name not in names for names in tried)]:
             said = "Ways round the defense" if len(left) == len(VARIANTS) else "Some ways round"

@@ -15,11 +15,13 @@ import numpy as np
 from jaxdefense.convert.directory import read_json
 from jaxdefense.errors import InputError
 from jaxdefense.report import frame, parts, plots
+from jaxdefense.report.parts import LEAST_PEOPLE
 from jaxdefense.run_directory import write_json, write_text
-from jaxdefense.sweep.results import RATES, collect
+from jaxdefense.sweep.results import GROUPS, RATES, collect
 
 _KEYS = ("w_weight", "n")
 _PEOPLE = {"removed_tpr": "removed", "others_tpr": "others"}
+_RIGHT = {"removed_photos_right": "removed", "others_photos_right": "others"}
 _OBJECTS = {"top1": "top-1", "top5": "top-5"}
 _HEADS = {
     "removed_tpr": "Removed, TPR",
@@ -28,6 +30,12 @@ _HEADS = {
     "top1": "Objects, top-1",
     "top5": "Objects, top-5",
     "sim_clean": "Similarity",
+    "removed_tpr_majority": "Removed, TPR by majority",
+    "removed_photos_right": "Removed, photos named right",
+    "removed_mean_templates": "Removed, mean templates",
+    "others_tpr_majority": "Others, TPR by majority",
+    "others_photos_right": "Others, photos named right",
+    "others_mean_templates": "Others, mean templates",
 }
 _NUM_PEOPLE = "people removed"
 
@@ -66,8 +74,9 @@ def average(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Average over seeds.
 
     Returns:
-        one for each `w_weight` and `n`, sorted: these, `seeds`, and of each of RATES `_mean` and
-        `_std`, the sample's standard deviation; None where nothing, or of one seed, is known.
+        one for each `w_weight` and `n`, sorted: these, `seeds`, and of each of RATES and GROUPS
+        `_mean` and `_std`, the sample's standard deviation; None where nothing, or of one seed, is
+        known.
     """
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for cell in cells:
@@ -75,7 +84,7 @@ def average(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     points = []
     for key, group in sorted(groups.items()):
         point: dict[str, Any] = dict(zip(_KEYS, key, strict=True)) | {"seeds": len(group)}
-        for rate in RATES:
+        for rate in (*RATES, *GROUPS):
             values = [cell[rate] for cell in group if cell[rate] is not None]
             point[f"{rate}_mean"] = float(np.mean(values)) if values else None
             point[f"{rate}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
@@ -118,6 +127,7 @@ def _figures(points: Sequence[dict[str, Any]], before: dict[str, Any] | None) ->
     before = before or {}
     figures = [
         ("people", "Recognised by the attack", _PEOPLE, "tpr"),
+        ("photos", "Photos of theirs named right", _RIGHT, "photos_right"),
         ("objects", "Objects classified correctly", _OBJECTS, "top1"),
         ("similarity", "Similarity to the original", {"sim_clean": ""}, ""),
     ]
@@ -155,50 +165,73 @@ def _lines(points: Sequence[dict[str, Any]], rates: dict[str, str]) -> list[plot
 
 
 def _points(points: Sequence[dict[str, Any]]) -> str:
-    rates = [rate for rate in RATES if any(p[f"{rate}_mean"] is not None for p in points)]
-    rows = [
-        [
-            f"{point['n']}",
-            f"{point['w_weight']:g}",
-            f"{point['seeds']}",
-            *(_spread(point[f"{rate}_mean"], point[f"{rate}_std"], rate) for rate in rates),
+    tables = []
+    for rates in (RATES, GROUPS):
+        known = [rate for rate in rates if any(p[f"{rate}_mean"] is not None for p in points)]
+        rows = [
+            [
+                f"{point['n']}",
+                f"{point['w_weight']:g}",
+                f"{point['seeds']}",
+                *(
+                    _text(
+                        rate,
+                        point[f"{rate}_mean"],
+                        point[f"{rate}_std"],
+                        point["n"] * point["seeds"],
+                    )
+                    for rate in known
+                ),
+            ]
+            for point in points
         ]
-        for point in points
-    ]
+        if known:
+            head = ("Removed", "w", "Seeds", *(_HEADS[rate] for rate in known))
+            tables.append(frame.table(head, rows))
     note = (
-        '<p class="note"><b>TPR</b>: part of the people whom the attack recognises; <b>FNR</b>: '
-        "the others of them. <b>Similarity</b>: mean cosine between the embeddings of ordinary "
-        "inputs and the original model's. Mean ± the sample's standard deviation over seeds.</p>"
+        '<p class="note"><b>TPR</b>: part of the people whom the attack recognises, by one '
+        "template or by more than half; <b>FNR</b>: the others of them. <b>Photos named right</b>: "
+        "part of all pairs of a photo and a template in which the own name fits best. "
+        "<b>Similarity</b>: mean cosine between the embeddings of ordinary inputs and the original "
+        "model's. Mean ± the sample's standard deviation over seeds. Fewer than "
+        f"{LEAST_PEOPLE} removed, over all seeds, are counted.</p>"
     )
-    head = ("Removed", "w", "Seeds", *(_HEADS[rate] for rate in rates))
-    return frame.table(head, rows) + note
+    return "".join(tables) + note
 
 
 def _cells(cells: Sequence[dict[str, Any]]) -> str:
-    rows = [
-        [
-            f"{cell['n']}",
-            f"{cell['seed']}",
-            f"{cell['w_weight']:g}",
-            *(_value(cell[rate], rate) for rate in RATES),
-            frame.duration(cell["seconds"]),
+    tables = []
+    for rates in (RATES, GROUPS):
+        if rates is GROUPS and all(cell[rate] is None for cell in cells for rate in rates):
+            continue
+        rows = [
+            [
+                f"{cell['n']}",
+                f"{cell['seed']}",
+                f"{cell['w_weight']:g}",
+                *(_text(rate, cell[rate], None, cell["n"]) for rate in rates),
+                frame.duration(cell["seconds"]),
+            ]
+            for cell in cells
         ]
-        for cell in cells
-    ]
-    head = ("Removed", "Seed", "w", *(_HEADS[rate] for rate in RATES), "Time")
+        head = ("Removed", "Seed", "w", *(_HEADS[rate] for rate in rates), "Time")
+        tables.append(frame.table(head, rows))
     summary = escape(f"{len(cells)}, one a line")
-    return f"<details><summary>{summary}</summary>{frame.table(head, rows)}</details>"
+    return f"<details><summary>{summary}</summary>{''.join(tables)}</details>"
 
 
-def _value(value: float | None, rate: str) -> str:
-    return frame.decimal(value) if rate == "sim_clean" else frame.percent(value)
-
-
-def _spread(mean: float | None, std: float | None, rate: str) -> str:
-    if mean is None or std is None:
-        return _value(mean, rate)
-    more = frame.decimal(std) if rate == "sim_clean" else f"{std:.1%}"
-    return f"{_value(mean, rate)} ± {more}"
+def _text(rate: str, mean: float | None, std: float | None, num_removed: int) -> str:
+    """Write a figure; of too few people removed how many they are, rather than a percentage."""
+    if mean is None:
+        return "–"
+    if rate == "sim_clean" or rate.endswith("_mean_templates"):
+        digits = 3 if rate == "sim_clean" else 1
+        more = "" if std is None else f" ± {frame.decimal(std, digits)}"
+        return frame.decimal(mean, digits) + more
+    if rate.startswith("removed_") and num_removed < LEAST_PEOPLE:
+        of_people = not rate.endswith("_photos_right")
+        return f"{round(mean * num_removed)} of {num_removed}" if of_people else "–"
+    return frame.percent(mean) + ("" if std is None else f" ± {std:.1%}")
 
 
 def _limits() -> str:

@@ -105,7 +105,10 @@ def as_page(findings: Findings) -> str:
         sections += [
             frame.section(
                 "Proof: before and after",
-                parts.stages(proof) + _strangers(attacks) + parts.curve(proof, curves),
+                parts.stages(proof)
+                + parts.measures(proof)
+                + _strangers(attacks)
+                + parts.curve(proof, curves),
             ),
             frame.section("What became of each person", parts.outcomes_of(proof)),
             frame.section("What the model calls people", parts.photos(proof)),
@@ -345,6 +348,14 @@ def _proof_json(proof: Proof) -> dict[str, Any]:
         "num_candidates": proof.num_candidates,
         "stages": proof.stages,
         "tpr": figures(),
+        "measures": {
+            stage: {
+                key: found
+                for key, people in groups.items()
+                if (found := proof.measure(people, stage))
+            }
+            for stage in proof.stages
+        },
         "curve": {
             stage: {key: proof.curve(people, stage) for key, people in groups.items()}
             for stage in proof.stages
@@ -359,6 +370,7 @@ def _proof_json(proof: Proof) -> dict[str, Any]:
                 "correct": dict(person.correct),
                 "answer": dict(person.answers),
                 "variants": person.variants,
+                "photos_right": dict(person.photos_right),
             }
             for person in proof.people
         ],
@@ -377,10 +389,12 @@ def as_csv(findings: Findings) -> str:
     stages, variants = list(proof.stages), proof.variants()
     head = [f"{what}_{stage}" for what in ("correct", "answer") for stage in stages]
     head += [f"{variant}_{stage}" for variant in variants for stage in stages]
+    head += [f"photos_right_{stage}" for stage in stages]
     write(["name", "removed", "outcome", *head])
     for person in proof.people:
         removed = "" if person.removed is None else int(person.removed)
         values = [by.get(stage, "") for by in (person.correct, person.answers) for stage in stages]
         values += [person.variants.get(v, {}).get(stage, "") for v in variants for stage in stages]
+        values += [person.photos_right.get(stage, "") for stage in stages]
         write([person.name, removed, proof.outcome(person), *values])
     return file.getvalue()

@@ -16,6 +16,7 @@ from jaxdefense.config import (
     DefendImageConfig,
     DefendTextConfig,
     EvaluateConfig,
+    ModelConfig,
     SweepImageConfig,
     SweepTextConfig,
 )
@@ -102,6 +103,11 @@ def defense_config(
     return DefendImageConfig(out, cfg.model, data, train, cfg.optimizer, **how)
 
 
+def _measured(cfg: SweepConfig) -> ModelConfig:
+    """Give the model as it is attacked and evaluated, whatever it is trained in."""
+    return dataclasses.replace(cfg.model, dtype="float32")
+
+
 def attack_config(cfg: SweepConfig, directory: Path, defended: bool) -> AttackConfig:
     """Give the settings of an attack on everybody.
 
@@ -110,7 +116,7 @@ def attack_config(cfg: SweepConfig, directory: Path, defended: bool) -> AttackCo
         directory: of the cell, or of the model before.
         defended: it is a cell's: the model is its own, and photos it trained on are left out.
     """
-    model, unseen_by = cfg.model, ""
+    model, unseen_by = _measured(cfg), ""
     if defended:
         model = dataclasses.replace(model, path=str(directory / DEFENSE / "model"))
         if isinstance(cfg, SweepImageConfig):
@@ -128,7 +134,7 @@ def attack_config(cfg: SweepConfig, directory: Path, defended: bool) -> AttackCo
 
 def evaluate_config(cfg: SweepConfig, directory: Path, defended: bool) -> EvaluateConfig:
     """Give the settings of an evaluation; see `attack_config`."""
-    model, e = cfg.model, cfg.evaluate
+    model, e = _measured(cfg), cfg.evaluate
     if defended:
         model = dataclasses.replace(model, path=str(directory / DEFENSE / "model"))
     what = {}

@@ -11,7 +11,9 @@ from jaxdefense.sweep.cells import BEFORE, CELLS
 
 RESULTS, TABLE, SUMMARY = "sweep.json", "sweep.csv", "summary.json"
 RATES = ("removed_tpr", "removed_fnr", "others_tpr", "top1", "top5", "sim_clean")
-COLUMNS = ("tower", "n", "seed", "w_weight", *RATES, "seconds")
+MEASURES = ("tpr_majority", "photos_right", "mean_templates")  # of those removed and of others
+GROUPS = tuple(f"{who}_{what}" for who in ("removed", "others") for what in MEASURES)
+COLUMNS = ("tower", "n", "seed", "w_weight", *RATES, "seconds", "num_others", *GROUPS)
 
 
 def collect(sweep: Path) -> dict[str, Any]:
@@ -21,8 +23,8 @@ def collect(sweep: Path) -> dict[str, Any]:
         sweep: its directory.
 
     Returns:
-        before: of the model as it is, `tpr`, `fnr`, `num_identities` and those measured of
-            `top1 top5`; None if it was not attacked yet.
+        before: of the model as it is, `tpr`, `fnr`, `num_identities`, MEASURES of everybody, and
+            those measured of `top1 top5`; None if it was not attacked yet.
         cells: a dict of COLUMNS each, sorted; None where there is nothing to measure, such as the
             rate of others where everyone was removed.
 

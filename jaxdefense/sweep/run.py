@@ -37,6 +37,7 @@ from jaxdefense.idia.attack import check_threshold
 from jaxdefense.idia.candidates import candidate_names
 from jaxdefense.idia.prompts import TEMPLATES
 from jaxdefense.idia.run import run_attack
+from jaxdefense.idia.statistics import measure
 from jaxdefense.run_directory import RunDirectory, digest, locked, write_text
 from jaxdefense.sharding import make_mesh
 from jaxdefense.sweep.cells import (
@@ -54,7 +55,7 @@ from jaxdefense.sweep.cells import (
     evaluate_config,
     faces,
 )
-from jaxdefense.sweep.results import write_results
+from jaxdefense.sweep.results import MEASURES, write_results
 
 
 def run_sweep(cfg: SweepConfig, console: Console) -> dict:
@@ -96,7 +97,8 @@ def _run_part(
     every = cells(cfg.sweep)
     mine = every[part::num_parts]
     mesh = make_mesh(**vars(cfg.mesh), devices=jax.devices())
-    undefended = Embedder(cfg.model, cfg.attack.batch, console, mesh)
+    as_it_is = attack_config(cfg, out, False).model
+    undefended = Embedder(as_it_is, cfg.attack.batch, console, mesh)
     # What the model as it is makes of photos and texts is needed in every cell; what a defended
     # encoder makes of them, never again.
     encoders = {undefended.digest("text"), undefended.digest("vision")}
@@ -200,7 +202,7 @@ def _attack_before(cfg: SweepConfig, path: Path, console: Console, cache: ArrayC
     directory.open(how[0])
     attack = _once(run_attack, how[0], console, cache)
     evaluation = _once(run_evaluate, how[1], console, cache)
-    keys = {"tpr", "fnr", "num_identities", "top1", "top5"}
+    keys = {"tpr", "fnr", "num_identities", "top1", "top5", *MEASURES}
     directory.finish({k: v for k, v in (attack | evaluation).items() if k in keys})
 
 
@@ -224,25 +226,27 @@ def _run_cell(
         prepare_image(settings, console)(go_on=True)
     attack = _once(run_attack, attack_config(cfg, path, True), console, cache)
     evaluation = _once(run_evaluate, evaluate_config(cfg, path, True), console, cache)
-    known = {name: n >= attack["threshold"] for name, n in attack["per_identity"].items()}
     attacked = read_people(faces(cfg), cfg.data.tfds_dir, note=quiet)
     listed = {folder.name for _, folder in choose_people(attacked, removed, str(path / NAMES))}
     text = isinstance(settings, DefendTextConfig)
-    removed_tpr = _rate([known[name] for name in known if name in listed])
-    assert removed_tpr is not None
+    gone = _measure(attack, [name for name in attack["per_identity"] if name in listed])
+    others = _measure(attack, [name for name in attack["per_identity"] if name not in listed])
     directory.finish(
         {
             "tower": "text" if text else "image",
             "n": cell.num,
             "seed": cell.seed,
             "w_weight": cell.w_weight,
-            "removed_tpr": removed_tpr,
-            "removed_fnr": 1 - removed_tpr,
-            "others_tpr": _rate([known[name] for name in known if name not in listed]),
+            "removed_tpr": gone["tpr"],
+            "removed_fnr": 1 - gone["tpr"],
+            "others_tpr": others.get("tpr"),
             "top1": evaluation.get("top1"),
             "top5": evaluation.get("top5"),
             "sim_clean": evaluation["sim_clean" if text else "image_sim_clean"],
             "seconds": round(time.monotonic() - started, 1),
+            "num_others": len(attack["per_identity"]) - len(listed),
+            **{f"removed_{name}": gone[name] for name in MEASURES},
+            **{f"others_{name}": others.get(name) for name in MEASURES},
         }
     )
 
@@ -257,9 +261,13 @@ def _once(
     return RunDirectory(Path(cfg.out)).finished(cfg) or do(cfg, console, cache)
 
 
-def _rate(known: Sequence[bool]) -> float | None:
-    """Give the part of people who are known; None of nobody."""
-    return sum(known) / len(known) if known else None
+def _measure(attack: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Sum up what an attack found on some people; nothing on nobody."""
+    if not names:
+        return {}
+    correct = [attack["per_identity"][name] for name in names]
+    right = [attack["per_identity_photos_right"][name] for name in names]
+    return measure(correct, right, attack["threshold"], attack["num_templates"])
 
 
 def _minutes(seconds: float) -> str:

@@ -1,0 +1,133 @@
+"""What two attacks must have in common for their results to be compared: all but the model.
+
+An attack draws its photos here, and leaves in `summary.json`, under `conditions`, what it was.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxdefense.convert.directory import read_json, some
+from jaxdefense.data.captions import folded_words
+from jaxdefense.data.identities import read_identities
+from jaxdefense.data.images import Folder
+from jaxdefense.data.sources import Photo, photo_digest
+from jaxdefense.distributed import on_first
+from jaxdefense.errors import InputError
+
+_WORDS = {
+    "candidates_sha256": "other candidate names",
+    "templates_sha256": "other prompts",
+    "sexes_sha256": "other sexes of the candidates",
+}
+
+
+def draw(people: Sequence[Folder], num: int, seed: int) -> list[Folder]:
+    """Choose the photos that people are attacked with.
+
+    A person's photos are ranked by the SHA-256 of the seed and the photo's contents, and the first
+    are taken. So a choice depends on nothing else: not on other people, on names or order of files,
+    or on photos that were left out before. Of someone with more than `num` photos all are read.
+
+    Args:
+        people: with all their photos.
+        num: a person, at most.
+        seed: of the choice.
+
+    Returns:
+        the same people with the photos chosen, in the order they had.
+    """
+    chosen = on_first(lambda: [_choose(person, num, seed) for person in people])
+    return [
+        dataclasses.replace(person, files=tuple(person.files[i] for i in which))
+        for person, which in zip(people, chosen, strict=True)
+    ]
+
+
+def _choose(person: Folder, num: int, seed: int) -> list[int]:
+    every = range(len(person.files))
+    if len(person.files) <= num:
+        return list(every)
+    ranks = [hashlib.sha256(f"{seed} {_digest(photo)}".encode()).digest() for photo in person.files]
+    return sorted(sorted(every, key=ranks.__getitem__)[:num])
+
+
+def photos_digest(person: Folder) -> str:
+    """Hash a person's photos, in whatever order and by whatever names; SHA-256, in hex."""
+    digests = sorted(map(_digest, person.files))
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _digest(photo: Photo) -> str:
+    try:
+        return photo_digest(photo)
+    except ValueError:  # whoever decodes the photo says so
+        return str(photo)
+
+
+def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Say in words what two attacks differ in, "" if they can be compared.
+
+    Args:
+        before, after: `conditions` of each. The one before may have more people.
+    """
+    for key, new in after.items():
+        old = before.get(key)
+        if key == "photos_sha256":
+            old = old or {}
+            if missing := [name for name in new if name not in old]:
+                return f"it lacks {some(missing)}; attack the same people"
+            if other := [name for name in new if new[name] != old[name]]:
+                return (
+                    f"it was made with other photos of {some(other)}; attack that model again with "
+                    "the same photos, and the same `--unseen-by`"
+                )
+        elif old != new:
+            if old is None:
+                return f"it does not say its `{key}`; attack that model again"
+            what = _WORDS.get(key) or f"`{key}` {old}, this attack {new}"
+            return f"it has {what}; the two must be alike but for the model"
+    return ""
+
+
+def random_targets(model: str | Path) -> list[str]:
+    """List the random names that removed people came to mean, if a model is of a run with such.
+
+    Args:
+        model: directory of a model or of a run; `RUN/model` is of RUN.
+    """
+    path = Path(model)
+    run = path.parent if path.name == "model" else path
+    if not ((run / "summary.json").is_file() and (run / "config.json").is_file()):
+        return []
+    summary = read_json(run / "summary.json")
+    text = summary.get("text")  # of a defense of both encoders
+    targets = (text if isinstance(text, dict) else summary).get("targets", {})
+    return list(targets.values()) if isinstance(targets, dict) else []
+
+
+def read_excluded(source: str) -> list[str]:
+    """Read names that are to be no candidates.
+
+    Args:
+        source: a names file, or the run directory of a text defense with random targets.
+
+    Raises:
+        InputError: it cannot be read, or the run has no random targets.
+    """
+    if not Path(source).is_dir():
+        return [name for identity in read_identities(source) for name in identity.names]
+    if not (targets := random_targets(source)):
+        raise InputError(
+            f"`exclude` (={source}) is no run of a text defense with random targets; give one, or "
+            "a file of names."
+        )
+    return targets
+
+
+def named_in(names: Sequence[str], among: Sequence[str]) -> list[str]:
+    """List those of some names that are among others, in whatever case."""
+    keys = set(map(folded_words, among))
+    return [name for name in names if folded_words(name) in keys]
