@@ -194,7 +194,6 @@ def whole(inputs):
     return run
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", [EIGHT, TWO_BY_FOUR, FOUR_BY_TWO])
 @pytest.mark.parametrize("half", ["text", "image"])
 def test_losses_are_those_of_one_device(whole, shape, half):
@@ -203,7 +202,6 @@ def test_losses_are_those_of_one_device(whole, shape, half):
     assert apart < 1e-5
 
 
-@pytest.mark.slow
 def test_one_process_writes_and_the_others_keep_a_log(whole):
     out = whole(FOUR_BY_TWO)
     logs = sorted(file.name for file in (out / "logs").iterdir())
@@ -214,7 +212,6 @@ def test_one_process_writes_and_the_others_keep_a_log(whole):
     assert weights(out).keys() == load_file(out.parent / "model" / "model.safetensors").keys()
 
 
-@pytest.mark.slow
 def test_killed_process_ends_the_others_and_the_run_goes_on(inputs, whole):
     processes = Processes(inputs, FOUR_BY_TWO, text_command("killed"))
     processes.wait_for(inputs / "killed" / "metrics.jsonl", 9)
@@ -235,7 +232,6 @@ def test_killed_process_ends_the_others_and_the_run_goes_on(inputs, whole):
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
-@pytest.mark.slow
 def test_stopped_processes_save_one_step_and_go_on_elsewhere(inputs, whole):
     out = inputs / "stopped"
     processes = Processes(inputs, TWO_BY_FOUR, text_command("stopped"))
@@ -258,7 +254,6 @@ def test_stopped_processes_save_one_step_and_go_on_elsewhere(inputs, whole):
     assert worst(losses(out), losses(whole(ONE_DEVICE) / "text")) < 1e-5
 
 
-@pytest.mark.slow
 def test_all_processes_stopped_at_once_save_one_step_and_go_on(inputs, whole):
     out = inputs / "all-stopped"
     processes = Processes(inputs, TWO_BY_FOUR, text_command("all-stopped"))
@@ -277,7 +272,6 @@ def test_all_processes_stopped_at_once_save_one_step_and_go_on(inputs, whole):
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
-@pytest.mark.slow
 def test_attack_gives_the_answers_of_one_device(inputs, tmp_path):
     alone(inputs, 1, attack_command("attack-1", "cache_dir=none"))
     wanted = answers(inputs / "attack-1")
@@ -304,7 +298,6 @@ def test_attack_gives_the_answers_of_one_device(inputs, tmp_path):
     assert answers(inputs / "attack-4x2") == wanted
 
 
-@pytest.mark.slow
 def test_evaluate_measures_what_one_device_does(inputs, whole):
     (inputs / "others.txt").write_text("Ada Ek\nBo Li\n")
     model = whole(ONE_DEVICE) / "model"

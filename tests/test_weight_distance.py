@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from factories import write_model_directory
 from flax import nnx
-from reference_open_clip import import_open_clip
+from reference import hf, open_clip, torch
 from safetensors.numpy import load_file
 from test_openclip import model_config, write_openclip
 
@@ -45,14 +45,13 @@ def test_it_is_a_sum_over_the_tensors_of_the_files(two):
     assert abs(float(weight_distance(*states, other)) / sum(norms.values()) - 1) > 0.02
 
 
+@pytest.mark.torch("open_clip")
 def test_it_is_the_loop_over_torchs_parameters(two):
-    torch = pytest.importorskip("torch")
     directories, tensors = two
     if directories[0].layout.name == "hf":
-        hf = pytest.importorskip("transformers")
         models = [hf.CLIPModel.from_pretrained(directory.path) for directory in directories]
     else:
-        open_clip, models = import_open_clip(), []
+        models = []
         for values in tensors:
             raw = model_config(len(values["token_embedding.weight"]))
             with warnings.catch_warnings(action="ignore"):

@@ -80,16 +80,18 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def processor_of(directory: ModelDirectory) -> ImageProcessor:
-    """Read a model's image processor.
+def processor_of(
+    directory: ModelDirectory, note: Callable[[str], object] = lambda _: None
+) -> ImageProcessor:
+    """Read what prepares photos for a model; see `read_processor`.
 
     Raises:
-        InputError: the model has no image encoder, or see `read_processor`.
+        InputError: the model has no image encoder, or its files ask for other steps.
     """
-    cfg = directory.cfg
+    cfg, path = directory.cfg, directory.path
     if cfg.vision is None:
-        raise InputError(f"`{directory.path}` has no image encoder.")
-    return read_processor(directory.path, cfg.vision.image_size, cfg.siglip)
+        raise InputError(f"`{path}` has no image encoder.")
+    return read_processor(path, cfg.vision.image_size, cfg.siglip, note)
 
 
 class Embedder:
@@ -142,11 +144,7 @@ class Embedder:
         Raises:
             InputError: the model has no image encoder, or its files ask for other steps.
         """
-        cfg, path = self.directory.cfg, self.directory.path
-        if cfg.vision is None:
-            raise InputError(f"`{path}` has no image encoder.")
-        note = partial(self._console.print, markup=False)
-        return read_processor(path, cfg.vision.image_size, cfg.siglip, note)
+        return processor_of(self.directory, partial(self._console.print, markup=False))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -166,11 +164,6 @@ class Embedder:
     def dtype(self) -> str:
         """What the model is computed in."""
         return resolve_dtype(self._cfg.dtype)
-
-    @property
-    def processor(self) -> ImageProcessor:
-        """The model's image processor."""
-        return processor_of(self.directory)
 
     def digest(self, tower: Literal["text", "vision"]) -> str:
         """Hash an encoder and how it is computed, whatever model it is part of."""
