@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxdefense.convert.directory import read_json, some
-from jaxdefense.data.captions import folded_words
 from jaxdefense.data.identities import read_identities
 from jaxdefense.data.images import Folder
 from jaxdefense.data.sources import Photo, photo_digest
+from jaxdefense.data.words import folded_words
 from jaxdefense.distributed import on_first
 from jaxdefense.errors import InputError
 
