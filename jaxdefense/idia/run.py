@@ -16,9 +16,9 @@ from rich.console import Console
 from jaxdefense.cache import ArrayCache
 from jaxdefense.config import AttackConfig
 from jaxdefense.convert.directory import read_json, read_model_directory, resolve_dtype, some
-from jaxdefense.data.captions import read_lines
 from jaxdefense.data.identities import read_identities
 from jaxdefense.data.images import Folder
+from jaxdefense.data.lines import read_lines
 from jaxdefense.data.people import choose_people, describe_people, read_people
 from jaxdefense.data.sources import photo_digest
 from jaxdefense.data.templates import read_templates
