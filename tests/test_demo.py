@@ -12,7 +12,8 @@ from jaxdefense.cli import main
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.captions import without_names
 from jaxdefense.demo import pretrain, world
-from jaxdefense.demo.run import shipped_model
+from jaxdefense.demo.run import measured, shipped_model
+from jaxdefense.idia.attack import AttackResult
 
 
 def test_world_names_everyone_differently():
@@ -22,6 +23,20 @@ def test_world_names_everyone_differently():
     assert len({named.person for named in everyone}) == 96
     lasts = [named.name.split()[1] for named in everyone]
     assert len(set(lasts)) == 96
+
+
+def test_stages_tell_those_kept_from_those_never_shown():
+    people = ["Gone", "Gone Too", "Kept", "Unseen", "Unseen Too"]
+    correct, right = [0, 3, 2, 0, 1], [0.0, 0.25, 0.5, 0.75, 0.25]
+    found = AttackResult(people, correct, [0] * 5, [""] * 5, [9] * 5, right, 1, 50, 21)
+    removed = ["Gone", "Gone Too"]
+    same = {"removed_tpr": 0.5, "retained_tpr": 2 / 3, "removed_photos_right": 0.125}
+    assert measured(found, removed, ["Kept"]) == {
+        **same, "retained_photos_right": 0.5, "unseen_photos_right": 0.5
+    }  # fmt: skip
+    assert measured(found, removed, []) == {
+        **same, "retained_photos_right": None, "unseen_photos_right": 0.5
+    }  # fmt: skip
 
 
 def test_world_captions_name_nobody_and_repeat_by_seed():

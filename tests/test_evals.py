@@ -104,18 +104,25 @@ def test_zeroshot_of_few_classes_has_no_top5(models, classes):
 @pytest.mark.parametrize(
     "listed,before,after,want",
     [
-        (True, True, False, outcomes.UNLEARNED),
-        (True, True, True, outcomes.FAILED),
-        (True, False, True, outcomes.FAILED),
-        (False, True, True, outcomes.KEPT),
-        (False, True, False, outcomes.WRONGLY),
-        (False, False, True, outcomes.RECALLED),
-        (True, False, False, outcomes.NEVER),
-        (False, False, False, outcomes.NEVER),
+        (True, (5, 0.5), (0, 0.1), outcomes.UNLEARNED),
+        (True, (5, 0.5), (1, 0.0), outcomes.FAILED),  # one template is enough
+        (True, (1, 0.5), (0, 0.0), outcomes.UNLEARNED),
+        (True, (0, 0.0), (2, 0.1), outcomes.FAILED),
+        (True, (0, 0.0), (0, 0.3), outcomes.NEVER),
+        (False, (5, 0.8), (2, 0.6), outcomes.KEPT),
+        (False, (5, 0.8), (21, 0.59), outcomes.WEAKENED),
+        (False, (5, 0.8), (21, 0.95), outcomes.KEPT),
+        (False, (2, 0.8), (1, 0.8), outcomes.WRONGLY),
+        (False, (1, 0.1), (2, 0.1), outcomes.RECALLED),
+        (False, (1, 0.1), (1, 0.0), outcomes.NEVER),
+        (False, (5, None), (5, 0.5), outcomes.UNKNOWN),
+        (False, (5, 0.5), (5, None), outcomes.UNKNOWN),
+        (False, (5, None), (0, None), outcomes.WRONGLY),
     ],
 )
 def test_outcome_names_each_case(listed, before, after, want):
-    assert outcomes.outcome(listed, before, after) == want
+    seen = outcomes.Seen(*before), outcomes.Seen(*after)
+    assert outcomes.outcome(listed, *seen, threshold=2) == want
 
 
 @pytest.mark.parametrize("value", [np.nan, 0.25])
@@ -155,7 +162,7 @@ def test_evaluate_measures_what_it_is_given(tmp_path, models, classes):
         captions=str(tmp_path / "captions.txt"), names=str(tmp_path / "names.txt")
     )
     one = run_evaluate(EvaluateConfig(out=str(tmp_path / "a"), **config, **text), QUIET)
-    digests = {"model_sha256", "teacher_sha256"}
+    digests = {"model_sha256", "teacher_sha256", "dtype"}
     assert set(one) == {"sim_clean", "sim_target", "sim_backdoor"} | digests
     assert one["model_sha256"] == models[0].directory.digest()
     assert one["teacher_sha256"] == models[1].directory.digest()

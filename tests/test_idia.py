@@ -61,9 +61,9 @@ def slow_attack(image_PE, owner_P, text_QME, num_people, group_M=None):
     """One person, one template, one photo, one candidate at a time."""
     if group_M is None:
         group_M = [0] * text_QME.shape[1]
-    correct, answers = [], []
+    correct, answers, right = [], [], []
     for person in range(num_people):
-        given_answers = []
+        given_answers, all_votes = [], []
         for text_ME in text_QME:
             votes = []
             for image_E, owner in zip(image_PE, owner_P, strict=True):
@@ -74,9 +74,11 @@ def slow_attack(image_PE, owner_P, text_QME, num_people, group_M=None):
                     ]
                     votes.append(cosines.index(max(cosines)))
             given_answers.append(slow_majority(votes))
+            all_votes += votes
         correct.append(sum(answer == person for answer in given_answers))
         answers.append(given_answers)
-    return np.array(correct), np.array(answers).T
+        right.append(sum(vote == person for vote in all_votes) / len(all_votes))
+    return np.array(correct), np.array(answers).T, np.array(right)
 
 
 def run_infer(image, owner, text, num_people, *, block, mesh=None, group=None):
@@ -109,6 +111,7 @@ def test_infer_matches_slow_loop(case, mesh):
     want = slow_attack(image, owner, text, num_people, group)
     np.testing.assert_array_equal(ours[0], want[0])
     np.testing.assert_array_equal(ours[1], want[1])
+    np.testing.assert_allclose(ours[2], want[2], rtol=1e-12)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -120,7 +123,10 @@ def test_infer_matches_slow_loop_on_unit_vectors(block, mesh):
     owner = rng.permutation(np.repeat(np.arange(5), [3, 1, 6, 2, 5]))
     image, text = unit(rng.standard_normal((17, 8))), unit(rng.standard_normal((3, 13, 8)))
     ours = run_infer(image, owner, text, 5, block=block, mesh=MESHES[mesh]())
-    np.testing.assert_array_equal(ours[1], slow_attack(image, owner, text, 5)[1])
+    want = slow_attack(image, owner, text, 5)
+    np.testing.assert_array_equal(ours[1], want[1])
+    np.testing.assert_allclose(ours[2], want[2], rtol=1e-12)
+    assert 0 < want[2].sum() < 5
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -221,7 +227,10 @@ def test_attack_matches_slow_loop_end_to_end(inputs):
         [[model.texts([t.format(n)])[0] for n in candidates.block(0, 9)] for t in TEMPLATES]
     )
     owner = np.repeat(np.arange(3), [len(person.files) for person in people])
-    assert found.correct == slow_attack(image, owner, text, 3)[0].tolist()
+    correct, _, right = slow_attack(image, owner, text, 3)
+    assert found.correct == correct.tolist()
+    np.testing.assert_allclose(found.photos_right, right, rtol=1e-12)
+    assert 0 < right.sum() < 3
 
 
 def test_embedding_many_equals_embedding_one_at_a_time(inputs):
@@ -250,8 +259,17 @@ def test_attack_writes_its_summary(inputs):
     assert wanted <= set(summary)
     assert summary["num_candidates"] == 9 and summary["num_identities"] == 3
     assert summary["tpr"] + summary["fnr"] == 1
-    known = [n >= 1 for n in summary["per_identity"].values()]
-    assert summary["tpr"] == np.mean(known)
+    counts = [*summary["per_identity"].values()]
+    assert summary["tpr"] == np.mean([n >= 1 for n in counts])
+    assert summary["majority"] == 11
+    assert summary["tpr_majority"] == np.mean([n >= 11 for n in counts])
+    assert summary["mean_templates"] == np.mean(counts)
+    right = summary["per_identity_photos_right"]
+    assert right.keys() == summary["per_identity"].keys()
+    assert summary["photos_right"] == np.mean([*right.values()])
+    rows = rows_of(inputs / "results" / "results.csv")
+    assert {row["name"]: float(row["photos_right"]) for row in rows} == right
+    assert summary["conditions"]["dtype"] == "float32"
 
 
 def test_attack_keeps_embeddings_and_small_photos(inputs):
@@ -286,14 +304,16 @@ def test_photos_are_kept_of_those_on_whom_it_went_wrong_first(inputs, monkeypatc
     first = run_attack(config(inputs), QUIET)
     path = inputs / "results" / "summary.json"
     threes = dict.fromkeys(first["per_identity"], 3)
-    # Say before: all were known. Say now: Joe and Zoe are.
-    path.write_text(json.dumps(first | {"per_identity": threes}))
+    halves = dict.fromkeys(threes, 0.5)
+    # Say before: all were known. Say now: Joe and Zoe are, and Joe's photos as well as before.
+    said = {"per_identity": threes, "per_identity_photos_right": halves}
+    path.write_text(json.dumps(first | said))
     (inputs / "names.txt").write_text("Zoe\nAda King\n")
     change = dict(before=str(inputs / "results"), names=str(inputs / "names.txt"))
 
     def known(image_PE, owner_P, blocks, *args):
         assert list(blocks)
-        return np.array([0, 1, 1]), np.full((21, 3), NO_ANSWER)
+        return np.array([0, 1, 1]), np.full((21, 3), NO_ANSWER), np.array([0, 0.4, 0.5])
 
     monkeypatch.setattr("jaxdefense.idia.attack.infer", known)
     found = run_attack(config(inputs, out=str(inputs / "after"), **change), QUIET)
@@ -349,46 +369,30 @@ def test_outcomes_compare_with_an_earlier_attack(inputs):
     (inputs / "names.txt").write_text("Joseph Cool\tJoe Cool\nZoe\n")
     path = inputs / "results" / "summary.json"
     # Say before: Joe and Ada were known, Zoe was not.
-    path.write_text(json.dumps(first | {"per_identity": {"Joe Cool": 3, "Ada King": 1, "Zoe": 0}}))
+    said: dict[str, Any] = {"per_identity": {"Joe Cool": 3, "Ada King": 1, "Zoe": 0}}
+    said["per_identity_photos_right"] = {"Joe Cool": 0.5, "Ada King": 0.25, "Zoe": 0.0}
+    path.write_text(json.dumps(first | said))
     change = dict(
         before=str(inputs / "results"), names=str(inputs / "names.txt"), out=str(inputs / "after")
     )
     found = run_attack(config(inputs, **change), QUIET)
     known = {name: n >= 1 for name, n in found["per_identity"].items()}
+    right = found["per_identity_photos_right"]
+    kept = "kept" if right["Ada King"] >= 0.75 * 0.25 else "weakened"
     want = {
         "Joe Cool": "failed" if known["Joe Cool"] else "correctly unlearned",
         "Zoe": "failed" if known["Zoe"] else "never recalled",
-        "Ada King": "kept" if known["Ada King"] else "wrongfully unlearned",
+        "Ada King": kept if known["Ada King"] else "wrongfully unlearned",
     }
+    assert found["groups"]["removed"]["before"]["photos_right"] == 0.25
+    assert found["groups"]["removed"]["after"]["photos_right"] == np.mean(
+        [right["Joe Cool"], right["Zoe"]]
+    )
+    assert found["groups"]["others"]["num"] == 1
+    assert found["groups"]["others"]["before"]["mean_templates"] == 1
     rows = rows_of(inputs / "after" / "results.csv")
     assert {row["name"]: row["outcome"] for row in rows} == want
     assert {k: v for k, v in found["outcomes"].items() if v} == Counter(want.values())
-
-
-@pytest.mark.parametrize(
-    "change,message",
-    [
-        ({"num_candidates": 7}, "`num_candidates` 9, this attack 7"),
-        ({"threshold": 2}, "`threshold` 1, this attack 2"),
-        ({"before": "nowhere"}, "nowhere/summary.json` does not exist"),
-        ({"faces": "others"}, "lacks `Ada Queen`"),
-        ({"names": ""}, "only together"),
-    ],
-)
-def test_an_earlier_attack_that_was_another_is_refused(inputs, monkeypatch, change, message):
-    monkeypatch.chdir(inputs)
-    path = inputs / "results" / "summary.json"
-    path.parent.mkdir()
-    path.write_text(
-        json.dumps(
-            {"num_candidates": 9, "threshold": 1, "num_templates": 21, "per_identity": {"Zoe": 1}}
-        )
-    )
-    write_faces(inputs / "others", [("Ada_Queen", 1), ("Zoe", 1)])
-    (inputs / "names.txt").write_text("Zoe\n")
-    given: dict[str, Any] = {"before": "results", "names": "names.txt", "out": "after"} | change
-    with pytest.raises(ValueError, match=message):
-        run_attack(config(inputs, **given), QUIET)
 
 
 def test_templates_come_from_a_file(inputs):

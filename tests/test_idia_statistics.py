@@ -2,12 +2,21 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxdefense.evals import outcome as outcomes
-from jaxdefense.idia.statistics import auc, rates, statistics, wilson
+from jaxdefense.idia.statistics import (
+    auc,
+    majority,
+    mean_interval,
+    measure,
+    rates,
+    statistics,
+    wilson,
+)
 
 counts = st.lists(st.integers(0, 6), min_size=1, max_size=9)
 
@@ -81,12 +90,66 @@ def test_statistics_are_counts_over_people(members, strangers, threshold):
         assert found["fpr_interval"][0] <= found["fpr"] <= found["fpr_interval"][1]
 
 
+@pytest.mark.parametrize("num, t", [(2, 12.706), (5, 2.776), (16, 2.131), (61, 2.000)])
+def test_mean_interval_has_students_published_quantiles(num, t):
+    # Of num values, one or the other, in turn.
+    values = [0.5 + 0.01 * (-1) ** i for i in range(num)]
+    mean = sum(values) / num
+    std = math.sqrt(sum((x - mean) ** 2 for x in values) / (num - 1))
+    low, high = mean_interval(values)
+    assert (low, high) == pytest.approx(
+        (mean - t * std / num**0.5, mean + t * std / num**0.5), 1e-3
+    )
+    assert mean_interval([21 * x for x in values], 21) == pytest.approx((21 * low, 21 * high))
+
+
+def test_mean_interval_covers_95_of_100():
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(1000):
+        low, high = mean_interval(rng.beta(2, 3, 16).tolist())
+        hits += low <= 0.4 <= high
+    assert 930 <= hits <= 970
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_mean_interval_holds_the_mean_and_stays_in_range(values):
+    low, high = mean_interval(values)
+    assert 0 <= low <= np.mean(values) + 1e-12 and np.mean(values) - 1e-12 <= high <= 1
+
+
+def test_people_who_are_all_alike_leave_room_for_others():
+    assert mean_interval([0.0] * 20) == wilson(0, 20) and mean_interval([1.0] * 5) == wilson(5, 5)
+    assert mean_interval([0.5]) == pytest.approx(wilson(0.5, 1))
+    low, high = mean_interval([0.25] * 8)
+    assert low < 0.15 and high > 0.5
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.floats(0, 1)), min_size=1, max_size=9))
+def test_measure_is_counts_and_means_over_people(people):
+    correct, right = zip(*people, strict=True)
+    found = measure(correct, right, 2, 6)
+    num = len(people)
+    assert found["tpr"] == len([n for n in correct if n >= 2]) / num
+    assert found["tpr_majority"] == len([n for n in correct if n > 3]) / num
+    assert found["photos_right"] == pytest.approx(sum(right) / num)
+    assert found["mean_templates"] == pytest.approx(sum(correct) / num)
+    for name in ("tpr", "tpr_majority", "photos_right", "mean_templates"):
+        low, high = found[f"{name}_interval"]
+        assert low <= found[name] + 1e-12 and found[name] <= high + 1e-12
+    assert found["mean_templates_interval"] == pytest.approx(list(mean_interval(correct, 6)))
+
+
+def test_majority_is_more_than_half():
+    assert [majority(num) for num in (1, 2, 3, 20, 21)] == [1, 2, 2, 11, 11]
+
+
 def test_tally_counts_each_outcome_and_those_of_nobody():
     found = outcomes.tally([outcomes.KEPT, outcomes.FAILED, outcomes.KEPT])
     assert found == {
         "correctly unlearned": 0,
         "failed": 1,
         "kept": 2,
+        "weakened": 0,
         "wrongfully unlearned": 0,
         "newly recalled": 0,
         "never recalled": 0,

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import stat
 from collections import Counter
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxdefense.data.images import thumbnail
+from jaxdefense.idia.statistics import mean_interval, wilson
 from jaxdefense.report import parts, plots
 from jaxdefense.report.demo import DemoReport, write_demo_report
 from jaxdefense.report.proof import PersonResult
@@ -55,11 +57,15 @@ class _Page(HTMLParser):
         return " ".join("".join(self.text).split())
 
 
-def _person(name, removed, *correct, photo=True, stages=_STAGES):
+def _person(name, removed, *correct, photo=True, stages=_STAGES, right=None, **more):
+    """A person; their photos are named right as often as templates are correct, unless told."""
     counts = dict(zip(stages, correct, strict=False))
     image = PHOTO if photo else None
     answers = {stage: name if num else "Someone Else" for stage, num in counts.items()}
-    return PersonResult(name, removed, counts, image, answers)
+    shares = {stage: num / 21 for stage, num in counts.items()}
+    if right is not None:
+        shares = dict(zip(stages, right, strict=False))
+    return PersonResult(name, removed, counts, image, answers, photos_right=shares, **more)
 
 
 def _losses(num, start=0):
@@ -172,9 +178,9 @@ def test_demo_report_shows_every_stage(tmp_path, num):
     # Plot and table of stages; headline and tile.
     assert page.words.count("87.5%") == 2 * num + 2 * min(num, 2)
     assert ("gave the right name of 1 before and 0 after" in page.words) == (num > 1)
-    assert page.words.count("1 of 1 · 100.0%20.7 – 100.0") == 1  # Wilson, of 1 of 1
+    assert "1 of 1" in page.words and "1 of 1 ·" not in page.words  # too few for a rate
     outcome = "! wrongfully unlearned" if num > 1 else "not measured"
-    assert f"Cy Lost{outcome}no9" in page.words
+    assert f"Cy Lost{outcome}no943%" in page.words
 
 
 def test_demo_report_without_stages_raises(tmp_path):
@@ -192,7 +198,7 @@ def test_demo_report_takes_missing_and_non_finite_measurements(tmp_path):
     assert "50.0%" in page.words and "1 not measured" in page.words
     assert "1 of 1 person was to be removed" in page.words
     assert page.tags["svg"] == 1 and page.tags["img"] == 0
-    assert "the model gave the right name of 1 before; that is" in page.words
+    assert "the model gave the right name of 1 before." in page.words
 
 
 def test_demo_report_takes_nothing_but_a_stage(tmp_path):
@@ -203,14 +209,16 @@ def test_demo_report_takes_nothing_but_a_stage(tmp_path):
 
 @pytest.mark.parametrize("after, verb", [(0, "was removed"), (2, "was to be removed")])
 def test_headline_says_removed_only_if_it_holds(tmp_path, after, verb):
-    people = [_person("Ann Gone", True, 20, after), _person("Bob Stays", False, 9, 1)]
+    people = [_person(f"Ann Gone {i}", True, 20, after * (i == 0)) for i in range(5)]
+    people.append(_person("Bob Stays", False, 9, 1))
     page = _demo_page(tmp_path, _report(people=people, threshold=2))
-    assert f"1 of 2 people {verb}." in page.words
-    named = f"the model gave the right name of 1 before and {int(after >= 2)} after"
-    rate = ("0% and 79%", "21% and 100%")[int(after >= 2)]  # Wilson, of 0 and of 1 of 1
+    assert f"5 of 6 people {verb}." in page.words.replace("were", "was")
+    named = f"the model gave the right name of 5 before and {int(after >= 2)} after"
+    right = f", and of 95.2% and {after / 21 / 5:.1%} of their photos"
+    rate = ("0% and 43%", "4% and 62%")[int(after >= 2)]  # Wilson, of 0 and of 1 of 5
     assert (
-        f"Shown photos of the 1 person on the list, {named}; that is between {rate} of people "
-        "like them, with 95% confidence." in page.words
+        f"Shown photos of the 5 people on the list, {named}{right}; that is between {rate} of "
+        "people like them, with 95% confidence." in page.words
     )
     named = "the model gave the right name of 1 before and 0 after."
     assert f"Shown photos of the 1 other person, {named}" in page.words
@@ -218,23 +226,84 @@ def test_headline_says_removed_only_if_it_holds(tmp_path, after, verb):
 
 def test_outcomes_compare_first_and_last_stage(tmp_path):
     cases = {
-        "correctly unlearned": (True, 5, 9, 1),
-        "! failed": (True, 5, 0, 2),
-        "kept": (False, 5, 0, 2),
-        "! wrongfully unlearned": (False, 5, 9, 1),
-        "! newly recalled": (False, 0, 0, 4),
-        "never recalled": (False, 1, 9, 0),
+        "correctly unlearned": (True, (5, 9, 0), (0.5, 0.5, 0.125)),
+        "! failed": (True, (5, 0, 1), (0.5, 0.0, 0.0)),  # one template is enough
+        "kept": (False, (5, 0, 2), (0.5, 0.0, 0.375)),
+        "! weakened": (False, (5, 0, 5), (0.5, 0.5, 0.25)),
+        "! wrongfully unlearned": (False, (5, 9, 1), (0.5, 0.5, 0.5)),
+        "! newly recalled": (False, (0, 0, 4), (0.0, 0.0, 0.25)),
+        "never recalled": (False, (1, 9, 0), (0.125, 0.5, 0.0)),
     }
-    people = [_person(f"Case {i}", *case, photo=False) for i, case in enumerate(cases.values())]
+    people = [
+        _person(f"Case {i}", removed, *correct, photo=False, right=right)
+        for i, (removed, correct, right) in enumerate(cases.values())
+    ]
     page = _demo_page(tmp_path, _report(("before", "text", "image"), people, threshold=2))
-    for i, (outcome, (removed, *correct)) in enumerate(cases.items()):
-        row = f"Case {i}{outcome}{'yes' if removed else 'no'}{''.join(map(str, correct))}"
+    for i, (outcome, (removed, correct, right)) in enumerate(cases.items()):
+        found = "".join(f"{n}{share:.0%}" for n, share in zip(correct, right, strict=True))
+        assert f"Case {i}{outcome}{'yes' if removed else 'no'}{found}" in page.words
+    assert "1 kept, 1 weakened, 1 wrongfully unlearned" in page.words
+
+
+def test_nobody_is_called_kept_whose_photos_were_not_counted(tmp_path):
+    people = [PersonResult("Bob Stays", False, {"before": 9, "text": 8}, None, {})]
+    page = _demo_page(tmp_path, _report(people=people))
+    assert "Bob Staysnot measuredno98" in page.words and "0 kept" in page.words
+
+
+def test_measures_are_means_with_intervals_stage_by_stage(tmp_path):
+    people = [_person(f"Listed {i}", True, 21, i % 2, right=(1.0, i / 10)) for i in range(5)]
+    people += [
+        _person(f"Other {i}", False, 21, 10 + i, right=(0.9, 0.5 + i / 100), kept=i < 6)
+        for i in range(10)
+    ]
+    page = _demo_page(tmp_path, _report(people=people))
+
+    def cell(value, interval):
+        low, high = (100 * x for x in interval)
+        return f"{value:.1%}{low:.1f} – {high:.1f}"
+
+    for label, who in (
+        ("On the list", people[:5]),
+        ("Others", people[5:]),
+        ("Others among the kept faces", people[5:11]),
+        ("Others never shown", people[11:]),
+    ):
+        row = f"{label}photos named right"
+        for stage in ("before", "text"):
+            shares = [person.photos_right[stage] for person in who]
+            row += cell(np.mean(shares), mean_interval(shares)) if len(who) > 4 else "–"
         assert row in page.words
+        row = f"{label}recognised, at least 11 of 21 templates"
+        for stage in ("before", "text"):
+            num, of = sum(person.correct[stage] >= 11 for person in who), len(who)
+            row += f"{num} of {of}"
+            if of > 4:
+                row += f" · {cell(num / of, wilson(num, of))}"
+        assert row in page.words
+        mean = np.mean([person.correct["text"] for person in who])
+        low, high = mean_interval([person.correct["text"] for person in who], 21)
+        assert f"{mean:.1f}{low:.1f} – {high:.1f}" in page.words
+    assert "100.0% → 20.0% on the list, photos named right" in page.words
+    assert "90.0% → 54.5% others, photos named right" in page.words
+    assert "and of 90.0% and 54.5% of their photos." in page.words
+
+
+def test_no_percentage_is_given_of_fewer_than_5_people(tmp_path):
+    people = [_person(f"Listed {i}", True, 20, 0) for i in range(4)]
+    people += [_person(f"Other {i}", False, 20, 20) for i in range(4)]
+    stages = {"before": {}, "text": {}}
+    page = _demo_page(tmp_path, dataclasses.replace(_report(people=people), stages=stages))
+    assert "4 of 4" in page.words and "–" in page.words
+    # What is left are single persons' own photos, and what the notes say of 95 % and the margin.
+    words = re.sub(r"(Listed|Other) \d[a-z ]*(yes|no)\d+\d\d%\d+", "", page.words)
+    rates = re.findall(r"\d+\.\d%|\d+% and", words)
+    assert rates in ([], ["0.0%"]), rates  # of strangers, whom the demo has 32 of
 
 
 def test_photos_are_limited_and_failures_come_first(tmp_path):
     people = [_person(f"Listed {i:02}", True, 5, int(i == 14)) for i in range(15)]
-    people += [_person(f"Other {i:02}", False, 5, int(i != 8)) for i in range(9)]
+    people += [_person(f"Other {i:02}", False, 5, 5 * (i != 8)) for i in range(9)]
     page = _demo_page(tmp_path, _report(people=people))
     names = [value for tag, key, value in page.attrs if (tag, key) == ("img", "alt")]
     assert names[:2] == ["Listed 14", "Listed 00"] and names[12:14] == ["Other 08", "Other 00"]
@@ -270,7 +339,8 @@ def test_thin_averages_neighbours_and_keeps_short_curves():
 
 
 def test_plots_take_the_colours_of_the_page(tmp_path):
-    _demo_page(tmp_path, _report())
+    people = [_person(f"Person {i}", i < 5, 9, 1) for i in range(10)]
+    _demo_page(tmp_path, _report(people=people))
     text = (tmp_path / "report.html").read_text()
     svg = text[text.index("<svg") :]
     for variable in set(plots._VARIABLES.values()):

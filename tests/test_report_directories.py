@@ -17,7 +17,7 @@ from test_report import _NASTY, PHOTO, _Page
 
 from jaxdefense.cli import main
 from jaxdefense.evals.collateral import Movement, summarise
-from jaxdefense.idia.statistics import wilson
+from jaxdefense.idia.statistics import mean_interval, measure, wilson
 from jaxdefense.report.embedding_map import make_map, principal_plane
 from jaxdefense.report.write import write_report, write_run_report
 
@@ -49,6 +49,7 @@ def attack(path, correct, model="S", settings=None, **summary):
     config = {"faces": "f", "num_candidates": 50, "model": {"path": "m"}, **(settings or {})}
     found = {"threshold": 2, "num_templates": 21, "num_candidates": 50, "model_sha256": model}
     found |= {"per_identity": correct, "answers": {name: name for name in correct}}
+    found["per_identity_photos_right"] = {name: num / 21 for name, num in correct.items()}
     return write(path, config, found | summary)
 
 
@@ -72,15 +73,17 @@ def counts(seed, high=5):
 
 
 def outcome(listed, before, after):
+    """What became of someone with so many correct templates, and as many of 21 photos right."""
     if listed:
         return "failed" if after else "correctly unlearned" if before else "never recalled"
-    if before:
-        return "kept" if after else "wrongfully unlearned"
-    return "newly recalled" if after else "never recalled"
+    if before >= 2:
+        kept = "kept" if 4 * after >= 3 * before else "weakened"
+        return kept if after >= 2 else "wrongfully unlearned"
+    return "newly recalled" if after >= 2 else "never recalled"
 
 
 def test_numbers_are_those_of_the_inputs(tmp_path):
-    before, after = counts(0, 8), counts(1, 4)
+    before, after = counts(0, 8), counts(11, 4)
     last = dict(list(counts(2).items())[1:])  # one has no such form
     forms = {"last": {"per_identity": last, "num_candidates": 31, "num_templates": 21}}
     answers = {name: NAMES[-1 - i] if i % 3 else "" for i, name in enumerate(NAMES)}
@@ -95,8 +98,8 @@ def test_numbers_are_those_of_the_inputs(tmp_path):
         run(tmp_path / "r"),
         evaluation(tmp_path / "e2", top1=0.8125, teacher_top1=0.875),
     )
-    what = {n: outcome(n in LISTED, before[n] >= 2, after[n] >= 2) for n in NAMES}
-    assert len(set(what.values())) == 6  # every outcome comes up
+    what = {n: outcome(n in LISTED, before[n], after[n]) for n in NAMES}
+    assert len(set(what.values())) == 7, what  # every outcome comes up
     # A line a person.
     assert [row["name"] for row in rows] == NAMES == [p["name"] for p in found["people"]]
     for row, person in zip(rows, found["people"], strict=True):
@@ -110,8 +113,12 @@ def test_numbers_are_those_of_the_inputs(tmp_path):
         assert person["correct"] == {"before": before[name], "after": after[name]}
         assert person["variants"] == ({"last": {"after": last[name]}} if name in last else {})
         listed = "yes" if name in LISTED else "no"
-        bad = "! " * (what[name] in ("failed", "wrongfully unlearned", "newly recalled"))
-        assert f"{name}{bad}{what[name]}{listed}{before[name]}{after[name]}" in page.words
+        fine = ("kept", "correctly unlearned", "never recalled")
+        shares = [f"{num}{num / 21:.0%}" for num in (before[name], after[name])]
+        bad = "! " * (what[name] not in fine)
+        assert f"{name}{bad}{what[name]}{listed}{''.join(shares)}" in page.words
+        assert float(row["photos_right_before"]) == before[name] / 21
+        assert person["photos_right"] == {"before": before[name] / 21, "after": after[name] / 21}
     # In sum.
     for key, who in (("listed", LISTED), ("others", [n for n in NAMES if n not in LISTED])):
         tally = Counter(what[name] for name in who)
@@ -128,19 +135,28 @@ def test_numbers_are_those_of_the_inputs(tmp_path):
                 "tpr": known / len(who),
                 "interval": [low, high],
             }
-            text = f"{known} of {len(who)} · {known / len(who):.1%}"
-            assert f"{text}{100 * low:.1f} – {100 * high:.1f}" in page.words
+            text = f"{known} of {len(who)}"
+            if len(who) > 4:  # of fewer no rate
+                text += f" · {known / len(who):.1%}{100 * low:.1f} – {100 * high:.1f}"
+            assert text in page.words
+            shares = [correct[name] / 21 for name in who]
+            measured = found["measures"][stage][key]
+            assert measured == measure([correct[name] for name in who], shares, 2, 21)
+            if len(who) > 4:
+                low, high = (100 * x for x in mean_interval(shares))
+                assert f"{np.mean(shares):.1%}{low:.1f} – {high:.1f}" in page.words
             curve = [np.mean([correct[name] >= k for name in who]) for k in range(1, 22)]
             np.testing.assert_allclose(found["curve"][stage][key], curve)
         tried = [last[name] >= 2 for name in who if name in last]
         got = found["variants"]["last"]
         assert got["before"] == {}
         assert (got["after"][key]["known"], got["after"][key]["num"]) == (sum(tried), len(tried))
-        assert f"{sum(tried)} of {len(tried)} · {np.mean(tried):.1%}" in page.words
+        rate = f" · {np.mean(tried):.1%}" if len(tried) > 4 else ""
+        assert f"{sum(tried)} of {len(tried)}{rate}" in page.words
     assert "the last name alone; among 31 names" in page.words
     # The rest.
     assert found["attacks"]["before"]["strangers"] == strangers
-    assert "1 of 4 · 25.0%" in page.words and "0.625" in page.words
+    assert "1 of 4" in page.words and "0.625" in page.words
     assert found["utility"] == {
         "sim_clean": 1.0, "image_sim_clean": 0.9375, "top1": 0.8125, "teacher_top1": 0.875
     }  # fmt: skip
@@ -157,7 +173,7 @@ def test_numbers_are_those_of_the_inputs(tmp_path):
         assert text in page.words
     known = sum(after[name] >= 2 for name in LISTED)
     assert f"people on the list, the model gave the right name of {known} " not in page.words
-    assert f"before and {known} after; that is between" in found["headline"]
+    assert f"before and {known} after. Shown photos of the 8 others" in found["headline"]
     assert found["headline"] in page.words
 
 
@@ -223,6 +239,32 @@ def test_what_cannot_be_known_is_said(tmp_path):
     model = {"model": {"path": str(old / "model")}}
     _, found, _ = report(tmp_path, old, attack(tmp_path / "c", counts(1), "", model))
     assert list(found["attacks"]) == ["after"] and "is not recorded" in " ".join(found["notes"])
+
+
+def test_attacks_that_were_not_alike_are_said(tmp_path):
+    photos = {name: "x" for name in NAMES}
+    _, found, _ = report(
+        tmp_path,
+        run(tmp_path / "r"),
+        attack(tmp_path / "a", counts(0), conditions={"seed": 0, "photos_sha256": photos}),
+        attack(tmp_path / "b", counts(1), "D", conditions={
+            "seed": 0, "photos_sha256": photos | {"Person C": "y"}
+        }),
+    )  # fmt: skip
+    assert "made with other photos of `Person C`" in " ".join(found["notes"])
+
+
+def test_results_that_do_not_count_photos_call_nobody_kept(tmp_path):
+    paths = [attack(tmp_path / "a", counts(0)), attack(tmp_path / "b", counts(1), "D")]
+    for path in paths:
+        summary = json.loads((path / "summary.json").read_text())
+        del summary["per_identity_photos_right"]
+        (path / "summary.json").write_text(json.dumps(summary))
+    _, found, rows = report(tmp_path, run(tmp_path / "r"), *paths)
+    assert "photos is named right: attack again" in " ".join(found["not_measured"])
+    both = [n for n in NAMES if n not in LISTED and min(counts(0)[n], counts(1)[n]) >= 2]
+    assert both and {r["outcome"] for r in rows if r["name"] in both} == {"not measured"}
+    assert found["measures"] == {"before": {}, "after": {}}
 
 
 def test_a_defense_of_both_encoders_is_two_runs_and_their_merger(tmp_path):
@@ -479,14 +521,14 @@ def test_report_on_real_runs(world):
         pytest.skip("needs a Chromium")
     text = text.replace("<details", "<details open")  # tables and settings too
     for width in (400, 1400):
-        assert measure(world, text, width) == (width, width, [])
+        assert widths(world, text, width) == (width, width, [])
     # What would be wrong is seen.
     text = text.replace("<main>", '<main><img src="missing.png"><div style="width:2000px">x</div>')
-    inner, _, errors = measure(world, text, 400)
+    inner, _, errors = widths(world, text, 400)
     assert inner >= 2000 and errors
 
 
-def measure(tmp_path: Path, page: str, width: int) -> tuple[int, int, list[str]]:
+def widths(tmp_path: Path, page: str, width: int) -> tuple[int, int, list[str]]:
     """Open a page in a frame of a width: how wide it becomes, the frame, and console messages."""
     (tmp_path / "frame.html").write_text(
         f'<iframe id="f" width="{width}" height="600" style="border:0" scrolling="no" '

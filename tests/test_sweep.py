@@ -1,6 +1,7 @@
 """Sweeps: which cells there are, who does them, going on with them, what their report says."""
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -239,6 +240,20 @@ def test_text_sweep_attacks_and_evaluates_every_cell(inputs, monkeypatch):
         others = [known[name] for name in known if name not in removed]
         assert row["others_tpr"] == ("" if not others else f"{np.mean(others)}")
         evaluated = json.loads((directory / "evaluation/summary.json").read_text())
+        for group, who in (
+            ("removed", [*removed]),
+            ("others", [n for n in known if n not in removed]),
+        ):
+            people = [person for person in attacked if person["name"] in who]
+            wanted = {
+                "tpr_majority": [int(person["correct"]) >= 11 for person in people],
+                "photos_right": [float(person["photos_right"]) for person in people],
+                "mean_templates": [int(person["correct"]) for person in people],
+            }
+            for name, values in wanted.items():
+                got = row[f"{group}_{name}"]
+                assert got == "" if not values else float(got) == pytest.approx(np.mean(values))
+        assert row["num_others"] == str(len(others))
         for key in ("top1", "top5", "sim_clean"):
             assert float(row[key]) == evaluated[key]
         assert evaluated["sim_clean"] < 1, "the model attacked is the defended one"
@@ -248,6 +263,7 @@ def test_text_sweep_attacks_and_evaluates_every_cell(inputs, monkeypatch):
         assert not (directory / "defense/checkpoints").exists()
     found = json.loads((inputs / "sweep/sweep.json").read_text())
     assert found["before"]["num_identities"] == 4 and len(found["cells"]) == 2
+    assert {"photos_right", "tpr_majority", "mean_templates"} <= found["before"].keys()
     texts = [*(inputs / ".cache/jaxdefense").glob("texts-*")]
     assert sum(file.stat().st_size for file in texts) < 60_000, "of the model as it is alone"
     # Nothing is done twice.
@@ -289,9 +305,10 @@ def test_image_sweep_goes_on_after_a_stop_to_the_same_results(inputs, monkeypatc
 def write_cells(path, num=(1, 2, 64), seeds=(0, 1, 2), weights=(0.0, 0.001)):
     rng = np.random.default_rng(0)
     for cell in cells(CellsConfig(num_identities=num, seeds=seeds, w_weight=weights)):
-        values: dict = {rate: float(rng.random()) for rate in results.RATES}
+        rates = (*results.RATES, *results.GROUPS)
+        values: dict = {rate: float(rng.random()) for rate in rates} | {"num_others": 64 - cell.num}
         if cell.num == 64:
-            values["others_tpr"] = None
+            values |= {rate: None for rate in rates if rate.startswith("others_")}
         directory = RunDirectory(path / "cells" / cell.name)
         directory.open(cell)
         who = {"tower": "text", "n": cell.num, "seed": cell.seed, "w_weight": cell.w_weight}
@@ -299,6 +316,7 @@ def write_cells(path, num=(1, 2, 64), seeds=(0, 1, 2), weights=(0.0, 0.001)):
     write_json(path / "config.json", {"out": "<i>x</i>", "model": {"path": "m"}})
     (path / "before").mkdir()
     before = {"tpr": 0.75, "fnr": 0.25, "num_identities": 64, "top1": 0.9, "top5": 1.0}
+    before |= {"photos_right": 0.6}
     write_json(path / "before/summary.json", before)
     results.write_results(path)
     return path
@@ -328,6 +346,8 @@ def test_report_draws_means_and_deviations_of_the_table(tmp_path, monkeypatch):
     spreads = plots.spreads
 
     def noted(name, title, xlabel, lines, before, limits):
+        # Both figures of people call their lines alike.
+        lines = [dataclasses.replace(line, label=f"{name}: {line.label}") for line in lines]
         drawn[name] = lines, before
         return spreads(name, title, xlabel, lines, before, limits)
 
@@ -335,14 +355,16 @@ def test_report_draws_means_and_deviations_of_the_table(tmp_path, monkeypatch):
     write_sweep_report(path, tmp_path / "report.html")
     table = rows(path / "sweep.csv")
     labels = {
-        "removed, w = {}": "removed_tpr",
-        "others, w = {}": "others_tpr",
-        "top-1, w = {}": "top1",
-        "top-5, w = {}": "top5",
-        "w = {}": "sim_clean",
+        "people: removed, w = {}": "removed_tpr",
+        "people: others, w = {}": "others_tpr",
+        "photos: removed, w = {}": "removed_photos_right",
+        "photos: others, w = {}": "others_photos_right",
+        "objects: top-1, w = {}": "top1",
+        "objects: top-5, w = {}": "top5",
+        "similarity: w = {}": "sim_clean",
     }
     found = {line.label: line for lines, _ in drawn.values() for line in lines}
-    assert len(found) == 10
+    assert len(found) == 14
     for label, rate in labels.items():
         for weight in ("0", "0.001"):
             line = found[label.format(weight)]
@@ -357,9 +379,10 @@ def test_report_draws_means_and_deviations_of_the_table(tmp_path, monkeypatch):
                 np.testing.assert_allclose(mean, centre)
                 spread = np.sqrt(sum((value - centre) ** 2 for value in values) / 2)
                 np.testing.assert_allclose(std, spread)
-            assert list(line.xs) == ([1, 2] if rate == "others_tpr" else [1, 2, 64])
+            assert list(line.xs) == ([1, 2] if rate.startswith("others_") else [1, 2, 64])
     assert {name: before for name, (_, before) in drawn.items()} == {
         "people": 0.75,
+        "photos": 0.6,
         "objects": 0.9,
         "similarity": None,
     }
@@ -391,7 +414,23 @@ def test_report_is_self_contained_and_escaped(tmp_path):
     assert "<script" not in page and "<i>x</i>" not in page and "&lt;i&gt;x&lt;/i&gt;" in page
     assert not re.findall(r'(?:src|xlink:href|href)="(?!#|https://arxiv.org/)', page)
     ids = re.findall(r' id="([^"]+)"', page)
-    assert len(ids) == len(set(ids)) and page.count("<svg") == 3
+    assert len(ids) == len(set(ids)) and page.count("<svg") == 4
+
+
+def test_report_gives_no_percentage_of_fewer_than_5_removed(tmp_path):
+    path = write_cells(tmp_path)
+    write_sweep_report(path, tmp_path / "report.html")
+    page = re.sub(r"<[^>]*>", " ", (tmp_path / "report.html").read_text())
+    means = {(p["n"], p["w_weight"]): p for p in rows(tmp_path / "report.csv")}
+    for n in ("1", "2", "64"):
+        point = means[n, "0.0"]
+        share = f"{float(point['removed_tpr_mean']):.1%} ±"
+        assert (share in page) == (n != "1")
+        share = f"{float(point['removed_photos_right_mean']):.1%} ±"
+        assert (share in page) == (n != "1")
+        assert f"{float(point['removed_mean_templates_mean']):.1f} ±" in page
+    # Of one person a seed, three seeds: how many of the three.
+    assert f"{round(3 * float(means['1', '0.0']['removed_tpr_mean']))} of 3" in page
 
 
 def test_report_of_one_seed_without_classes_and_before(tmp_path):
@@ -404,7 +443,12 @@ def test_report_of_one_seed_without_classes_and_before(tmp_path):
     write_json(tmp_path / "config.json", {})
     write_sweep_report(tmp_path, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 2 and "50.0%" in page and "other faces removed" in page
+    assert (
+        page.count("<svg") == 2
+        and "1 of 2" in page
+        and "50.0%" not in page
+        and "other faces removed" in page
+    )
     assert "±</" not in page and "nan" not in page
 
 

@@ -48,7 +48,8 @@ def outcome(listed: bool, before: Seen, after: Seen, threshold: int) -> str:
         return WRONGLY
     if before.photos_right is None or after.photos_right is None:
         return UNKNOWN
-    return KEPT if after.photos_right >= KEPT_SHARE * before.photos_right else WEAKENED
+    least = KEPT_SHARE * before.photos_right - 1e-9  # just three quarters are enough
+    return KEPT if after.photos_right >= least else WEAKENED
 
 
 def tally(outcomes: Iterable[str]) -> dict[str, int]:

@@ -226,7 +226,7 @@ def stages(proof: Proof) -> str:
     drawn = [_SHORT[removed] for removed in columns] + ["objects"] * ("top1" in extra)
     bars, rows = [], []
     for stage, metrics in proof.stages.items():
-        rates = [x.rate if (x := found[stage][removed]) else None for removed in columns]
+        rates = [_drawn(found[stage][removed]) for removed in columns]
         rates += [measured(metrics, "top1")] * ("top1" in extra)
         bars.append((_stage(stage), rates))
         cells = [rate(found[stage][removed]) for removed in columns]
@@ -248,6 +248,10 @@ def stages(proof: Proof) -> str:
         f'<div class="columns"><figure>{plot}</figure><div>'
         f'{table([text.capitalize() for text in head], rows)}<p class="note">{note}</p></div></div>'
     )
+
+
+def _drawn(found: Found | None) -> float | None:
+    return found.rate if found and found.num >= LEAST_PEOPLE else None
 
 
 def measures(proof: Proof) -> str:
@@ -318,8 +322,9 @@ def curve(proof: Proof, strangers: Mapping[str, Sequence[float]]) -> str:
     for stage in ends:
         dashed = stage == proof.first and len(ends) > 1
         for removed in (True, False, None):
-            values = proof.curve(proof.of(removed), stage)
-            if values:
+            people = proof.of(removed)
+            values = proof.curve(people, stage)
+            if values and len(proof.counts(people, stage)) >= LEAST_PEOPLE:
                 label = f"{_SHORT[removed]}, {_stage(stage).lower()}"
                 lines.append((label, _COLOURS[removed], dashed, values))
         if values := strangers.get(stage):
