@@ -218,6 +218,27 @@ def test_torchvisions_version_is_one_level_off_at_most(tmp_path):
         assert diff.max() <= 1 and diff.mean() < 0.05, name
 
 
+# Of a call, or without effect where no photo is padded.
+HARMLESS = {
+    *("data_format", "input_data_format", "device", "return_tensors", "disable_grouping"),
+    *("image_seq_length", "pad_size"),
+}
+
+
+def test_no_field_of_the_libraries_is_new():
+    known = {
+        key for fields in (*READ.values(), *(x for x, _ in REFUSED.values())) for key in fields
+    }
+    fields = set(hf.processing_utils.ImagesKwargs.__annotations__)
+    assert fields - HARMLESS - {"do_convert_rgb"} <= known
+
+
+@pytest.mark.torch("open_clip")
+def test_no_field_of_open_clips_is_new():
+    fields = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"}
+    assert set(open_clip.transform.PreprocessCfg.__dataclass_fields__) == fields
+
+
 # OpenCLIP
 
 
