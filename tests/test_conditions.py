@@ -16,8 +16,8 @@ from rich.console import Console
 
 from jaxdefense.clip.text import plain_text
 from jaxdefense.config import AttackConfig, EvaluateConfig, ModelConfig
-from jaxdefense.data.captions import folded_words
 from jaxdefense.data.images import Folder
+from jaxdefense.data.words import folded_words
 from jaxdefense.evals import embed
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.run import run_evaluate
@@ -52,7 +52,7 @@ def test_a_draw_is_the_ranking_by_seed_and_content(tmp_path):
         return hashlib.sha256(f"3 {sha}".encode()).digest()
 
     assert contents(got) == set(sorted(photos, key=rank)[:5])
-    assert list(got.files) == sorted(got.files)
+    assert list(got.files) == sorted(got.files, key=str)
 
 
 def test_a_draw_hangs_on_nobody_else_and_not_on_what_is_left_out(tmp_path):
@@ -115,7 +115,8 @@ def inputs(tmp_path, monkeypatch):
 def config(**change):
     given: dict[str, Any] = {"faces": "faces", "templates": "templates.txt", "batch": 8}
     given |= {"num_candidates": 9, "num_photos": 3, "out": "results", "cache_dir": "cache"}
-    return AttackConfig(**({"model": ModelConfig("model")} | given | change))
+    given["model"] = ModelConfig("model")
+    return AttackConfig(**(given | change))
 
 
 def test_an_attack_that_was_another_is_refused_as_before(inputs):

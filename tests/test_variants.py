@@ -178,7 +178,7 @@ def test_low_resolution_loses_what_is_fine(axis):
 def test_names_of_one_person_vote_together(same_M, correct):
     # Each photo is nearest to another candidate: alone it is a tie, together theirs wins.
     unit_33 = np.eye(3, dtype=np.float32)
-    correct_I, answer_QI = infer(
+    correct_I, answer_QI, _ = infer(
         unit_33, np.zeros(3, np.int64), [unit_33[None]], np.zeros(3, np.int64), 1, 3, make_mesh(),
         np.array([0]), same_M,
     )  # fmt: skip

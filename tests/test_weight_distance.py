@@ -31,8 +31,8 @@ def two(request, tmp_path):
 
 
 def ours(directories):
-    states = [nnx.state(directory.load()) for directory in directories]
-    return float(weight_distance(*states, directories[0].layout.stacked_dims))
+    first, second = (nnx.state(directory.load()) for directory in directories)
+    return float(weight_distance(first, second, directories[0].layout.stacked_dims))
 
 
 def test_it_is_a_sum_over_the_tensors_of_the_files(two):
@@ -41,8 +41,8 @@ def test_it_is_a_sum_over_the_tensors_of_the_files(two):
     np.testing.assert_allclose(ours(directories), sum(norms.values()), rtol=1e-5)
     # The other layout's way comes to another number.
     other = ("layers",) if "qkv" in directories[0].layout.stacked_dims else ("layers", "qkv")
-    states = [nnx.state(directory.load()) for directory in directories]
-    assert abs(float(weight_distance(*states, other)) / sum(norms.values()) - 1) > 0.02
+    one, two_ = (nnx.state(directory.load()) for directory in directories)
+    assert abs(float(weight_distance(one, two_, other)) / sum(norms.values()) - 1) > 0.02
 
 
 @pytest.mark.torch("open_clip")
