@@ -23,7 +23,7 @@ from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.run import run_evaluate
 from jaxdefense.idia import run as attacks
 from jaxdefense.idia.candidates import candidate_names
-from jaxdefense.idia.conditions import difference, draw, photos_digest
+from jaxdefense.idia.conditions import difference, draw, photos_digest, random_targets
 from jaxdefense.idia.run import run_attack
 from jaxdefense.run_directory import digest, write_json
 
@@ -153,6 +153,7 @@ def test_an_attack_that_was_another_is_refused_as_before(inputs):
         ({"faces": "more", "names": "una.txt"}, "lacks `Una Ek`"),
         ({"model": ModelConfig("model", dtype="bfloat16")}, "`dtype` float32, this attack bfloat"),
         ({"model": ModelConfig("wide")}, "`preprocessing` ImageProcessor"),
+        ({"names": ""}, "`names` and `before` have an effect only together"),
         ({"before": "old"}, "does not say its `threshold`"),
         ({"before": "nowhere"}, "nowhere/summary.json` does not exist"),
     ):
@@ -217,6 +218,17 @@ def test_random_targets_are_no_candidates(inputs, kind):
     assert found["conditions"]["candidates_sha256"] == digest(want)
     assert len(want) == 9 and not {*want} & {*targets.values()}
     assert want[:3] == people and {plain[4], plain[5]} < {*want}
+
+
+def test_random_targets_are_found_by_whatever_path(tmp_path, monkeypatch):
+    for run in (tmp_path / "run", tmp_path / "model"):  # a run may be called model
+        (run / "model").mkdir(parents=True)
+        write_json(run / "config.json", {})
+        write_json(run / "summary.json", {"targets": {"Zoe": run.name}})
+        for path in (run, run / "model"):
+            assert random_targets(path) == [run.name]
+            monkeypatch.chdir(path)
+            assert random_targets(".") == [run.name]
 
 
 def test_targets_that_must_be_candidates_are_named(inputs):

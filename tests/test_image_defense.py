@@ -19,6 +19,7 @@ from jaxdefense.config import ModelConfig
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.images import ImageProcessor
 from jaxdefense.evals.embed import Embedder
+from jaxdefense.run_directory import write_json
 
 QUIET = Console(quiet=True)
 NAMES = ["Joe Cool", "Ada King", "Zoe", "Bo Ek"]
@@ -344,9 +345,14 @@ def merge(text, image, out="merged"):
     return main(["merge", "--text", text, "--image", image, "--out", out])
 
 
-def test_merge_takes_each_encoder_from_its_run_bit_for_bit(inputs):
+def test_merge_takes_each_encoder_from_its_run_bit_for_bit(inputs, capsys):
     assert defend_text() == 0 and defend() == 0
     assert merge("text", "run/model") == 0
+    assert "exclude" not in capsys.readouterr().err
+    made = json.loads((inputs / "text" / "summary.json").read_text())
+    write_json(inputs / "text" / "summary.json", made | {"targets": {"Joe Cool": "Una Ek"}})
+    assert merge("text/model", "run", "again") == 0
+    assert "`--set exclude=text/model`" in " ".join(capsys.readouterr().err.split())
     merged, text, image, old = (
         load_file(inputs / path / "model.safetensors")
         for path in ("merged", "text/model", "run/model", "model")

@@ -12,6 +12,7 @@ from jaxdefense.config import MergeConfig
 from jaxdefense.convert.directory import ModelDirectory, read_model_directory, some
 from jaxdefense.defense.loop import METRICS
 from jaxdefense.errors import InputError
+from jaxdefense.idia.conditions import random_targets
 from jaxdefense.run_directory import TRAINED_ON
 
 
@@ -50,6 +51,12 @@ def merge(cfg: MergeConfig, console: Console) -> dict:
     if left_out:
         console.print(f"left out, as they may hold undefended weights: {some(left_out)}")
     console.print(f"merged model: {cfg.out}")
+    if random_targets(cfg.text):
+        console.print(
+            "removed people came to mean random names: attack the merged model with "
+            f"`--set exclude={cfg.text}`, so that these are no candidates",
+            markup=False,
+        )
     return {"text": str(text.path), "image": str(image.path), "model": cfg.out}
 
 

@@ -18,7 +18,8 @@ from jaxdefense.distributed import on_first
 from jaxdefense.errors import InputError
 
 _WORDS = {
-    "candidates_sha256": "other candidate names",
+    "candidates_sha256": "other candidate names (random targets that one leaves out, `exclude` "
+    "leaves out of the other)",
     "templates_sha256": "other prompts",
     "sexes_sha256": "other sexes of the candidates",
 }
@@ -98,11 +99,12 @@ def random_targets(model: str | Path) -> list[str]:
     Args:
         model: directory of a model or of a run; `RUN/model` is of RUN.
     """
-    path = Path(model)
-    run = path.parent if path.name == "model" else path
-    if not ((run / "summary.json").is_file() and (run / "config.json").is_file()):
+    path = Path(model).absolute()  # of "." too a name
+    places = [path, path.parent] if path.name == "model" else [path]  # a run may be called model
+    runs = [x for x in places if all((x / f"{y}.json").is_file() for y in ("summary", "config"))]
+    if not runs:
         return []
-    summary = read_json(run / "summary.json")
+    summary = read_json(runs[0] / "summary.json")
     text = summary.get("text")  # of a defense of both encoders
     targets = (text if isinstance(text, dict) else summary).get("targets", {})
     return list(targets.values()) if isinstance(targets, dict) else []
