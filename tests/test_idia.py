@@ -129,6 +129,25 @@ def test_infer_matches_slow_loop_on_unit_vectors(block, mesh):
     assert 0 < want[2].sum() < 5
 
 
+@pytest.mark.parametrize("block", [1, 4, 11])
+def test_photos_right_counts_candidates_of_one_person_as_one(block):
+    rng = np.random.default_rng(block)
+    owner = rng.permutation(np.repeat(np.arange(4), [3, 1, 5, 2]))
+    image, text = unit(rng.standard_normal((11, 6))), unit(rng.standard_normal((3, 10, 6)))
+    group = np.array([0, 0, 1, 1, 0, 0, 1, 1, 0, 1])
+    own, same = np.array([0, 2, 4, 6]), np.array([0, 0, 2, 2, 4, 4, 6, 6, 8, 9])
+    blocks = (text[:, start : start + block] for start in range(0, 10, block))
+    right = infer(image, owner, blocks, group, 4, block, make_mesh(), own, same)[2]
+    for person in range(4):
+        hits = []
+        for image_E in image[owner == person]:
+            for text_ME in text:
+                cosines = np.where(group == group[own[person]], text_ME @ image_E, -np.inf)
+                hits.append(cosines.argmax() in (own[person], own[person] + 1))
+        assert right[person] == pytest.approx(np.mean(hits))
+    assert 0 < right.sum() < 4
+
+
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("block", [1, 2, 3, 8])
 def test_of_equal_cosines_the_first_candidate_wins(block, mesh):
