@@ -194,8 +194,9 @@ def whole(inputs):
     return run
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", [EIGHT, TWO_BY_FOUR, FOUR_BY_TWO])
+@pytest.mark.parametrize(
+    "shape", [EIGHT, pytest.param(TWO_BY_FOUR, marks=pytest.mark.slow), FOUR_BY_TWO]
+)
 @pytest.mark.parametrize("half", ["text", "image"])
 def test_losses_are_those_of_one_device(whole, shape, half):
     apart = worst(losses(whole(shape) / half), losses(whole(ONE_DEVICE) / half))
@@ -203,7 +204,6 @@ def test_losses_are_those_of_one_device(whole, shape, half):
     assert apart < 1e-5
 
 
-@pytest.mark.slow
 def test_one_process_writes_and_the_others_keep_a_log(whole):
     out = whole(FOUR_BY_TWO)
     logs = sorted(file.name for file in (out / "logs").iterdir())
@@ -214,7 +214,6 @@ def test_one_process_writes_and_the_others_keep_a_log(whole):
     assert weights(out).keys() == load_file(out.parent / "model" / "model.safetensors").keys()
 
 
-@pytest.mark.slow
 def test_killed_process_ends_the_others_and_the_run_goes_on(inputs, whole):
     processes = Processes(inputs, FOUR_BY_TWO, text_command("killed"))
     processes.wait_for(inputs / "killed" / "metrics.jsonl", 9)
@@ -235,7 +234,6 @@ def test_killed_process_ends_the_others_and_the_run_goes_on(inputs, whole):
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
-@pytest.mark.slow
 def test_stopped_processes_save_one_step_and_go_on_elsewhere(inputs, whole):
     out = inputs / "stopped"
     processes = Processes(inputs, TWO_BY_FOUR, text_command("stopped"))
@@ -277,11 +275,16 @@ def test_all_processes_stopped_at_once_save_one_step_and_go_on(inputs, whole):
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
-@pytest.mark.slow
-def test_attack_gives_the_answers_of_one_device(inputs, tmp_path):
+@pytest.fixture(scope="module")
+def wanted(inputs):
+    """What the attack on one device finds."""
     alone(inputs, 1, attack_command("attack-1", "cache_dir=none"))
-    wanted = answers(inputs / "attack-1")
-    assert wanted[1]["photos_per_identity"] == {"min": 4, "max": 5}
+    found = answers(inputs / "attack-1")
+    assert found[1]["photos_per_identity"] == {"min": 4, "max": 5}
+    return found
+
+
+def test_attack_gives_the_answers_of_one_device(inputs, wanted, tmp_path):
     alone(inputs, 8, attack_command("attack-8", "cache_dir=cache", "mesh.fsdp=2", "mesh.tensor=2"))
     assert answers(inputs / "attack-8") == wanted
     # Half of one host's cache is lost, and the other host has none.
@@ -298,13 +301,16 @@ def test_attack_gives_the_answers_of_one_device(inputs, tmp_path):
     assert sorted((inputs / "cache").iterdir()) == kept and not (tmp_path / "cache").exists()
     assert "3.png" in processes.text(0)
     assert "3.png" in (inputs / "attack-2x4" / "logs" / "process-1.log").read_text()
+
+
+@pytest.mark.slow
+def test_attack_on_another_mesh_gives_the_answers_of_one_device(inputs, wanted):
     command = attack_command("attack-4x2", "cache_dir=none", "mesh.fsdp=2", "mesh.tensor=2")
     processes = Processes(inputs, FOUR_BY_TWO, command)
     assert processes.finish() == [0] * 4, processes.text()
     assert answers(inputs / "attack-4x2") == wanted
 
 
-@pytest.mark.slow
 def test_evaluate_measures_what_one_device_does(inputs, whole):
     (inputs / "others.txt").write_text("Ada Ek\nBo Li\n")
     model = whole(ONE_DEVICE) / "model"
