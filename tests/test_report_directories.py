@@ -447,7 +447,6 @@ def world(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.slow
 def test_report_on_real_runs(world):
     defend = "defend text --model model --names names.txt --captions captions.txt --out text"
     sizes = " ".join(f"--set train.{x}=8" for x in ("num_clean", "num_poisoned", "steps"))
