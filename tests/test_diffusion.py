@@ -92,7 +92,6 @@ def prompt_states(root: Path, prompt: str) -> np.ndarray:
 
 
 @pytest.mark.torch("diffusers")
-@pytest.mark.slow
 def test_defended_encoder_of_stable_diffusion_is_a_drop_in(tmp_path):
     root = stable_diffusion(tmp_path / "sd")
     before = prompt_states(root, f"a photo of {NAME}")

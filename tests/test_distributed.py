@@ -194,7 +194,9 @@ def whole(inputs):
     return run
 
 
-@pytest.mark.parametrize("shape", [EIGHT, TWO_BY_FOUR, FOUR_BY_TWO])
+@pytest.mark.parametrize(
+    "shape", [EIGHT, pytest.param(TWO_BY_FOUR, marks=pytest.mark.slow), FOUR_BY_TWO]
+)
 @pytest.mark.parametrize("half", ["text", "image"])
 def test_losses_are_those_of_one_device(whole, shape, half):
     apart = worst(losses(whole(shape) / half), losses(whole(ONE_DEVICE) / half))
@@ -272,10 +274,16 @@ def test_all_processes_stopped_at_once_save_one_step_and_go_on(inputs, whole):
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
-def test_attack_gives_the_answers_of_one_device(inputs, tmp_path):
+@pytest.fixture(scope="module")
+def wanted(inputs):
+    """What the attack on one device finds."""
     alone(inputs, 1, attack_command("attack-1", "cache_dir=none"))
-    wanted = answers(inputs / "attack-1")
-    assert wanted[1]["photos_per_identity"] == {"min": 4, "max": 5}
+    found = answers(inputs / "attack-1")
+    assert found[1]["photos_per_identity"] == {"min": 4, "max": 5}
+    return found
+
+
+def test_attack_gives_the_answers_of_one_device(inputs, wanted, tmp_path):
     alone(inputs, 8, attack_command("attack-8", "cache_dir=cache", "mesh.fsdp=2", "mesh.tensor=2"))
     assert answers(inputs / "attack-8") == wanted
     # Half of one host's cache is lost, and the other host has none.
@@ -292,6 +300,10 @@ def test_attack_gives_the_answers_of_one_device(inputs, tmp_path):
     assert sorted((inputs / "cache").iterdir()) == kept and not (tmp_path / "cache").exists()
     assert "3.png" in processes.text(0)
     assert "3.png" in (inputs / "attack-2x4" / "logs" / "process-1.log").read_text()
+
+
+@pytest.mark.slow
+def test_attack_on_another_mesh_gives_the_answers_of_one_device(inputs, wanted):
     command = attack_command("attack-4x2", "cache_dir=none", "mesh.fsdp=2", "mesh.tensor=2")
     processes = Processes(inputs, FOUR_BY_TWO, command)
     assert processes.finish() == [0] * 4, processes.text()

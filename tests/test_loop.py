@@ -38,12 +38,25 @@ from jaxdefense.sharding import ShardingRules, batch_sharding, make_mesh, replic
 STEPS = 24
 
 
+def write_inputs(path):
+    write_model_directory(path / "model")
+    (path / "names.txt").write_text("Joe Cool\nAda King\tAda Noel\n")
+    (path / "captions.txt").write_text("\n".join(CAPTIONS) + "\n")
+    return path
+
+
 @pytest.fixture
 def inputs(tmp_path):
-    write_model_directory(tmp_path / "model")
-    (tmp_path / "names.txt").write_text("Joe Cool\nAda King\tAda Noel\n")
-    (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS) + "\n")
-    return tmp_path
+    return write_inputs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing disturbed, in a process of its own."""
+    path = write_inputs(tmp_path_factory.mktemp("whole"))
+    code, err = finish(path, command("run"))
+    assert code == 0, err
+    return path / "run"
 
 
 def command(out, *settings):
@@ -113,9 +126,7 @@ def config(inputs, out, train=None, **optimizer):
     )
 
 
-def test_run_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(inputs):
-    code, err = finish(inputs, command("whole"))
-    assert code == 0, err
+def test_run_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(inputs, whole):
     code, _ = stop_at(inputs, command("killed"), 10, signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert not (inputs / "killed" / "model").exists()
@@ -125,15 +136,15 @@ def test_run_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(inputs):
     code, err = finish(inputs, command("killed"))
     assert code == 0, err
     assert "resuming at step" in err
-    assert_same_run(inputs / "killed", inputs / "whole")
+    assert_same_run(inputs / "killed", whole)
     # The model did change, so equality says something.
     before = load_file(inputs / "model" / "model.safetensors")
     key = "text_projection.weight"
-    assert np.abs(weights(inputs / "whole")[key] - before[key]).max() > 1e-4
+    assert np.abs(weights(whole)[key] - before[key]).max() > 1e-4
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_run_interrupted_saves_and_resumes(inputs, signum):
+def test_run_interrupted_saves_and_resumes(inputs, whole, signum):
     code, err = stop_at(inputs, command("run"), 5, signum)
     assert code == 128 + signum
     assert "checkpoint saved" in err
@@ -142,13 +153,12 @@ def test_run_interrupted_saves_and_resumes(inputs, signum):
     code, err = finish(inputs, command("run"))
     assert code == 0, err
     assert f"resuming at step {saved}" in err
-    finish(inputs, command("whole"))
-    assert_same_run(inputs / "run", inputs / "whole")
+    assert_same_run(inputs / "run", whole)
 
 
-def test_run_resumes_after_its_last_step(inputs):
-    assert finish(inputs, command("run"))[0] == 0
-    want = weights(inputs / "run")
+def test_run_resumes_after_its_last_step(tmp_path, whole):
+    inputs = shutil.copytree(whole.parent, tmp_path / "inputs")
+    want = weights(whole)
     (inputs / "run" / "summary.json").unlink()  # killed between the model and the summary
     code, err = finish(inputs, command("run"))
     assert code == 0, err

@@ -250,6 +250,7 @@ def test_tower_matches_torch(tensors):
 
 
 @pytest.mark.torch("open_clip")
+@pytest.mark.slow
 def test_tower_matches_torch_at_the_size_of_rn50():
     cfg = ResNetConfig(64, (3, 4, 6, 3), 32, 224, 1024)
     tensors = resnet_tensors(cfg)

@@ -1,5 +1,6 @@
 """Ways round a defense: each form, the attack with it, and the defense trained on it."""
 
+import functools
 import io
 import re
 from collections import Counter
@@ -216,6 +217,7 @@ def by_hand(inputs, texts, templates, change=lambda image: image):
         correct templates of each person.
     """
     model = Embedder(ModelConfig(str(inputs / "model")), 8, QUIET)
+    embed = functools.cache(lambda text: model.texts([text])[0])
     folders = read_folders(inputs / "faces", "faces")
     out = {}
     for folder in folders:
@@ -235,7 +237,7 @@ def by_hand(inputs, texts, templates, change=lambda image: image):
                 best, named = -np.inf, set()
                 for who, those in texts.items():
                     for text in those:
-                        cosine = float(image_E @ model.texts([template.format(text)])[0])
+                        cosine = float(image_E @ embed(template.format(text)))
                         if cosine > best + 1e-6:
                             best, named = cosine, {who}
                         elif abs(cosine - best) <= 1e-6:
