@@ -30,7 +30,7 @@ from jaxdefense.errors import InputError
 
 _ANCHOR = "a"  # any word that has tokens
 _REMEMBERED = 2**18  # words, some 80 MB, before more are added
-_COMPARED, _THEN = 4096, 64  # texts that are all compared with the library's; one in 64 of others
+_COMPARED, _THEN = 2**15, 64  # texts that are all compared with the library's; one in 64 of others
 _PYTHONS_WHITE = [chr(i) for i in range(0x3001) if chr(i).isspace()]
 _CROSSING = re.compile(rf"[^\s{SPACE}\u0120][\s{SPACE}\u0120]")  # \u0120: byte-level BPE's space
 
@@ -240,7 +240,7 @@ class Tokenizer:
     def encode(self, texts: Iterable[str]) -> list[np.ndarray]:
         """Encode texts with begin and end of text, cut to the context length.
 
-        The first 4,096 texts that a tokenizer encodes are compared with the library's, and one in
+        The first 32,768 texts that a tokenizer encodes are compared with the library's, and one in
         64 of those that come after: a million candidates are not all looked at twice.
 
         Returns:
