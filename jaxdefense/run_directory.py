@@ -15,7 +15,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -130,8 +130,8 @@ class RunDirectory:
         distributed.on_first(write)
 
 
-# Run directories that this process has, by path: open files, locked.
-_taken: dict[Path, IO[str]] = {}
+# Run directories that this process has, by path: descriptors of locked files.
+_taken: dict[Path, int] = {}
 
 
 def _take(path: Path) -> None:
@@ -145,30 +145,28 @@ def _take(path: Path) -> None:
     except ImportError:  # Windows
         return
     _leave(path)  # of a run of this process that an error ended
-    file = open(path / _LOCK, "a+", encoding="utf-8")  # noqa: SIM115: open while the run lasts
+    file = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
-        who = file.read().strip()
-        file.close()
+        who = os.read(file, 1000).decode(errors="replace").strip()
+        os.close(file)
         raise InputError(
             f"`{path}` is in use by another run ({who or 'unknown'}); wait for it, or give another "
             "directory."
         ) from None
     except OSError:
-        file.close()
+        os.close(file)
         return
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    os.truncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     _taken[path.resolve()] = file
 
 
 def _leave(path: Path) -> None:
-    if file := _taken.pop(path.resolve(), None):
+    if (file := _taken.pop(path.resolve(), None)) is not None:
         (path / _LOCK).unlink(missing_ok=True)
-        file.close()
+        os.close(file)
 
 
 def digest(lines: Iterable[str]) -> str:
