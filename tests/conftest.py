@@ -14,11 +14,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the first process of the session
-    made = tempfile.mkdtemp(prefix="jaxdefense-tests-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{made}/compiled"
-    os.environ["XDG_CACHE_HOME"] = f"{made}/cache"  # what a fixture for many tests keeps
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
+# The same steps come up in many tests. One directory a worker: a file half written by another
+# would be a warning, and so an error.
+made = tempfile.mkdtemp(prefix="jaxdefense-tests-")
+atexit.register(shutil.rmtree, made, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{made}/compiled"
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ["XDG_CACHE_HOME"] = f"{made}/cache"  # where fixtures of many tests keep things
 
 import hypothesis
 import jax
