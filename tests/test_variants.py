@@ -179,12 +179,13 @@ def test_low_resolution_loses_what_is_fine(axis):
 def test_names_of_one_person_vote_together(same_M, correct):
     # Each photo is nearest to another candidate: alone it is a tie, together theirs wins.
     unit_33 = np.eye(3, dtype=np.float32)
-    correct_I, answer_QI, _ = infer(
+    correct_I, answer_QI, right_I = infer(
         unit_33, np.zeros(3, np.int64), [unit_33[None]], np.zeros(3, np.int64), 1, 3, make_mesh(),
         np.array([0]), same_M,
     )  # fmt: skip
     assert correct_I.tolist() == [correct]
     assert (answer_QI.tolist() == [[0]]) == bool(correct)
+    assert right_I.tolist() == pytest.approx([2 / 3 if correct else 1 / 3])
 
 
 @pytest.fixture
@@ -214,12 +215,12 @@ def by_hand(inputs, texts, templates, change=lambda image: image):
         change: a photo.
 
     Returns:
-        correct templates of each person.
+        correct templates of each person, and the mean over people of the photos named right.
     """
     model = Embedder(ModelConfig(str(inputs / "model")), 8, QUIET)
     embed = functools.cache(lambda text: model.texts([text])[0])
     folders = read_folders(inputs / "faces", "faces")
-    out = {}
+    out, right = {}, []
     for folder in folders:
         if folder.name not in texts:
             continue
@@ -230,7 +231,7 @@ def by_hand(inputs, texts, templates, change=lambda image: image):
             with Image.open(io.BytesIO(file.read_bytes())) as photo:
                 Image.fromarray(change(processor(photo))).save(path)
             changed.append(model.photos([path])[0])
-        out[folder.name] = 0
+        out[folder.name], all_votes = 0, []
         for template in templates:
             votes = []
             for image_E in changed:
@@ -243,9 +244,11 @@ def by_hand(inputs, texts, templates, change=lambda image: image):
                         elif abs(cosine - best) <= 1e-6:
                             named.add(who)
                 votes.append(tuple(sorted(named)))
+            all_votes += [folder.name in vote for vote in votes]
             answer = slow_majority(votes)
             out[folder.name] += answer != -1 and folder.name in answer
-    return out
+        right.append(np.mean(all_votes))
+    return out, pytest.approx(np.mean(right))
 
 
 NAMED = PEOPLE[:3] + OTHERS[:4]
@@ -270,8 +273,8 @@ def test_a_name_variant_is_the_attack_with_all_names_changed_by_hand(inputs, var
     cfg = config(inputs, variants=(variant,), templates=str(inputs / "templates.txt"))
     got = run_attack(cfg, QUIET)["variants"][variant]
     texts = {who: [text] for who, text in HANDMADE[variant].items()}
-    want = by_hand(inputs, texts, TEMPLATES[:5])
-    assert got["per_identity"] == want
+    want, right = by_hand(inputs, texts, TEMPLATES[:5])
+    assert got["per_identity"] == want and got["photos_right"] == right
     hits = sum(n >= 1 for n in want.values())
     assert got["tpr"] == hits / len(want)
     assert got["tpr_interval"] == list(wilson(hits, len(want)))
@@ -298,8 +301,9 @@ def test_a_photo_variant_is_the_attack_on_photos_changed_by_hand(inputs, variant
     got = run_attack(cfg, QUIET)
     texts = {name: [name] for name in PEOPLE + OTHERS}
     change = lambda image: photo_form(image, variant)  # noqa: E731
-    assert got["variants"][variant]["per_identity"] == by_hand(inputs, texts, TEMPLATES[:5], change)
-    assert got["per_identity"] == by_hand(inputs, texts, TEMPLATES[:5])
+    for found, how in ((got["variants"][variant], [change]), (got, [])):
+        want, right = by_hand(inputs, texts, TEMPLATES[:5], *how)
+        assert found["per_identity"] == want and found["photos_right"] == right
 
 
 def test_aliases_of_one_person_vote_together(inputs):
@@ -310,7 +314,7 @@ def test_aliases_of_one_person_vote_together(inputs):
     got = run_attack(cfg, QUIET)["variants"]["alias"]
     texts = {name: [name] for name in PEOPLE + OTHERS}
     texts |= {"Joe Cool": ["Joseph Cool", "The Cool"], "Zoe": ["Zozo"]}
-    want = by_hand(inputs, texts, TEMPLATES[:5])
+    want, _ = by_hand(inputs, texts, TEMPLATES[:5])
     assert got["per_identity"] == {name: want[name] for name in ("Joe Cool", "Zoe")}
     assert got["skipped"] == ["Ada King", "Max King"]
     assert got["num_candidates"] == 10
