@@ -124,6 +124,7 @@ def test_evaluate_writes_it_to_its_summary(inputs, models):
         "collateral": summarise(moved),
         "model_sha256": models[0].directory.digest(),
         "teacher_sha256": models[1].directory.digest(),
+        "dtype": "float32",
     }
     rows = list(csv.DictReader((inputs / "out" / "collateral.csv").read_text().splitlines()))
     assert [(row["name"], row["group"], float(row["cosine"])) for row in rows] == moved
