@@ -119,7 +119,8 @@ def describe_listed(identities: Sequence[Identity]) -> str:
         for who in identities[:_NUM_SHOWN]
     ]
     more = len(identities) - len(shown)
-    return f"{len(identities)} people: {', '.join(shown)}" + f" and {more} more" * bool(more)
+    noun = "person" if len(identities) == 1 else "people"
+    return f"{len(identities)} {noun}: {', '.join(shown)}" + f" and {more} more" * bool(more)
 
 
 def check_fits(identities: Sequence[Identity], tokenizer: Tokenizer, where: str) -> None:
