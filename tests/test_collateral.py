@@ -122,7 +122,6 @@ def test_evaluate_writes_it_to_its_summary(inputs, models):
     moved = movements(models[0], models[1], REMOVED, FAMOUS, 0)
     assert got == {
         "collateral": summarise(moved),
-        "dtype": "float32",
         "model_sha256": models[0].directory.digest(),
         "teacher_sha256": models[1].directory.digest(),
     }
