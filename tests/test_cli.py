@@ -109,6 +109,10 @@ WRONG = {
     "name too long": (write(b"Joe\n" + b"Jo " * 40), ["tokens", "holds 22", "shorten"]),
     "name one endless word": (write(b"x" * 4000), ["tokens", "shorten"]),
     "names not UTF-8": (write(b"Joe\nJos\xe9\n"), ["line 2", "UTF-8"]),
+    "names a table": (write(b"Name,Email\nJoe Cool,j@x.org\n"), ["'Name,Email'", "header"]),
+    "names in UTF-16": (write("Joe Cool\n".encode("utf-16-le")), ["names.txt", "is UTF-16LE"]),
+    "captions in JSON": (captions(b'{"annotations": [{"caption": "a cat"}]}'), ["is JSON"]),
+    "captions packed": (captions(b"\x1f\x8b\x08\0\0\0"), ["captions.txt", "is gzip"]),
     "captions missing": (lambda i: (i / "captions.txt").unlink(), ["captions.txt", "not exist"]),
     "captions empty": (captions(b"\n \n"), ["captions.txt", "no caption"]),
     "captions not UTF-8": (captions(b"a\n\xff\xfe\n"), ["captions.txt", "line 2", "UTF-8"]),
@@ -195,6 +199,15 @@ def test_defend_text_takes_odd_captions(inputs, capsys, text, words):
     assert defend() == 0
     assert (inputs / "run" / "model" / "model.safetensors").exists()
     assert (inputs / "run" / "report.html").exists()
+
+
+def test_defend_text_tells_whom_it_removes_and_what_it_drops(inputs, capsys):
+    (inputs / "captions.txt").write_text("Joe_Cool.jpg\na cat on a mat\ntwo dogs [at] sea\n" * 4)
+    (inputs / "names.txt").write_text("Joe Cool\tJ. Cool\n")
+    assert defend() == 0
+    said = capsys.readouterr().err
+    assert "captions dropped, as they hold a listed name: 4: " + "'Joe_Cool.jpg', " * 3 in said
+    assert "removing 1 person: Joe Cool (also J. Cool)\n" in said
 
 
 def test_defend_text_takes_a_name_that_just_fits(inputs, capsys):

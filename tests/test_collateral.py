@@ -137,7 +137,7 @@ def test_evaluate_writes_it_to_its_summary(inputs, models):
         ("Max Power\njoe  COOL\n", ["--names", "names.txt"], "`joe COOL` is to be removed"),
         ("jc\n", ["--names", "names.txt"], "`jc` is to be removed"),
         ("", ["--names", "names.txt"], "must hold names"),
-        ("--\n", ["--names", "names.txt"], "must hold names"),
+        ("--\n", ["--names", "names.txt"], "has no letter or digit"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(inputs, capsys, text, flags, message):

@@ -38,6 +38,7 @@ from jaxdefense.data.words import (
         ("Ann", "Ann"),
         ("Ann", "Ann_Lee"),
         ("Ann", "ann2019"),
+        ("007", "agent007 on stage"),
         ("Jean-Luc Picard", "jean luc picard on a ship"),
         ("Jean-Luc Picard", "Jean\u2011Luc Picard"),
         ("Jean-Luc Picard", "JeanLuc Picard"),

@@ -55,6 +55,20 @@ def read_identities(path: str | Path) -> list[Identity]:
     return identities
 
 
+def read_names(path: str | Path, what: str) -> list[str]:
+    """Read names, one a line, as they stand.
+
+    Raises:
+        InputError: the file cannot be read, or a line is no name.
+    """
+    names, where = read_lines(path, what), f"{what} file `{path}`"
+    if names:
+        _check_no_header(names[0], where)
+    for name in names:
+        check_name(name, where)
+    return names
+
+
 def _check_no_header(line: str, where: str) -> None:
     """Raise InputError if the first line names columns rather than a person."""
     titles = [" ".join(folded_words(part)) for part in re.split("[\t,;|]", line)]
@@ -105,7 +119,8 @@ def describe_listed(identities: Sequence[Identity]) -> str:
         for who in identities[:_NUM_SHOWN]
     ]
     more = len(identities) - len(shown)
-    return f"{len(identities)} people: {', '.join(shown)}" + f" and {more} more" * bool(more)
+    noun = "person" if len(identities) == 1 else "people"
+    return f"{len(identities)} {noun}: {', '.join(shown)}" + f" and {more} more" * bool(more)
 
 
 def check_fits(identities: Sequence[Identity], tokenizer: Tokenizer, where: str) -> None:

@@ -1,5 +1,6 @@
 """Text files of lines: read, freed of what cannot be seen, refused if they are something else."""
 
+import functools
 import json
 import re
 import sys
@@ -97,8 +98,12 @@ def lines(
     except OSError as error:
         raise InputError(f"{where} cannot be read: {error.strerror}.") from error
     if removed:
-        print(f"{where}: {removed} invisible characters removed, the first in line {first}",
-              file=sys.stderr)  # fmt: skip
+        _say(f"{where}: {removed} invisible characters removed, the first in line {first}")
+
+
+@functools.cache  # a file is read for several purposes: once is enough
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 def _check_text(head: bytes, where: str) -> None:

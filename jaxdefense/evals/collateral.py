@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdefense.convert.directory import some
-from jaxdefense.data.identities import Identity
-from jaxdefense.data.lines import read_lines
+from jaxdefense.data.identities import Identity, read_names
 from jaxdefense.data.names import census, random_names
 from jaxdefense.data.words import folded_words
 from jaxdefense.errors import InputError
@@ -26,8 +25,8 @@ def read_others(file: str, removed: Sequence[Identity]) -> list[str]:
     Raises:
         InputError: the file cannot be read or is empty, or names someone who is removed.
     """
-    others = {folded_words(name): name for name in read_lines(file, "collateral")}
-    if not others or () in others:
+    others = {folded_words(name): name for name in read_names(file, "collateral")}
+    if not others:
         raise InputError(f"collateral file `{file}` must hold names, one a line.")
     gone = {folded_words(name) for identity in removed for name in identity.names}
     if both := [name for key, name in others.items() if key in gone]:

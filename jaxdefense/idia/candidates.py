@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxdefense.convert.directory import some
+from jaxdefense.data.identities import read_names
 from jaxdefense.data.lines import read_lines
 from jaxdefense.data.names import SEXES, RandomNames
 from jaxdefense.data.words import folded_words
@@ -103,10 +104,8 @@ def candidate_names(
         )
     others: list[str] = []
     listed: set[tuple[str, ...]] = set()
-    for name in read_lines(file, "candidates"):
+    for name in read_names(file, "candidates"):
         key = folded_words(name)
-        if not key:
-            raise InputError(f"candidates file `{file}`: {name!r} has no letter or digit.")
         if key in listed:
             raise InputError(f"candidates file `{file}`: {name!r} is there twice; keep one.")
         listed.add(key)
