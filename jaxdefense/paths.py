@@ -1,11 +1,13 @@
 """Paths that a user gives, checked before anything is read: local ones, and an output that fits."""
 
 import argparse
+import os
 import re
 from pathlib import Path
 
 from jaxdefense.errors import InputError
 
+_LONGEST = 255  # bytes of a name, on nearly every file system
 # A path turned into one by `pathlib` has one slash left. A drive of Windows has one letter.
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
 
@@ -29,3 +31,31 @@ def refuse_addresses(args: argparse.Namespace) -> None:
                 refuse_address(
                     text if assigned else str(value), key if assigned else name.removeprefix("cfg:")
                 )
+
+
+def check_new(path: Path) -> None:
+    """Raise InputError if a path exists, or could not be made."""
+    if os.path.lexists(path):
+        raise InputError(f"`{path}` already exists; give a directory that does not.")
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Raise InputError if a file or directory could not be made, or be written into if there is."""
+    there = next(x for x in (path, *path.absolute().parents) if os.path.lexists(x))
+    longest = max(len(os.fsencode(part)) for part in path.absolute().parts)
+    if longest > _LONGEST:
+        why = f"a name in it has {longest} bytes, more than {_LONGEST}"
+    elif there != path and not there.is_dir():
+        why = f"`{there}` is no directory"
+    elif not os.access(there, os.W_OK):
+        why = f"`{there}` may not be written"
+    else:
+        return
+    raise InputError(f"`{path}` cannot be written: {why}; give another place.")
+
+
+def check_outside(path: Path, model: Path, name: str = "out") -> None:
+    """Raise InputError if an output lies in the model directory that it is made from."""
+    if path.resolve().is_relative_to(model.resolve()):
+        raise InputError(f"`{name}` (={path}) lies in the model directory; give one outside it.")
