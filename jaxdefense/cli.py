@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from jaxdefense.errors import InputError, Interrupted, RunError
-from jaxdefense.paths import refuse_addresses
+from jaxdefense.paths import check_given
 
 _RESTARTED = "JAXDEFENSE_RESTARTED"
 
@@ -483,7 +483,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # torch is not missed
     code, failed = 0, None
     try:
-        refuse_addresses(args)
+        check_given(args)
         args.run(args, console)
     except (KeyboardInterrupt, Exception) as error:
         code, failed = _explain(error, console), error

@@ -1,6 +1,7 @@
 """Paths that a user gives, checked before anything is read: local ones, and an output that fits."""
 
 import argparse
+import errno
 import os
 import re
 from pathlib import Path
@@ -21,16 +22,25 @@ def refuse_address(value: str, name: str) -> None:
         )
 
 
-def refuse_addresses(args: argparse.Namespace) -> None:
-    """Raise InputError if a flag or argument of a command is an address."""
+def check_given(args: argparse.Namespace) -> None:
+    """Raise InputError if a flag or argument is an address, or no path that can be looked at."""
     for name, given in vars(args).items():
         for value in given if isinstance(given, list) else [given]:
             if isinstance(value, str | Path):
                 key, equals, text = str(value).partition("=")
-                assigned = name == "set" and equals
-                refuse_address(
-                    text if assigned else str(value), key if assigned else name.removeprefix("cfg:")
-                )
+                if not (name == "set" and equals):
+                    key, text = name.removeprefix("cfg:"), str(value)
+                refuse_address(text, key)
+                try:
+                    os.stat(text)
+                except OSError as error:
+                    # What is missing is told by who reads it, and may be no path at all.
+                    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES) and (
+                        "," not in text
+                    ):
+                        raise InputError(
+                            f"`{key}` (={text}) cannot be looked at: {error.strerror}."
+                        ) from error
 
 
 def check_new(path: Path) -> None:

@@ -272,6 +272,16 @@ def test_addresses_are_refused_in_arguments_and_settings(tmp_path, capsys, monke
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("path", ["x" * 300, "loop"])
+def test_path_that_cannot_be_looked_at_is_refused(tmp_path, capsys, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    for flag in ("model", "faces", "config", "out"):
+        code = main(["attack", f"--{flag}", path])
+        assert_refused(capsys, code, path, "cannot be looked at")
+    assert_refused(capsys, main(["convert", path, "out", "--to", "hf"]), "cannot be looked at")
+
+
 def test_addresses_are_refused_in_a_config_file(inputs, capsys):
     (inputs / "config.py").write_text(
         "from pathlib import Path\nfrom ml_collections import ConfigDict\n"

@@ -350,7 +350,7 @@ def read_model_directory(
     raw = read_json(path / form.config)
     try:
         cfg = form.read_config(raw)
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"`{path / form.config}`: {error}") from error
     shapes: dict[str, tuple[int, ...]] = {}
     weight_files: dict[str, list[str]] = {}
@@ -429,8 +429,11 @@ def _headers(path: Path, file: str) -> Iterable[tuple[str, tuple[int, ...]]]:
 
 def _is_pickle(file: Path) -> bool:
     """Whether a file begins as torch's do: a zip archive, or a bare pickle."""
-    with open(file, "rb") as start:
-        magic = start.read(9)
+    try:
+        with open(file, "rb") as start:
+            magic = start.read(9)
+    except OSError:
+        return False
     # Of a safetensors file the first eight bytes are a length, and the ninth opens its header.
     return magic[:2] == b"PK" or (magic[:1] == b"\x80" and magic[8:] not in (b"", b"{"))
 
@@ -459,7 +462,7 @@ def read_json(path: Path) -> dict:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"`{path}` does not exist; a model directory holds one.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"`{path}` is not a JSON file that can be read: {error}.") from error
     if not isinstance(value, dict):
         raise InputError(f"`{path}` must hold one JSON object.")

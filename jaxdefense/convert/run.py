@@ -188,7 +188,7 @@ def _read_torch(src: Path, activation: str, console: Console) -> Checkpoint:
                     f"no {OPENCLIP.config} beside it: taken to be OpenAI's, with QuickGELU; give "
                     "`--activation gelu` if it was trained by OpenCLIP without"
                 )
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"`{src}`: {error}") from error
     rows = OPENCLIP.table(cfg, shapes)
     check_tensors(src, OPENCLIP, rows, shapes)
@@ -343,5 +343,5 @@ def _config(
         note = functools.partial(console.print, markup=False)
         preprocess = read_preprocess(where, cfg.vision.image_size, note=note, layout=HF)
         return config | {"preprocess_cfg": to_openclip(preprocess)}, {}
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"`{where or 'it'}`: {error}") from error

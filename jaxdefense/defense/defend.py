@@ -23,7 +23,7 @@ from jaxdefense.defense.step import (
 )
 from jaxdefense.distributed import on_first
 from jaxdefense.errors import InputError
-from jaxdefense.paths import check_outside
+from jaxdefense.paths import check_outside, check_writable
 from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sharding import ShardingRules, batch_sharding, fetch, put, replicated
 
@@ -41,6 +41,8 @@ def read_undefended(cfg: Config, console: Console) -> ModelDirectory:
     note = partial(console.print, markup=False)
     directory = read_model_directory(cfg.model.path, note=note)
     check_outside(Path(cfg.out), directory.path)
+    if cfg.profile:
+        check_writable(Path(cfg.profile))
     check_companions(directory.path, directory.weight_files)
     return directory
 

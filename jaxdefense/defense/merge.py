@@ -1,7 +1,5 @@
 """A defended text encoder and a defended image encoder, made one model."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +35,7 @@ def merge(cfg: MergeConfig, console: Console) -> dict:
         InputError: one is no finished run or model; they are not of one origin; `out` exists.
     """
     check_new(Path(cfg.out))
-    note = partial(console.print, markup=False)
-    text, image = _read(cfg.text, "text", note), _read(cfg.image, "image", note)
+    text, image = _read(cfg.text, "text"), _read(cfg.image, "image")
     for model in (text, image):
         check_outside(Path(cfg.out), model.path)
     if text.cfg.text is None or image.cfg.vision is None:
@@ -73,13 +70,13 @@ def merge(cfg: MergeConfig, console: Console) -> dict:
     return {"text": str(text.path), "image": str(image.path), "model": cfg.out}
 
 
-def _read(path: str, wanted: str, note: Callable[[str], object]) -> ModelDirectory:
+def _read(path: str, wanted: str) -> ModelDirectory:
     """Read a model directory, or that of a finished run.
 
     Raises:
         InputError: it is neither, or of a run that defended the other encoder.
     """
-    directory = read_model_directory(path, note=note)
+    directory = read_model_directory(path)
     run = directory.path.parent
     if directory.path.name == "model" and (run / METRICS).exists():
         found = "image" if (run / TRAINED_ON).exists() else "text"
