@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from jaxdefense.errors import InputError, Interrupted, RunError
-from jaxdefense.paths import refuse_addresses
+from jaxdefense.paths import check_given
 
 _RESTARTED = "JAXDEFENSE_RESTARTED"
 
@@ -43,15 +43,17 @@ def _defend(
     kind: type, run: Callable[[Any, Console], dict], args: argparse.Namespace, console: Console
 ) -> None:
     from jaxdefense.distributed import first
+    from jaxdefense.run_directory import claimed
 
     cfg, console = _join(_config(kind, args), console)
-    summary = run(cfg, console)
-    if first():
-        from jaxdefense.report.write import write_run_report  # brings Matplotlib
+    with claimed(Path(cfg.out)):
+        summary = run(cfg, console)
+        if first():
+            from jaxdefense.report.write import write_run_report  # brings Matplotlib
 
-        halves = [half.out for half in cfg.halves()] if hasattr(cfg, "halves") else []
-        for out in (*halves, cfg.out):
-            write_run_report(Path(out))
+            halves = [half.out for half in cfg.halves()] if hasattr(cfg, "halves") else []
+            for out in (*halves, cfg.out):
+                write_run_report(Path(out))
     console.print_json(data=summary)
 
 
@@ -65,17 +67,21 @@ def _merge(args: argparse.Namespace, console: Console) -> None:
 def _attack(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import AttackConfig
     from jaxdefense.idia.run import run_attack
+    from jaxdefense.run_directory import claimed
 
     cfg, console = _join(_config(AttackConfig, args), console)
-    console.print_json(data=run_attack(cfg, console))
+    with claimed(Path(cfg.out)):
+        console.print_json(data=run_attack(cfg, console))
 
 
 def _evaluate(args: argparse.Namespace, console: Console) -> None:
     from jaxdefense.config import EvaluateConfig
     from jaxdefense.evals.run import run_evaluate
+    from jaxdefense.run_directory import claimed
 
     cfg, console = _join(_config(EvaluateConfig, args), console)
-    console.print_json(data=run_evaluate(cfg, console))
+    with claimed(Path(cfg.out)):
+        console.print_json(data=run_evaluate(cfg, console))
 
 
 def _report(args: argparse.Namespace, console: Console) -> None:
@@ -477,7 +483,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # torch is not missed
     code, failed = 0, None
     try:
-        refuse_addresses(args)
+        check_given(args)
         args.run(args, console)
     except (KeyboardInterrupt, Exception) as error:
         code, failed = _explain(error, console), error

@@ -8,6 +8,7 @@ The rest of the package never sees a ConfigDict.
 import ast
 import dataclasses
 import importlib.util
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -390,7 +391,7 @@ class AttackConfig:
     cache: CacheConfig = CacheConfig()
 
     def __post_init__(self):
-        _not_negative(max_corrupt=self.max_corrupt)
+        _not_negative(max_corrupt=self.max_corrupt, seed=self.seed)
         _positive(
             num_candidates=self.num_candidates,
             num_photos=self.num_photos,
@@ -445,7 +446,7 @@ class EvaluateConfig:
 
     def __post_init__(self):
         _positive(num_captions=self.num_captions, num_images=self.num_images, batch=self.batch)
-        _not_negative(max_corrupt=self.max_corrupt)
+        _not_negative(max_corrupt=self.max_corrupt, seed=self.seed)
         if not (self.captions or self.images or self.faces or self.zeroshot or self.collateral):
             raise InputError(
                 "nothing to evaluate: give `captions`, `images`, `faces`, `zeroshot` or "
@@ -611,13 +612,13 @@ def load_config_file(path: str) -> dict[str, Any]:
         InputError: no such file, it fails, or returns no ConfigDict.
     """
     spec = importlib.util.spec_from_file_location("jaxdefense_config", path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
+    if spec is None or spec.loader is None or not os.path.isfile(path):
         raise InputError(f"config file `{path}` does not exist, or is not a .py file.")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
-    except Exception as error:  # whatever the user's file raises
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
         raise InputError(f"config file `{path}`: {type(error).__name__}: {error}.") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(f"config file `{path}`: get_config() must return a ConfigDict.")

@@ -77,8 +77,8 @@ def find(cfg: DistributedConfig, environ: Mapping[str, str]) -> dict[str, Any] |
         InputError: part of it is given, and nothing tells the rest.
     """
     coordinator = cfg.coordinator or environ.get("JAX_COORDINATOR_ADDRESS", "")
-    num = cfg.num_processes or int(environ.get("JAX_NUM_PROCESSES", 0))
-    index = cfg.process_id if cfg.process_id >= 0 else int(environ.get("JAX_PROCESS_ID", -1))
+    num = cfg.num_processes or _number(environ, "JAX_NUM_PROCESSES", 0)
+    index = cfg.process_id if cfg.process_id >= 0 else _number(environ, "JAX_PROCESS_ID", -1)
     pod = environ.get("JOB_COMPLETION_INDEX", "")
     if num == 1:
         return None
@@ -115,6 +115,13 @@ def find(cfg: DistributedConfig, environ: Mapping[str, str]) -> dict[str, Any] |
             f"go together (={coordinator!r}, {num}, {index}); give all three."
         )
     return None
+
+
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    try:
+        return int(environ.get(name, default))
+    except ValueError:
+        raise InputError(f"{name} (={environ[name]!r}) must be a whole number.") from None
 
 
 def _first_pod(index: str, name: str) -> str:

@@ -11,6 +11,8 @@ import json
 import os
 import shutil
 import socket
+import sys
+import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -95,78 +97,84 @@ class RunDirectory:
         return distributed.on_first(look)
 
     def open(self, cfg: Any, resolved: dict[str, Any] | None = None) -> None:
-        """Start the run, or go on with it if it was broken off; see `check`.
-
-        The directory is this run's alone until `finish`, or until the process ends.
-
-        Raises:
-            InputError: see `check`; or another process has it, or it cannot be written.
-        """
+        """Start the run, or go on with it if it was broken off; see `check`."""
         distributed.on_first(lambda: self._open(cfg, resolved))
 
     def _open(self, cfg: Any, resolved: dict[str, Any] | None) -> None:
-        self._check(cfg, resolved)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            _take(self.path)
-        except OSError as error:
-            raise InputError(
-                f"`{self.path}` cannot be written: {error.strerror}; give another directory."
-            ) from error
         if self._check(cfg, resolved):
             # Broken off between model and summary, or while the model was written.
             for leftover in (self.model, *self.path.glob(".model.*")):
                 shutil.rmtree(leftover, ignore_errors=True)
             return
+        self.path.mkdir(parents=True, exist_ok=True)
         write_json(self._config, _record(cfg, resolved))
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write the summary, and leave the directory to others."""
-
-        def write() -> None:
-            write_json(self._summary, summary)
-            _leave(self.path)
-
-        distributed.on_first(write)
+        """Write the summary."""
+        distributed.on_first(lambda: write_json(self._summary, summary))
 
 
-# Run directories that this process has, by path: descriptors of locked files.
-_taken: dict[Path, int] = {}
+def run_settings(path: Path) -> dict[str, Any]:
+    """Read the settings of a directory that one of the commands wrote; none of any other."""
+    try:
+        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    ours = isinstance(found, dict) and isinstance(found.get("model"), dict) and "out" in found
+    return found if ours else {}
 
 
-def _take(path: Path) -> None:
-    """Lock a run directory; on a file system, or a system, without locks, nothing happens.
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Make a directory of results, if there is none, and keep other processes from it meanwhile.
+
+    What is made and stays empty is removed again. A process that is killed leaves the lock's file
+    behind, but no lock. Of several processes the first holds it for all.
 
     Raises:
-        InputError: another process has it.
+        InputError: another process has the directory, or it cannot be written.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    _leave(path)  # of a run of this process that an error ended
-    file = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        who = os.read(file, 1000).decode(errors="replace").strip()
-        os.close(file)
+    with contextlib.ExitStack() as held:
+        distributed.on_first(lambda: _claim(path, held))
+        yield
+
+
+def _claim(path: Path, held: contextlib.ExitStack) -> None:
+    lock = path / _LOCK
+
+    def refuse() -> None:
+        who = ""
+        with contextlib.suppress(OSError):  # it has just left
+            who = lock.read_text(encoding="utf-8", errors="replace").strip()
         raise InputError(
-            f"`{path}` is in use by another run ({who or 'unknown'}); wait for it, or give another "
-            "directory."
-        ) from None
-    except OSError:
-        os.close(file)
-        return
-    os.truncate(file, 0)
-    os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    _taken[path.resolve()] = file
+            f"`{path}` is in use by {who or 'another process'}; wait until it ends, or give "
+            "another directory."
+        )
+
+    def leave() -> None:
+        lock.unlink(missing_ok=True)
+
+    try:
+        missing = [x for x in (path, *path.parents) if not os.path.lexists(x)]
+        for made in reversed(missing):
+            made.mkdir(exist_ok=True)
+            held.callback(_remove_if_empty, made)
+        held.enter_context(locked(lock, refuse))
+        held.callback(leave)
+        lock.write_text(
+            f"`{Path(sys.argv[0]).name} {' '.join(sys.argv[1:3])}`, process {os.getpid()} on "
+            f"{socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n",
+            encoding="utf-8",
+        )
+    except OSError as error:
+        raise InputError(
+            f"`{path}` cannot be written: {error.strerror}; give another directory."
+        ) from error
 
 
-def _leave(path: Path) -> None:
-    if (file := _taken.pop(path.resolve(), None)) is not None:
-        (path / _LOCK).unlink(missing_ok=True)
-        os.close(file)
+def _remove_if_empty(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.rmdir()
 
 
 def digest(lines: Iterable[str]) -> str:
@@ -271,15 +279,19 @@ def locked(path: Path, held: Callable[[], object]) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with open(path, "wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            held()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass
-        yield
+    while True:
+        with open(path, "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:
+                pass
+            # Whoever was in may have removed the file that this one waited for.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield
+                return
 
 
 def _record(cfg: Any, resolved: dict[str, Any] | None) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class ShardingRules:
 
     def __post_init__(self):
         if unknown := set(self.rules) - set(_DEFAULT):
-            raise InputError(
+            raise ValueError(
                 f"sharding rules for dims that no array has: {sorted(unknown)}; the dims are "
                 f"{', '.join(_DEFAULT)}."
             )
@@ -79,11 +79,11 @@ class ShardingRules:
         axes = []
         for dim in dims:
             if dim not in self.rules:
-                raise InputError(f"logical dim `{dim}` has no sharding rule.")
+                raise ValueError(f"logical dim `{dim}` has no sharding rule.")
             axes.append(self.rules[dim])
         flat = [a for axis in axes for a in ((axis,) if isinstance(axis, str) else axis or ())]
         if len(flat) != len(set(flat)):
-            raise InputError(f"dims {dims} put mesh axis {_repeated(flat)!r} on two of them.")
+            raise ValueError(f"dims {dims} put mesh axis {_repeated(flat)!r} on two of them.")
         return PartitionSpec(*axes)
 
 

@@ -1,10 +1,13 @@
 """The command line: what a user can get wrong gives exit code 2, one line, and writes nothing."""
 
+import contextlib
 import errno
 import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,8 @@ from PIL import Image
 from jaxdefense import errors
 from jaxdefense.cli import ask_for_huge_pages, main
 from jaxdefense.convert import directory
+from jaxdefense.errors import InputError
+from jaxdefense.run_directory import claimed, locked
 
 SMALL = ["train.num_clean=8", "train.num_poisoned=8", "train.steps=3"]
 
@@ -225,7 +230,7 @@ def test_full_disk_at_the_end_loses_nothing(inputs, capsys, monkeypatch):
     err = capsys.readouterr().err
     assert code == 1 and "No space left on device" in err.splitlines()[-1]
     left = {path.name for path in (inputs / "run").iterdir()}
-    assert left == {"config.json", "metrics.jsonl", "checkpoints", ".lock"}
+    assert left == {"config.json", "metrics.jsonl", "checkpoints"}
     assert defend() == 0  # goes on from the checkpoint
     assert "resuming at step 3" in capsys.readouterr().err
 
@@ -280,6 +285,16 @@ def test_addresses_are_refused_in_arguments_and_settings(tmp_path, capsys, monke
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("path", ["x" * 300, "loop"])
+def test_path_that_cannot_be_looked_at_is_refused(tmp_path, capsys, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    for flag in ("model", "faces", "config", "out"):
+        code = main(["attack", f"--{flag}", path])
+        assert_refused(capsys, code, path, "cannot be looked at")
+    assert_refused(capsys, main(["convert", path, "out", "--to", "hf"]), "cannot be looked at")
+
+
 def test_addresses_are_refused_in_a_config_file(inputs, capsys):
     (inputs / "config.py").write_text(
         "from pathlib import Path\nfrom ml_collections import ConfigDict\n"
@@ -323,41 +338,105 @@ def test_link_to_nothing_beside_the_model_is_refused_before_the_first_step(input
     assert defend() == 0
 
 
-def test_output_that_cannot_be_written_is_refused_before_the_first_step(inputs, capsys):
+OUTPUTS = {  # of commands that write a directory
+    "defend": ["defend", "text", "--names", "names.txt", "--captions", "captions.txt"],
+    "attack": ["attack", "--faces", "faces", "--set", "num_candidates=5"],
+    "evaluate": ["evaluate", "--teacher", "model", "--captions", "captions.txt"],
+}
+
+
+def writes(command, out, model="model"):
+    if command == "convert":
+        return main(["convert", model, out, "--to", "openclip"])
+    if command == "merge":
+        return main(["merge", "--text", model, "--image", "model", "--out", out])
+    sets = [x for setting in SMALL * (command == "defend") for x in ("--set", setting)]
+    return main([*OUTPUTS[command], *sets, "--model", model, "--out", out])
+
+
+@pytest.mark.parametrize("command", [*OUTPUTS, "convert", "merge"])
+def test_output_that_cannot_be_written_is_refused_before_the_first_step(inputs, capsys, command):
     (inputs / "file").touch()
-    assert_refused(capsys, defend("--out", "file/run"), "`file/run` cannot be written")
+    (inputs / "gone").symlink_to("nowhere")
+    before = sorted(inputs.rglob("*"))
+    for out in ("file/run", "file", "gone", "x" * 300, "model/run"):
+        code = writes(command, out)
+        words = "in the model directory" if out == "model/run" else ""
+        assert_refused(capsys, code, out, words)
+    assert sorted(inputs.rglob("*")) == before
 
 
-def test_run_directory_is_one_runs_alone(inputs, capsys):
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_directory_of_results_is_one_runs_alone(inputs, capsys, command):
     code = (
-        "import sys; from pathlib import Path; from jaxdefense.config import MergeConfig\n"
-        "from jaxdefense.run_directory import RunDirectory\n"
-        "RunDirectory(Path('run')).open(MergeConfig('a', 'b', 'c')); print(flush=True)\n"
-        "sys.stdin.read()"
+        "import sys; from pathlib import Path; from jaxdefense.run_directory import claimed\n"
+        "with claimed(Path('run')): print(flush=True); sys.stdin.read()"
     )
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], cwd=inputs, **pipes) as other:
         assert other.stdin and other.stdout
         other.stdout.readline()
-        (inputs / "run/config.json").unlink()  # else it is another run's by its settings
-        assert_refused(capsys, defend(), "`run` is in use by another run", f"process {other.pid}")
+        assert_refused(capsys, writes(command, "run"), "`run` is in use by", f"process {other.pid}")
+        assert [path.name for path in (inputs / "run").iterdir()] == [".lock"]
         other.kill()
-    assert defend() == 0  # the lock of a process that was killed is none
-    assert not (inputs / "run/.lock").exists()
+    if command == "defend":
+        assert defend() == 0  # the lock of a process that was killed is none
+        assert not (inputs / "run/.lock").exists()
+
+
+def test_claims_take_turns_and_leave_nothing(tmp_path):
+    """Threads, each with a lock of its own, want one directory: never two in it, nothing stays."""
+    (tmp_path / "run").mkdir()
+
+    def take(_):
+        with contextlib.suppress(InputError), claimed(tmp_path / "run"):
+            os.close(os.open(tmp_path / "inside", os.O_CREAT | os.O_EXCL))
+            (tmp_path / "inside").unlink()
+            return 1
+        return 0
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sum(threads.map(take, range(500)))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "run"]
+
+
+def test_lock_whose_file_was_removed_meanwhile_is_none(tmp_path):
+    path, waits = tmp_path / "lock", threading.Event()
+
+    def wait_for_it():
+        with locked(path, waits.set):
+            return path.exists()  # else the next process would make another, and be let through
+
+    with ThreadPoolExecutor(1) as thread:
+        with locked(path, lambda: None):
+            found = thread.submit(wait_for_it)
+            assert waits.wait(60)
+            path.unlink()
+        assert found.result()
 
 
 def test_run_directory_is_taken_for_the_model_in_it(inputs, capsys):
+    image = np.random.default_rng(1).integers(0, 255, (14, 14, 3), np.uint8)
+    Image.fromarray(image).save(inputs / "faces/Zoe/0.png")
     assert defend() == 0
-    assert main(["convert", "run", "converted", "--to", "openclip"]) == 0
-    assert "`run` is a run directory" in capsys.readouterr().err
-    flags = ["--model", "run", "--teacher", "model", "--captions", "captions.txt"]
-    assert main(["evaluate", *flags, "--out", "evaluation"]) == 0
-    assert "`run` is a run directory" in capsys.readouterr().err
-    (inputs / "broken/checkpoints").mkdir(parents=True)
-    flags[1] = "broken"
-    assert_refused(
-        capsys, main(["evaluate", *flags, "--out", "other"]), "`broken` holds a run that"
-    )
+    capsys.readouterr()
+    said = "`run` is a run directory: its model is read"
+    for command in ("convert", "attack", "evaluate", "defend"):
+        assert writes(command, f"{command}-out", model="run") == 0
+        assert capsys.readouterr().err.count(said) == 1, command
+    for name in ("run", "run/model"):
+        flags = ["--captions", "captions.txt", "--teacher", name, "--out", f"by-{name[-1]}"]
+        assert main(["evaluate", "--model", "model", "--set", "model.tokenizer=run", *flags]) == 0
+    results = [json.loads((inputs / f"by-{x}/summary.json").read_text()) for x in "nl"]
+    assert results[0] == results[1]
+    (inputs / "run/summary.json").unlink()
+    (inputs / "results").mkdir()
+    (inputs / "results/config.json").write_bytes((inputs / "attack-out/config.json").read_bytes())
+    for model, words in (("run", "a run that is not finished"), ("results", "but no model")):
+        capsys.readouterr()
+        for command in ("convert", "attack", "merge"):
+            assert_refused(capsys, writes(command, "other", model), f"`{model}` holds", words)
+    assert not (inputs / "other").exists()
 
 
 def test_attack_names_what_is_wrong(inputs, capsys):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from factories import hf_config, siglip_config
 from reference import hf, open_clip
-from test_openclip import model_config
+from test_openclip import RESNET, model_config
 
 from jaxdefense.convert import fields
 from jaxdefense.convert.huggingface import config_from_hf
@@ -112,6 +112,43 @@ def test_switch_of_transformers_is_refused_by_name(make):
         (raw[section] if section else raw)[field] = value
         with pytest.raises(InputError, match=f"`{section}.?{field}`"):
             config_from_hf(raw)
+
+
+JUNK = (None, "x", "", -1, 0, 1.5, float("nan"), [], [1, 2], [[]], {}, {"eps": "x"}, True)
+
+
+def spoilt(raw):
+    """Give a config with each of its fields, at any depth, spoilt in each way."""
+    for key, value in raw.items():
+        for junk in JUNK:
+            yield raw | {key: junk}
+        if isinstance(value, dict):
+            yield from (raw | {key: inner} for inner in spoilt(value))
+
+
+FULL = {"mlp_ratio": 4.0, "norm_kwargs": {"eps": 1e-5}, "pool_type": "eos", "eos_id": 5}
+
+
+@pytest.mark.parametrize(
+    "read, raw",
+    [
+        (config_from_hf, hf_config(vocab_size=50)),
+        (config_from_hf, {**hf_config(vocab_size=50), "text_config_dict": {"hidden_size": 512}}),
+        (config_from_hf, hf_config("CLIPTextModel", vocab_size=50)),
+        (config_from_hf, siglip_config("SiglipModel", vocab_size=50)),
+        (config_from_openclip, model_config(quick_gelu=True)),
+        (config_from_openclip, model_config(text_cfg={**model_config()["text_cfg"], **FULL})),
+        (config_from_openclip, model_config(vision_cfg=RESNET)),
+    ],
+)
+def test_config_with_a_field_that_makes_no_sense_is_read_or_refused(read, raw):
+    refused = 0
+    for changed in spoilt(raw):
+        try:
+            read(changed)
+        except InputError:  # and no other error: it would count as a fault of ours
+            refused += 1
+    assert refused > 100
 
 
 # Which of two sections of one tower counts

@@ -53,6 +53,10 @@ def test_manifest_has_fields_that_the_api_knows(path):
     (job,) = [one["template"]["spec"] for one in manifest["spec"]["replicatedJobs"]]
     assert job["parallelism"] == job["completions"], "all processes run at once"
     assert job["completionMode"] == "Indexed", "the index says which process this is"
+    # A wrong input ends it, as the JobSet knows by the reason; anything else is tried again.
+    (wrong,), (ends,) = job["podFailurePolicy"]["rules"], manifest["spec"]["failurePolicy"]["rules"]
+    assert wrong == {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2]}}
+    assert (ends["action"], ends["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
     pod = job["template"]["spec"]
     mounted = {mount["name"] for c in pod["containers"] for mount in c["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}

@@ -9,8 +9,6 @@ import math
 import re
 from collections.abc import Iterator
 
-from jaxdefense.errors import InputError
-
 KINDS = (
     "all-reduce",
     "all-gather",
@@ -85,7 +83,7 @@ class Program:
             elif found := _instruction(line):
                 at[found.name] = found
         if not self._entry:
-            raise InputError("the text holds no HLO module with an ENTRY.")
+            raise ValueError("the text holds no HLO module with an ENTRY.")
 
     def walk(self, *, into_fusions: bool) -> Iterator[tuple[dict[str, Instruction], str, int]]:
         """Give every instruction that runs: its computation, its name, how often it runs."""

@@ -91,7 +91,7 @@ def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
                 pipe.send((None, value))
             except (EOFError, BrokenPipeError):
                 raise
-            except (ValueError, OSError) as error:
+            except InputError as error:
                 pipe.send((InputError, str(error)))
             except Exception as error:
                 traceback.print_exc()

@@ -20,7 +20,7 @@ from rich.progress import track
 
 from jaxdefense.bench.process import elsewhere, peak_memory
 from jaxdefense.clip.presets import PRESETS, preset
-from jaxdefense.errors import InputError
+from jaxdefense.errors import InputError, RunError
 
 SIZES: dict[str, tuple[Any, ...]] = {
     "identities": (1, 10, 100, 1_000, 10_000),
@@ -54,8 +54,8 @@ def bench_scale(
         `exponent_without_tokens`.
 
     Raises:
-        InputError: no such axis; sizes that are none or do not grow; no place for the plot; or a
-            point failed.
+        InputError: no such axis; sizes that are none or do not grow; no place for the plot.
+        RunError: a point failed.
     """
     if axis not in SIZES:
         raise InputError(f"`AXIS` (={axis}) must be one of {', '.join(SIZES)}.")
@@ -66,8 +66,10 @@ def bench_scale(
     for size in track(counts, axis, console=console, disable=not console.is_terminal):
         try:
             points[str(size)] = elsewhere(partial(point, axis, size, captions))
-        except (ValueError, RuntimeError) as error:
+        except InputError as error:
             raise InputError(f"{axis} {size}: {error}") from error
+        except RuntimeError as error:  # of its process, which has said more
+            raise RunError(f"{axis} {size}: {error}") from error
         console.print(f"{axis} {size}: {points[str(size)]}", highlight=False)
     total = [x for x, *_ in counts.values()]
     out: dict[str, Any] = {**points, "exponent": _exponents(total, points)}

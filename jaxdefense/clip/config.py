@@ -44,6 +44,8 @@ class TowerConfig:
                 f"`hidden_act` (={self.activation!r}) must be 'quick_gelu', 'gelu' or "
                 "'gelu_pytorch_tanh'; no other activation is known in CLIP and SigLIP."
             )
+        if type(self.norm_eps) not in (int, float) or not 0 <= self.norm_eps < 1:
+            raise InputError(f"`layer_norm_eps` (={self.norm_eps!r}) must be a number below 1.")
         _check_remat(self.remat)
 
     @property

@@ -34,6 +34,8 @@ from jaxdefense.convert.table import (
     source_tensor,
 )
 from jaxdefense.errors import InputError
+from jaxdefense.paths import check_new
+from jaxdefense.run_directory import run_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +107,8 @@ class ModelDirectory:
             InputError: the model has no text tower; the tokenizer is missing or another model's; or
                 texts are read in a way that jaxdefense cannot follow.
         """
-        text, where = self.cfg.text, directory or self.path
+        text = self.cfg.text
+        where = model_of_run(Path(directory)) if directory else self.path
         if text is None:
             raise InputError(f"`{self.path}` has no text encoder.")
         config, reading = self.path / self.layout.config, None
@@ -269,7 +272,11 @@ def _companions(source: Path, weights: Collection[str]) -> Iterator[tuple[Path, 
     """
     for file in sorted(source.rglob("*")):
         name = file.relative_to(source).as_posix()
-        if file.is_dir() or any(part.startswith(".") for part in Path(name).parts):
+        if any(part.startswith(".") for part in Path(name).parts):
+            continue
+        if not os.access(file, os.R_OK) and os.path.exists(file):
+            raise InputError(f"`{file}` may not be read; change its permissions, or remove it.")
+        if file.is_dir():
             continue
         if name in weights or name.split("/")[0] in weights:
             continue
@@ -278,8 +285,8 @@ def _companions(source: Path, weights: Collection[str]) -> Iterator[tuple[Path, 
                 f"`{file}` is a link to {os.readlink(file)}, which does not exist; get the model's "
                 "files again, or remove the link."
             )
-        if not os.access(file, os.R_OK):
-            raise InputError(f"`{file}` may not be read; change its permissions, or remove it.")
+        if not file.is_file():  # a pipe would wait for ever
+            raise InputError(f"`{file}` is no file; remove it.")
         yield file, name
 
 
@@ -304,10 +311,9 @@ def write_directory(out: Path, fill: Callable[[Path], None]) -> None:
         InputError: `out` exists.
         OSError: there is no room, or no permission.
     """
-    if out.exists():
-        raise InputError(f"`{out}` already exists; give a directory that does not.")
+    check_new(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    tmp = Path(tempfile.mkdtemp(prefix=f".{out.name[:50]}.", dir=out.parent))
     try:
         fill(tmp)
         for file in tmp.rglob("*"):
@@ -323,23 +329,28 @@ def write_directory(out: Path, fill: Callable[[Path], None]) -> None:
         raise
 
 
-def read_model_directory(path: str | Path, layout: str = "") -> ModelDirectory:
+def read_model_directory(
+    path: str | Path, layout: str = "", note: Callable[[str], object] | None = None
+) -> ModelDirectory:
     """Read a model directory's config and tensor headers and hold them against each other.
 
     Args:
         path: the directory; of a run directory, its `model` is read.
         layout: one of `LAYOUTS`, "" for the one it has; of both, Hugging Face's.
+        note: takes the line that says so.
 
     Raises:
         InputError: it or one of its files is missing, cut short or not what it should be; or
             tensors are unmapped, missing, repeated or of another shape or dtype than they must be.
     """
-    path = model_of_run(Path(path))
+    given, path = path, model_of_run(Path(path))
+    if note and path != Path(given):
+        note(f"`{given}` is a run directory: its model is read")
     form = LAYOUTS[layout] if layout else find_layout(path)
     raw = read_json(path / form.config)
     try:
         cfg = form.read_config(raw)
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"`{path / form.config}`: {error}") from error
     shapes: dict[str, tuple[int, ...]] = {}
     weight_files: dict[str, list[str]] = {}
@@ -362,15 +373,22 @@ def model_of_run(path: Path) -> Path:
     """Give the model directory in a run directory; any other path as it is.
 
     Raises:
-        InputError: the run is not finished.
+        InputError: it holds a run that is not finished, or results without a model.
     """
     weights = [name for layout in LAYOUTS.values() for name in (layout.weights, layout.index)]
     if any((path / name).exists() for name in weights):
         return path
+    settings, finished = run_settings(path), (path / "summary.json").exists()
+    trains = "train" in settings or "text" in settings
+    if (trains or (path / "checkpoints").is_dir()) and not finished:
+        raise InputError(f"`{path}` holds a run that is not finished; run it to its end.")
     if any((path / "model" / layout.config).exists() for layout in LAYOUTS.values()):
         return path / "model"
-    if (path / "checkpoints").is_dir():
-        raise InputError(f"`{path}` holds a run that is not finished; run it to its end.")
+    if settings:
+        raise InputError(
+            f"`{path}` holds the results of a command, but no model; give a model directory, or "
+            "the directory of a defense."
+        )
     return path
 
 
@@ -411,8 +429,11 @@ def _headers(path: Path, file: str) -> Iterable[tuple[str, tuple[int, ...]]]:
 
 def _is_pickle(file: Path) -> bool:
     """Whether a file begins as torch's do: a zip archive, or a bare pickle."""
-    with open(file, "rb") as start:
-        magic = start.read(9)
+    try:
+        with open(file, "rb") as start:
+            magic = start.read(9)
+    except OSError:
+        return False
     # Of a safetensors file the first eight bytes are a length, and the ninth opens its header.
     return magic[:2] == b"PK" or (magic[:1] == b"\x80" and magic[8:] not in (b"", b"{"))
 
@@ -441,7 +462,7 @@ def read_json(path: Path) -> dict:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"`{path}` does not exist; a model directory holds one.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"`{path}` is not a JSON file that can be read: {error}.") from error
     if not isinstance(value, dict):
         raise InputError(f"`{path}` must hold one JSON object.")

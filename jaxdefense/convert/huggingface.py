@@ -42,7 +42,7 @@ def config_from_hf(raw: dict[str, Any]) -> CLIPConfig:
         return siglip.config_from_siglip(raw)
     architecture = raw.get("architectures") or ["CLIPModel"]
     architecture = architecture[0] if isinstance(architecture, list) else architecture
-    towers = _ARCHITECTURES.get(architecture)
+    towers = _ARCHITECTURES.get(str(architecture))
     if towers is None:
         raise InputError(
             f"`architectures` (={architecture!r}) must be one of {', '.join(_ARCHITECTURES)}; "

@@ -35,7 +35,8 @@ def config_from_openclip(raw: dict[str, Any]) -> CLIPConfig:
         fields.check(section, f"{name}.")
         sections.append(section)
     vision, text = sections
-    if (pool := text.get("pool_type", "argmax")) not in _POOLS:
+    pool = str(text.get("pool_type", "argmax"))
+    if pool not in _POOLS:
         raise InputError(f"`text_cfg.pool_type` (={pool!r}) must be {' or '.join(_POOLS)}.")
     if type(embed := raw.get("embed_dim")) is not int:
         raise InputError(f"`embed_dim` (={embed!r}) must be a whole number above 0.")
@@ -67,10 +68,15 @@ def _vision_config(
     size: Any = sides[0] if square else sides
     layers, head_width = vision.get("layers", 12), vision.get("head_width", 64)
     is_resnet = isinstance(layers, list | tuple)
-    heads_width = 32 * width if is_resnet else width  # a residual network pools by attention
-    if type(head_width) is not int or type(width) is not int or heads_width % max(head_width, 1):
+    if type(head_width) is not int or type(width) is not int or head_width < 1:
         raise InputError(
-            f"`vision_cfg.head_width` (={head_width!r}) must divide the width (={heads_width!r})."
+            f"`vision_cfg.width` (={width!r}) and `vision_cfg.head_width` (={head_width!r}) must "
+            "be whole numbers above 0."
+        )
+    heads_width = 32 * width if is_resnet else width  # a residual network pools by attention
+    if heads_width % head_width:
+        raise InputError(
+            f"`vision_cfg.head_width` (={head_width}) must divide the width (={heads_width})."
         )
     num_heads = heads_width // head_width
     if is_resnet:
@@ -90,8 +96,10 @@ def _vision_config(
 
 def _mlp_width(width: int, section: dict[str, Any]) -> int:
     ratio = section.get("mlp_ratio", 4.0)
-    if not isinstance(ratio, int | float):
-        raise InputError(f"`mlp_ratio` (={ratio!r}) must be a number.")
+    if type(ratio) not in (int, float) or not 0 < ratio < math.inf:
+        raise InputError(f"`mlp_ratio` (={ratio!r}) must be a number above 0.")
+    if type(width) is not int:
+        raise InputError(f"`width` (={width!r}) must be a whole number above 0.")
     return int(width * ratio)
 
 

@@ -110,7 +110,7 @@ def read_preprocess(
         else:
             kind = _SIGLIP if siglip else _CLIP
             found, missing = from_hf(_with_type(raw, path, kind), image_size), None
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"`{file}`: {error}") from error
     if missing:
         family = "OpenCLIP" if openclip else "SigLIP" if siglip else "CLIP"

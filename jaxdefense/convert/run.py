@@ -47,6 +47,7 @@ from jaxdefense.convert.table import Path as ParamPath
 from jaxdefense.convert.table import Row, ignored_key
 from jaxdefense.convert.torch_file import read_torch_file
 from jaxdefense.errors import InputError
+from jaxdefense.paths import check_new, check_outside
 
 TARGETS = (*LAYOUTS, "orbax")
 _SHARD_BYTES = 5 * 10**9  # as transformers cuts
@@ -99,7 +100,10 @@ def convert(
         raise InputError(f"`--to` (={to}) must be one of {', '.join(TARGETS)}.")
     if layout and layout not in LAYOUTS:
         raise InputError(f"`--from` (={layout}) must be one of {', '.join(LAYOUTS)}.")
+    check_new(dst)
     checkpoint = _read(src, layout, activation, console)
+    if src.is_dir() and checkpoint.directory:
+        check_outside(dst, checkpoint.directory, "DST")
     if to == "orbax":
         write_directory(dst, lambda tmp: _write_orbax(checkpoint, tmp, console))
         return _summary(checkpoint, to, checkpoint.rows)
@@ -152,10 +156,8 @@ def _read(src: Path, layout: str, activation: str, console: Console) -> Checkpoi
         return _read_torch(src, activation, console)
     if (src / orbax.MANIFEST).exists():
         return _read_orbax(src)
-    directory = read_model_directory(src, layout)
-    if directory.path != src:
-        console.print(f"`{src}` is a run directory: its model is converted", markup=False)
-        src = directory.path
+    directory = read_model_directory(src, layout, functools.partial(console.print, markup=False))
+    src = directory.path
     check_companions(src, directory.weight_files)
     where = {key: file for file, keys in directory.weight_files.items() for key in keys}
 
@@ -186,7 +188,7 @@ def _read_torch(src: Path, activation: str, console: Console) -> Checkpoint:
                     f"no {OPENCLIP.config} beside it: taken to be OpenAI's, with QuickGELU; give "
                     "`--activation gelu` if it was trained by OpenCLIP without"
                 )
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"`{src}`: {error}") from error
     rows = OPENCLIP.table(cfg, shapes)
     check_tensors(src, OPENCLIP, rows, shapes)
@@ -341,5 +343,5 @@ def _config(
         note = functools.partial(console.print, markup=False)
         preprocess = read_preprocess(where, cfg.vision.image_size, note=note, layout=HF)
         return config | {"preprocess_cfg": to_openclip(preprocess)}, {}
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"`{where or 'it'}`: {error}") from error

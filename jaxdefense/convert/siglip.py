@@ -102,7 +102,7 @@ def _shared_fields(fields: dict[str, Any]) -> dict[str, Any]:
         mlp_width=fields.get("intermediate_size", 3072),
         depth=fields.get("num_hidden_layers", 12),
         num_heads=fields.get("num_attention_heads", 12),
-        activation=_ACTIVATIONS.get(activation, activation),
+        activation=_ACTIVATIONS.get(str(activation), activation),
         norm_eps=fields.get("layer_norm_eps", 1e-6),
     )
 

@@ -28,6 +28,7 @@ from jaxdefense.data.lines import check_captions, lines, read_lines
 from jaxdefense.data.sources import TFDS_PREFIX, tfds_captions
 from jaxdefense.data.words import name_finder, shortened
 from jaxdefense.errors import InputError
+from jaxdefense.paths import check_writable
 from jaxdefense.run_directory import cache_directory, digest, locked, write_arrays
 
 _CHUNK = 50_000  # captions worked on at a time
@@ -172,11 +173,15 @@ def read_training_captions(
         examples = tuple(map(shortened, dropped[:_NUM_EXAMPLES]))
         captions = tokenize_captions(texts, tokenizer)
         return CleanCaptions(captions, len(dropped), examples, digest(texts))
-    state = _state(source)
-    with open(source, "rb") as file:
-        contents = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        state = _state(source)
+        with open(source, "rb") as file:
+            contents = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"captions file `{source}` cannot be read: {error.strerror}.") from error
     kept = cache_directory() / "captions" / digest([_LAYOUT, contents, tokenizer.digest()])
     if not kept.is_dir():
+        check_writable(kept.parent)
         kept.parent.mkdir(parents=True, exist_ok=True)
         waiting = f"another process is tokenising {source}: waiting for it"
         with locked(kept.with_suffix(".lock"), lambda: console.print(waiting, markup=False)):

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxdefense.config import OverlayConfig
-from jaxdefense.errors import InputError
 
 # The free parameter of the bicubic kernel differs within Pillow.
 _RESIZE_A = -0.5  # Resample.c, bicubic_filter
@@ -134,7 +133,7 @@ def paste(
     num, side = image_BHWC.shape[:2]
     for name, array in (("image_BHWC", image_BHWC), ("face_BHWC", face_BHWC)):
         if array.shape != (num, side, side, 3) or array.dtype != jnp.uint8:
-            raise InputError(
+            raise ValueError(
                 f"`{name}` (={array.dtype} {list(array.shape)}) must be uint8 "
                 f"{[num, side, side, 3]}."
             )

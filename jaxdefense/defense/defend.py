@@ -23,6 +23,7 @@ from jaxdefense.defense.step import (
 )
 from jaxdefense.distributed import on_first
 from jaxdefense.errors import InputError
+from jaxdefense.paths import check_outside, check_writable
 from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sharding import ShardingRules, batch_sharding, fetch, put, replicated
 
@@ -31,15 +32,17 @@ _ROUNDS = 10
 Config = DefendTextConfig | DefendImageConfig
 
 
-def read_undefended(cfg: Config) -> ModelDirectory:
+def read_undefended(cfg: Config, console: Console) -> ModelDirectory:
     """Read the model directory to defend.
 
     Raises:
         InputError: it is wrong, or the run would be written into it.
     """
-    directory = read_model_directory(cfg.model.path)
-    if Path(cfg.out).resolve().is_relative_to(directory.path.resolve()):
-        raise InputError(f"`out` (={cfg.out}) lies in the model directory; give one outside it.")
+    note = partial(console.print, markup=False)
+    directory = read_model_directory(cfg.model.path, note=note)
+    check_outside(Path(cfg.out), directory.path)
+    if cfg.profile:
+        check_writable(Path(cfg.profile))
     check_companions(directory.path, directory.weight_files)
     return directory
 

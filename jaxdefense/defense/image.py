@@ -126,7 +126,7 @@ def defend_image(cfg: DefendImageConfig, console: Console) -> dict:
 
 def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
     """Read all inputs of `defend_image`; nothing is written until what is returned is called."""
-    directory = read_undefended(cfg)
+    directory = read_undefended(cfg, console)
     vision, d, t = directory.cfg.vision, cfg.data, cfg.train
     if vision is None:
         raise InputError(f"`{directory.path}` has no image encoder.")

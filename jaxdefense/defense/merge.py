@@ -9,10 +9,16 @@ from rich.console import Console
 from jaxdefense.clip.layers import FrozenParam
 from jaxdefense.clip.model import CLIP
 from jaxdefense.config import MergeConfig
-from jaxdefense.convert.directory import ModelDirectory, read_model_directory, some
+from jaxdefense.convert.directory import (
+    ModelDirectory,
+    check_companions,
+    read_model_directory,
+    some,
+)
 from jaxdefense.defense.loop import METRICS
 from jaxdefense.errors import InputError
 from jaxdefense.idia.conditions import random_targets
+from jaxdefense.paths import check_new, check_outside
 from jaxdefense.run_directory import TRAINED_ON
 
 
@@ -28,7 +34,10 @@ def merge(cfg: MergeConfig, console: Console) -> dict:
     Raises:
         InputError: one is no finished run or model; they are not of one origin; `out` exists.
     """
+    check_new(Path(cfg.out))
     text, image = _read(cfg.text, "text"), _read(cfg.image, "image")
+    for model in (text, image):
+        check_outside(Path(cfg.out), model.path)
     if text.cfg.text is None or image.cfg.vision is None:
         wrong, encoder = (text, "text") if text.cfg.text is None else (image, "image")
         raise InputError(f"`{wrong.path}` has no {encoder} encoder.")
@@ -43,6 +52,7 @@ def merge(cfg: MergeConfig, console: Console) -> dict:
             f"`{text.path}` and `{image.path}` have encoders of different sizes; both must be "
             "made from one model."
         )
+    check_companions(base.path, base.weight_files)
     with_text, with_image = text.load("float32"), image.load("float32")
     _check_origin(cfg, with_text, with_image)
     model = with_text if base is text else with_image
@@ -66,19 +76,16 @@ def _read(path: str, wanted: str) -> ModelDirectory:
     Raises:
         InputError: it is neither, or of a run that defended the other encoder.
     """
-    given = Path(path)
-    run = given.parent if given.name == "model" else given
-    if not (run / METRICS).exists():
-        return read_model_directory(given)
-    if not (run / "summary.json").exists():
-        raise InputError(f"`{run}` holds a run that is not finished; run it to its end.")
-    found = "image" if (run / TRAINED_ON).exists() else "text"
-    if found != wanted:
-        raise InputError(
-            f"`{wanted}` (={path}) comes from a run that defended the {found} encoder; give it as "
-            f"`{found}`."
-        )
-    return read_model_directory(run / "model")
+    directory = read_model_directory(path)
+    run = directory.path.parent
+    if directory.path.name == "model" and (run / METRICS).exists():
+        found = "image" if (run / TRAINED_ON).exists() else "text"
+        if found != wanted:
+            raise InputError(
+                f"`{wanted}` (={path}) comes from a run that defended the {found} encoder; give it "
+                f"as `{found}`."
+            )
+    return directory
 
 
 def _check_origin(cfg: MergeConfig, with_text: CLIP, with_image: CLIP) -> None:

@@ -202,7 +202,7 @@ def defend_text(cfg: DefendTextConfig, console: Console) -> dict:
 
 def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
     """Read all inputs of `defend_text`; nothing is written until what is returned is called."""
-    directory = read_undefended(cfg)
+    directory = read_undefended(cfg, console)
     tokenizer = directory.tokenizer(cfg.model.tokenizer)
     assert directory.cfg.text
     identities = read_identities(cfg.data.names)

@@ -38,7 +38,7 @@ from jaxdefense.demo import people, world
 from jaxdefense.demo.bpe import train_bpe
 from jaxdefense.demo.objects import OBJECTS, draw_object
 from jaxdefense.errors import InputError
-from jaxdefense.paths import refuse_addresses
+from jaxdefense.paths import check_given
 
 IMAGE_SIZE, PATCH, EMBED, VOCAB = 48, 8, 128, 2048
 _MARGIN = 4  # pixels a training photo may be shifted by
@@ -275,7 +275,7 @@ def main() -> None:
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     args = parser.parse_args()
     try:
-        refuse_addresses(args)
+        check_given(args)
     except InputError as error:
         parser.error(str(error))
     opts = Options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Options)})

@@ -35,6 +35,7 @@ from jaxdefense.evals.similarity import image_sim_clean, sim_clean
 from jaxdefense.evals.zeroshot import zeroshot
 from jaxdefense.idia.attack import AttackResult, attack
 from jaxdefense.idia.candidates import candidate_names
+from jaxdefense.paths import check_writable
 from jaxdefense.report.demo import DemoReport, write_demo_report
 from jaxdefense.report.frame import flatten
 from jaxdefense.report.proof import PersonResult
@@ -67,6 +68,7 @@ def run_demo(out: Path, console: Console) -> dict:
         InputError: `out` holds something.
     """
     started = time.monotonic()
+    check_writable(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"`{out}` exists and is not empty; give another directory with --out.")
     members, strangers = world.members(), world.strangers()

@@ -9,7 +9,6 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -119,10 +118,10 @@ class Embedder:
             InputError: the model directory is wrong; the mesh does not divide the model's sizes; or
                 it has no such tower, once it is used.
         """
-        self.directory: ModelDirectory = read_model_directory(cfg.path)
+        self.directory: ModelDirectory = read_model_directory(
+            cfg.path, note=partial(console.print, markup=False)
+        )
         self._cfg, self._console = cfg, console
-        if self.directory.path != Path(cfg.path):
-            console.print(f"`{cfg.path}` is a run directory: its model is read", markup=False)
         self.mesh, rules = mesh or make_mesh(), ShardingRules()
         self._cache = cache or ArrayCache(OFF, console)
         self._parts = num_batch_parts(self.mesh, rules)

@@ -29,6 +29,7 @@ from jaxdefense.evals.similarity import (
     sim_clean,
 )
 from jaxdefense.evals.zeroshot import TEMPLATES, zeroshot
+from jaxdefense.paths import check_outside
 from jaxdefense.run_directory import RunDirectory, digest, read_vector, write_text
 from jaxdefense.sharding import make_mesh
 
@@ -74,6 +75,8 @@ def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None
         Embedder(dataclasses.replace(measured, path=path), cfg.batch, console, mesh, cache)
         for path in (cfg.model.path, cfg.teacher)
     )
+    for model in (student, teacher):
+        check_outside(Path(cfg.out), model.directory.path)
     if student.directory.cfg != teacher.directory.cfg:
         raise InputError(
             f"`teacher` (={cfg.teacher}) has other sizes than `model.path` (={cfg.model.path}); "

@@ -78,4 +78,7 @@ def read_embeddings(path: Path, num: int) -> Embeddings | None:
 def read_thumbnails(path: Path) -> dict[int, bytes]:
     """Read the photos: a person's number in `results.csv`, from 0 -> JPEG."""
     files = sorted((path / _THUMBNAILS).glob("*.jpg"))
-    return {int(file.stem): file.read_bytes() for file in files if file.stem.isdigit()}
+    try:
+        return {int(file.stem): file.read_bytes() for file in files if file.stem.isdecimal()}
+    except OSError as error:
+        raise InputError(f"`{error.filename}` cannot be read: {error.strerror}.") from error

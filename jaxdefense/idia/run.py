@@ -41,6 +41,7 @@ from jaxdefense.idia.kept import embeddings_of, keep
 from jaxdefense.idia.prompts import TEMPLATES
 from jaxdefense.idia.statistics import majority, measure, statistics
 from jaxdefense.idia.variants import attack_names, read_aliases
+from jaxdefense.paths import check_outside
 from jaxdefense.run_directory import TRAINED_ON, RunDirectory, digest, write_text
 from jaxdefense.sharding import make_mesh
 
@@ -88,6 +89,7 @@ def run_attack(cfg: AttackConfig, console: Console, cache: ArrayCache | None = N
     listed: set[str] = set()
     model_cfg = cfg.model.measured()
     directory = read_model_directory(model_cfg.path)
+    check_outside(Path(cfg.out), directory.path)
     conditions: dict[str, Any] = {
         "threshold": cfg.threshold,
         "num_candidates": len(candidates),

@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxdefense import __version__
 from jaxdefense.errors import InputError
+from jaxdefense.paths import check_writable
 from jaxdefense.report import frame, parts
 from jaxdefense.report.proof import Found, Proof
 from jaxdefense.report.read import Findings, Measured, Run, all_settings, read_findings
@@ -59,6 +60,7 @@ def write_report(runs: Sequence[Path], out: Path) -> dict[str, str]:
     """
     if out.suffix != ".html":
         raise InputError(f"`out` (={out}) must end in .html; JSON and CSV come beside it.")
+    check_writable(out)
     files = {kind: out.with_suffix(f".{kind}") for kind in ("csv", "json", "html")}
     if found := [str(file) for file in files.values() if file.exists()]:
         raise InputError(f"`{found[0]}` exists; give another name, or remove it.")

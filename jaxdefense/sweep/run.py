@@ -21,7 +21,12 @@ from jaxdefense.config import (
     SweepImageConfig,
     SweepTextConfig,
 )
-from jaxdefense.convert.directory import ModelDirectory, read_model_directory, resolve_dtype
+from jaxdefense.convert.directory import (
+    ModelDirectory,
+    check_companions,
+    read_model_directory,
+    resolve_dtype,
+)
 from jaxdefense.data.captions import read_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
 from jaxdefense.data.people import choose_people, describe_people, read_labelled, read_people
@@ -38,7 +43,8 @@ from jaxdefense.idia.candidates import candidate_names
 from jaxdefense.idia.prompts import TEMPLATES
 from jaxdefense.idia.run import run_attack
 from jaxdefense.idia.statistics import measure
-from jaxdefense.run_directory import RunDirectory, digest, locked, write_text
+from jaxdefense.paths import check_outside, check_writable
+from jaxdefense.run_directory import RunDirectory, claimed, digest, locked, write_text
 from jaxdefense.sharding import make_mesh
 from jaxdefense.sweep.cells import (
     BEFORE,
@@ -105,7 +111,8 @@ def _run_part(
     cache = ArrayCache(cfg.attack.cache_dir, console, encoders)
     del undefended
     if part == 0:
-        _attack_before(cfg, out / BEFORE, console, cache)
+        with claimed(out / BEFORE):
+            _attack_before(cfg, out / BEFORE, console, cache)
     started, done = time.monotonic(), 0
     todo = sum(not RunDirectory(out / CELLS / cell.name).finished(cell) for cell in mine)
     for number, cell in enumerate(mine, 1):
@@ -114,7 +121,8 @@ def _run_part(
             each = (time.monotonic() - started) / max(1, done)
             left = f", {_minutes(each * (todo - done))} left" if done else ""
             console.print(f"cell {number} of {len(mine)}: {cell}{left}", markup=False)
-            _run_cell(cfg, cell, directory, people, console, cache)
+            with claimed(directory.path):
+                _run_cell(cfg, cell, directory, people, console, cache)
             done += 1
         if not cfg.sweep.keep_models:
             for heavy in ("checkpoints", "model"):
@@ -133,13 +141,14 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
     Raises:
         InputError: one is wrong, or asks for what no cell can do.
     """
+    check_writable(Path(cfg.out))
     attack_config(cfg, Path(cfg.out), False)  # raise what is wrong with their settings
     evaluate_config(cfg, Path(cfg.out), False)
     if cfg.evaluate.templates:
         read_templates(cfg.evaluate.templates)
     directory, d = read_model_directory(cfg.model.path), cfg.data
-    if Path(cfg.out).resolve().is_relative_to(directory.path.resolve()):
-        raise InputError(f"`out` (={cfg.out}) lies in the model directory; give one outside it.")
+    check_outside(Path(cfg.out), directory.path)
+    check_companions(directory.path, directory.weight_files)
     if not (directory.cfg.text and directory.cfg.vision):
         raise InputError(f"`{directory.path}` has one encoder only; an attack takes both.")
     if isinstance(cfg, SweepTextConfig):
