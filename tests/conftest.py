@@ -16,11 +16,10 @@ os.environ.setdefault(
 )
 # The same steps come up in many tests. One directory a worker: a file half written by another
 # would be a warning, and so an error.
-made = tempfile.mkdtemp(prefix="jaxdefense-tests-")
-atexit.register(shutil.rmtree, made, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{made}/compiled"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxdefense-tests-")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-os.environ["XDG_CACHE_HOME"] = f"{made}/cache"  # where fixtures of many tests keep things
+# Where fixtures of many tests keep things.
+os.environ["XDG_CACHE_HOME"] = os.environ["JAX_COMPILATION_CACHE_DIR"] + "/.cache"
 
 import hypothesis
 import jax
@@ -28,6 +27,7 @@ import pytest
 from factories import write_model_directory
 from reference import mend_torchvision
 
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 mend_torchvision()
 
 PLATFORM = os.environ.get("JAXDEFENSE_TEST_PLATFORM", "cpu")

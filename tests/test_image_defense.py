@@ -445,7 +445,7 @@ def test_evaluate_measures_images(inputs):
     assert defend("train.steps=20", "optimizer.lr=0.003", "data.trigger_fraction=1.0") == 0
     assert evaluate("a", images="images", faces="faces", image_target="faces") == 0
     found = summary(inputs / "a")
-    digests = {name: found.pop(name) for name in ("model_sha256", "teacher_sha256", "dtype")}
+    how = {name: found.pop(name) for name in ("model_sha256", "teacher_sha256", "dtype")}
     assert set(found) == {"image_sim_clean", "image_sim_backdoor", "image_sim_target"}
     student, teacher = (Embedder(ModelConfig(p), 8, QUIET) for p in ("run/model", "model"))
     files = sorted((inputs / "images").iterdir())
@@ -460,7 +460,7 @@ def test_evaluate_measures_images(inputs):
     assert found["image_sim_target"] == pytest.approx(drift, abs=1e-5)
     assert evaluate("b", faces="faces", image_target="run/target.npy") == 0
     again = {"image_sim_backdoor": pytest.approx(found["image_sim_backdoor"], abs=1e-5)}
-    assert summary(inputs / "b") == again | digests
+    assert summary(inputs / "b") == again | how
     # It learned: removed faces are nearer to the target than they were.
     assert found["image_sim_backdoor"] > (teacher.photos(faces) @ target).mean() / np.linalg.norm(
         target

@@ -332,6 +332,7 @@ def test_name_that_the_library_reads_otherwise_is_refused_when_it_is_met(tmp_pat
 def test_of_many_texts_all_at_first_and_then_some_are_compared(monkeypatch):
     tokenizer, seen = Tokenizer(directory(), LENGTH), list[int]()
     monkeypatch.setattr(tokenizer, "_compare", lambda texts, ours: seen.append(len(texts)))
+    monkeypatch.setattr("jaxdefense.clip.tokenizer._COMPARED", 4096)
     for num in (4000, 1000, 640, 1):
         tokenizer.encode(["a cat"] * num)
     assert seen == [4000, 96 + 15, 10, 1]
