@@ -30,6 +30,7 @@ from jaxdefense.cli import main
 from jaxdefense.clip.config import CLIPConfig, TextConfig
 from jaxdefense.clip.presets import PRESETS
 from jaxdefense.config import OverlayConfig
+from jaxdefense.errors import InputError
 
 WITH_AND_WITHOUT_TORCH = [pytest.param(True, marks=pytest.mark.torch), False]
 ONCE = ["--rounds", "1"]
@@ -141,7 +142,7 @@ def test_process_is_another_with_memory_of_its_own():
         before = small("cpu_seconds")
         time.sleep(0.3)
         assert small("cpu_seconds") - before < 0.1  # asleep
-        for kind, raised in ((ValueError, ValueError), (KeyError, RuntimeError)):
+        for kind, raised in ((InputError, InputError), (ValueError, RuntimeError)):
             with pytest.raises(raised, match="why"):
                 small("fail", kind)
         with pytest.raises(RuntimeError, match="exit code 3"):
@@ -379,7 +380,7 @@ def test_bench_scale_refuses(capsys, here, axis, flag, value, said):
 
 def test_bench_scale_says_in_one_line_which_point_died(capfd, monkeypatch):
     monkeypatch.setattr(scale, "point", die)
-    assert main(["bench", "scale", "batch"]) == 2
+    assert main(["bench", "scale", "batch"]) == 1  # no input of the user's is wrong
     (line,) = capfd.readouterr().err.splitlines()
     assert "batch 8: " in line and "exit code 3" in line
 
