@@ -1,5 +1,6 @@
 """What a model's own library makes of a text: every token equal, whatever its files hold."""
 
+import atexit
 import functools
 import json
 import shutil
@@ -55,14 +56,10 @@ texts = st.one_of(any_text, web_text, st.sampled_from([*CAPTIONS, *TEXTS]))
 def directory() -> Path:
     """CLIP's files, for good."""
     path = Path(tempfile.mkdtemp(prefix="jaxdefense-tests-"))
+    # A worker may come back to this module: what ends with it would be missed.
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
     write_tokenizer(path)
     return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _clear():
-    yield
-    shutil.rmtree(directory())
 
 
 def save(path: Path, backend: Backend, name: str, **special: str) -> Path:
