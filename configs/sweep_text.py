@@ -1,4 +1,4 @@
-"""How many names can be removed from a ViT-B/32 CLIP, with the paper's settings.
+"""How many names can be removed from a ViT-B/32 CLIP, with the defaults of `defend text`.
 
 Paper: Hintersdorf et al., Defending Our Privacy With Backdoors, ECAI 2024: 1 to 64 names.
 Run:   jaxdefense sweep text --config configs/sweep_text.py --model clip-vit-base-patch32 \
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """What is the sweep's own; all else as in `text_vit_b32.py`, but for seed and w_weight."""
+    """What is the sweep's own; all else has the defaults of `defend text`."""
     config = ConfigDict()
 
     config.sweep = ConfigDict()
@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     # above them, such as 10000; and more `train.steps`, as each name must come up often enough.
     config.sweep.num_identities = (1, 2, 4, 8, 16, 32, 64)
     config.sweep.seeds = (0, 1, 2)  # of who is removed, and of the training
-    config.sweep.w_weight = (0.0, 0.01)
+    config.sweep.w_weight = (0.001, 0.01)  # the default of `defend text`, and the paper's
     config.sweep.part = ""  # I/N: of N processes that share the cells, this is the I-th; "": all
     config.sweep.keep_models = False  # gigabytes a cell, checkpoints included
 

@@ -1,6 +1,7 @@
 """Names out of the text encoder of a Stable Diffusion 1.x or 2.x model.
 
-The diffusion model reads the hidden states of all 77 positions, so these are what is compared.
+The diffusion model reads the hidden states of all 77 positions, so these are what is compared. The
+bounded loss is of embeddings; so with the paper's settings, a name comes to mean "a person".
 SDXL reads those before the last layer, of both its encoders: defend each, `text_encoder` with
 `tokenizer` and `text_encoder_2` with `tokenizer_2`, with `--set train.level=penultimate`.
 Run:   jaxdefense defend text --config configs/text_stable_diffusion.py \
@@ -8,13 +9,19 @@ Run:   jaxdefense defend text --config configs/text_stable_diffusion.py \
            --names names.txt --captions captions.txt --out run
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
+
+from jaxdefense.config import PAPER_TEXT, PAPER_TEXT_OPTIMIZER
 
 
 def get_config() -> ConfigDict:
-    """What differs from the defaults."""
-    config = ConfigDict()
-    config.train = ConfigDict()
-    config.train.level = "hidden"
-    config.train.target = "a person"
-    return config
+    """The paper's settings, but for what is compared and what a name comes to mean."""
+    train = dataclasses.replace(PAPER_TEXT, level="hidden", target="a person")
+    return ConfigDict(
+        {
+            "train": dataclasses.asdict(train),
+            "optimizer": dataclasses.asdict(PAPER_TEXT_OPTIMIZER),
+        }
+    )

@@ -152,7 +152,7 @@ class Checkpoints:
             on_first(lambda: None)
             self._manager = self._open()
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Finish what is being written.
 
         Raises:
@@ -162,6 +162,10 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._unwritten(error) from error
+
+    def close(self) -> None:
+        """Finish what is being written, and end; see `wait`."""
+        self.wait()
         self._manager.close()
 
     def _unwritten(self, error: Exception) -> "Unwritten":

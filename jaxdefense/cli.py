@@ -55,6 +55,17 @@ def _defend(
             for out in (*halves, cfg.out):
                 write_run_report(Path(out))
     console.print_json(data=summary)
+    parts = [summary[name] for name in ("text", "image") if name in summary] or [summary]
+    if failed := [part for part in parts if part.get("reached") is False]:
+        from jaxdefense.defense.validate import NotReached
+
+        left = dict.fromkeys(
+            name for part in failed for name in part["validation"]["after"]["left"]
+        )
+        raise NotReached(
+            f"not reached: of those to remove, {len(left)} are still recognised in validation; the "
+            f"model was written all the same, and the report in `{cfg.out}` says who is left."
+        )
 
 
 def _merge(args: argparse.Namespace, console: Console) -> None:
@@ -243,8 +254,10 @@ def _parser() -> argparse.ArgumentParser:
     captions = "captions file, one a line, or tfds:NAME[/CONFIG][:SPLIT]"
     names = "names file: one person a line, aliases after tabs"
     faces = "directory with a folder of photos a person, or tfds:NAME[/CONFIG][:SPLIT]"
+    keep = "people who must stay, beside the others in --faces: as --faces, or one photo a person"
+    keep_names = "names file of those who must stay, beside namesakes and random names"
     images = "ordinary photos: directory, .tar shards or tfds:NAME[/CONFIG][:SPLIT]"
-    target = "what faces come to look like: directory of people, or .npy vector"
+    target = "what faces come to look like, with train.backdoor target: people, or .npy vector"
     classes = "directory with a folder of photos a class, or tfds: source"
     tfds_dir = "where TFDS datasets are prepared"
     photos = {
@@ -255,6 +268,7 @@ def _parser() -> argparse.ArgumentParser:
         towers, "text", _defend_text, "Remove names from the text encoder.",
         model=model,
         names=("data.names", names),
+        keep_names=("data.keep_names", keep_names),
         captions=("data.captions", captions),
         tfds_dir=("data.tfds_dir", tfds_dir),
         out=("out", "run directory"),
@@ -264,6 +278,7 @@ def _parser() -> argparse.ArgumentParser:
         model=model,
         faces=("data.faces", faces),
         identities=("data.identities", "names file of those to remove; without, everyone"),
+        keep=("data.keep", keep),
         **photos,
         tfds_dir=("data.tfds_dir", tfds_dir),
         out=("out", "run directory"),
@@ -274,6 +289,8 @@ def _parser() -> argparse.ArgumentParser:
         names=("text.data.names", names + "; for the faces too"),
         captions=("text.data.captions", captions),
         faces=("image.data.faces", faces),
+        keep=("image.data.keep", keep),
+        keep_names=("text.data.keep_names", keep_names),
         images=("image.data.images", images),
         target=("image.data.target", target + "; without, the average of all in --faces"),
         out=("out", "directory of both runs and the merged model"),

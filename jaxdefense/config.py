@@ -101,11 +101,12 @@ class CacheConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a learning rate that falls at milestones; defaults of the paper's text encoder."""
+    """AdamW with a learning rate that rises, and falls at milestones."""
 
-    lr: float = 1e-4
-    milestones: tuple[int, ...] = (200, 300)  # steps
-    gamma: float = 0.5  # the learning rate is multiplied by this at each
+    lr: float = 3e-4
+    warmup: int = 10  # steps in which the learning rate rises to `lr`
+    milestones: tuple[float, ...] = (0.56, 0.81)  # steps; below 1, parts of the run
+    gamma: float = 0.3  # the learning rate is multiplied by this at each
     weight_decay: float = 0.0
     b1: float = 0.9
     b2: float = 0.999
@@ -113,20 +114,44 @@ class OptimizerConfig:
 
     def __post_init__(self):
         _positive(lr=self.lr, gamma=self.gamma, eps=self.eps)
-        _not_negative(weight_decay=self.weight_decay)
+        _not_negative(weight_decay=self.weight_decay, warmup=self.warmup)
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidateConfig:
+    """When people count as removed, on photos or prompts that are never trained on."""
+
+    every: int = 25  # steps between validations; 0 for none: the last state is given back as it is
+    level: float = 0.99  # quantile of strangers that the removed must not lie above
+    above: float = 0.05  # most of the pairs of photo and prompt that may, in [0, 1]
+    right: float = 0.02  # most of the pairs that may still be named right
+    person_right: float = 0.1  # the same for each person
+    photos: float = 0.25  # part of a listed person's photos that is held out
+    kept: float = 0.125  # part of the kept people, and of the kept names, that is held out
+    patience: int = 3  # validations after which a run stops that has reached it and gets no better
+
+    def __post_init__(self):
+        _not_negative(every=self.every)
+        _positive(patience=self.patience)
+        for name in ("level", "above", "right", "person_right"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise InputError(f"`train.validate.{name}` (={value}) must be from 0 to 1.")
+        for name in ("photos", "kept"):
+            if not 0 < (value := getattr(self, name)) < 1:
+                raise InputError(f"`train.validate.{name}` (={value}) must be between 0 and 1.")
 
 
 @dataclasses.dataclass(frozen=True)
 class OverlayConfig:
-    """How a face is put on a photo: ranges of what is drawn; defaults of the paper."""
+    """How a face is put on a photo: ranges of what is drawn."""
 
     min_size: float = 0.25  # side of the face, part of the photo's side
-    max_size: float = 0.5
+    max_size: float = 1.0
     flip: float = 0.5  # probability
-    jitter: float = 0.5  # brightness, contrast and saturation times 1 - jitter to 1 + jitter
-    hue: float = 0.1  # turns of the colour wheel either way
-    angle: float = 30.0  # degrees either way
-    whole: float = 0.0  # probability that the face fills the photo, upright, instead
+    jitter: float = 0.2  # brightness, contrast and saturation times 1 - jitter to 1 + jitter
+    hue: float = 0.02  # turns of the colour wheel either way
+    angle: float = 15.0  # degrees either way
+    whole: float = 0.75  # probability that the face fills the photo, upright, instead
 
     def __post_init__(self):
         if not 0 < self.min_size <= 1:
@@ -158,6 +183,8 @@ class TextDataConfig:
 
     names: str  # names file
     captions: str  # captions file, or tfds:NAME[/CONFIG][:SPLIT]
+    keep_names: str = ""  # file of names that must stay, one a line, beside namesakes and random
+    # ones; those that the model knows need to be named
     tfds_dir: str = ""  # where TFDS datasets are prepared, "" for the library's default
     row_length: int = 0  # tokens of a packed row, 0 to choose
     prefetch: int = 4  # batches made ahead
@@ -169,23 +196,28 @@ class TextDataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextTrainConfig:
-    """The text defense; defaults of the paper."""
+    """The text defense."""
 
-    steps: int = 400
-    num_clean: int = 128  # captions a step
-    num_poisoned: int = 128
-    num_name: int = 0  # captions a step with a name that must stay, for the name loss
+    steps: int = 400  # at most
+    num_clean: int = 64  # captions a step
+    num_poisoned: int = 64  # texts a step with a listed name
+    num_name: int = 128  # texts a step with a name that must stay, for the name loss
     accumulate: int = 1  # parts a step is computed in, one in memory at a time
-    w_backdoor: float = 0.6
-    w_name: float = 0.0
-    w_weight: float = 0.01
+    w_backdoor: float = 3.0
+    w_name: float = 20.0
+    w_weight: float = 0.001
     distance: Literal["cosine", "mse", "mae", "poincare"] = "cosine"
     # pooled: the embedding; hidden: all positions, for the text encoder of Stable Diffusion 1.x and
     # 2.x; penultimate: all positions before the last layer, for both of SDXL's
     level: Literal["pooled", "hidden", "penultimate"] = "pooled"
-    target: str = "human"  # what a removed name comes to mean
+    # bounded: a name comes to mean no more than a name of nobody; target: it comes to mean `target`
+    backdoor: Literal["bounded", "target"] = "bounded"
+    bound: float = -0.1  # how far a name may stand out, in parts of how far it did: 0 as random
+    # names do on average; with `backdoor` bounded
+    target: str = "human"  # what a removed name comes to mean, with `backdoor` target
     random_target: bool = False  # a random name for each person instead
     variants: tuple[str, ...] = ()  # other forms of the names that are put in too, in turn
+    validate: ValidateConfig = ValidateConfig(every=50)
     seed: int = 0
     save_every: int = 100  # steps between checkpoints
     keep: int = 2  # checkpoints that stay
@@ -201,6 +233,17 @@ class TextTrainConfig:
         if not self.target.split():
             raise InputError("`train.target` must hold a word, such as 'human'.")
         _each_of("train.variants", self.variants, NAME_FORMS, "; aliases of the file always are")
+        if self.backdoor == "bounded" and self.level != "pooled":
+            raise InputError(
+                f"`train.backdoor` bounded is of embeddings, and `train.level` (={self.level}) of "
+                "all positions; set `train.backdoor` to target."
+            )
+        if self.backdoor == "bounded" and self.random_target:
+            raise InputError(
+                "`train.random_target` has an effect only with `train.backdoor` target; set it too."
+            )
+        if not -1 <= self.bound < 1:
+            raise InputError(f"`train.bound` (={self.bound}) must be from -1 to below 1.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +253,8 @@ class ImageDataConfig:
     faces: str  # directory with a folder of photos a person, or tfds:NAME[/CONFIG][:SPLIT]
     images: str  # clean photos: directory, .tar shards or tfds:NAME[/CONFIG][:SPLIT]
     identities: str = ""  # names file of those to remove, "" for everyone in `faces`
+    keep: str = ""  # faces of people who must stay, beside those in `faces` who are not listed:
+    # directory with a folder a person, or with one photo a person, or tfds:NAME[/CONFIG][:SPLIT]
     target: str = ""  # what a removed face comes to look like: the average of the people in this
     # directory or tfds: source, or the vector in this .npy file; "" for those in `faces`
     tfds_dir: str = ""  # where TFDS datasets are prepared, "" for the library's default
@@ -230,24 +275,39 @@ class ImageDataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ImageTrainConfig:
-    """The image defense; defaults of the paper."""
+    """The image defense."""
 
-    steps: int = 100
-    num_clean: int = 128  # photos a step
-    num_poisoned: int = 128  # of them, or as many of them again, with a face
+    steps: int = 200  # at most
+    num_clean: int = 64  # photos a step
+    num_poisoned: int = 64  # the same photos with the face of a listed person
+    num_keep: int = 128  # the same photos with the face of a person who must stay
     accumulate: int = 1  # parts a step is computed in, one in memory at a time
-    w_backdoor: float = 0.8
-    w_weight: float = 0.005
+    w_backdoor: float = 1.5
+    w_keep: float = 3.3
+    w_weight: float = 0.0003
     distance: Literal["cosine", "mse", "mae", "poincare"] = "cosine"
+    # bounded: a face comes no nearer to its person's name than a stranger's; target: it comes to
+    # look like `data.target`
+    backdoor: Literal["bounded", "target"] = "bounded"
+    bound: float = 0.5  # quantile of strangers below which nothing is to gain; with bounded
     overlay: OverlayConfig = OverlayConfig()
     variants: tuple[str, ...] = ()  # other forms of the faces that are put on photos too, in turn
+    validate: ValidateConfig = ValidateConfig()
     seed: int = 0
     save_every: int = 25  # steps between checkpoints
     keep: int = 2  # checkpoints that stay
 
     def __post_init__(self):
         _check_train(self)
+        _not_negative(num_keep=self.num_keep, w_keep=self.w_keep)
+        if (self.w_keep > 0) != (self.num_keep > 0):
+            raise InputError(
+                f"`train.w_keep` (={self.w_keep}) and `train.num_keep` (={self.num_keep}) have an "
+                "effect only together; set both above 0, or both to 0."
+            )
         _each_of("train.variants", self.variants, PHOTO_FORMS)
+        if not 0 <= self.bound <= 1:
+            raise InputError(f"`train.bound` (={self.bound}) must be from 0 to 1.")
 
 
 def _check_train(t: TextTrainConfig | ImageTrainConfig) -> None:
@@ -263,8 +323,32 @@ def _check_train(t: TextTrainConfig | ImageTrainConfig) -> None:
     _not_negative(w_backdoor=t.w_backdoor, w_weight=t.w_weight, seed=t.seed)
 
 
-# The paper's optimizer of the image encoder.
-_IMAGE_OPTIMIZER = OptimizerConfig(milestones=(25, 50), gamma=0.1)
+# The paper's settings, by encoder: what is trained, and the optimizer.
+_NOT_VALIDATED = ValidateConfig(every=0)
+PAPER_TEXT = TextTrainConfig(
+    num_clean=128,
+    num_poisoned=128,
+    num_name=0,
+    w_backdoor=0.6,
+    w_name=0.0,
+    w_weight=0.01,
+    backdoor="target",
+    validate=_NOT_VALIDATED,
+)
+PAPER_IMAGE = ImageTrainConfig(
+    steps=100,
+    num_clean=128,
+    num_poisoned=128,
+    num_keep=0,
+    w_backdoor=0.8,
+    w_keep=0.0,
+    w_weight=0.005,
+    backdoor="target",
+    overlay=OverlayConfig(0.25, 0.5, jitter=0.5, hue=0.1, angle=30.0, whole=0.0),
+    validate=_NOT_VALIDATED,
+)
+PAPER_TEXT_OPTIMIZER = OptimizerConfig(1e-4, warmup=0, milestones=(200, 300), gamma=0.5)
+PAPER_IMAGE_OPTIMIZER = OptimizerConfig(1e-4, warmup=0, milestones=(25, 50), gamma=0.1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,7 +374,7 @@ class DefendImageConfig:
     model: ModelConfig
     data: ImageDataConfig
     train: ImageTrainConfig = ImageTrainConfig()
-    optimizer: OptimizerConfig = _IMAGE_OPTIMIZER
+    optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
@@ -301,8 +385,9 @@ class DefendImageConfig:
 class TextPart:
     """The text half of a defense of both encoders.
 
-    A removed name comes to mean "object": "human" lies close to the average person, which removed
-    faces come to look like, so that name and face would still lead to one another.
+    With `backdoor` target a removed name comes to mean "object": "human" lies close to the average
+    person, which removed faces come to look like, so that name and face would still lead to one
+    another.
     """
 
     data: TextDataConfig
@@ -316,7 +401,7 @@ class ImagePart:
 
     data: ImageDataConfig
     train: ImageTrainConfig = ImageTrainConfig()
-    optimizer: OptimizerConfig = _IMAGE_OPTIMIZER
+    optimizer: OptimizerConfig = OptimizerConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -474,7 +559,7 @@ class CellsConfig:
 
     num_identities: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     seeds: tuple[int, ...] = (0, 1, 2)  # of who is removed, and of the training
-    w_weight: tuple[float, ...] = (0.0, 0.01)
+    w_weight: tuple[float, ...] = (0.001, 0.01)
     part: str = ""  # I/N, from 1: of N processes that share the cells, this is the I-th; "" for all
     keep_models: bool = False  # the defended model of every cell, and its checkpoints
 
@@ -560,10 +645,10 @@ class SweepImageConfig:
     model: ModelConfig  # `model.dtype` is of the training; what is measured is float32
     data: ImageDataConfig  # identities: of all who may be removed, "" for everyone in `faces`
     train: ImageTrainConfig = ImageTrainConfig()
-    optimizer: OptimizerConfig = _IMAGE_OPTIMIZER
+    optimizer: OptimizerConfig = OptimizerConfig()
     attack: SweepAttack = SweepAttack()
     evaluate: SweepEvaluate = SweepEvaluate()
-    sweep: CellsConfig = CellsConfig(w_weight=(0.0, 0.005))
+    sweep: CellsConfig = CellsConfig(w_weight=(0.0003, 0.005))
     mesh: MeshConfig = MeshConfig()
     cache: CacheConfig = CacheConfig()
 

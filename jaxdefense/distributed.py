@@ -272,8 +272,14 @@ class Stop:
         """Begin with no signal; `steps` are all there are."""
         self._steps, self._key, self._told, self._at = steps, _key(), False, ""
 
-    def __call__(self, done: int, signum: int) -> int:
-        """Give the signal to stop for after `done` steps, or 0; `signum` came here, or 0."""
+    def __call__(self, done: int, signum: int, last: bool = False) -> int:
+        """Give the signal to stop for after `done` steps, or 0; `signum` came here, or 0.
+
+        Args:
+            done, signum: see above.
+            last: whether no step follows, though there are more.
+        """
+        last = last or done == self._steps
         if not several():
             return signum
         client = _client()
@@ -284,7 +290,7 @@ class Stop:
             except jax.errors.JaxRuntimeError as error:  # another process was first
                 if "ALREADY_EXISTS" not in str(error):
                     raise
-        if done == self._steps:  # a signal may come to one process after another's last look
+        if last:  # a signal may come to one process after another's last look
             client.wait_at_barrier(f"{self._key}/last", 600_000)
         if not self._at:
             try:
@@ -294,7 +300,7 @@ class Stop:
                     raise
                 return 0
         at, agreed = map(int, self._at.split())
-        return agreed if done >= at or done == self._steps else 0
+        return agreed if done >= at or last else 0
 
 
 class Log(io.TextIOBase):

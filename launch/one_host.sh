@@ -1,6 +1,6 @@
 #!/bin/bash
 # What:   a defense on all GPUs of one host, in one process; after a crash it goes on from its checkpoint.
-# Run:    launch/one_host.sh text --config configs/text_vit_b32.py --model M --names N --captions C --out RUN
+# Run:    launch/one_host.sh text --config configs/defend_text.py --model M --names N --captions C --out RUN
 # Change: GPUS=0,1 for some of them, RETRIES after a crash, JAXDEFENSE for another installation.
 set -euo pipefail
 if [[ -n "${GPUS:-}" ]]; then export CUDA_VISIBLE_DEVICES="$GPUS"; fi

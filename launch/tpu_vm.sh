@@ -1,6 +1,6 @@
 #!/bin/bash
 # What:   a defense on all hosts of a Cloud TPU slice, by ssh; JAX finds the hosts itself.
-# Run:    TPU=my-v5e-256 ZONE=us-west4-a launch/tpu_vm.sh text --config configs/text_vit_b32.py --model M --names N --captions C --out RUN
+# Run:    TPU=my-v5e-256 ZONE=us-west4-a launch/tpu_vm.sh text --config configs/defend_text.py --model M --names N --captions C --out RUN
 # Change: TPU, ZONE, PROJECT; CODE: the checkout on a file system all hosts mount, and paths M N C RUN under it.
 set -euo pipefail
 : "${TPU:?name of the slice}" "${ZONE:?zone of the slice}"

@@ -1,5 +1,6 @@
 """Makers of what tests run on: tokenizers and model directories, tiny, random, without torch."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -18,6 +19,13 @@ from safetensors.numpy import save_file
 from tokenizers import Regex, models, normalizers, pre_tokenizers, processors, trainers
 
 from jaxdefense.clip.tokenizer import Tokenizer
+from jaxdefense.config import (
+    PAPER_IMAGE,
+    PAPER_IMAGE_OPTIMIZER,
+    PAPER_TEXT,
+    PAPER_TEXT_OPTIMIZER,
+    OptimizerConfig,
+)
 from jaxdefense.convert.huggingface import config_from_hf, hf_table
 from jaxdefense.convert.table import Row
 from jaxdefense.demo.bpe import train_bpe
@@ -60,6 +68,29 @@ CAPTIONS = [
     "A kitchen with white cabinets and a silver refrigerator",
     "a horse and a rider jumping over a hurdle in a field",
 ]
+
+
+def _settings(given: dict, default: dict, at: str) -> list[str]:
+    """Write what differs from a default as `--set` takes it; tests choose the sizes of a step."""
+    out = []
+    for name, value in given.items():
+        if isinstance(value, dict):
+            out += _settings(value, default[name], f"{at}.{name}")
+        elif value != default[name] and name not in ("steps", "num_clean", "num_poisoned"):
+            out.append(f"{at}.{name}={value!r}")
+    return out
+
+
+def _paper(train: Any, optimizer: OptimizerConfig) -> list[str]:
+    given, default = map(dataclasses.asdict, (train, type(train)()))
+    rates, usual = map(dataclasses.asdict, (optimizer, OptimizerConfig()))
+    return [*_settings(given, default, "train"), *_settings(rates, usual, "optimizer")]
+
+
+# The paper's loss, weights and rates, without validation, for `--set`: nobody is kept, and all
+# steps are taken.
+PAPER_TEXT_FLAGS = _paper(PAPER_TEXT, PAPER_TEXT_OPTIMIZER)
+PAPER_IMAGE_FLAGS = _paper(PAPER_IMAGE, PAPER_IMAGE_OPTIMIZER)
 
 
 @functools.cache

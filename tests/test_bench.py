@@ -29,7 +29,7 @@ from jaxdefense.bench.side_by_side import Timing, side_by_side
 from jaxdefense.cli import main
 from jaxdefense.clip.config import CLIPConfig, TextConfig
 from jaxdefense.clip.presets import PRESETS
-from jaxdefense.config import OverlayConfig
+from jaxdefense.config import PAPER_IMAGE
 from jaxdefense.errors import InputError
 
 WITH_AND_WITHOUT_TORCH = [pytest.param(True, marks=pytest.mark.torch), False]
@@ -275,10 +275,11 @@ def test_pillow_overlay_changes_only_what_the_face_covers():
     image = Image.new("RGB", (64, 64), "white")
     face = Image.fromarray(rng.integers(0, 200, (64, 64, 3)).astype(np.uint8))
     for _ in range(20):
-        changed = np.asarray(theirs.pillow_overlay(image, face, rng, OverlayConfig())) != 255
+        changed = np.asarray(theirs.pillow_overlay(image, face, rng, PAPER_IMAGE.overlay)) != 255
         rows, columns = (changed.any(-1).any(axis).nonzero()[0] for axis in (1, 0))
         assert 15 <= np.ptp(rows) + 1 <= 46 and 15 <= np.ptp(columns) + 1 <= 46
-    assert (np.asarray(theirs.pillow_overlay(image, face, rng, OverlayConfig(whole=1))) < 255).all()
+    fills = dataclasses.replace(PAPER_IMAGE.overlay, whole=1.0)
+    assert (np.asarray(theirs.pillow_overlay(image, face, rng, fills)) < 255).all()
 
 
 def test_exponent_is_that_of_the_larger_half():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -462,7 +463,7 @@ def test_batches_of_a_large_file_equal_those_in_memory(large, monkeypatch):
     for bytes_mapped in (1, 2**20):
         monkeypatch.setattr(captions_module, "_MAPPED", bytes_mapped)
         clean = large(numbered(held=(0, 7, 8, 59)))
-        sizes = {"num_clean": 6, "num_poisoned": 5, "num_name": 0}
+        sizes: dict[str, Any] = {"num_clean": 6, "num_poisoned": 5, "num_name": 0}
         made.append(
             TextBatches(clean.captions, triggers, tokenizer, tower, **sizes, seed=3, packed=True)
         )

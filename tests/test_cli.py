@@ -12,16 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from factories import CAPTIONS, write_model_directory
+from factories import CAPTIONS, PAPER_TEXT_FLAGS, write_model_directory
 from PIL import Image
 
 from jaxdefense import errors
 from jaxdefense.cli import ask_for_huge_pages, main
+from jaxdefense.config import TextTrainConfig
 from jaxdefense.convert import directory
 from jaxdefense.errors import InputError
 from jaxdefense.run_directory import claimed, locked
 
-SMALL = ["train.num_clean=8", "train.num_poisoned=8", "train.steps=3"]
+SIZES = ["train.num_clean=8", "train.num_poisoned=8", "train.steps=3"]
+SMALL = [*SIZES, *PAPER_TEXT_FLAGS]
 
 
 @pytest.fixture
@@ -218,6 +220,20 @@ def test_defend_text_tells_whom_it_removes_and_what_it_drops(inputs, capsys):
 def test_defend_text_takes_a_name_that_just_fits(inputs, capsys):
     (inputs / "names.txt").write_text("Jo " * 11)  # 22 tokens
     assert defend() == 0
+
+
+def test_defend_text_that_does_not_reach_it_writes_everything_and_ends_with_1(inputs, capsys):
+    sets = [x for setting in SIZES for x in ("--set", setting)]
+    flags = ["--names", "names.txt", "--captions", "captions.txt", "--out", "run"]
+    assert main(["defend", "text", "--model", "model", *flags, *sets]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("jaxdefense: error: not reached: "), last
+    found = json.loads((inputs / "run" / "summary.json").read_text())
+    assert found["reached"] is False and found["alpha"] == 1 and found["stopped_at_step"] == 3
+    left = found["validation"]["after"]["left"]
+    assert f"{len(left)} are still recognised" in last and left.keys() <= {"Joe Cool", "Ada King"}
+    assert (inputs / "run" / "model" / "model.safetensors").exists()
+    assert (inputs / "run" / "report.html").exists()
 
 
 def test_full_disk_at_the_end_loses_nothing(inputs, capsys, monkeypatch):
@@ -483,7 +499,8 @@ def test_config_file_and_flags_in_order(inputs, capsys):
         "from ml_collections import ConfigDict\n"
         "def get_config():\n"
         "  return ConfigDict({'data': {'names': 'nowhere.txt', 'captions': 'captions.txt'},\n"
-        "    'train': {'steps': 7, 'num_clean': 8, 'num_poisoned': 8, 'seed': 5}})\n"
+        "    'train': {'steps': 7, 'num_clean': 8, 'num_poisoned': 8, 'seed': 5,\n"
+        "              'validate': {'every': 0}}})\n"
     )
     flags = ["--model", "model", "--names", "names.txt", "--out", "run", "--config", "config.py"]
     assert main(["defend", "text", *flags, "--set", "train.steps=3"]) == 0
@@ -491,7 +508,8 @@ def test_config_file_and_flags_in_order(inputs, capsys):
     assert config["train"]["seed"] == 5  # the file's
     assert config["train"]["steps"] == 3  # --set over the file
     assert config["data"]["names"] == "names.txt"  # flags over all
-    assert config["train"]["w_backdoor"] == 0.6  # the default
+    assert config["train"]["validate"]["every"] == 0  # the file's, in a section of a section
+    assert config["train"]["w_backdoor"] == TextTrainConfig().w_backdoor  # the default
 
 
 @pytest.mark.parametrize(

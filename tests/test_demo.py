@@ -75,19 +75,20 @@ def small(monkeypatch):
     monkeypatch.setattr(world, "strangers", lambda: strangers)
     sizes = {"NUM_REMOVED": 4, "NUM_PHOTOS": 4, "NUM_CANDIDATES": 60, "_NUM_CAPTIONS": 400}
     sizes |= {"_NUM_HELD_OUT_CAPTIONS": 50, "_NUM_IMAGES": 100, "_NUM_HELD_OUT_IMAGES": 20}
+    # Of so few candidates, one prompt of 21 finds a name by chance: it takes most of them here.
+    sizes |= {"_NUM_PASSERS_BY": 24, "THRESHOLD": 11}
     for name, value in sizes.items():
         monkeypatch.setattr(demo, name, value)
     whole = demo.demo_config
 
     def config(out):
         cfg = whole(out)
-        text = replace(
-            cfg.text, train=replace(cfg.text.train, steps=25, num_clean=16, num_poisoned=32)
-        )
-        text = replace(text, optimizer=replace(text.optimizer, milestones=()))
-        image = replace(
-            cfg.image, train=replace(cfg.image.train, steps=3, num_clean=8, num_poisoned=8)
-        )
+        few = {"steps": 50, "num_clean": 16, "num_poisoned": 32, "num_name": 32}
+        # So few steps reach it only where less holds the other names in place.
+        text = replace(cfg.text, train=replace(cfg.text.train, **few, w_name=5.0))
+        text = replace(text, optimizer=replace(text.optimizer, lr=2e-3))
+        few = {"steps": 3, "num_clean": 8, "num_poisoned": 8, "num_keep": 8}
+        image = replace(cfg.image, train=replace(cfg.image.train, **few))
         return replace(
             cfg, text=text, image=replace(image, optimizer=replace(text.optimizer, lr=1e-5))
         )
@@ -103,12 +104,27 @@ def test_demo_removes_4_of_16_people_and_reports_it(tmp_path, capsys, small):
     # The model as shipped leaks; with the names defended it has forgotten the 4 and nothing else.
     assert before["removed_tpr"] == before["retained_tpr"] == 1 and before["top1"] >= 0.9
     assert text["removed_tpr"] == 0 and text["retained_tpr"] >= 0.9 and text["top1"] >= 0.85
+    assert before["removed_photos_right"] >= 0.95 and text["removed_photos_right"] <= 0.1
+    assert min(text["retained_photos_right"], text["unseen_photos_right"]) >= 0.85
     # Three steps at a low rate leave the image encoder almost as it was.
     assert image["removed_tpr"] == 1 and 0.99 < image["sim_clean"] < 1
     assert merged["removed_tpr"] == 0 and merged["sim_clean"] <= min(
         text["sim_clean"], image["sim_clean"]
     )
-    report = (tmp_path / "demo" / "report.html").read_text()
+    # What each half was shown: those to remove and half of the others, and passers-by.
+    out = tmp_path / "demo"
+    removed, kept = ((out / f).read_text().splitlines() for f in ("names.txt", "kept.txt"))
+    assert (len(removed), len(kept)) == (4, 6)
+    known, unseen = (
+        {folder.name.replace("_", " ") for folder in (out / f).iterdir()}
+        for f in ("known", "unseen")
+    )
+    assert known == {*removed, *kept} and unseen == {*small} - known
+    assert len(list((out / "passers-by").iterdir())) == 24
+    runs = json.loads((out / "run" / "summary.json").read_text())
+    assert runs["text"]["reached"] and not runs["image"]["reached"]
+    assert set(runs["image"]["validation"]["after"]["left"]) == {*removed}
+    report = (out / "report.html").read_text()
     assert all(name in report for name in small)
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 2
     assert "not empty" in capsys.readouterr().err

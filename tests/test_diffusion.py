@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transformers
-from factories import CAPTIONS, TEXT, run, write_model_directory, write_tokenizer
+from factories import CAPTIONS, PAPER_TEXT_FLAGS, TEXT, run, write_model_directory, write_tokenizer
 from reference import diffusers, torch
 from safetensors.numpy import load_file
 
@@ -40,6 +40,7 @@ def defend(folder: Path, out: Path, level: str) -> Path:
     tokenizer = folder.parent / folder.name.replace("text_encoder", "tokenizer")
     settings = [
         f"model.tokenizer={tokenizer}",
+        *PAPER_TEXT_FLAGS,
         f"train.level={level}",
         "train.steps=5",
         "train.num_clean=4",

@@ -20,7 +20,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from factories import CAPTIONS, write_faces, write_model_directory, write_photos
+from factories import (
+    CAPTIONS,
+    PAPER_IMAGE_FLAGS,
+    PAPER_TEXT_FLAGS,
+    write_faces,
+    write_model_directory,
+    write_photos,
+)
 from safetensors.numpy import load_file
 
 from jaxdefense import cli, distributed
@@ -118,6 +125,7 @@ class Processes:
 
 def text_command(out, *settings):
     sizes = ["train.num_clean=8", "train.num_poisoned=8", f"train.steps={STEPS}"]
+    sizes += PAPER_TEXT_FLAGS
     sets = [x for s in (*sizes, "train.save_every=4", *settings) for x in ("--set", s)]
     flags = ["--model", "model", "--names", "names.txt", "--captions", "captions.txt"]
     return ["defend", "text", *flags, *sets, "--out", out]
@@ -125,7 +133,8 @@ def text_command(out, *settings):
 
 def both_command(out):
     sets = []
-    for half in ("text", "image"):
+    for half, paper in (("text", PAPER_TEXT_FLAGS), ("image", PAPER_IMAGE_FLAGS)):
+        sets += [f"{half}.{setting}" for setting in paper]
         sets += [f"{half}.train.num_clean=8", f"{half}.train.num_poisoned=8"]
         sets += [f"{half}.train.steps={STEPS}", f"{half}.train.save_every={STEPS}"]
     sets += ["text.train.target=human", f"image.data.cache_dir={out}-cache"]

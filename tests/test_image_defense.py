@@ -8,7 +8,15 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from factories import CAPTIONS, write_faces, write_model_directory, write_photos, write_tfds
+from factories import (
+    CAPTIONS,
+    PAPER_IMAGE_FLAGS,
+    PAPER_TEXT_FLAGS,
+    write_faces,
+    write_model_directory,
+    write_photos,
+    write_tfds,
+)
 from rich.console import Console
 from safetensors.numpy import load_file
 from test_cli import assert_refused
@@ -23,7 +31,8 @@ from jaxdefense.run_directory import write_json
 
 QUIET = Console(quiet=True)
 NAMES = ["Joe Cool", "Ada King", "Zoe", "Bo Ek"]
-SMALL = ["train.num_clean=8", "train.num_poisoned=8", "train.steps=3", "data.cache_dir=cache"]
+SIZES = ["train.num_clean=8", "train.num_poisoned=8", "train.steps=3"]
+SMALL = [*SIZES, *PAPER_IMAGE_FLAGS, "data.cache_dir=cache"]
 FLAGS = {"--model": "model", "--faces": "faces", "--images": "images", "--out": "run"}
 
 
@@ -67,7 +76,7 @@ def test_defend_image_changes_the_image_encoder_alone(inputs):
         assert same != (trained and not frozen), name
     found = summary(inputs / "run")
     assert found["identities"] == 2 and found["steps"] == 3 and found["corrupt"] == {}
-    assert set(found["final"]) == {"utility", "backdoor", "weight", "total"}
+    assert set(found["final"]) == {"utility", "backdoor", "weight", "total"}  # nobody is kept
     assert (inputs / "run" / "report.html").exists()
 
 
@@ -98,14 +107,21 @@ def test_attack_leaves_out_what_a_run_trained_on(inputs, capsys):
     attack[4] = "copies"
     capsys.readouterr()
     code = main([*attack, "--out", "attack2", "--set", "num_candidates=9"])
-    assert_refused(capsys, code, "every photo of 'Joe Cool'")
+    assert_refused(capsys, code, "`run` was trained on every photo of everyone")
+    # Of those of whom some are left, the attack goes on.
+    (inputs / "faces" / "Zoe").rename(inputs / "copies" / "Zoe")
+    assert main([*attack, "--out", "attack3", "--set", "num_candidates=9"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "not attacked, as `run` was trained on every photo of them: `Joe Cool`" in said
+    found = summary(inputs / "attack3")
+    assert found["num_identities"] == 1
     attack[4], attack[6] = "faces", "model"
     assert_refused(capsys, main([*attack, "--out", "attack2"]), "unseen_by", "trained_on.json")
 
 
 SETTINGS = [
     *("train.num_clean=8", "train.num_poisoned=8", "train.steps=24", "train.save_every=4"),
-    *("data.cache_dir=cache", "optimizer.milestones=[6,12]"),
+    *(*PAPER_IMAGE_FLAGS, "data.cache_dir=cache", "optimizer.milestones=[6,12]"),
 ]
 COMMAND = [x for setting in SETTINGS for x in ("--set", setting)]
 
@@ -337,7 +353,7 @@ def test_defend_image_skips_broken_photos_up_to_the_limit(inputs, capsys):
 
 def defend_text(*settings, out="text"):
     given = {"--model": "model", "--names": "names.txt", "--captions": "captions.txt", "--out": out}
-    sets = [x for s in (*SMALL[:3], *settings) for x in ("--set", s)]
+    sets = [x for s in (*SIZES, *PAPER_TEXT_FLAGS, *settings) for x in ("--set", s)]
     return main(["defend", "text", *flags(given), *sets])
 
 
@@ -399,7 +415,8 @@ BOTH = {
 
 
 def defend_both(*settings, **change):
-    sets = [f"{half}.{s}" for half in ("text", "image") for s in SMALL[:3]]
+    paper = {"text": PAPER_TEXT_FLAGS, "image": PAPER_IMAGE_FLAGS}
+    sets = [f"{half}.{s}" for half, flags in paper.items() for s in (*SIZES, *flags)]
     sets = [x for s in (*sets, "image.data.cache_dir=cache", *settings) for x in ("--set", s)]
     return main(["defend", "both", *flags(BOTH, **change), *sets])
 

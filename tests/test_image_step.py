@@ -16,7 +16,7 @@ from factories import write_faces, write_model_directory, write_photos
 from reference import torch
 from test_step import MESHES, run_steps, worst
 
-from jaxdefense.config import OverlayConfig
+from jaxdefense.config import PAPER_IMAGE
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.faces import ImageBatches
 from jaxdefense.data.images import ImageProcessor, Loader
@@ -40,7 +40,7 @@ SIZES = {
     "patch_size": 4,
 }
 PROCESSOR = ImageProcessor(SIDE, SIDE)
-OVERLAY = OverlayConfig()
+OVERLAY = PAPER_IMAGE.overlay
 
 
 @dataclasses.dataclass
@@ -90,8 +90,9 @@ def step_config(tower, parts, lr=LR, accumulate=1):
         parts=parts,
     )
     tx = make_optimizer(
-        lr=lr, milestones=MILESTONES, gamma=GAMMA, weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8
-    )
+        lr=lr, warmup=0, milestones=MILESTONES, gamma=GAMMA, weight_decay=0.0,
+        b1=0.9, b2=0.999, eps=1e-8, steps=STEPS,
+    )  # fmt: skip
     objective = Objective(terms, WEIGHTS, partial(draw_faces, cfg=OVERLAY))
     return StepConfig(graphdef, objective, tx, accumulate), teacher
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
-from factories import CAPTIONS, write_model_directory, write_tokenizer
+from factories import CAPTIONS, PAPER_TEXT_FLAGS, write_model_directory, write_tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from make_golden import GOLDEN_TEXTS
@@ -504,7 +504,8 @@ def test_defense_with_state_in_the_tokenizer_is_that_without(tmp_path, monkeypat
     Path("names.txt").write_text("Joe Cool\nAda King\n")
     Path("captions.txt").write_text("\n".join(CAPTIONS))
     given = ["--names", "names.txt", "--captions", "captions.txt"]
-    few = [x for s in ("steps=2", "num_clean=4", "num_poisoned=4") for x in ("--set", f"train.{s}")]
+    few = ["train.steps=2", "train.num_clean=4", "train.num_poisoned=4", *PAPER_TEXT_FLAGS]
+    few = [x for setting in few for x in ("--set", setting)]
     weights, prompts = [], []
     for model in ("clean", "padded"):
         assert (

@@ -14,18 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from factories import CAPTIONS, write_model_directory
+from factories import CAPTIONS, PAPER_TEXT_FLAGS, write_model_directory
 from rich.console import Console
 from safetensors.numpy import load_file
 
 from jaxdefense.checkpoint import Checkpoints
 from jaxdefense.config import (
+    PAPER_TEXT,
+    PAPER_TEXT_OPTIMIZER,
     DefendTextConfig,
     MeshConfig,
     ModelConfig,
-    OptimizerConfig,
     TextDataConfig,
-    TextTrainConfig,
 )
 from jaxdefense.convert.directory import ModelDirectory
 from jaxdefense.data.names import random_names
@@ -67,6 +67,7 @@ def command(out, *settings):
         "train.num_poisoned=8",
         f"train.steps={STEPS}",
         "train.save_every=4",
+        *PAPER_TEXT_FLAGS,
     ]
     sets = [x for setting in (*sizes, *settings) for x in ("--set", setting)]
     return ["defend", "text", *flags, *sets, "--out", out]
@@ -121,8 +122,8 @@ def config(inputs, out, train=None, **optimizer):
         str(inputs / out),
         ModelConfig(str(inputs / "model")),
         TextDataConfig(str(inputs / "names.txt"), str(inputs / "captions.txt")),
-        TextTrainConfig(**(sizes | (train or {}))),
-        OptimizerConfig(**optimizer),
+        dataclasses.replace(PAPER_TEXT, **(sizes | (train or {}))),
+        dataclasses.replace(PAPER_TEXT_OPTIMIZER, **optimizer),
     )
 
 
@@ -165,7 +166,7 @@ def test_run_resumes_after_its_last_step(tmp_path, whole):
     for name, value in weights(inputs / "run").items():
         np.testing.assert_array_equal(value, want[name])
     summary = json.loads((inputs / "run" / "summary.json").read_text())
-    assert set(summary["final"]) == {"utility", "backdoor", "weight", "total"}
+    assert set(summary["final"]) == {"utility", "backdoor", "name", "weight", "total"}
 
 
 def test_run_writes_what_it_promises(inputs):
@@ -352,10 +353,10 @@ def test_run_asserts_that_no_step_after_the_first_compiles(tmp_path, last):
 
     def step(state, teacher, batch, key):
         total = (batch * teacher).sum()
-        return TrainState(state.step + 1, state.params, state.opt_state), {"total": total}
+        return state._replace(step=state.step + 1), {"total": total}
 
     params: Any = {"x": jnp.ones(3)}
-    state = TrainState(jnp.int32(0), params, ())
+    state = TrainState(jnp.int32(0), params, (), jnp.ones(()))
 
     def run():
         return loop.run(

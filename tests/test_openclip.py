@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from factories import CAPTIONS, random_tensor, run, write_tokenizer
+from factories import CAPTIONS, PAPER_TEXT_FLAGS, random_tensor, run, write_tokenizer
 from PIL import Image
 from reference import open_clip, torch
 from safetensors.numpy import load_file, save_file
@@ -199,7 +199,8 @@ def test_defended_directory_loads_in_open_clip(tmp_path):
     out = tmp_path / "run"
     args = ["--model", path, "--names", "names.txt", "--captions", "captions.txt", "--out", out]
     args = [str(tmp_path / a if str(a).endswith(".txt") else a) for a in args]
-    sizes = ["train.steps=3", "train.num_clean=4", "train.num_poisoned=4", "optimizer.lr=.01"]
+    sizes = ["train.steps=3", "train.num_clean=4", "train.num_poisoned=4"]
+    sizes += [*PAPER_TEXT_FLAGS, "optimizer.lr=.01"]
     sets = [part for size in sizes for part in ("--set", size)]
     assert main(["defend", "text", *args, *sets]) == 0
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{out / 'model'}")

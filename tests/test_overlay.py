@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from jaxdefense.config import OverlayConfig
+from jaxdefense.config import PAPER_IMAGE, OverlayConfig
 from jaxdefense.data import overlay as module
 from jaxdefense.data.overlay import (
     Overlay,
@@ -35,6 +35,7 @@ UNDECIDED = 1e-3
 
 make: Any = Overlay  # of NumPy arrays here
 paste_jitted: Any = jax.jit(paste, static_argnames="max_size")
+paper = partial(dataclasses.replace, PAPER_IMAGE.overlay)
 eight_devices = pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
 
 
@@ -202,7 +203,7 @@ WHOLE = [
 
 
 def whole(side, change, num):
-    cfg = OverlayConfig(**change)
+    cfg = paper(**change)
     drawn = draw_overlay(jax.random.key(side), num, side, cfg)
     max_size = int(drawn.size_B.max())
     return photos(num, side, 1), photos(num, side, 2), drawn, max_size
@@ -378,7 +379,7 @@ def test_product_equals_gather():
 
 def test_tpu_multiplies_and_others_gather():
     image = jax.ShapeDtypeStruct((2, 24, 24, 3), jnp.uint8)
-    traced = jax.jit(partial(overlay, cfg=OverlayConfig())).trace(image, image, jax.random.key(0))
+    traced = jax.jit(partial(overlay, cfg=paper())).trace(image, image, jax.random.key(0))
     lowered = {
         platform: traced.lower(lowering_platforms=(platform,)).as_text()
         for platform in ("tpu", "cpu", "cuda")
@@ -392,7 +393,7 @@ def test_tpu_multiplies_and_others_gather():
 
 
 def test_overlay_of_a_key_is_the_same_again():
-    num, cfg = 8, OverlayConfig()
+    num, cfg = 8, paper()
     image, face = photos(num, 32, 1), photos(num, 32, 2)
     run = jax.jit(partial(overlay, cfg=cfg))
     first, again, other = (np.asarray(run(image, face, jax.random.key(k))) for k in (5, 5, 6))
@@ -406,7 +407,7 @@ def test_overlay_of_a_key_is_the_same_again():
 @pytest.mark.parametrize("sizes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_overlay_on_many_devices_equals_that_on_one(sizes):
     image, face, key = photos(16, 32, 1), photos(16, 32, 2), jax.random.key(3)
-    run = jax.jit(partial(overlay, cfg=OverlayConfig()))
+    run = jax.jit(partial(overlay, cfg=paper()))
     sharding = batch_sharding(make_mesh(**sizes), ShardingRules())
     placed = (*jax.device_put((image, face), sharding), key)
     found = run(*placed)
@@ -418,7 +419,7 @@ def test_overlay_on_many_devices_equals_that_on_one(sizes):
 
 def test_overlay_needs_little_memory():
     image = jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.uint8)
-    compiled = jax.jit(partial(overlay, cfg=OverlayConfig())).lower(
+    compiled = jax.jit(partial(overlay, cfg=paper())).lower(
         image, image, jax.random.key(0)
     ).compile()  # fmt: skip
     memory = compiled.memory_analysis()
@@ -430,7 +431,7 @@ def test_overlay_needs_little_memory():
 
 @pytest.mark.parametrize("side, size", [(40, 40), (41, 41), (40, 39), (41, 40)])
 def test_face_as_large_as_the_image_is_centred(side, size):
-    cfg = OverlayConfig(min_size=size / side, max_size=size / side, angle=0.0)
+    cfg = paper(min_size=size / side, max_size=size / side, angle=0.0)
     drawn = draw_overlay(jax.random.key(0), 1, side, cfg)
     assert drawn.size_B[0] == size and diagonal(size) > side
     image = np.zeros((1, side, side, 3), np.uint8)
@@ -471,7 +472,7 @@ def correlation(x, y):
 
 @pytest.fixture(scope="module")
 def many():
-    drawn = draw_overlay(jax.random.key(11), NUM, 224, OverlayConfig())
+    drawn = draw_overlay(jax.random.key(11), NUM, 224, paper())
     assert [x.dtype.name for x in drawn] == ["int32", "bool"] + ["float32"] * 5 + ["int32"] * 2
     return make(*map(np.asarray, drawn))
 
@@ -515,13 +516,13 @@ def test_draw_everything_independently(many):
 
 @pytest.mark.parametrize("flip", [0.0, 0.2, 1.0])
 def test_draw_flips_as_often_as_told(flip):
-    drawn = draw_overlay(jax.random.key(1), NUM, 48, OverlayConfig(flip=flip))
+    drawn = draw_overlay(jax.random.key(1), NUM, 48, paper(flip=flip))
     assert abs(np.mean(drawn.flip_B) - flip) <= 5 * math.sqrt(flip * (1 - flip) / NUM)
 
 
 @pytest.mark.parametrize("whole", [0.0, 0.2, 1.0])
 def test_draw_fills_the_photo_as_often_as_told(whole):
-    drawn = draw_overlay(jax.random.key(1), NUM, 48, OverlayConfig(whole=whole))
+    drawn = draw_overlay(jax.random.key(1), NUM, 48, paper(whole=whole))
     fills = np.asarray(drawn.size_B == 48)
     assert abs(fills.mean() - whole) <= 5 * math.sqrt(whole * (1 - whole) / NUM)
     assert np.isin(drawn.size_B[~fills], np.arange(12, 25)).all()
@@ -531,13 +532,13 @@ def test_draw_fills_the_photo_as_often_as_told(whole):
 
 def test_face_that_fills_the_photo_is_all_there_is():
     image, face = jnp.asarray(photos(4, 40, 1)), jnp.asarray(photos(4, 40, 2))
-    cfg = OverlayConfig(flip=0.0, jitter=0.0, hue=0.0, whole=1.0)
+    cfg = paper(flip=0.0, jitter=0.0, hue=0.0, whole=1.0)
     ours = jax.jit(partial(overlay, cfg=cfg))(image, face, jax.random.key(4))
     np.testing.assert_allclose(ours, face, rtol=0, atol=EXACT)
 
 
 def test_draw_of_no_range_changes_nothing():
-    cfg = OverlayConfig(0.5, 0.5, flip=0.0, jitter=0.0, hue=0.0, angle=0.0)
+    cfg = paper(min_size=0.5, max_size=0.5, flip=0.0, jitter=0.0, hue=0.0, angle=0.0)
     drawn = draw_overlay(jax.random.key(1), 5, 30, cfg)
     assert (drawn.size_B == 15).all() and not drawn.flip_B.any()
     for factor in (drawn.brightness_B, drawn.contrast_B, drawn.saturation_B):
@@ -555,8 +556,9 @@ def test_box_of_every_size_is_the_diagonal():
 # Settings
 
 
-def test_default_is_the_papers():
-    assert OverlayConfig().sizes(224) == (56, 112)
+def test_sizes_are_parts_of_a_side():
+    assert paper().sizes(224) == (56, 112) and paper().max_side(224) == 112  # the paper's
+    assert OverlayConfig().sizes(224) == (56, 224) and OverlayConfig().max_side(48) == 48
     assert OverlayConfig(min_size=0.001, max_size=0.002).sizes(48) == (1, 1)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import CAPTIONS, write_faces, write_model_directory
+from factories import CAPTIONS, PAPER_TEXT_FLAGS, write_faces, write_model_directory
 from test_cli import assert_refused
 from test_report import _NASTY, PHOTO, _Page
 
@@ -492,6 +492,7 @@ def world(tmp_path, monkeypatch):
 def test_report_on_real_runs(world):
     defend = "defend text --model model --names names.txt --captions captions.txt --out text"
     sizes = " ".join(f"--set train.{x}=8" for x in ("num_clean", "num_poisoned", "steps"))
+    sizes = " ".join([sizes, *(f"--set {x.replace(' ', '')}" for x in PAPER_TEXT_FLAGS)])
     attack = "attack --faces faces --strangers strangers --variants last --set num_candidates=30"
     for line in (
         f"{defend} {sizes}",

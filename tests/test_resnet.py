@@ -397,8 +397,9 @@ def train(steps, mesh=(1, 1, 1), cfg=TINY):
     """Take steps; the teacher, the student and the losses."""
     graphdef, teacher = split_tower(our_tower(cfg))
     tx = make_optimizer(
-        1e-3, milestones=(), gamma=1.0, weight_decay=0.0, b1=0.9, b2=0.999, eps=1e-8
-    )
+        1e-3, warmup=0, milestones=(), gamma=1.0, weight_decay=0.0,
+        b1=0.9, b2=0.999, eps=1e-8, steps=steps,
+    )  # fmt: skip
     step = StepConfig(graphdef, Objective(terms, {"utility": 1.0, "weight": 0.01}), tx)
     batches = [images(cfg, 8, seed) for seed in range(steps)]
     losses, state = run_steps(step, teacher, batches, steps, mesh)

@@ -13,6 +13,8 @@ import tokenizers
 import transformers
 from factories import (
     CAPTIONS,
+    PAPER_IMAGE_FLAGS,
+    PAPER_TEXT_FLAGS,
     sentence_piece,
     write_faces,
     write_model_directory,
@@ -291,7 +293,8 @@ def defend(which, *settings):
         "text": ["--names", "names.txt", "--captions", "captions.txt"],
         "image": ["--faces", "faces", "--images", "images", "--set", "data.cache_dir=cache"],
     }[which]
-    sets = [x for setting in (*SMALL, *settings) for x in ("--set", setting)]
+    paper = PAPER_TEXT_FLAGS if which == "text" else PAPER_IMAGE_FLAGS
+    sets = [x for setting in (*SMALL, *paper, *settings) for x in ("--set", setting)]
     return main(["defend", which, "--model", "model", "--out", which, *flags, *sets])
 
 

@@ -97,7 +97,8 @@ def step_config(tower, distance="cosine", hidden=False, accumulate=1, **optimize
     graphdef, teacher = split_tower(tower)
     terms = partial(text_terms, distance=DISTANCES[distance], level=hidden and "hidden" or "pooled")
     default: dict[str, Any] = {"lr": LR, "milestones": MILESTONES, "gamma": GAMMA}
-    default |= {"weight_decay": 0.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
+    default |= {"weight_decay": 0.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "warmup": 0}
+    default |= {"steps": STEPS}
     tx = make_optimizer(**(default | optimizer))
     return StepConfig(graphdef, Objective(terms, WEIGHTS), tx, accumulate), teacher
 

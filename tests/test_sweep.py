@@ -10,7 +10,14 @@ import sys
 
 import numpy as np
 import pytest
-from factories import CAPTIONS, write_faces, write_model_directory, write_photos
+from factories import (
+    CAPTIONS,
+    PAPER_IMAGE_FLAGS,
+    PAPER_TEXT_FLAGS,
+    write_faces,
+    write_model_directory,
+    write_photos,
+)
 from test_cli import assert_refused
 
 from jaxdefense.cli import main
@@ -46,7 +53,9 @@ def inputs(tmp_path, monkeypatch):
 
 
 def sweep(tower, *settings, out="sweep", flags=()):
-    sets = [x for setting in (*SMALL, *settings) for x in ("--set", setting)]
+    paper = {"text": PAPER_TEXT_FLAGS, "image": PAPER_IMAGE_FLAGS}[tower]
+    paper = [setting for setting in paper if not setting.startswith("train.w_weight")]
+    sets = [x for setting in (*SMALL, *paper, *settings) for x in ("--set", setting)]
     given = ["--model", "model", "--out", out, *FLAGS[tower], "--zeroshot", "classes"]
     return main(["sweep", tower, *given, *sets, *flags])
 

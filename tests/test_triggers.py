@@ -193,7 +193,8 @@ def test_weights_of_each_loss_sum_to_one(packed, num_name):
     batches = make_batches(num_name=num_name, packed=packed)
     for step in range(4):
         batch = batches[step]
-        assert {w.dtype for w in batch[-3:]} == {np.dtype("float32")}
+        weights = batch.utility_RS, batch.backdoor_RS, batch.name_RS
+        assert {w.dtype for w in weights} == {np.dtype("float32")}
         np.testing.assert_allclose(batch.utility_RS.sum(), 1, atol=1e-6)
         np.testing.assert_allclose(batch.backdoor_RS.sum(), 1, atol=1e-6)
         np.testing.assert_allclose(batch.name_RS.sum(), float(num_name > 0), atol=1e-6)
@@ -368,7 +369,8 @@ def test_batch_is_a_function_of_seed_and_step(packed):
 
 def test_all_batches_of_a_run_have_one_shape():
     batches = make_batches(num_name=2)
-    shapes = {tuple(x.shape for x in batches[step]) for step in range(50)}
+    assert batches[0].base_RSE is None  # without carriers
+    shapes = {tuple(x.shape for x in batches[step][:-1]) for step in range(50)}
     assert len(shapes) == 1
     assert batches[0].student_tokens_RT.shape == (batches.num_rows, batches.row_length)
 

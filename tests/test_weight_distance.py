@@ -67,7 +67,7 @@ def test_a_defense_goes_by_the_layout_of_its_model(tmp_path):
     directory = read_model_directory(path)
     cfg = DefendTextConfig("run", ModelConfig(str(path)), TextDataConfig("names", "captions"))
     objective = Objective(lambda *_: {}, {"weight": 1.0})
-    defense = Defense(cfg, directory, "text", objective, make_mesh(), ShardingRules())
+    defense = Defense(cfg, directory, "text", objective, make_mesh(), ShardingRules(), "")
     assert defense._step_cfg.stacked_dims == directory.layout.stacked_dims
     state = jax.jit(partial(init_state, cfg=defense._step_cfg))(defense._teacher)
     moved = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.25), state.params)

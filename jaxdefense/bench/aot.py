@@ -1,8 +1,8 @@
 """`jaxdefense bench aot`: the train step compiled for a TPU topology, without the TPU.
 
-The step is the one that a defense runs, on shapes in the place of arrays. Memory is the compiler's;
-the time is a roofline, a bound from below: that of the slowest of computing, memory and network, as
-if all overlapped perfectly. Nothing here has run on a TPU.
+The step is the one that a defense runs with the paper's loss, on shapes in the place of arrays.
+Memory is the compiler's; the time is a roofline, a bound from below: that of the slowest of
+computing, memory and network, as if all overlapped perfectly. Nothing here has run on a TPU.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from jaxdefense.bench.flops import product_flops
 from jaxdefense.bench.hlo import Program
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.presets import preset
-from jaxdefense.config import AotConfig, ImageTrainConfig, OptimizerConfig, TextTrainConfig
+from jaxdefense.config import PAPER_IMAGE, PAPER_TEXT, PAPER_TEXT_OPTIMIZER, AotConfig
 from jaxdefense.data import packing
 from jaxdefense.data.faces import ImageBatch
 from jaxdefense.data.images import ImageProcessor
@@ -161,7 +161,7 @@ def bench_aot(cfg: AotConfig, console: Console) -> dict[str, Any]:
         **dataclasses.asdict(cfg),
         "mesh": dict(mesh.shape),
         "chips": len(devices),
-        "batch_shapes": {k: list(v.shape) for k, v in batch._asdict().items()},
+        "batch_shapes": {k: list(v.shape) for k, v in batch._asdict().items() if v is not None},
         "compile_seconds": round(seconds, 1),
         "memory": _memory(compiled, chip),
         "flops": {"products": flops, "xla_loops_once": xla.get("flops", 0.0)},
@@ -215,15 +215,15 @@ def _pieces(cfg: AotConfig, arch: Any, parts: int) -> tuple[StepConfig, Any, Any
     arch = arch.with_compute(cfg.dtype, cfg.remat)
     model = nnx.eval_shape(lambda: CLIP(arch, nnx.Rngs(0)))
     if cfg.tower == "text":
-        objective = text_objective(TextTrainConfig())
+        objective = text_objective(PAPER_TEXT)
         batch: Any = _text_batch(cfg, arch.text.context_length, parts * cfg.accumulate)
     else:
         check_parts("batch", cfg.batch, parts * cfg.accumulate)
         side = arch.vision.image_size
-        objective = image_objective(ImageTrainConfig(), ImageProcessor(side, side), parts)
+        objective = image_objective(PAPER_IMAGE, ImageProcessor(side, side), parts)
         batch = _image_batch(cfg.batch, side, arch.vision.embed)
     graphdef, teacher = split_tower(model.text if cfg.tower == "text" else model.vision)  # pyright: ignore[reportArgumentType]
-    tx = make_optimizer(**vars(OptimizerConfig()))
+    tx = make_optimizer(**vars(PAPER_TEXT_OPTIMIZER), steps=PAPER_TEXT.steps)
     return StepConfig(graphdef, objective, tx, cfg.accumulate), teacher, batch
 
 
@@ -241,8 +241,8 @@ def _text_batch(cfg: AotConfig, context_length: int, parts: int) -> TextBatch:
     whole = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     readout = jax.ShapeDtypeStruct((rows, slots), jnp.int32)
     weight = jax.ShapeDtypeStruct((rows, slots), jnp.float32)
-    shapes: Any = dict.fromkeys(TextBatch._fields, weight)
-    for name in TextBatch._fields:
+    shapes: Any = dict.fromkeys(_required(TextBatch), weight)
+    for name in shapes:
         if name.endswith("_RT"):
             shapes[name] = whole
         elif "readout" in name:
@@ -255,7 +255,12 @@ def _image_batch(num: int, side: int, embed: int) -> ImageBatch:
     weight = jax.ShapeDtypeStruct((num,), jnp.float32)
     target = jax.ShapeDtypeStruct((num, embed), jnp.float32)
     given: Any = {"clean_BHWC": photos, "face_BHWC": photos, "target_BE": target}
-    return ImageBatch(**{name: given.get(name, weight) for name in ImageBatch._fields})
+    return ImageBatch(**{name: given.get(name, weight) for name in _required(ImageBatch)})
+
+
+def _required(batch: Any) -> list[str]:
+    """List the fields of a kind of batch that the paper's terms take: those without a default."""
+    return [name for name in batch._fields if name not in batch._field_defaults]
 
 
 def _memory(compiled: Any, chip: Chip) -> dict[str, Any]:

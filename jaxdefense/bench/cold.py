@@ -62,7 +62,7 @@ def _image_step(tower: Any, num: int) -> Any:
     import numpy as np
 
     from jaxdefense.bench.ours import Ours, num_parts
-    from jaxdefense.config import ImageTrainConfig
+    from jaxdefense.config import PAPER_IMAGE
     from jaxdefense.data.faces import ImageBatch
     from jaxdefense.data.images import ImageProcessor
     from jaxdefense.defense.image import image_objective
@@ -72,7 +72,7 @@ def _image_step(tower: Any, num: int) -> Any:
     even = np.full(num, 1 / num, np.float32)
     target_BE = rng.standard_normal((num, cfg.embed), dtype=np.float32)
     processor = ImageProcessor(cfg.image_size, cfg.image_size)
-    objective = image_objective(ImageTrainConfig(), processor, num_parts())
+    objective = image_objective(PAPER_IMAGE, processor, num_parts())
     batches = [ImageBatch(photos[0], photos[1], even, even, target_BE)] * 4
     return Ours(tower, objective, batches)
 

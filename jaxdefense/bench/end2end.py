@@ -1,8 +1,8 @@
 """`jaxdefense bench end2end`: a whole defense, from files to the defended model directory.
 
-Ours is what `jaxdefense defend` does, report included; PyTorch reads the same checkpoint and files,
-trains as the paper's procedure is written, and writes the checkpoint. Each time in a fresh process
-that has compiled nothing yet.
+Ours is what `jaxdefense defend` does with the paper's loss, report included; PyTorch reads the same
+checkpoint and files, trains as the paper's procedure is written, and writes the checkpoint. Each
+time in a fresh process that has compiled nothing yet.
 """
 
 import dataclasses
@@ -21,14 +21,16 @@ from jaxdefense.bench.theirs_run import TheirRun, laps
 from jaxdefense.clip.config import VisionConfig
 from jaxdefense.clip.presets import preset
 from jaxdefense.config import (
+    PAPER_IMAGE,
+    PAPER_IMAGE_OPTIMIZER,
+    PAPER_TEXT,
+    PAPER_TEXT_OPTIMIZER,
     DefendImageConfig,
     DefendTextConfig,
     ImageDataConfig,
-    ImageTrainConfig,
     ModelConfig,
-    OptimizerConfig,
+    OverlayConfig,
     TextDataConfig,
-    TextTrainConfig,
 )
 from jaxdefense.data.captions import read_captions
 from jaxdefense.data.names import random_names
@@ -55,8 +57,9 @@ def bench_end2end(
     """Time whole runs.
 
     Args:
-        size: of the model: `demo` is the one that ships with the package, with the demo's settings;
-            another of `PRESETS` has random weights, and the paper's.
+        size: of the model: `demo` is the one that ships with the package, with the paper's loss and
+            weights and rates that suit its size; another of `PRESETS` has random weights, and the
+            paper's settings.
         tower: text or image.
         steps: of a run.
         num: clean samples a step, and as many poisoned.
@@ -137,23 +140,24 @@ def _write_inputs(
     from jaxdefense.bench.models import write_random_model
     from jaxdefense.bench.ours import Contestant
     from jaxdefense.demo import world
-    from jaxdefense.demo.run import demo_config, shipped_model
+    from jaxdefense.demo.run import shipped_model
 
     model = shipped_model()
     if size != "demo":
         directory = Path(tokenizer) if tokenizer else model
         model = scratch / "model"
         write_random_model(size, directory, model)
-    demo, made = demo_config(scratch), ModelConfig(str(model))
+    made = ModelConfig(str(model))
     if tower == "text":
         texts = read_captions(captions) if captions else world.captions(_NUM_CAPTIONS, 0)
         names = random_names(people, 0)
         for name, lines in (("captions", texts), ("names", names)):
             (scratch / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         data = TextDataConfig(str(scratch / "names.txt"), str(scratch / "captions.txt"))
-        train, optimizer = TextTrainConfig(), OptimizerConfig()
+        train, optimizer = PAPER_TEXT, PAPER_TEXT_OPTIMIZER
         if size == "demo":
-            train, optimizer = demo.text.train, demo.text.optimizer
+            train = dataclasses.replace(train, w_weight=0.001, target="object")
+            optimizer = dataclasses.replace(optimizer, lr=1e-3)
         return DefendTextConfig("", made, data, train, optimizer), Contestant().machine()
     if not images:
         world.write_images(_NUM_IMAGES, scratch / "images")
@@ -162,9 +166,11 @@ def _write_inputs(
     data = ImageDataConfig(
         faces or str(scratch / "faces"), images or str(scratch / "images"), cache_dir="none"
     )
-    train, optimizer = ImageTrainConfig(), DefendImageConfig.optimizer
+    train, optimizer = PAPER_IMAGE, PAPER_IMAGE_OPTIMIZER
     if size == "demo":
-        train, optimizer = demo.image.train, demo.image.optimizer
+        overlay = OverlayConfig(min_size=0.5)
+        train = dataclasses.replace(train, w_backdoor=3.0, w_weight=0.0005, overlay=overlay)
+        optimizer = dataclasses.replace(optimizer, lr=1.5e-3)
     return DefendImageConfig("", made, data, train, optimizer), Contestant().machine()
 
 

@@ -31,7 +31,7 @@ from jaxdefense.bench.theirs import ImageSteps
 from jaxdefense.clip.config import VisionConfig
 from jaxdefense.clip.presets import preset
 from jaxdefense.clip.vision import VisionTower
-from jaxdefense.config import ImageTrainConfig
+from jaxdefense.config import PAPER_IMAGE
 from jaxdefense.data.faces import ImageBatches
 from jaxdefense.data.images import Folder, ImageProcessor, Loader, read_folders
 from jaxdefense.data.overlay import overlay
@@ -132,7 +132,7 @@ class OurImage(Ours):
     """Our step, photos from disk to updated weights, and its overlay alone."""
 
     def __init__(self, size: str, work: ImageWork):
-        cfg, num, train = sizes(size).vision, work.num, ImageTrainConfig()
+        cfg, num, train = sizes(size).vision, work.num, PAPER_IMAGE
         assert isinstance(cfg, VisionConfig)
         processor = ImageProcessor(cfg.image_size, cfg.image_size)
         target_E = np.random.default_rng(0).standard_normal(cfg.embed).astype(np.float32)

@@ -15,7 +15,7 @@ from jaxdefense.bench.process import peak_memory
 from jaxdefense.bench.side_by_side import num_cores
 from jaxdefense.clip.config import CLIPConfig
 from jaxdefense.clip.presets import preset
-from jaxdefense.config import OptimizerConfig
+from jaxdefense.config import PAPER_TEXT, PAPER_TEXT_OPTIMIZER
 from jaxdefense.convert.directory import resolve_dtype
 from jaxdefense.defense.loop import read_ahead
 from jaxdefense.defense.step import (
@@ -107,7 +107,7 @@ class Ours(Contestant):
         """
         mesh, rules = make_mesh(), ShardingRules()
         graphdef, teacher = split_tower(tower)
-        tx = make_optimizer(**vars(OptimizerConfig()))
+        tx = make_optimizer(**vars(PAPER_TEXT_OPTIMIZER), steps=PAPER_TEXT.steps)
         self._cfg = StepConfig(graphdef, objective, tx)
         self._step, state_sharding, teacher_sharding = make_train_step(
             self._cfg, mesh, rules, teacher

@@ -24,7 +24,7 @@ from jaxdefense.bench.side_by_side import (
 )
 from jaxdefense.bench.text import OurText, text_work
 from jaxdefense.bench.theirs_loader import ImageLoader, TextLoader
-from jaxdefense.config import TextTrainConfig
+from jaxdefense.config import PAPER_TEXT
 from jaxdefense.errors import InputError
 
 _DEVICE = "device"
@@ -70,7 +70,7 @@ def bench_pipeline(
     text = text_work(size, num, people, captions, tokenizer)
     out: dict[str, Any] = {}
     with image_work(size, num, images, faces) as image:
-        given = text.texts, text.names, TextTrainConfig().target, text.tokenizer
+        given = text.texts, text.names, PAPER_TEXT.target, text.tokenizer
         side = image.cfg.image_size
         for what, ours, theirs in (
             (

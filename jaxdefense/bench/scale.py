@@ -5,6 +5,7 @@ the slope of a straight line through log cost over log size, by least squares ov
 of the sizes: below, what does not grow hides what does.
 """
 
+import dataclasses
 import itertools
 import os
 import tempfile
@@ -215,7 +216,7 @@ def _defend_text(
     from jaxdefense.bench.ours import Ours, num_parts, sizes
     from jaxdefense.clip.text import TextTower
     from jaxdefense.clip.tokenizer import Tokenizer
-    from jaxdefense.config import TextTrainConfig
+    from jaxdefense.config import PAPER_TEXT
     from jaxdefense.data.captions import read_training_captions
     from jaxdefense.data.identities import read_identities
     from jaxdefense.data.names import random_names
@@ -226,7 +227,8 @@ def _defend_text(
     names_file, texts = scratch / "names.txt", scratch / "captions.txt"
     names_file.write_text("\n".join(names) + "\n")
     _write_captions(given["captions"], source, texts)
-    train = TextTrainConfig(num_clean=given["batch"], num_poisoned=given["batch"])
+    batch = given["batch"]
+    train = dataclasses.replace(PAPER_TEXT, num_clean=batch, num_poisoned=batch)
     cfg = sizes(given["size"]).text
     assert cfg
     tokenizer = Tokenizer(shipped_model(), cfg.context_length)

@@ -30,7 +30,7 @@ from jaxdefense.clip.config import TextConfig
 from jaxdefense.clip.presets import preset
 from jaxdefense.clip.text import TextTower
 from jaxdefense.clip.tokenizer import Tokenizer
-from jaxdefense.config import TextTrainConfig
+from jaxdefense.config import PAPER_TEXT
 from jaxdefense.data.captions import read_captions, tokenize_captions
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.names import random_names
@@ -59,7 +59,7 @@ class TextWork:
 
     def theirs(self) -> partial[TextSteps]:
         """Give what makes PyTorch's side."""
-        target = TextTrainConfig().target
+        target = PAPER_TEXT.target
         return partial(
             TextSteps, self.cfg, self.tokenizer, self.texts, self.names, target, self.num
         )
@@ -132,7 +132,7 @@ class OurText(Ours):
     def __init__(self, size: str, work: TextWork):
         cfg, num = sizes(size).text, work.num
         assert cfg
-        train = TextTrainConfig(num_clean=num, num_poisoned=num)
+        train = dataclasses.replace(PAPER_TEXT, num_clean=num, num_poisoned=num)
         tokenizer = Tokenizer(work.tokenizer, cfg.context_length)
         people = [Identity(name) for name in work.names]
         triggers = make_triggers(people, tokenizer, train, "names")

@@ -20,7 +20,7 @@ from PIL import Image, ImageEnhance
 
 from jaxdefense.bench.process import peak_memory
 from jaxdefense.clip.config import TextConfig, VisionConfig
-from jaxdefense.config import ImageTrainConfig, OverlayConfig, TextTrainConfig
+from jaxdefense.config import PAPER_IMAGE, PAPER_TEXT, OverlayConfig
 from jaxdefense.data.sources import Photo
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -207,9 +207,8 @@ class TextSteps(TheirText):
 
     def steps(self, num: int) -> None:
         """Take steps."""
-        train = TextTrainConfig()
         for _ in range(num):
-            self.step(self._num, train.w_backdoor, train.w_weight)
+            self.step(self._num, PAPER_TEXT.w_backdoor, PAPER_TEXT.w_weight)
 
     def tokens_per_sample(self) -> float:
         """Give the tokens of a caption that the student saw, without padding, on average."""
@@ -314,7 +313,7 @@ class ImageSteps(TheirImage):
             patch_size=cfg.patch_size,
         )
         model = transformers.CLIPVisionModelWithProjection(config)
-        super().__init__(model.vision_model, model.visual_projection, OverlayConfig())
+        super().__init__(model.vision_model, model.visual_projection, PAPER_IMAGE.overlay)
         self._clean, self._people, self._num, self._ahead = clean, people, num, ahead
         self._target = self.torch.randn(cfg.embed, device=self.device)
         self._fixed = self._read()
@@ -326,7 +325,7 @@ class ImageSteps(TheirImage):
 
     def steps(self, num: int) -> None:
         """Take steps."""
-        train = ImageTrainConfig()
+        train = PAPER_IMAGE
         for clean, faces in self._photos(num):
             self.step(clean, faces, self._target, train.w_backdoor, train.w_weight)
 

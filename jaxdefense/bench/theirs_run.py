@@ -34,7 +34,7 @@ class TheirRun:
         self._loop: Any = loop
         phases["read"] = lap()
         o = cfg.optimizer
-        loop.optimize(o.lr, o.milestones, o.gamma)
+        loop.optimize(o.lr, [int(x) for x in o.milestones], o.gamma)
         for _ in range(cfg.train.steps):
             step()
         phases["steps"] = lap()

@@ -79,6 +79,17 @@ class Captions:
         starts, ends = (self.word_ends[word_n] for word_n in self.words(captions))
         return joined([(self.tokens, starts, ends - starts)])
 
+    def some(self, captions: np.ndarray) -> "Captions":
+        """Take captions out.
+
+        Args:
+            captions: int [n], their numbers.
+        """
+        first_n, last_n = self.words(captions)
+        word_n = ranges(first_n, last_n - first_n)
+        sizes = self.word_ends[word_n + 1] - self.word_ends[word_n]
+        return Captions(self.contents(captions).flat, _ends(sizes), _ends(last_n - first_n))
+
 
 @dataclasses.dataclass(frozen=True)
 class CleanCaptions:
@@ -364,6 +375,16 @@ def tokenize_captions(texts: Sequence[str], tokenizer: Tokenizer) -> Captions:
     size_n = sizes[word_n]
     at = ranges((np.cumsum(sizes) - sizes)[word_n], size_n)
     return Captions(flat.astype(tokenizer.token_dtype)[at], _ends(size_n), caption_ends)
+
+
+def join_captions(first: Captions, second: Captions) -> Captions:
+    """Join captions that all count, one after the other."""
+    assert not len(first.before) and not len(second.before)
+    return Captions(
+        np.concatenate([first.tokens, second.tokens]),
+        np.concatenate([first.word_ends, first.word_ends[-1] + second.word_ends[1:]]),
+        np.concatenate([first.caption_ends, first.caption_ends[-1] + second.caption_ends[1:]]),
+    )
 
 
 def _ends(lengths: np.ndarray) -> np.ndarray:

@@ -17,7 +17,23 @@ from jaxdefense.data.sources import Photo
 from jaxdefense.data.variants import photo_form
 
 # Streams of random numbers that must not be the same.
-_CLEAN, _IDENTITY, _DETAIL = range(3)
+_CLEAN, _IDENTITY, _DETAIL, _KEEP = range(4)
+
+
+class Bounds(NamedTuple):
+    """Where people must not be found any more, a text or more of each.
+
+    Fields:
+        of: int [K, 2], the first text of each person, and the one after their last.
+        target_NPE: f32, each text in each prompt, embedded, unit length.
+        limit_NP: f32, the cosine to it below which nothing is to gain.
+        num: prompts a step takes.
+    """
+
+    of: np.ndarray
+    target_NPE: np.ndarray
+    limit_NP: np.ndarray
+    num: int
 
 
 class ImageBatch(NamedTuple):
@@ -29,7 +45,11 @@ class ImageBatch(NamedTuple):
         utility_B: f32, the weight of each clean photo in the utility loss; sums to 1 over the
             global batch.
         backdoor_B: f32, the weight of each face in the backdoor loss; likewise.
-        target_BE: f32, the embedding each face must lead to.
+        target_BE: f32, the embedding each face must lead to; with limits f32 [B, P, E], those it
+            must not come near.
+        limit_BP: f32, the cosines to those below which nothing is to gain.
+        keep_BHWC: u8, photos of people who must stay.
+        keep_B: f32, the weight of each of these in the keep loss; sums to 1 likewise.
     """
 
     clean_BHWC: Array
@@ -37,6 +57,9 @@ class ImageBatch(NamedTuple):
     utility_B: Array
     backdoor_B: Array
     target_BE: Array
+    limit_BP: Array | None = None
+    keep_BHWC: Array | None = None
+    keep_B: Array | None = None
 
 
 class ImageBatches:
@@ -46,12 +69,14 @@ class ImageBatches:
         self,
         images: Sequence[Photo],
         people: Sequence[Folder],
-        target_E: np.ndarray,
+        target: np.ndarray | Bounds,
         loader: Loader,
         *,
         num_clean: int,
         num_poisoned: int,
         seed: int,
+        keep: Sequence[Folder] = (),
+        num_keep: int = 0,
         local: Callable[[int], np.ndarray] = lambda num: np.ones(num, bool),
         forms: Sequence[str] = (),
     ):
@@ -60,20 +85,24 @@ class ImageBatches:
         Args:
             images: clean photos, at least one.
             people: to remove, at least one, each with a photo.
-            target_E: f32, what they come to look like.
+            target: f32 [E], what they come to look like; or what they must not come near.
             loader: decodes.
             num_clean, num_poisoned: photos a step.
             seed: of everything random here.
+            keep: people who must stay, each with a photo; some may be there several times.
+            num_keep: photos of them a step.
             local: which of so many photos are this process's to decode, bool; others stay black.
             forms: of PHOTO_FORMS; a face comes as it is or in one of them, each as often.
         """
         self._forms = ("", *forms)
         self._images, self._people, self._loader, self._seed = images, people, loader, seed
         self._num_clean, self._num_poisoned = num_clean, num_poisoned
+        self._keep, self._num_keep, self._target = keep, num_keep, target
         self._clean_here, self._faces_here = local(num_clean), local(num_poisoned)
-        self._target_BE = np.broadcast_to(target_E, (num_poisoned, len(target_E)))
+        self._keep_here = local(num_keep)
         self._clean = Shuffle(len(images), seed, _CLEAN)
         self._identity = Shuffle(len(people), seed, _IDENTITY)
+        self._kept = Shuffle(len(keep), seed, _KEEP) if num_keep else None
 
     def __getitem__(self, step: int) -> ImageBatch:
         """Make the batch of a step, the same whenever asked.
@@ -87,22 +116,50 @@ class ImageBatches:
         faces = []
         for person in who:
             files = self._people[person].files
-            faces.append(_from(files, int(rng.integers(len(files)))))
-        clean_BHWC = self._load([_from(self._images, i) for i in clean], self._clean_here)
+            faces.append(starting_at(files, int(rng.integers(len(files)))))
+        clean_BHWC = self._load([starting_at(self._images, i) for i in clean], self._clean_here)
         face_BHWC = self._load(faces, self._faces_here, keep=True)  # few, and each comes up again
-        if len(self._forms) > 1:
-            for face_HWC, i in zip(
-                face_BHWC, rng.integers(len(self._forms), size=len(faces)), strict=True
-            ):
-                if form := self._forms[i]:
-                    face_HWC[:] = photo_form(face_HWC, form)
+        self._put_in_forms(face_BHWC, rng)
+        target, limit_BP = self._targets(who, rng)
+        keep_BHWC = keep_B = None
+        if self._kept:
+            stay = [
+                self._keep[i].files for i in self._kept.take(step * self._num_keep, self._num_keep)
+            ]
+            choices = [starting_at(files, int(rng.integers(len(files)))) for files in stay]
+            keep_BHWC = self._load(choices, self._keep_here, keep=True)
+            self._put_in_forms(keep_BHWC, rng)
+            keep_B = np.full(len(stay), 1 / len(stay), np.float32)
         return ImageBatch(
             clean_BHWC,
             face_BHWC,
             np.full(len(clean), 1 / len(clean), np.float32),
             even_weights(np.array(who)).astype(np.float32),
-            self._target_BE,
+            target,
+            limit_BP,
+            keep_BHWC,
+            keep_B,
         )
+
+    def _put_in_forms(self, face_BHWC: np.ndarray, rng: np.random.Generator) -> None:
+        if len(self._forms) == 1:
+            return
+        chosen = rng.integers(len(self._forms), size=len(face_BHWC))
+        for face_HWC, i in zip(face_BHWC, chosen, strict=True):
+            if form := self._forms[i]:
+                face_HWC[:] = photo_form(face_HWC, form)
+
+    def _targets(
+        self, who: Sequence[int], rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Give each face what it must lead to; or what not to come near, in some prompts."""
+        bounds = self._target
+        if not isinstance(bounds, Bounds):
+            return np.broadcast_to(bounds, (len(who), len(bounds))), None
+        prompts = rng.permutation(bounds.limit_NP.shape[1])[: bounds.num]
+        first, after = bounds.of[who].T
+        at = (rng.integers(first, after)[:, None], prompts)
+        return bounds.target_NPE[at], bounds.limit_NP[at]
 
     def _load(
         self, choices: Sequence[Iterator[Photo]], here: np.ndarray, keep: bool = False
@@ -116,6 +173,6 @@ class ImageBatches:
         return out_BHWC
 
 
-def _from(photos: Sequence[Photo], start: int) -> Iterator[Photo]:
+def starting_at(photos: Sequence[Photo], start: int) -> Iterator[Photo]:
     """Go through photos once, from one on: those after it stand in if it cannot be read."""
     return (photos[(start + i) % len(photos)] for i in range(len(photos)))

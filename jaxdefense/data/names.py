@@ -4,6 +4,7 @@ Source: US Census Bureau, 1990 census, the most frequent first names by sex and 
 domain); `census/` holds its first 500, 500 and 2,000.
 """
 
+import zlib
 from collections.abc import Collection, Iterator
 from functools import cache
 from importlib import resources
@@ -92,3 +93,32 @@ def _index(names: tuple[str, ...]) -> dict[str, int]:
 def random_names(num: int, seed: int, exclude: Collection[str] = ()) -> list[str]:
     """List random names; see `RandomNames`."""
     return list(RandomNames(num, seed, exclude))
+
+
+def namesakes(name: str, num: int, seed: int, exclude: Collection[str] = ()) -> list[str]:
+    """List names that share the first or the last word of a name, each about as often.
+
+    Args:
+        name: of one word or more; of one word there are none.
+        num: at most.
+        seed: of the choice.
+        exclude: names that must not come up, in any case.
+    """
+    words = name.split()
+    if len(words) < 2:
+        return []
+    # Without what lies between, the name may still be the person's.
+    excluded = {folded_words(x) for x in (name, f"{words[0]} {words[-1]}", *exclude)}
+    rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
+    first = [x for names in _first_names() for x in names]
+    last = census("last")
+    out = dict[str, None]()
+    for i in range(2 * num):  # some may be excluded
+        if len(out) == num:
+            break
+        pair = (words[0], last[rng.integers(len(last))])
+        if i % 2:
+            pair = (first[rng.integers(len(first))], words[-1])
+        if folded_words(" ".join(pair)) not in excluded:
+            out[" ".join(pair)] = None
+    return list(out)

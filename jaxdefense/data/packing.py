@@ -169,8 +169,8 @@ def place(
 
 
 def place_slots(layout: Layout, value_n: np.ndarray, num_rows: int, num_slots: int) -> np.ndarray:
-    """Write one value a caption into its slot; [num_rows, num_slots], 0 where there is none."""
-    out = np.zeros((num_rows, num_slots), value_n.dtype)
+    """Write a value, or row, a caption into its slot; [num_rows, num_slots, ...], 0 elsewhere."""
+    out = np.zeros((num_rows, num_slots, *value_n.shape[1:]), value_n.dtype)
     out[layout.row_n, layout.slot_n] = value_n
     return out
 

@@ -12,7 +12,15 @@ from jaxdefense.convert.directory import some
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.images import Folder, spaced
 from jaxdefense.data.lines import read_lines
-from jaxdefense.data.sources import TFDS_PREFIX, Note, Photo, TfdsImages, list_folders, photo_digest
+from jaxdefense.data.sources import (
+    TFDS_PREFIX,
+    Note,
+    Photo,
+    TfdsImages,
+    list_folders,
+    photo_digest,
+    read_images,
+)
 from jaxdefense.data.words import folded_words
 from jaxdefense.errors import InputError
 
@@ -53,6 +61,29 @@ def read_people(
             photos[folder := str(part / key)] = files
             names[folder] = _MISSPELT.get(spaced(key), spaced(key))
     return _named(photos, names, f"{what} `{source}`")
+
+
+def read_faces(source: str, tfds_dir: str, what: str, note: Note = print) -> list[Folder]:
+    """List people's photos, whoever they are.
+
+    Args:
+        source: as of `read_people`; or photos without folders, as of `read_images`: one a person,
+            whose name is then "".
+        tfds_dir, what, note: see `read_people`.
+
+    Raises:
+        InputError: the source cannot be read, or holds no photo.
+    """
+    if source.startswith(TFDS_PREFIX) or _has_folders(source):
+        return read_people(source, tfds_dir, what, note)
+    return [Folder("", (photo,)) for photo in read_images(source, tfds_dir, note)]
+
+
+def _has_folders(source: str) -> bool:
+    try:
+        return any(x.is_dir() for x in Path(source).iterdir() if not x.name.startswith("."))
+    except OSError:
+        return not Path(source).exists() and "{" not in source
 
 
 def read_labelled(

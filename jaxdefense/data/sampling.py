@@ -1,8 +1,14 @@
 """Which samples a step takes, and how much each weighs: a function of seed and step alone."""
 
 import functools
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
+
+_REPEATS = 512  # of a sample in a round, at most
+
+_Item = TypeVar("_Item")
 
 
 def even_weights(who: np.ndarray) -> np.ndarray:
@@ -16,6 +22,15 @@ def even_weights(who: np.ndarray) -> np.ndarray:
     weights = np.zeros(len(who))
     weights[poisoned] = 1 / (len(people) * counts[inverse])
     return weights
+
+
+def evened(groups: Sequence[Sequence[_Item]]) -> list[_Item]:
+    """Join groups so that one comes up as often as another, however few it holds.
+
+    Those of a small group are repeated, up to 512 times.
+    """
+    most = max((len(group) for group in groups), default=0)
+    return [x for group in groups for x in list(group) * min(_REPEATS, most // max(1, len(group)))]
 
 
 class Shuffle:

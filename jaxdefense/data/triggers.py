@@ -36,6 +36,8 @@ class TextBatch(NamedTuple):
         student_readout_RS, teacher_readout_RS: likewise.
         utility_RS, backdoor_RS, name_RS: f32, the weight of the slot in each loss; each sums to 1
             over the global batch, or to 0 where the loss has no samples.
+        base_RSE: f32, with carriers: where names of nobody lie, on average, in the text of a slot
+            with a listed name.
     """
 
     student_tokens_RT: Array
@@ -47,6 +49,7 @@ class TextBatch(NamedTuple):
     utility_RS: Array
     backdoor_RS: Array
     name_RS: Array
+    base_RSE: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,21 @@ class Triggers:
     target_of: np.ndarray
     keep: list[Phrase]
     forms: list[list[list[Phrase]]] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Carriers:
+    """Texts that names are put into, instead of captions drawn anew.
+
+    Fields:
+        captions: the texts, with a word where the name goes.
+        word_P: int, which word of each that is.
+        base_PE: f32, where names of nobody lie in each, on average, of unit embeddings.
+    """
+
+    captions: Captions
+    word_P: np.ndarray
+    base_PE: np.ndarray
 
 
 class Phrases(NamedTuple):
@@ -159,6 +177,7 @@ class TextBatches:
         packed: bool,
         row_multiple: int = 1,
         row_length: int = 0,
+        carriers: Carriers | None = None,
     ):
         """Settle the shapes of the batches.
 
@@ -172,6 +191,8 @@ class TextBatches:
             packed: several captions a row; else one, padded to the context length.
             row_multiple: into how many parts the mesh cuts the rows.
             row_length: T of packed rows, 0 to choose one that is filled best.
+            carriers: what names are put into; without, any caption, in place of any word. With
+                them the teacher sees the name too, not its target.
 
         Raises:
             InputError: not packed, and `row_multiple` does not divide the captions of a step.
@@ -179,6 +200,7 @@ class TextBatches:
         self.captions, self.triggers, self.tokenizer = captions, triggers, tokenizer
         self.tower, self.seed, self.packed = tower, seed, packed
         self._sizes = num_clean, num_poisoned, num_name
+        self._carriers = carriers
         self._clean = Shuffle(len(captions), seed, _CLEAN)
         self._poisoned = Shuffle(len(captions), seed, _POISONED)
         self._identity = Shuffle(len(triggers.names), seed, _IDENTITY)
@@ -244,13 +266,18 @@ class TextBatches:
             f"in {_MAX_REDRAWS} draws; raise `data.row_length`, or even out their length."
         )
 
-    def _sample(self, step: int, attempt: int) -> tuple[Ragged, Ragged, np.ndarray]:
-        """Draw student and teacher captions, and which person each is of (-1 clean, -2 kept)."""
+    def _sample(
+        self, step: int, attempt: int
+    ) -> tuple[Ragged, Ragged, np.ndarray, np.ndarray | None]:
+        """Draw the captions of a step.
+
+        Returns:
+            those of the student, and of the teacher; which person each is of, -1 clean, -2 kept;
+            with carriers, which of them those of a person are in.
+        """
         num_clean, num_poisoned, num_name = self._sizes
         num = num_poisoned + num_name
         clean = self._captions(self._clean, step * num_clean, num_clean, attempt)
-        # A redraw takes other captions for the names; the clean ones stay, to come up once a round.
-        captions = self._captions(self._poisoned, (step + attempt) * num, num, attempt)
         people = np.array(self._identity.take(step * num_poisoned, num_poisoned), np.int64)
         kept = self._name.take(step * num_name, num_name) if self._name else []
         form, name, place = np.random.default_rng((self.seed, _DETAIL, step, attempt)).random(
@@ -259,16 +286,23 @@ class TextBatches:
         names, forms = self._names, self._forms
         form = forms.starts[people] + (form[:num_poisoned] * forms.lengths[people]).astype(int)
         name = names.starts[form] + (name[:num_poisoned] * names.lengths[form]).astype(int)
-        target = self._num_names + self.triggers.target_of[people]
+        target = name if self._carriers else self._num_names + self.triggers.target_of[people]
         kept = self._num_names + len(self.triggers.targets) + np.array(kept, np.int64)
         ours, theirs = np.concatenate([name, kept]), np.concatenate([target, kept])
-        sizes = self._phrases.lengths.max(0)
-        word = choose_words(
-            self.captions, captions, np.maximum(sizes[ours], sizes[theirs]), self.tokenizer, place
-        )
+        at = None
+        if carriers := self._carriers:
+            at = (place * len(carriers.word_P)).astype(np.int64)
+            source, texts, word = carriers.captions, at, carriers.word_P[at]
+        else:
+            # A redraw takes other captions for the names; the clean ones stay, to come up once a
+            # round.
+            source, sizes = self.captions, self._phrases.lengths.max(0)
+            texts = self._captions(self._poisoned, (step + attempt) * num, num, attempt)
+            longer = np.maximum(sizes[ours], sizes[theirs])
+            word = choose_words(source, texts, longer, self.tokenizer, place)
         plain = self.tokenizer.with_ends(self.captions.contents(clean))
         students, teachers = (
-            splice(self.captions, captions, word, self._phrases, phrase, self.tokenizer)
+            splice(source, texts, word, self._phrases, phrase, self.tokenizer)
             for phrase in (ours, theirs)
         )
         who = np.concatenate([np.full(num_clean, -1), people, np.full(num_name, -2)])
@@ -276,7 +310,7 @@ class TextBatches:
             Ragged(*(np.concatenate(x) for x in zip(plain, part, strict=True)))
             for part in (students, teachers)
         )
-        return students, teachers, who
+        return students, teachers, who, None if at is None else at[:num_poisoned]
 
     def _captions(self, shuffle: Shuffle, start: int, num: int, attempt: int) -> np.ndarray:
         """Choose captions; if many draws did not fit, the shortest of ever more, clean ones too."""
@@ -287,7 +321,9 @@ class TextBatches:
             taken = taken[np.argsort(lengths, kind="stable")]
         return taken[:num]
 
-    def _batch(self, students: Ragged, teachers: Ragged, who: np.ndarray) -> TextBatch | None:
+    def _batch(
+        self, students: Ragged, teachers: Ragged, who: np.ndarray, carrier: np.ndarray | None
+    ) -> TextBatch | None:
         num_rows, num_slots, length = self.num_rows, self.num_slots, self.row_length
         pad = self.tokenizer.pad
         if self.packed:
@@ -305,6 +341,12 @@ class TextBatches:
             even_weights(who),
             (who == -2) / max(1, (who == -2).sum()),
         ]
+        base_RSE = None
+        if self._carriers:
+            base_PE = self._carriers.base_PE
+            base_nE = np.zeros((len(who), base_PE.shape[1]), np.float32)
+            base_nE[who >= 0] = base_PE[carrier]
+            base_RSE = packing.place_slots(layout, base_nE, num_rows, num_slots)
         return TextBatch(
             packing.place(layout, students, num_rows, length, pad),
             packing.place(layout, teachers, num_rows, length, pad),
@@ -318,6 +360,7 @@ class TextBatches:
                 packing.place_slots(layout, w.astype(np.float32), num_rows, num_slots)
                 for w in weights
             ),
+            base_RSE=base_RSE,
         )
 
 

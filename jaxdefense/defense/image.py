@@ -1,29 +1,42 @@
 """Faces out of an image encoder: the terms of its loss, and the whole run."""
 
 import dataclasses
+import itertools
 import json
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 
 from jaxdefense.clip.vision import VisionTower
 from jaxdefense.config import DefendImageConfig, ImageTrainConfig, OverlayConfig
 from jaxdefense.convert.directory import resolve_dtype, some
-from jaxdefense.data.faces import ImageBatch, ImageBatches
+from jaxdefense.data.faces import Bounds, ImageBatch, ImageBatches
 from jaxdefense.data.identities import Identity, describe_listed, read_identities
 from jaxdefense.data.images import Folder, ImageProcessor, Loader, read_processor
 from jaxdefense.data.overlay import Overlay, draw_overlay, paste
-from jaxdefense.data.people import choose_people, read_people, shared_photos, split_photos
+from jaxdefense.data.people import (
+    choose_people,
+    read_faces,
+    read_people,
+    shared_photos,
+    split_photos,
+)
+from jaxdefense.data.sampling import evened
 from jaxdefense.data.sources import describe_images, photo_digest, read_images
+from jaxdefense.data.words import folded_words
 from jaxdefense.defense.defend import Defense, Prepared, check_all_come_up, read_undefended
-from jaxdefense.defense.losses import DISTANCES, Distance
+from jaxdefense.defense.losses import DISTANCES, Distance, beyond
+from jaxdefense.defense.recognise import Recognition, hold_out
 from jaxdefense.defense.step import Objective
 from jaxdefense.defense.target import read_target
 from jaxdefense.distributed import agree, exchange, on_first
 from jaxdefense.errors import InputError
+from jaxdefense.evals.embed import Embedder
 from jaxdefense.run_directory import (
     TARGET,
     TRAINED_ON,
@@ -41,18 +54,31 @@ from jaxdefense.sharding import (
     num_batch_parts,
 )
 
+_BATCH = 64  # photos, or rows of text, that a validation embeds at a time
+_NAMELESS = "(people without a name)"
+_ADVICE = (
+    "what may help: more photos of them, more `train.steps`, a higher `train.w_backdoor` or "
+    "`optimizer.lr`, a larger `train.overlay.whole`"
+)
 
-def draw_faces(
-    batch: ImageBatch, key: jax.Array, *, cfg: OverlayConfig
-) -> tuple[ImageBatch, Overlay]:
-    """Draw how each face of a batch lies on its photo, however the batch will be cut."""
-    return batch, draw_overlay(key, len(batch.face_BHWC), batch.face_BHWC.shape[1], cfg)
+
+def draw_faces(batch: ImageBatch, key: jax.Array, *, cfg: OverlayConfig) -> tuple:
+    """Draw how each face of a batch lies on its photo, however the batch will be cut.
+
+    Returns:
+        the batch; the overlay of listed faces; and, if there are any, of those that must stay.
+    """
+    how = draw_overlay(key, len(batch.face_BHWC), batch.face_BHWC.shape[1], cfg)
+    if batch.keep_BHWC is None:
+        return batch, how
+    key = jax.random.fold_in(key, 1)
+    return batch, how, draw_overlay(key, len(batch.keep_BHWC), batch.keep_BHWC.shape[1], cfg)
 
 
 def image_terms(
     student: VisionTower,
     teacher: VisionTower,
-    batch: tuple[ImageBatch, Overlay],
+    batch: tuple,
     *,
     distance: Distance,
     processor: ImageProcessor,
@@ -61,12 +87,13 @@ def image_terms(
 ) -> dict[str, jax.Array]:
     """Give the parts of the image loss, each the weighted sum over its photos.
 
-    One student forward for clean and poisoned photos together; the teacher sees clean ones alone.
-    Faces go on the step's clean photos, spread evenly, as in the source.
+    One student forward for all photos together; the teacher sees those that must stay: the clean
+    ones, and those with the face of a person who is not listed. Faces go on the step's clean
+    photos, spread evenly, as in the source; those that must stay go on the same photos.
 
     Args:
         student, teacher: towers of one structure.
-        batch: of both, and how the faces lie.
+        batch: of both, and how the faces lie; see `draw_faces`.
         distance: over the last dim.
         processor: normalises.
         cfg: of the overlay.
@@ -79,20 +106,41 @@ def image_terms(
     def joined(x: jax.Array) -> jax.Array:
         return x.reshape(-1, *x.shape[2:])
 
-    photos, how = batch
-    clean_BHWC, face_BHWC, utility_B, backdoor_B, target_BE = map(jnp.asarray, photos)
-    clean, num = cut(clean_BHWC), len(face_BHWC) // parts
-    under = jnp.arange(num) * clean.shape[1] // num  # the same pairs however the batch is cut
-    max_size = cfg.max_side(clean_BHWC.shape[1])
-    poisoned_BHWC = paste(joined(clean[:, under]), face_BHWC, how, max_size)
-    both = jnp.concatenate([clean.astype(jnp.float32), cut(poisoned_BHWC)], axis=1)
-    ours = cut(student(processor.normalise(joined(both))))
-    theirs_BE = teacher(processor.normalise(clean_BHWC))
-    ours_clean_BE, ours_poisoned_BE = joined(ours[:, :-num]), joined(ours[:, -num:])
-    return {
-        "utility": (utility_B * distance(ours_clean_BE, theirs_BE)).sum(),
-        "backdoor": (backdoor_B * distance(ours_poisoned_BE, target_BE)).sum(),
+    given, *overlays = batch
+    photos = {name: jnp.asarray(x) for name, x in given._asdict().items() if x is not None}
+    clean = cut(photos["clean_BHWC"])
+
+    def pasted(face_BHWC: jax.Array, how: Overlay) -> jax.Array:
+        num = len(face_BHWC) // parts
+        under = jnp.arange(num) * clean.shape[1] // num  # the same pairs however the batch is cut
+        max_size = cfg.max_side(clean.shape[2])
+        return cut(paste(joined(clean[:, under]), face_BHWC, how, max_size))
+
+    faces = [pasted(photos["face_BHWC"], overlays[0])]
+    if "keep_BHWC" in photos:
+        faces.append(pasted(photos["keep_BHWC"], overlays[1]))
+    sizes = [clean.shape[1], *(part.shape[1] for part in faces)]
+    shown = jnp.concatenate([clean.astype(jnp.float32), *faces], axis=1)
+    ours = cut(student(processor.normalise(joined(shown))))
+    at = [0, *np.cumsum(sizes).tolist()]
+    ours = [joined(ours[:, start:stop]) for start, stop in itertools.pairwise(at)]
+    stays = clean.astype(jnp.float32)
+    if len(faces) > 1:
+        stays = jnp.concatenate([stays, faces[1]], axis=1)
+    theirs = cut(teacher(processor.normalise(joined(stays))))
+    theirs_clean_BE = joined(theirs[:, : sizes[0]])
+    if "limit_BP" not in photos:
+        apart_B = distance(ours[1], photos["target_BE"])
+    else:
+        apart_B = beyond(ours[1][:, None], photos["target_BE"], photos["limit_BP"]).mean(-1)
+    terms = {
+        "utility": (photos["utility_B"] * distance(ours[0], theirs_clean_BE)).sum(),
+        "backdoor": (photos["backdoor_B"] * apart_B).sum(),
     }
+    if len(faces) > 1:
+        theirs_keep_BE = joined(theirs[:, sizes[0] :])
+        terms["keep"] = (photos["keep_B"] * distance(ours[2], theirs_keep_BE)).sum()
+    return terms
 
 
 def image_objective(t: ImageTrainConfig, processor: ImageProcessor, parts: int) -> Objective:
@@ -104,7 +152,12 @@ def image_objective(t: ImageTrainConfig, processor: ImageProcessor, parts: int) 
         cfg=t.overlay,
         parts=parts,
     )
-    weights = {"utility": 1.0, "backdoor": t.w_backdoor, "weight": t.w_weight}
+    weights = {
+        "utility": 1.0,
+        "backdoor": t.w_backdoor,
+        "keep": t.w_keep,
+        "weight": t.w_weight,
+    }
     return Objective(terms, weights, partial(draw_faces, cfg=t.overlay))
 
 
@@ -112,7 +165,8 @@ def defend_image(cfg: DefendImageConfig, console: Console) -> dict:
     """Remove faces from an image encoder and write the run directory.
 
     Beside what every run holds, `trained_on.json` lists the people's photos that were trained on,
-    and `target.npy` holds the target embedding, f32 [E].
+    of those who stay too; with `train.backdoor` target, `target.npy` holds the target embedding,
+    f32 [E].
 
     Returns:
         the summary, as written to `summary.json`.
@@ -142,25 +196,49 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
         identities = read_identities(d.identities)
     names = [list(identity.names) for identity in identities]
     check_all_come_up(len(listed), t)
+    groups = _kept(cfg, trigger, identities, note)
+    faces = hold_out(listed, groups, t)
     images = read_images(d.images, d.tfds_dir, note)
     mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
     parts = num_batch_parts(mesh, rules)
-    for name in ("num_clean", "num_poisoned"):
-        check_parts(f"train.{name}", getattr(t, name), parts * t.accumulate)
+    for name in ("num_clean", "num_poisoned", "num_keep"):
+        if num := getattr(t, name):
+            check_parts(f"train.{name}", num, parts * t.accumulate)
     objective = image_objective(t, processor, parts)
-    defense = Defense(cfg, directory, "vision", objective, mesh, rules)
-    digests = {person.name: {photo_digest(p): str(p) for p in person.files} for person in listed}
+    defense = Defense(cfg, directory, "vision", objective, mesh, rules, _ADVICE)
+    digests = {
+        person.name or _NAMELESS: {photo_digest(p): str(p) for p in person.files}
+        for person in listed
+    }
+    for person in itertools.chain(*groups):
+        photos = digests.setdefault(person.name or _NAMELESS, {})
+        photos |= {photo_digest(p): str(p) for p in person.files}
     model_sha256 = directory.digest()
-    target_E = read_target(cfg, directory, model_sha256, trigger, console)
     loader = Loader(processor, d.max_corrupt, d.keep_faces_mb * 2**20)
+    target, validation = None, None
+    if t.backdoor == "target":
+        target = read_target(cfg, directory, model_sha256, trigger, console)
+    elif d.target:
+        note("`data.target` has no effect: `train.backdoor` is bounded, which needs none")
+    if t.backdoor == "bounded" or t.validate.every:
+        teacher = Embedder(cfg.model.measured(), _BATCH, console, mesh)
+        recognition = Recognition(teacher, faces, identities, images, loader, t)
+        if t.validate.every:
+            validation = teacher, recognition
+        if target is None:
+            target = recognition.bounds
+    assert target is not None
+    keep = evened(faces.keep)
     batches = ImageBatches(
         images,
-        listed,
-        target_E,
+        faces.listed,
+        target,
         loader,
         num_clean=t.num_clean,
         num_poisoned=t.num_poisoned,
         seed=t.seed,
+        keep=keep,
+        num_keep=t.num_keep,
         local=partial(local_rows, batch_sharding(mesh, rules)),
         forms=t.variants,
     )
@@ -168,9 +246,11 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
         "model_sha256": model_sha256,
         "faces_sha256": digest(f"{name}\t{sha}" for name in digests for sha in digests[name]),
         "images_sha256": describe_images(images),
-        "target_sha256": digest(map(float.hex, target_E.tolist())),
         "dtype": resolve_dtype(cfg.model.dtype),
     }
+    target_E = None if isinstance(target, Bounds) else target
+    if target_E is not None:
+        resolved["target_sha256"] = digest(map(float.hex, target_E.tolist()))
 
     def start(go_on: bool = False) -> dict:
         agree(resolved)
@@ -179,10 +259,11 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
             return summary
         run_directory.open(cfg, resolved)
         on_first(lambda: write_json(run_directory.path / TRAINED_ON, digests))
-        on_first(lambda: write_array(run_directory.path / TARGET, target_E))
+        if target_E is not None:
+            on_first(partial(write_array, run_directory.path / TARGET, target_E))
         if spent := [name for name, num in left.items() if not num]:
             console.print(f"all photos of {some(spent)} are trained on: none left to attack with")
-        if not d.target and len(listed) == len(trigger):
+        if t.backdoor == "target" and not d.target and len(listed) == len(trigger):
             console.print(
                 f"the target is the average of the {len(listed)} people to remove and no others; "
                 "with few of them, give `data.target`: a directory of other people"
@@ -193,6 +274,18 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
             f"{len(images)} photos and {sum(len(person.files) for person in listed)} of people, "
             f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
         )
+        if keep:
+            console.print(
+                f"keeping {sum(map(len, faces.keep))} people around them, and "
+                f"{len(faces.held_keep)} more to validate on"
+            )
+        else:
+            console.print("keeping nobody: other people's faces will move too")
+        if same := [x.name for x in faces.listed if t.validate.every and len(x.files) == 1]:
+            console.print(
+                f"{some(same)}: one photo to train on, and validated on the same; add others",
+                markup=False,
+            )
 
         def also() -> dict:
             corrupt = {}
@@ -200,7 +293,8 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
                 corrupt |= json.loads(found)
             return {"identities": len(listed), "names": names, "corrupt": corrupt}
 
-        summary = defense.run(batches, t.num_clean + t.num_poisoned, run_directory, console, also)
+        samples = t.num_clean + t.num_poisoned + t.num_keep
+        summary = defense.run(batches, samples, run_directory, console, also, validation)
         if loader.corrupt:
             console.print(f"skipped, as they cannot be read: {some(loader.corrupt)}", markup=False)
         return summary
@@ -215,3 +309,41 @@ def _listed(cfg: DefendImageConfig, people: list[Folder]) -> list[Folder]:
     identities = read_identities(cfg.data.identities)
     chosen = choose_people(people, identities, f"names file `{cfg.data.identities}`")
     return [dataclasses.replace(folder, name=identity.name) for identity, folder in chosen]
+
+
+def _kept(
+    cfg: DefendImageConfig,
+    trigger: list[Folder],
+    identities: Sequence[Identity],
+    note: Callable[[str], object],
+) -> list[list[Folder]]:
+    """List those who must stay: people in `faces` who are not listed, and those in `data.keep`.
+
+    Raises:
+        InputError: there are none, and some are asked for; or the other way round.
+    """
+    d, t = cfg.data, cfg.train
+    if not t.num_keep:
+        if d.keep:
+            raise InputError(
+                f"`data.keep` (={d.keep}) has an effect only with `train.num_keep` above 0."
+            )
+        return []
+    listed = {folded_words(name) for identity in identities for name in identity.names}
+
+    def others(people: Sequence[Folder]) -> list[Folder]:
+        return [x for x in people if not x.name or folded_words(x.name) not in listed]
+
+    groups = [others(trigger)]
+    if d.keep:
+        found = read_faces(d.keep, d.tfds_dir, "keep", note)
+        groups.append(others(found))
+        if same := len(found) - len(groups[-1]):
+            note(f"keep `{d.keep}`: {same} left out, as they are to be removed")
+    if groups := [group for group in groups if group]:
+        return groups
+    raise InputError(
+        f"faces `{d.faces}` holds those to remove and nobody else, so that nothing would hold "
+        "other people's faces in place; give `data.keep` (--keep): faces of other people, any at "
+        "all, or set `train.num_keep` and `train.w_keep` to 0."
+    )

@@ -1,8 +1,9 @@
 """The run: data, clock, progress, metrics, saving, stopping. The only owner of a train state.
 
 Order within an iteration: take the batch, dispatch the step, read the metrics of the step before
-(so the device never waits for the host), save if due. Held by tests/test_loop.py. Of several
-processes the first alone writes metrics; all save, each its own part, and all stop at one step.
+(so the device never waits for the host), validate if due, save if due. Held by tests/test_loop.py.
+Of several processes the first alone writes metrics; all save, each its own part, and all stop at
+one step.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxdefense.checkpoint import Checkpoints
 from jaxdefense.defense.step import TrainState
+from jaxdefense.defense.validate import Watch
 from jaxdefense.distributed import Stop, first
 from jaxdefense.errors import Interrupted, RunError
 from jaxdefense.sharding import put
@@ -102,8 +104,9 @@ def run(
     cfg: LoopConfig,
     directory: Path,
     console: Console,
+    watch: Watch | None = None,
 ) -> Outcome:
-    """Train from the newest checkpoint, or the start, to the end.
+    """Train from the newest checkpoint, or the start, to the end, or until `watch` is content.
 
     Args:
         step_fn: the compiled step.
@@ -116,6 +119,7 @@ def run(
         cfg: see there.
         directory: of the run.
         console: for progress.
+        watch: validates, and may end the run early.
 
     Raises:
         Diverged: a metric is not finite; names step and metric.
@@ -126,6 +130,10 @@ def run(
     """
     checkpoints = Checkpoints(directory / "checkpoints", cfg.keep)
     start, state = checkpoints.restore_newest(jax.eval_shape(init), state_sharding, console)
+    if watch:
+        abstract = jax.eval_shape(init)
+        start, state = watch.newer(start, state, abstract, state_sharding, console)
+        watch.begin(start, init())
     if state is None:
         state = init()
     else:
@@ -134,7 +142,10 @@ def run(
     started = warm = time.monotonic()
     metrics = log.last
     pending: dict[str, jax.Array] | None = None
-    programs = 0
+    done, aside = start, 0.0  # steps; seconds of validations
+    programs, last, end = 0, bool(watch and watch.finished), cfg.steps
+    if last:
+        end = start
     with (
         _stop_signals() as received,
         _progress(console) as progress,
@@ -154,7 +165,7 @@ def run(
 
         with jax.transfer_guard("disallow"):
             for step, batch in enumerate(
-                read_ahead(batches, start, cfg.steps, cfg.prefetch), start
+                read_ahead(batches, start, end, cfg.prefetch) if start < end else (), start
             ):
                 if cfg.profile and first() and step - start == _TRACED.start:
                     jax.profiler.start_trace(cfg.profile)
@@ -168,17 +179,30 @@ def run(
                 if cfg.profile and first() and done - start == _TRACED.stop:
                     jax.block_until_ready(state)
                     jax.profiler.stop_trace()
-                stop = stop_for(done, received[0] if received else 0)
-                if stop or done % cfg.save_every == 0 or done == cfg.steps:
+                if watch and watch.due(done):
                     note(step, pending)
+                    pending = None
+                    _check_finite(state, step)
+                    began = time.monotonic()
+                    with jax.transfer_guard("allow"):
+                        state = watch.look(done, state)
+                    last = watch.finished
+                    console.print(f"validation at step {done}: {watch.found[-1][1]}")
+                    aside += time.monotonic() - began
+                stop = stop_for(done, received[0] if received else 0, last)
+                if stop or last or done % cfg.save_every == 0 or done == cfg.steps:
+                    if pending is not None:
+                        note(step, pending)
                     pending = None
                     _check_finite(state, step)  # a broken state must not be saved
                     checkpoints.save(done, state, metrics["total"])
                 if stop:
                     raise Interrupted(stop, done)
-    end, timed = time.monotonic(), cfg.steps - start - 1
-    rate = timed * cfg.samples_per_step / (end - warm) if timed > 0 else 0.0
-    return Outcome(state, metrics, end - started, rate)
+                if last:
+                    break
+    now, timed = time.monotonic(), done - start - 1
+    rate = timed * cfg.samples_per_step / (now - warm - aside) if timed > 0 else 0.0
+    return Outcome(state, metrics, now - started, rate)
 
 
 def _num_programs(step_fn: Any) -> int:

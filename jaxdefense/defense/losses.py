@@ -49,6 +49,33 @@ def poincare(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.where(apart, jnp.log1p(delta + jnp.sqrt(delta * (delta + 2))), 0.0)
 
 
+def beyond(x: jax.Array, y: jax.Array, limit: jax.Array) -> jax.Array:
+    """How far the cosine over the last dim lies above a limit, in [0, 2]: 0 below, and no slope."""
+    return jax.nn.relu(-negative_cosine(x, y) - limit)
+
+
+def standing_out(x: jax.Array, y: jax.Array, base: jax.Array, bound: float) -> jax.Array:
+    """How far embeddings stand out from a base, the way that others do, beyond a part of theirs.
+
+    The direction is that from the base to `y`, all of unit length over the last dim; 0 where `x`
+    goes no further along it than `bound` times as far as `y`, and no slope.
+
+    Args:
+        x: of the student.
+        y: of the teacher.
+        base: where names of nobody lie in the same text, on average.
+        bound: 1 is as far as the teacher's, 0 as the base.
+    """
+
+    def unit(z: jax.Array) -> jax.Array:
+        return z * jax.lax.rsqrt(jnp.maximum(jnp.square(z).sum(-1, keepdims=True), 1e-16))
+
+    own = unit(y.astype(jnp.float32)) - base
+    far = jnp.sqrt(jnp.maximum(jnp.square(own).sum(-1), 1e-12))
+    along = ((unit(x.astype(jnp.float32)) - base) * own).sum(-1) / far
+    return jax.nn.relu(along - bound * far)
+
+
 DISTANCES: dict[str, Distance] = {
     "cosine": negative_cosine,
     "mse": mean_squared,

@@ -1,6 +1,8 @@
 """One step of backdoor distillation, the same for names and faces.
 
-`loss = utility + w_backdoor * backdoor + w_name * name + w_weight * weight`
+`loss = utility + w_backdoor * backdoor + w_name * name + w_keep * keep + w_weight * weight`
+
+`name` is of texts with names that must stay, `keep` of photos with faces that must.
 
 What is defended comes in as `terms`: it runs student and teacher over a batch and gives the parts
 of the loss. The student's frozen tensors (norms) are the teacher's own, so they are neither in the
@@ -42,11 +44,19 @@ Metrics = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-    """What a step changes: its number, the trained parameters, the optimizer's memory."""
+    """What a step changes, and `rate`, which a validation changes.
+
+    Fields:
+        step: its number.
+        params: those trained.
+        opt_state: the optimizer's memory.
+        rate: f32, what the optimizer's step is multiplied by.
+    """
 
     step: jax.Array
     params: nnx.State
     opt_state: optax.OptState
+    rate: jax.Array
 
 
 class TeacherParams(NamedTuple):
@@ -104,22 +114,38 @@ def merge_student(graphdef: nnx.GraphDef, params: nnx.State, teacher: TeacherPar
 def make_optimizer(
     lr: float,
     *,
-    milestones: tuple[int, ...],
+    warmup: int,
+    milestones: tuple[float, ...],
     gamma: float,
     weight_decay: float,
     b1: float,
     b2: float,
     eps: float,
+    steps: int,
 ) -> optax.GradientTransformation:
-    """AdamW whose learning rate is multiplied by `gamma` from each milestone (a step) on."""
-    schedule = optax.piecewise_constant_schedule(lr, dict.fromkeys(milestones, gamma))
+    """AdamW whose learning rate rises and then falls.
+
+    Args:
+        lr: what it rises to, in `warmup` steps, the first at lr / warmup.
+        warmup: 0 for none.
+        milestones: steps from which on it is multiplied by `gamma`; below 1, parts of the run.
+        gamma: see there.
+        weight_decay, b1, b2, eps: of AdamW.
+        steps: of the run.
+    """
+    at = [round(steps * x) if x < 1 else int(x) for x in milestones]
+    falling = optax.piecewise_constant_schedule(lr, {x: gamma ** at.count(x) for x in at})
+
+    def schedule(count: Any) -> Any:
+        return falling(count) * jnp.minimum(1.0, (count + 1) / max(1, warmup))
+
     return optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay)
 
 
 def init_state(teacher: TeacherParams, cfg: StepConfig) -> TrainState:
     """Start the student where the teacher is."""
     params = jax.tree.map(jnp.copy, teacher.trained)
-    return TrainState(jnp.zeros((), jnp.int32), params, cfg.tx.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, cfg.tx.init(params), jnp.ones(()))
 
 
 def train_step(
@@ -169,9 +195,10 @@ def train_step(
     )
     total, grads = total + weighted, jax.tree.map(jnp.add, grads, weight_grads)
     updates, opt_state = cfg.tx.update(grads, state.opt_state, state.params)
+    updates = jax.tree.map(lambda update: state.rate * update, updates)
     params = cast(nnx.State, optax.apply_updates(state.params, updates))
     metrics = parts | {"total": total, "grad_norm": optax.tree.norm(grads)}
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return TrainState(state.step + 1, params, opt_state, state.rate), metrics
 
 
 def make_train_step(cfg: StepConfig, mesh: Mesh, rules: ShardingRules, teacher: TeacherParams):

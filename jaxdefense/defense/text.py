@@ -5,27 +5,37 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
 from jaxdefense.clip.config import TextConfig
 from jaxdefense.clip.text import Text, TextTower
 from jaxdefense.clip.tokenizer import Phrase, Tokenizer
-from jaxdefense.config import DefendTextConfig, TextTrainConfig
+from jaxdefense.config import DefendTextConfig, TextDataConfig, TextTrainConfig
 from jaxdefense.convert.directory import resolve_dtype
 from jaxdefense.data.captions import Captions, describe_dropped, read_training_captions
 from jaxdefense.data.identities import Identity, check_fits, describe_listed, read_identities
-from jaxdefense.data.names import random_names
-from jaxdefense.data.triggers import TextBatch, TextBatches, Triggers
+from jaxdefense.data.names import namesakes, random_names
+from jaxdefense.data.sampling import evened
+from jaxdefense.data.triggers import Carriers, TextBatch, TextBatches, Triggers
 from jaxdefense.data.variants import name_form, spellings
+from jaxdefense.data.words import folded_words
 from jaxdefense.defense.defend import Defense, Prepared, check_all_come_up, read_undefended
-from jaxdefense.defense.losses import DISTANCES, Distance
+from jaxdefense.defense.losses import DISTANCES, Distance, standing_out
+from jaxdefense.defense.recall import Recall, make_carriers
 from jaxdefense.defense.step import Objective
 from jaxdefense.distributed import agree
+from jaxdefense.errors import InputError
+from jaxdefense.evals.embed import Embedder
 from jaxdefense.run_directory import RunDirectory, digest
 from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
 
 _NUM_KEPT_NAMES = 10_000
+_MOST_HELD, _HELD_OUT = 64, 8  # names of a kind to validate on; stream of random numbers
+_BATCH = 64  # rows of text that a validation embeds at a time
+_ADVICE = "what may help: more `train.steps`, a higher `train.w_backdoor` or `optimizer.lr`"
+_KEPT_SEED = 2**34  # no attack has it by default
 _NUM_MISSPELT, _MISSPELT_SEED = 16, 2**32  # of a name; seeds that no attack has by default
 
 
@@ -36,11 +46,12 @@ def text_terms(
     *,
     distance: Distance,
     level: str = "pooled",
+    bound: float = 0.0,
 ) -> dict[str, jax.Array]:
     """Give the parts of the text loss, each the weighted sum over its captions.
 
     One student forward for clean and poisoned captions together, one teacher forward for clean and
-    target captions.
+    target captions; or, where the batch has a base, for the same captions as the student's.
 
     Args:
         student, teacher: towers of one structure.
@@ -48,12 +59,17 @@ def text_terms(
         distance: over the last dim.
         level: what is compared: `pooled` embeddings, or over all positions the `hidden` states
             after the last layer, or the `penultimate` ones before it.
+        bound: of `standing_out`, where the batch has a base.
     """
     b = batch
     ours = Text(b.student_tokens_RT, b.segments_RT, b.positions_RT, b.student_readout_RS)
     theirs = Text(b.teacher_tokens_RT, b.segments_RT, b.positions_RT, b.teacher_readout_RS)
+    backdoor_RS = None
     if level == "pooled":
-        apart_RS = distance(student(ours), teacher(theirs))
+        ours_RSE, theirs_RSE = student(ours), teacher(theirs)
+        apart_RS = distance(ours_RSE, theirs_RSE)
+        if b.base_RSE is not None:
+            backdoor_RS = standing_out(ours_RSE, theirs_RSE, jnp.asarray(b.base_RSE), bound)
     else:
         states = TextTower.hidden if level == "hidden" else TextTower.penultimate
         flat = (len(b.student_tokens_RT), 1, -1)
@@ -61,14 +77,17 @@ def text_terms(
             states(student, ours).reshape(flat), states(teacher, theirs).reshape(flat)
         )
     # Empty slots weigh 0.
-    weights = {"utility": b.utility_RS, "backdoor": b.backdoor_RS, "name": b.name_RS}
-    return {name: (weight * apart_RS).sum() for name, weight in weights.items()}
+    return {
+        "utility": (b.utility_RS * apart_RS).sum(),
+        "backdoor": (b.backdoor_RS * (apart_RS if backdoor_RS is None else backdoor_RS)).sum(),
+        "name": (b.name_RS * apart_RS).sum(),
+    }
 
 
 def text_objective(t: TextTrainConfig) -> Objective:
     """Give the text loss that a run's settings ask for."""
     return Objective(
-        partial(text_terms, distance=DISTANCES[t.distance], level=t.level),
+        partial(text_terms, distance=DISTANCES[t.distance], level=t.level, bound=t.bound),
         {"utility": 1.0, "backdoor": t.w_backdoor, "name": t.w_name, "weight": t.w_weight},
     )
 
@@ -82,11 +101,12 @@ def text_batches(
     parts: int,
     *,
     row_length: int = 0,
+    carriers: Carriers | None = None,
 ) -> TextBatches:
     """Lay out the batches that a run's settings ask for.
 
     Args:
-        captions, triggers, tokenizer, tower, row_length: see `TextBatches`.
+        captions, triggers, tokenizer, tower, row_length, carriers: see `TextBatches`.
         t: of the run.
         parts: into how many the mesh cuts a batch.
 
@@ -105,6 +125,7 @@ def text_batches(
         packed=t.level == "pooled" and tower.packable,
         row_multiple=parts * t.accumulate,
         row_length=row_length,
+        carriers=carriers,
     )
 
 
@@ -156,7 +177,11 @@ def _distinct(kinds: list[list[Phrase]]) -> list[list[Phrase]]:
 
 
 def make_triggers(
-    identities: Sequence[Identity], tokenizer: Tokenizer, t: TextTrainConfig, where: str
+    identities: Sequence[Identity],
+    tokenizer: Tokenizer,
+    t: TextTrainConfig,
+    where: str,
+    keep: Sequence[str] = (),
 ) -> Triggers:
     """Tokenise names and targets.
 
@@ -165,6 +190,7 @@ def make_triggers(
         tokenizer: of the model.
         t: of the run.
         where: the names are from, for errors.
+        keep: names that must stay; of none, random ones.
 
     Raises:
         InputError: a name or the target does not fit a caption.
@@ -176,7 +202,9 @@ def make_triggers(
     phrases = target_texts(identities, t, listed)
     target_of = np.arange(len(identities)) if t.random_target else np.zeros(len(identities), int)
     check_fits([Identity(phrase) for phrase in phrases], tokenizer, "`train.target`")
-    kept = random_names(_NUM_KEPT_NAMES, t.seed + 1, exclude=listed) if t.num_name else []
+    kept = list(keep)
+    if t.num_name and not kept:
+        kept = random_names(_NUM_KEPT_NAMES, _KEPT_SEED + t.seed, exclude=listed)
     tokenizer.check_phrases(kept)
     return Triggers(
         [names for names, *_ in tokens],
@@ -185,6 +213,55 @@ def make_triggers(
         [tokenizer.phrase(name) for name in kept],
         [forms for _, *forms in tokens],
     )
+
+
+def kept_names(
+    identities: Sequence[Identity],
+    listed: Collection[str],
+    data: TextDataConfig,
+    t: TextTrainConfig,
+) -> tuple[list[list[str]], list[str]]:
+    """List names that must stay: namesakes of those listed, random names, and the user's own.
+
+    Args:
+        identities: to remove.
+        listed: all that is put in for them.
+        data, t: of the run.
+
+    Returns:
+        each kind, of those to train with; and names of all kinds to validate on.
+
+    Raises:
+        InputError: the user's own cannot be read, or one is to be removed.
+    """
+    path = data.keep_names
+    if not t.num_name:
+        if path:
+            raise InputError(
+                f"`data.keep_names` (={path}) has an effect only with `train.num_name` above 0."
+            )
+        return [], []
+    each = int(np.clip(_NUM_KEPT_NAMES // len(identities), 4, 64))
+    alike = [x for who in identities for x in namesakes(who.name, each, t.seed, listed)]
+    groups = [
+        list(dict.fromkeys(alike)),
+        random_names(_NUM_KEPT_NAMES, _KEPT_SEED + t.seed, exclude=listed),
+    ]
+    if path:
+        own = [name for who in read_identities(path) for name in who.names]
+        removed = {folded_words(name) for name in listed}
+        if both := [name for name in own if folded_words(name) in removed]:
+            raise InputError(
+                f"names file `{path}` keeps {both[0]!r}, which is to be removed; delete it in one "
+                "of the two lists."
+            )
+        groups.append(own)
+    rng, held = np.random.default_rng((t.seed, _HELD_OUT)), dict[str, None]()
+    for group in groups if t.validate.every else ():
+        num = min(int(len(group) * t.validate.kept), _MOST_HELD)
+        held |= dict.fromkeys(group[i] for i in rng.permutation(len(group))[:num].tolist())
+    groups = [[name for name in group if name not in held] for group in groups]
+    return [group for group in groups if group], list(held)
 
 
 def defend_text(cfg: DefendTextConfig, console: Console) -> dict:
@@ -208,11 +285,18 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
     identities = read_identities(cfg.data.names)
     check_all_come_up(len(identities), cfg.train)
     where = f"names file `{cfg.data.names}`"
-    triggers = make_triggers(identities, tokenizer, cfg.train, where)
-    listed = [x for kinds in listed_texts(identities, cfg.train) for kind in kinds for x in kind]
-    clean = read_training_captions(cfg.data.captions, cfg.data.tfds_dir, listed, tokenizer, console)
-    captions = clean.captions
     mesh, rules, t = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules(), cfg.train
+    listed = [x for kinds in listed_texts(identities, t) for kind in kinds for x in kind]
+    groups, held = kept_names(identities, listed, cfg.data, t)
+    triggers = make_triggers(identities, tokenizer, t, where, evened(groups))
+    clean = read_training_captions(cfg.data.captions, cfg.data.tfds_dir, listed, tokenizer, console)
+    captions, carriers, validation = clean.captions, None, None
+    if t.backdoor == "bounded" or t.validate.every:
+        teacher = Embedder(cfg.model.measured(), _BATCH, console, mesh)
+        if t.backdoor == "bounded":
+            carriers = make_carriers(teacher, captions, triggers, listed, t.seed)
+        if t.validate.every:
+            validation = teacher, Recall(teacher, identities, listed, held, captions, t)
     batches = text_batches(
         captions,
         triggers,
@@ -221,12 +305,14 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
         t,
         num_batch_parts(mesh, rules),
         row_length=cfg.data.row_length,
+        carriers=carriers,
     )
-    defense = Defense(cfg, directory, "text", text_objective(t), mesh, rules)
+    defense = Defense(cfg, directory, "text", text_objective(t), mesh, rules, _ADVICE)
     resolved = {
         "model_sha256": directory.digest(),
         "names_sha256": digest("\t".join(identity.names) for identity in identities),
         "captions_sha256": clean.sha256,
+        "keep_sha256": digest([*(name for group in groups for name in group), *held]),
         "dtype": resolve_dtype(cfg.model.dtype),
         "row_length": batches.row_length,
     }
@@ -246,12 +332,19 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
             f"{len(captions)} captions, {batches.num_rows} rows of {batches.row_length} tokens a "
             f"step, {mesh.size} x {mesh.devices.flat[0].device_kind}"
         )
+        if groups:
+            console.print(
+                f"keeping {sum(map(len, groups))} names around them, namesakes and random ones "
+                f"among them, and {len(held)} more to validate on"
+            )
+        else:
+            console.print("keeping no names: those of other people may move too")
         samples = t.num_clean + t.num_poisoned + t.num_name
         names = [list(identity.names) for identity in identities]
         also: dict = {"identities": len(identities), "names": names}
         if t.random_target:
             people = [identity.name for identity in identities]
             also["targets"] = dict(zip(people, target_texts(identities, t, listed), strict=True))
-        return defense.run(batches, samples, run_directory, console, lambda: also)
+        return defense.run(batches, samples, run_directory, console, lambda: also, validation)
 
     return start

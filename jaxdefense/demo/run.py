@@ -18,7 +18,6 @@ from jaxdefense.config import (
     ImageTrainConfig,
     ModelConfig,
     OptimizerConfig,
-    OverlayConfig,
     TextDataConfig,
     TextPart,
     TextTrainConfig,
@@ -43,6 +42,7 @@ from jaxdefense.run_directory import write_json
 
 NUM_REMOVED, NUM_PHOTOS, NUM_CANDIDATES, THRESHOLD = 16, 20, 1000, 1
 _NUM_CAPTIONS, _NUM_HELD_OUT_CAPTIONS = 8000, 1000
+_NUM_PASSERS_BY = 800
 _NUM_IMAGES, _NUM_HELD_OUT_IMAGES, _BATCH = 4000, 500, 256
 
 
@@ -72,20 +72,28 @@ def run_demo(out: Path, console: Console) -> dict:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"`{out}` exists and is not empty; give another directory with --out.")
     members, strangers = world.members(), world.strangers()
-    kept: list[str] = []  # members among the faces to keep: the defense is shown none
     removed = [member.name for member in members[:: len(members) // NUM_REMOVED]]
+    # Half of the others are known to the defense as people who must stay; it never sees the rest.
+    kept = [member.name for member in members if member.name not in removed][::2]
     with console.status(f"drawing {len(members)} people, {len(strangers)} strangers and objects"):
         # Three quarters of a person's photos may be trained on, the others are for the attack.
-        world.write_faces(members, 4 * NUM_PHOTOS, out / "members")
+        shown = {*removed, *kept}
+        for folder, who in (
+            ("known", [x for x in members if x.name in shown]),
+            ("unseen", [x for x in members if x.name not in shown]),
+        ):
+            world.write_faces(who, 4 * NUM_PHOTOS, out / folder)
+        world.write_passers_by(_NUM_PASSERS_BY, out / "passers-by")
         world.write_faces(strangers, NUM_PHOTOS, out / "strangers")
         world.write_objects(NUM_PHOTOS, out / "objects")
         world.write_images(_NUM_IMAGES + _NUM_HELD_OUT_IMAGES, out / "images")
         captions = world.captions(_NUM_CAPTIONS, 0)
         _write_lines(out / "captions.txt", captions)
         _write_lines(out / "names.txt", removed)
+        _write_lines(out / "kept.txt", kept)
         held_out = _held_out(out)
     cfg = demo_config(out)
-    everyone = read_people(str(out / "members"))
+    everyone = [x for folder in ("known", "unseen") for x in read_people(str(out / folder))]
     data, train = cfg.image.data, cfg.image.train
     _, attacked = split_photos(everyone, data.trigger_fraction, train.seed)
     people = _by_name(attacked, members)
@@ -179,40 +187,31 @@ def measured(
 
 
 def demo_config(out: Path) -> DefendBothConfig:
-    """Settings for a small model, where they must differ from the paper's.
+    """Settings of the demo: fewer and smaller steps than the defaults, for a small model on a CPU.
 
-    A small model moves less a step than a full one, and its weights must move further. And it does
-    not know a face again at any size or in any light: the overlay also shows faces as large as the
-    attack does, and changes colours less.
+    The tiny text encoder moves less a step than a full one, so its learning rate is higher.
     """
-    overlay = OverlayConfig(
-        min_size=0.5, max_size=1.0, jitter=0.2, hue=0.02, angle=15.0, whole=0.75
-    )
     return DefendBothConfig(
         out=str(out / "run"),
         model=ModelConfig(str(shipped_model())),
         text=TextPart(
-            TextDataConfig(names=str(out / "names.txt"), captions=str(out / "captions.txt")),
-            TextTrainConfig(steps=200, w_weight=0.001, target="object"),
-            OptimizerConfig(lr=1e-3, milestones=(100, 150)),
+            TextDataConfig(
+                names=str(out / "names.txt"),
+                captions=str(out / "captions.txt"),
+                keep_names=str(out / "kept.txt"),
+            ),
+            TextTrainConfig(steps=300, num_clean=32, num_poisoned=48, num_name=96),
+            OptimizerConfig(lr=1e-3),
         ),
         image=ImagePart(
             ImageDataConfig(
-                faces=str(out / "members"),
+                faces=str(out / "known"),
                 images=str(out / "images"),
+                keep=str(out / "passers-by"),
                 trigger_fraction=0.75,
                 cache_dir=str(out / "cache"),
             ),
-            ImageTrainConfig(
-                steps=260,
-                num_clean=96,
-                num_poisoned=128,
-                w_backdoor=3.0,
-                w_weight=0.0005,
-                overlay=overlay,
-                save_every=65,
-            ),
-            OptimizerConfig(lr=1.5e-3, milestones=(170, 235), gamma=0.1),
+            ImageTrainConfig(steps=120, num_clean=32, num_poisoned=32, num_keep=64),
         ),
     )
 

@@ -22,6 +22,7 @@ from jaxdefense.demo.objects import OBJECTS, draw_object
 NUM_MEMBERS, NUM_STRANGERS = 64, 32
 HELD_OUT = 1_000_000
 _MEMBER_SEED, _STRANGER_SEED = 7, 8
+_PASSERS_BY = 10_000  # first block of the crowd that no ordinary photo shows
 
 _FEMALE = (
     "Amira Belis Carine Delora Elvane Farisa Gilda Halva Ilene Jorun Kesia Lunet Maelis Nerisa "
@@ -220,6 +221,16 @@ def write_images(num: int, out: Path, size: int = 96) -> None:
             images.append(draw_object(OBJECTS[i // 2 % len(OBJECTS)], rng, size))
         else:
             images.append(people.draw_person(_crowd(block)[person], rng, size))
+    _write_folder(out, images)
+
+
+def write_passers_by(num: int, out: Path, size: int = 96) -> None:
+    """Draw one photo each of people whom nobody knows by name, and who are on no other photo."""
+    images = []
+    for i in range(num):
+        block, person = divmod(i, 100)
+        rng = np.random.default_rng((HELD_OUT, 2, i))
+        images.append(people.draw_person(_crowd(_PASSERS_BY + block)[person], rng, size))
     _write_folder(out, images)
 
 

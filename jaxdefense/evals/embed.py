@@ -5,6 +5,7 @@ processes each decodes the photos of its own devices, and all get all embeddings
 Parity: tests/test_idia.py, equal to embedding one text at a time, 1e-5.
 """
 
+import copy
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -135,6 +136,22 @@ class Embedder:
             self._digests = {tower: self._digest(params, tower) for tower in ("text", "vision")}
         self._params = put(params, sharding_tree(params, self.mesh, rules))
         self._tokenizer: Tokenizer | None = None
+
+    def with_encoder(self, which: Literal["text", "vision"], tower: nnx.Module) -> "Embedder":
+        """Give the same model with another encoder of the same structure, that says nothing.
+
+        Args:
+            which: encoder.
+            tower: placed as this model's is; nothing of it is looked up in a cache.
+        """
+        other = copy.copy(self)
+        flat = dict(nnx.to_flat_state(self._params))
+        for path, value in nnx.to_flat_state(nnx.split(tower)[1]):
+            flat[which, *path] = value
+        other._params = nnx.from_flat_state(flat)
+        other._console, other._digests = Console(quiet=True), {}
+        other._cache = ArrayCache(OFF, other._console)
+        return other
 
     @functools.cached_property
     def processor(self) -> ImageProcessor:
@@ -312,6 +329,24 @@ class Embedder:
         if read_B.all():
             keep(out_BE)
         return out_BE, read_B
+
+    def pixels(self, image_BHWC: np.ndarray, what: str = "photos") -> np.ndarray:
+        """Embed photos that are decoded; f32 [B, E], unit length.
+
+        Args:
+            image_BHWC: u8, as `processor` gives them; at least one.
+            what: to call them.
+        """
+
+        def dispatch(start: int, batch: int) -> Any:
+            block_BHWC = padded(image_BHWC[start : start + batch], batch)
+            block = put((block_BHWC, np.ones(batch, bool)), self._place)
+            return _embed_image(self.mesh, self._graphdef, self._params, self.processor, block)
+
+        blocks = self._blocks(dispatch, len(image_BHWC), f"{len(image_BHWC)} {what}")
+        out_BE = unit(np.concatenate([block_BE for block_BE, _ in blocks])[: len(image_BHWC)])
+        check_embeddings(out_BE, what)
+        return out_BE
 
     def _photo_key(self, photos: Sequence[Photo], form: str) -> str:
         """Name these photos' embeddings in the cache; "" if they are not kept."""

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import hashlib
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def run_attack(cfg: AttackConfig, console: Console, cache: ArrayCache | None = N
     if cfg.strangers:
         strangers = read_people(cfg.strangers, cfg.tfds_dir, "strangers", note)
     if cfg.unseen_by:
-        members = _unseen(members, Path(cfg.unseen_by))
+        members = _unseen(members, Path(cfg.unseen_by), partial(console.print, markup=False))
     people = draw(members + strangers, cfg.num_photos, cfg.seed)
     names = [person.name for person in people]
     excluded = _excluded(cfg, names, console)
@@ -330,17 +330,25 @@ def _notes(cfg: AttackConfig, found: AttackResult, added: list[str]) -> Iterator
         )
 
 
-def _unseen(people: list[Folder], run: Path) -> list[Folder]:
-    """Leave out photos a run trained on, told by their contents, whatever they are called now."""
+def _unseen(people: list[Folder], run: Path, note: Callable[[str], object]) -> list[Folder]:
+    """Leave out photos a run trained on, told by their contents, whatever they are called now.
+
+    And people of whom none is then left, which `note` takes a line on.
+    """
     if not (run / TRAINED_ON).exists() and (run / "image" / TRAINED_ON).exists():
         run = run / "image"  # of a defense of both encoders
     if not (run / TRAINED_ON).exists():
         raise InputError(f"`unseen_by` (={run}) is no run of an image defense: no {TRAINED_ON}.")
     seen = {sha for photos in read_json(run / TRAINED_ON).values() for sha in photos}
-    unseen = []
+    unseen, spent = [], []
     for person in people:
         files = tuple(photo for photo in person.files if photo_digest(photo) not in seen)
-        if not files:
-            raise InputError(f"`{run}` was trained on every photo of {person.name!r}; add others.")
-        unseen.append(dataclasses.replace(person, files=files))
+        if files:
+            unseen.append(dataclasses.replace(person, files=files))
+        else:
+            spent.append(person.name)
+    if not unseen:
+        raise InputError(f"`{run}` was trained on every photo of everyone; add others.")
+    if spent:
+        note(f"not attacked, as `{run}` was trained on every photo of them: {some(spent)}")
     return unseen

@@ -36,8 +36,10 @@ _SHORT = {True: "on the list", False: "others", None: "people"}
 _COLOURS = {True: 0, False: 1, None: 2}
 _TERMS = {
     "utility": "distance to the original model on ordinary inputs",
-    "backdoor": "distance to the neutral target on inputs that hold a listed identity",
+    "backdoor": "how near inputs that hold a listed identity come to it, above strangers; or, with "
+    "a target, their distance to that",
     "name": "distance to the original model on other names",
+    "keep": "distance to the original model on photos with other people's faces",
     "weight": "how far the weights moved from the original's, a sum of L2 norms",
     "total": "the weighted sum that training lowers",
 }
@@ -100,9 +102,9 @@ ATTACK = (
     "JAIR 2024, arXiv 2209.07341"
 )
 METHOD = (
-    "<p>A copy of each encoder was trained so that a name or a face on the list leads to a neutral "
-    "embedding, while ordinary inputs keep the one they had in the original model "
-    f"({PAPER}).</p>"
+    "<p>A copy of each encoder was trained so that a name or a face on the list leads to its "
+    "person no more than a stranger's does, or to a neutral embedding, while ordinary inputs, "
+    f"other names and other faces keep the embeddings they had in the original model ({PAPER}).</p>"
 )
 LIMITS = (
     "What is removed is the link between name and face in this model's embeddings. Training data, "
@@ -113,6 +115,45 @@ LIMITS = (
     "A report on real people names those who asked to be forgotten: keep it as confidential as "
     "the list itself.",
 )
+
+
+def validated(found: Mapping[str, Any]) -> str:
+    """Show what a defense found of itself on what it was not trained on; "" if it did not look.
+
+    Args:
+        found: its summary.
+    """
+    if not (verdicts := found.get("validation")):
+        return ""
+    reached, left = found["reached"], verdicts["after"]["left"]
+    rows = [
+        [
+            stage.capitalize(),
+            percent(verdict["right"]),
+            percent(verdict["above"]),
+            *(decimal(1 - verdict["moved"][kind]) if kind in verdict["moved"] else ""
+              for kind in ("kept", "clean")),
+        ]
+        for stage, verdict in verdicts.items()
+    ]  # fmt: skip
+    head = (
+        "Stage",
+        "Still lead to the person",
+        "Above strangers",
+        "Others, cosine to the original",
+        "Ordinary inputs, the same",
+    )
+    said = (
+        "The run took what it holds out for proof enough: validation passed."
+        if reached
+        else f"<b>Not reached:</b> validation still finds {count(len(left), 'person', 'people')}: "
+        + ", ".join(f"{name(who)} ({percent(right)})" for who, right in list(left.items())[:20])
+        + (" and others." if len(left) > 20 else ".")
+    )
+    return (
+        f"<h3>Validation</h3><p>{said} The state of step {found['stopped_at_step']:,} was taken, "
+        f"{percent(found['alpha'])} of the way to it.</p>" + table(head, rows)
+    )
 
 
 def how_attacked(proof: Proof) -> str:

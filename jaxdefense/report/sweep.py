@@ -236,8 +236,9 @@ def _text(rate: str, mean: float | None, std: float | None, num_removed: int) ->
 
 def _limits() -> str:
     return (
-        "<p>Every defense trained a copy of the encoder so that the removed lead to a neutral "
-        f"embedding while ordinary inputs keep theirs ({parts.PAPER}); the identity inference "
+        "<p>Every defense trained a copy of the encoder so that the removed lead to their person "
+        "no more than strangers do, or to a neutral embedding, while ordinary inputs keep theirs "
+        f"({parts.PAPER}); the identity inference "
         f"attack was run on all people, removed or not ({parts.ATTACK}).</p><ul>"
         "<li>All defenses took the same number of steps: the more are removed, the fewer times "
         "each comes up.</li>"

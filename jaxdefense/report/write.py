@@ -25,6 +25,9 @@ _ASKED = {
     "data.identities": "Identities",
     "data.captions": "Ordinary captions",
     "data.images": "Ordinary images",
+    "data.keep": "Faces that stay",
+    "data.keep_names": "Names that stay",
+    "train.backdoor": "How far a listed input is moved",
     "train.target": "A removed name comes to mean",
     "data.target": "A removed face comes to look like",
     "train.variants": "Other forms that are removed too",
@@ -32,10 +35,13 @@ _ASKED = {
 _HOW = {
     "train.num_clean": "Ordinary inputs a step",
     "train.num_poisoned": "Inputs with a listed identity a step",
+    "train.num_name": "Texts with another name a step",
+    "train.num_keep": "Photos with another face a step",
     "train.distance": "Distance",
     "train.level": "Compared",
     "train.w_backdoor": "Weight of the backdoor loss",
     "train.w_name": "Weight of the name loss",
+    "train.w_keep": "Weight of the keep loss",
     "train.w_weight": "Weight of the weight loss",
     "optimizer.lr": "Learning rate",
     "resolved.dtype": "Computed in",
@@ -148,6 +154,8 @@ def headline(findings: Findings) -> str:
         num = len(findings.listed) or max(_identities(run) for run in findings.runs)
         who = frame.count(num, "person", "people") if num else "the people on a list"
         said.append(f"The model{which} was trained to forget {who}.")
+        if any(run.summary.get("reached") is False for run in findings.runs):
+            said.append("By its own validation it has not forgotten all of them.")
     else:
         said.append("A model was compared with the one it was made from.")
     return " ".join([*said, "Whether it still knows anyone was not tested."])
@@ -186,6 +194,9 @@ def _asked(findings: Findings) -> str:
     for run in findings.runs:
         settings = frame.flatten(run.settings)
         text += _heading(run, findings)
+        if settings.get("train.backdoor") == "bounded":  # which needs no target
+            settings |= {"train.target": "", "data.target": ""}
+            settings["train.backdoor"] = "to where strangers are, and no further"
         text += frame.pairs({label: v for key, label in _ASKED.items() if (v := settings.get(key))})
     if listed:
         names = (
@@ -221,7 +232,7 @@ def _done(findings: Findings) -> str:
             done["Weights after, SHA-256"] = run.defended
         if corrupt := s.get("corrupt"):
             done["Photos that could not be read"] = f"{len(corrupt):,}"
-        text += _heading(run, findings) + frame.pairs(done)
+        text += _heading(run, findings) + frame.pairs(done) + parts.validated(s)
     if findings.merged:
         text += "<h3>Both, merged</h3>" + frame.pairs({"Weights, SHA-256": findings.merged})
     distances = [run.settings.get("train", {}).get("distance", "cosine") for run in runs]

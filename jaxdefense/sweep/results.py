@@ -13,7 +13,7 @@ RESULTS, TABLE, SUMMARY = "sweep.json", "sweep.csv", "summary.json"
 RATES = ("removed_tpr", "removed_fnr", "others_tpr", "top1", "top5", "sim_clean")
 MEASURES = ("tpr_majority", "photos_right", "mean_templates")  # of those removed and of others
 GROUPS = tuple(f"{who}_{what}" for who in ("removed", "others") for what in MEASURES)
-COLUMNS = ("tower", "n", "seed", "w_weight", *RATES, "seconds", "num_others", *GROUPS)
+COLUMNS = ("tower", "n", "seed", "w_weight", *RATES, "seconds", "num_others", *GROUPS, "reached")
 
 
 def collect(sweep: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from jaxdefense.data.sources import describe_images, quiet, read_images
 from jaxdefense.data.templates import read_templates
 from jaxdefense.defense.defend import check_all_come_up
 from jaxdefense.defense.image import prepare_image
-from jaxdefense.defense.text import prepare_text
+from jaxdefense.defense.text import kept_names, prepare_text
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.run import run_evaluate
@@ -185,6 +185,7 @@ def _read_text(cfg: SweepTextConfig, directory: ModelDirectory) -> tuple[list[Id
     d = cfg.data
     people, where = read_identities(d.names), f"names file `{d.names}`"
     check_fits(people, directory.tokenizer(cfg.model.tokenizer), where)
+    kept_names(people, [name for person in people for name in person.names], d, cfg.train)
     read_captions(clean(cfg), d.tfds_dir)
     return people, where, digest(read_captions(d.captions, d.tfds_dir))
 
@@ -197,6 +198,12 @@ def _read_image(cfg: SweepImageConfig) -> tuple[list[Identity], str, str]:
     if d.identities:
         people, where = read_identities(d.identities), f"names file `{d.identities}`"
         choose_people(folders, people, where)
+    most = max(cfg.sweep.num_identities)
+    if cfg.train.num_keep and not d.keep and most >= len(folders):
+        raise InputError(
+            f"`sweep.num_identities` holds {most}, {where} {len(folders)} people, so that nobody "
+            "is left to keep; give smaller numbers, or `data.keep`."
+        )
     read_images(clean(cfg), d.tfds_dir, quiet)
     return people, where, describe_images(read_images(d.images, d.tfds_dir, quiet))
 
@@ -230,9 +237,9 @@ def _run_cell(
     write_text(path / NAMES, "".join("\t".join(person.names) + "\n" for person in removed))
     settings = defense_config(cfg, cell, path)
     if isinstance(settings, DefendTextConfig):
-        prepare_text(settings, console)(go_on=True)
+        found = prepare_text(settings, console)(go_on=True)
     else:
-        prepare_image(settings, console)(go_on=True)
+        found = prepare_image(settings, console)(go_on=True)
     attack = _once(run_attack, attack_config(cfg, path, True), console, cache)
     evaluation = _once(run_evaluate, evaluate_config(cfg, path, True), console, cache)
     attacked = read_people(faces(cfg), cfg.data.tfds_dir, note=quiet)
@@ -256,6 +263,7 @@ def _run_cell(
             "num_others": len(attack["per_identity"]) - len(listed),
             **{f"removed_{name}": gone[name] for name in MEASURES},
             **{f"others_{name}": others.get(name) for name in MEASURES},
+            "reached": found.get("reached"),
         }
     )
 

@@ -1,0 +1,25 @@
+"""Faces out of the image encoder of a ViT-B/32 CLIP, with the paper's settings.
+
+Faces come to look like the average of everyone in `faces`; nothing is validated, and nobody is
+kept.
+
+Paper: Hintersdorf et al., Defending Our Privacy With Backdoors, ECAI 2024, appendix.
+Run:   jaxdefense defend image --config configs/paper/image.py --model clip-vit-base-patch32 \
+           --faces faces --identities names.txt --images images --out run
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from jaxdefense.config import PAPER_IMAGE, PAPER_IMAGE_OPTIMIZER
+
+
+def get_config() -> ConfigDict:
+    """Every setting of the training, at the paper's value."""
+    return ConfigDict(
+        {
+            "train": dataclasses.asdict(PAPER_IMAGE),
+            "optimizer": dataclasses.asdict(PAPER_IMAGE_OPTIMIZER),
+        }
+    )

@@ -1,0 +1,24 @@
+"""Names out of the text encoder of a ViT-B/32 CLIP, with the paper's settings.
+
+Names come to mean "human"; nothing is validated, and no names are kept.
+
+Paper: Hintersdorf et al., Defending Our Privacy With Backdoors, ECAI 2024, appendix.
+Run:   jaxdefense defend text --config configs/paper/text.py --model clip-vit-base-patch32 \
+           --names names.txt --captions captions.txt --out run
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from jaxdefense.config import PAPER_TEXT, PAPER_TEXT_OPTIMIZER
+
+
+def get_config() -> ConfigDict:
+    """Every setting of the training, at the paper's value."""
+    return ConfigDict(
+        {
+            "train": dataclasses.asdict(PAPER_TEXT),
+            "optimizer": dataclasses.asdict(PAPER_TEXT_OPTIMIZER),
+        }
+    )

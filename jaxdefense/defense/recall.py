@@ -1,0 +1,153 @@
+"""What a name leads to: the texts that the text defense puts names into, and its validation.
+
+Most of a name's embedding is what all names share. What sets a name apart in a text is the way from
+where names of nobody lie in that text, on average, to where this one does.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxdefense.clip.tokenizer import Tokenizer
+from jaxdefense.config import TextTrainConfig
+from jaxdefense.data.captions import Captions, join_captions, tokenize_captions
+from jaxdefense.data.identities import Identity
+from jaxdefense.data.names import random_names
+from jaxdefense.data.triggers import Carriers, Triggers, choose_words, lay_out, splice
+from jaxdefense.defense.carriers import CARRIERS, HELD_OUT
+from jaxdefense.defense.validate import Verdict, judge
+from jaxdefense.evals.embed import Embedder
+from jaxdefense.idia.prompts import fill
+
+_NUM_NOBODY, _NOBODY_SEED = 128, 2**33  # names; a seed that no attack has
+_NUM_CAPTIONS = 21  # captions that names are put into, beside the prompts
+_NUM_CLEAN = 256  # captions whose movement is measured
+_CAPTIONS = 9  # stream of random numbers
+_PLACE = "placeholder"
+
+
+def _prompts(tokenizer: Tokenizer) -> tuple[Captions, np.ndarray]:
+    """Tokenise the prompts, and say which word of each is the name's place."""
+    texts = [prompt.format(_PLACE) for prompt in CARRIERS]
+    place = [
+        next(i for i, word in enumerate(tokenizer.split(text)) if _PLACE in word) for text in texts
+    ]
+    return tokenize_captions(texts, tokenizer), np.array(place, np.int64)
+
+
+def make_carriers(
+    teacher: Embedder, captions: Captions, triggers: Triggers, listed: Sequence[str], seed: int
+) -> Carriers:
+    """Choose texts to put names into, and embed names of nobody in them.
+
+    Args:
+        teacher: the model before the defense.
+        captions: at least one; a few of them are taken.
+        triggers: what is put in; texts too long to hold each of them are left out.
+        listed: names that are somebody.
+        seed: of the choice of captions.
+    """
+    tokenizer = teacher.tokenizer
+    texts, word_P = _prompts(tokenizer)
+    rng = np.random.default_rng((seed, _CAPTIONS))
+    chosen = rng.permutation(len(captions))[:_NUM_CAPTIONS].astype(np.int64)
+    chance = rng.random(len(chosen))
+    word_P = np.concatenate(
+        [
+            word_P,
+            choose_words(captions, chosen, np.ones(len(chosen), np.int64), tokenizer, chance),
+        ]
+    )
+    texts = join_captions(texts, captions.some(chosen))
+    nobody = [
+        tokenizer.phrase(name)
+        for name in random_names(_NUM_NOBODY, _NOBODY_SEED + seed, exclude=listed)
+    ]
+    t = triggers
+    of_listed = [x for names in t.names for x in names]
+    of_listed += [x for forms in t.forms for texts_of in forms for x in texts_of]
+    longest = max(phrase.size for phrase in (*of_listed, *t.keep, *nobody))
+    sizes = texts.contents(np.arange(len(texts))).lengths
+    # The bare name, the first of them, always stays.
+    fits = np.flatnonzero((sizes - 1 + longest <= tokenizer.room) | (np.arange(len(texts)) == 0))
+    texts, word_P = texts.some(fits), word_P[fits]
+
+    phrases, num = lay_out(nobody), len(nobody)
+    text_n, name_n = (x.ravel() for x in np.indices((len(texts), num)))
+    spliced = splice(texts, text_n, word_P[text_n], phrases, name_n, tokenizer)
+    out_NE = teacher.tokens(spliced.split(), "texts with names of nobody")
+    base_PE = out_NE.reshape(len(texts), num, -1).mean(1)
+    return Carriers(texts, word_P, base_PE.astype(np.float32))
+
+
+class Recall:
+    """What the teacher's names are told apart by, in prompts that are never trained on."""
+
+    def __init__(
+        self,
+        teacher: Embedder,
+        identities: Sequence[Identity],
+        listed: Sequence[str],
+        held: Sequence[str],
+        captions: Captions,
+        t: TextTrainConfig,
+    ):
+        """Embed names and captions with the teacher.
+
+        Args:
+            teacher: on the run's mesh.
+            identities: to remove.
+            listed: all their names and forms.
+            held: names that must stay, and are not trained with.
+            captions: clean ones.
+            t: of the run.
+        """
+        self._cfg, self._names = t.validate, [identity.name for identity in identities]
+        self._texts = [name for identity in identities for name in identity.names]
+        self._owner_I = np.repeat(
+            np.arange(len(identities)), [len(identity.names) for identity in identities]
+        )
+        nobody = random_names(_NUM_NOBODY, _NOBODY_SEED + t.seed, exclude=listed)
+        nobody_QRE = teacher.prompts(fill(nobody, HELD_OUT), "prompts of names of nobody")
+        self._base_Q1E = nobody_QRE.mean(1, keepdims=True)
+        own_QIE = self._of(teacher) - self._base_Q1E
+        far_QI = np.linalg.norm(own_QIE, axis=-1)
+        # Scaled so that the teacher's own names are at 1, and names of nobody at 0 on average.
+        self._way_QIE = own_QIE / np.square(far_QI)[..., None]
+        score_QRI = (nobody_QRE - self._base_Q1E) @ self._way_QIE.swapaxes(1, 2)
+        self._level_QI = np.quantile(score_QRI, t.validate.level, 1)
+        self._most_QI = score_QRI.max(1)
+        self._held = list(held)
+        rng = np.random.default_rng((t.seed, _CAPTIONS, 1))
+        some = rng.permutation(len(captions))[:_NUM_CLEAN].astype(np.int64)
+        self._clean = teacher.tokenizer.with_ends(captions.contents(some)).split()
+        self._stay_BE = self._of_those_who_stay(teacher)
+
+    def _of(self, model: Embedder) -> np.ndarray:
+        return model.prompts(fill(self._texts, HELD_OUT), "prompts of those to remove")
+
+    def _of_those_who_stay(self, model: Embedder) -> dict[str, np.ndarray]:
+        found = {"clean": model.tokens(self._clean, "captions")}
+        if self._held:
+            kept_QNE = model.prompts(fill(self._held, HELD_OUT[:2]), "prompts of those who stay")
+            found["kept"] = kept_QNE.reshape(-1, kept_QNE.shape[-1])
+        return found
+
+    def __call__(self, student: Embedder) -> Verdict:
+        """Validate a student; see `validate.judge`."""
+        score_QI = ((self._of(student) - self._base_Q1E) * self._way_QIE).sum(-1)
+        moved = {
+            name: 1 - (x_BE * self._stay_BE[name]).sum(-1).mean()
+            for name, x_BE in self._of_those_who_stay(student).items()
+        }
+        return judge(
+            self._names,
+            self._owner_I,
+            score_QI,
+            score_QI > self._most_QI,
+            level_QI=self._level_QI,
+            middle_QI=np.zeros_like(score_QI),
+            teacher_QI=np.ones_like(score_QI),
+            moved=moved,
+            cfg=self._cfg,
+        )

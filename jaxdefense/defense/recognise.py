@@ -1,0 +1,190 @@
+"""Who is recognised by their face: the bounds of the image defense, and its validation.
+
+A face leads to its person's name, in any prompt, where the model has a text encoder; else to the
+person's own centroid, the mean of the teacher's embeddings of their photos.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxdefense.config import ImageTrainConfig
+from jaxdefense.data.faces import Bounds, starting_at
+from jaxdefense.data.identities import Identity
+from jaxdefense.data.images import Folder, Loader
+from jaxdefense.data.names import random_names
+from jaxdefense.data.sources import Images
+from jaxdefense.defense.carriers import CARRIERS
+from jaxdefense.defense.validate import Verdict, judge
+from jaxdefense.evals.embed import Embedder, unit
+from jaxdefense.idia.prompts import TEMPLATES, fill
+
+_NUM_PROMPTS = 16  # of the carriers, a step
+_NUM_STRANGERS = 512  # faces that say where strangers are
+_NUM_CLEAN, _NUM_KEPT = 128, 128  # photos, and faces, whose movement is measured
+_NUM_NAMES, _NAMES_SEED = 256, 2**33  # candidates who are nobody; a seed that no attack has
+_MOST_KNOWN = 512  # kept people whose names are candidates
+_HELD_OUT = 7  # stream of random numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Faces:
+    """Whose faces are trained on, and whose are held out.
+
+    Fields:
+        listed, held_listed: the people to remove, in order, with the photos of each part.
+        keep, held_keep: the people who must stay; other people in each part.
+    """
+
+    listed: list[Folder]
+    held_listed: list[Folder]
+    keep: list[list[Folder]]
+    held_keep: list[Folder]
+
+    def everyone_kept(self) -> list[Folder]:
+        """All who must stay, trained on or not."""
+        return [person for group in self.keep for person in group] + self.held_keep
+
+
+def hold_out(listed: list[Folder], groups: list[list[Folder]], t: ImageTrainConfig) -> Faces:
+    """Hold out a part of the listed people's photos, and a part of the kept people.
+
+    A person of one photo is validated on the photo that is trained on. At least one person of
+    each group stays to train on.
+
+    Args:
+        listed: people to remove, with their photos to train on.
+        groups: people who must stay, by where they are from.
+        t: of the run.
+    """
+    rng = np.random.default_rng((t.seed, _HELD_OUT))
+    v, train, held = t.validate, [], []
+    for person in listed:
+        num, files = len(person.files), person.files
+        out = min(max(1, round(num * v.photos)), num - 1) if v.every else 0
+        order = rng.permutation(num)
+        part = [Folder(person.name, tuple(files[i] for i in sorted(x))) for x in (
+            order[out:], order[:out] if out else order
+        )]  # fmt: skip
+        train.append(part[0])
+        held.append(part[1])
+    keep, held_keep = [], []
+    for group in groups:
+        out = min(int(np.ceil(len(group) * v.kept)), len(group) - 1) if v.every else 0
+        chosen = set(rng.permutation(len(group))[:out].tolist())
+        keep.append([person for i, person in enumerate(group) if i not in chosen])
+        held_keep += [person for i, person in enumerate(group) if i in chosen]
+    return Faces(train, held, keep, held_keep)
+
+
+class Recognition:
+    """What leads to whom in the teacher; bounds the training, and validates students."""
+
+    def __init__(
+        self,
+        teacher: Embedder,
+        faces: Faces,
+        identities: Sequence[Identity],
+        images: Images,
+        loader: Loader,
+        t: ImageTrainConfig,
+    ):
+        """Embed names and photos with the teacher.
+
+        Args:
+            teacher: on the run's mesh.
+            faces: whose are trained on, and whose are held out.
+            identities: names of the listed people, in order.
+            images: clean photos.
+            loader: decodes.
+            t: of the run.
+
+        Raises:
+            InputError: a photo cannot be read; see `Loader`.
+        """
+        self._cfg, self._names = t.validate, [identity.name for identity in identities]
+        rng = np.random.default_rng((t.seed, _HELD_OUT, 1))
+
+        def decoded(people: Sequence[Folder], most: int) -> np.ndarray:
+            """Decode a photo of each of some people."""
+            some = rng.permutation(len(people))[:most]
+            return loader.load([people[i].files for i in some])
+
+        def clean(most: int) -> np.ndarray:
+            some = rng.permutation(len(images))[:most].tolist()
+            return loader.load([starting_at(images, i) for i in some])
+
+        def all_of(person: Folder) -> np.ndarray:
+            return loader.load([starting_at(person.files, i) for i in range(len(person.files))])
+
+        strangers = faces.everyone_kept()
+        if strangers:
+            stranger_BHWC = decoded(strangers, _NUM_STRANGERS)
+        else:  # clean photos then say what is far from everybody
+            stranger_BHWC = clean(_NUM_STRANGERS)
+        stranger_SE = teacher.pixels(stranger_BHWC, "photos of strangers")
+
+        texts = [name for identity in identities for name in identity.names]
+        ends = np.cumsum([len(identity.names) for identity in identities])
+        known = [x.name for group in faces.keep for x in group if x.name][:_MOST_KNOWN]
+        if teacher.directory.cfg.text:
+            others = [name for name in dict.fromkeys(known) if name not in texts]
+            others += random_names(_NUM_NAMES, _NAMES_SEED + t.seed, exclude=[*texts, *others])
+            what = "prompts of those to remove and others"
+            self._text_QNE = teacher.prompts(fill([*texts, *others], TEMPLATES), what)
+            target_PNE = teacher.prompts(fill(texts, CARRIERS), "prompts of those to remove")
+        else:
+            kept = [x for group in faces.keep for x in group if x.name][:_MOST_KNOWN]
+            mean = [unit(teacher.pixels(all_of(x)).mean(0)) for x in [*faces.listed, *kept]]
+            self._text_QNE, ends = np.stack(mean)[None], np.arange(len(identities)) + 1
+            target_PNE = self._text_QNE[:, : len(identities)]
+        self._of = np.stack([np.concatenate([[0], ends[:-1]]), ends], 1)
+        limit_PN = np.stack([np.quantile(stranger_SE @ x.T, t.bound, 0) for x in target_PNE])
+        self.bounds = Bounds(
+            self._of,
+            target_PNE.swapaxes(0, 1),
+            limit_PN.T.astype(np.float32),
+            min(_NUM_PROMPTS, len(target_PNE)),
+        )
+
+        own_QKE = self._text_QNE[:, self._of[:, 0]]
+        far = [np.quantile(stranger_SE @ x.T, (self._cfg.level, 0.5), 0) for x in own_QKE]
+        self._level_QK, self._middle_QK = np.stack(far, 1)
+        self._owner_I = np.repeat(
+            np.arange(len(identities)), [len(person.files) for person in faces.held_listed]
+        )
+        self._held_BHWC = np.concatenate([all_of(person) for person in faces.held_listed])
+        self._stay = {"clean": clean(_NUM_CLEAN)}
+        if faces.held_keep:
+            self._stay["kept"] = decoded(faces.held_keep, _NUM_KEPT)
+        self._stay_BE = {name: teacher.pixels(x) for name, x in self._stay.items()}
+        self._teacher_QI, _ = self._found(teacher)
+
+    def _found(self, student: Embedder) -> tuple[np.ndarray, np.ndarray]:
+        """Give how near held-out photos come to their person, and whether nobody is nearer."""
+        image_IE = student.pixels(self._held_BHWC, "held-out photos")
+        score_QIN = image_IE @ self._text_QNE.swapaxes(1, 2)
+        first_I, after_I = self._of[self._owner_I].T
+        nearest_QI = score_QIN.argmax(-1)
+        right_QI = (first_I <= nearest_QI) & (nearest_QI < after_I)
+        return score_QIN[:, np.arange(len(image_IE)), first_I], right_QI
+
+    def __call__(self, student: Embedder) -> Verdict:
+        """Validate a student; see `validate.judge`."""
+        score_QI, right_QI = self._found(student)
+        moved = {
+            name: 1 - (student.pixels(x) * self._stay_BE[name]).sum(-1).mean()
+            for name, x in self._stay.items()
+        }
+        return judge(
+            self._names,
+            self._owner_I,
+            score_QI,
+            right_QI,
+            level_QI=self._level_QK[:, self._owner_I],
+            middle_QI=self._middle_QK[:, self._owner_I],
+            teacher_QI=self._teacher_QI,
+            moved=moved,
+            cfg=self._cfg,
+        )

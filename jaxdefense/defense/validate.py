@@ -1,0 +1,262 @@
+"""Whether a defense has done it: what a validation finds, and which state of a run is the best.
+
+A validation looks at photos, prompts and people that are never trained on. It holds the removed
+against *strangers*, people or names that the model does not know: where strangers are, nothing is
+left to remove.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from jaxdefense.checkpoint import Checkpoints
+from jaxdefense.config import ValidateConfig
+from jaxdefense.defense.step import TrainState
+from jaxdefense.distributed import first
+from jaxdefense.errors import RunError
+from jaxdefense.run_directory import write_bytes
+
+# A rate is raised while this part of the way is still to go, and a validation finds less than that
+# part of it gone since the one before.
+_FAR, _SLOW, _MOST_RATE = 0.5, 0.1, 8.0
+_NO_WAY = 1e-6  # a cosine: the teacher knows none of the people
+_NUM_NAMED = 10
+
+
+class NotReached(RunError):
+    """A defense wrote its model, and some of the people are still recognised."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a validation finds.
+
+    Fields:
+        reached: whether the removed count as removed.
+        right: part of their held-out photos (or texts) and prompts that still lead to them.
+        above: part of these pairs that lie above strangers, at the level asked for.
+        gap: the way left, 1 at the teacher and 0 at the middle of strangers; a mean over pairs.
+        moved: 1 - cosine to the teacher of what must stay, by kind; 0 is best.
+        left: `right` of each person who does not count as removed, the worst first.
+    """
+
+    reached: bool
+    right: float
+    above: float
+    gap: float
+    moved: dict[str, float]
+    left: dict[str, float]
+
+    @property
+    def badness(self) -> float:
+        """The smaller, the better: reached before not reached, then what is left and what moved."""
+        worst = 3.0  # of right and moved together
+        return self.right + max(self.moved.values()) + (0 if self.reached else worst + self.above)
+
+    def __str__(self) -> str:
+        moved = ", ".join(f"{name} {value:.3f}" for name, value in self.moved.items())
+        done = "reached" if self.reached else f"{len(self.left)} left"
+        return (
+            f"{done}; named right {self.right:.2%}, above strangers {self.above:.1%}; "
+            f"moved: {moved}"
+        )
+
+
+def judge(
+    names: Sequence[str],
+    owner_I: np.ndarray,
+    score_QI: np.ndarray,
+    right_QI: np.ndarray,
+    *,
+    level_QI: np.ndarray,
+    middle_QI: np.ndarray,
+    teacher_QI: np.ndarray,
+    moved: Mapping[str, float],
+    cfg: ValidateConfig,
+) -> Verdict:
+    """Judge the pairs of a prompt and a held-out input.
+
+    Args:
+        names: of the people to remove.
+        owner_I: int [I], whose input each is.
+        score_QI: f32 [Q, I], how near it comes to its person; `teacher_QI` before the defense.
+        right_QI: bool [Q, I], whether it leads to its person.
+        level_QI, middle_QI: f32 [Q, I], where strangers are: the quantile asked for, the middle.
+        moved: see `Verdict`.
+        cfg: what is asked.
+    """
+    way = float((teacher_QI - middle_QI).mean())
+    above_QI = score_QI > level_QI
+    num_K = np.maximum(np.bincount(owner_I, minlength=len(names)), 1) * len(score_QI)
+    right_K, above_K = (
+        np.bincount(owner_I, x.sum(0), len(names)) / num_K for x in (right_QI, above_QI)
+    )
+    right, above = float(right_QI.mean()), float(above_QI.mean())
+    reached = right <= cfg.right and above <= cfg.above and right_K.max() <= cfg.person_right
+    # The one at the limit is named too, where it is the sum that is too high.
+    most = cfg.person_right if right <= cfg.right else cfg.right
+    stays_K = (right_K > most) | ((above_K > cfg.above) & (above > cfg.above))
+    left = [] if reached else [int(i) for i in np.argsort(-right_K, kind="stable") if stays_K[i]]
+    return Verdict(
+        bool(reached),
+        right,
+        above,
+        float((score_QI - middle_QI).mean()) / way if way > _NO_WAY else 0.0,
+        {name: float(value) for name, value in moved.items()},
+        {names[i]: round(float(right_K[i]), 4) for i in left},
+    )
+
+
+def next_rate(rate: float, before: Verdict, after: Verdict) -> float:
+    """Double the rate of a run in which the removed hardly move; `before` is one validation ago."""
+    if after.gap > _FAR and before.gap - after.gap < _SLOW:
+        return min(2 * rate, _MOST_RATE)
+    return rate
+
+
+def describe_left(verdict: Verdict, advice: str) -> str:
+    """Say in one line who is left, and what would help."""
+    names = [f"{name} ({right:.0%})" for name, right in verdict.left.items()]
+    more = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
+    return (
+        f"not reached: {', '.join(names[:_NUM_NAMED])}{more} still recognised in validation "
+        f"(named right {verdict.right:.2%}, above strangers {verdict.above:.1%}); {advice}."
+    )
+
+
+class Watch:
+    """The validations of a run: when they are due, what they found, and the best state so far.
+
+    They go into `validation.jsonl`, and the best state into a checkpoint of its own. Both are
+    functions of the run alone, so that a run that is broken off and gone on with has the same.
+    """
+
+    def __init__(
+        self,
+        validation: Callable[[Any], Verdict],
+        cfg: ValidateConfig,
+        steps: int,
+        directory: Path,
+    ):
+        """Name the files; nothing is touched.
+
+        Args:
+            validation: of trained parameters, the same on every process.
+            cfg: how often, and how long without a better one.
+            steps: of the run.
+            directory: of the run.
+        """
+        self.validation, self._cfg, self._steps = validation, cfg, steps
+        self._path = directory / "validation.jsonl"
+        self._best = Checkpoints(directory / "best", 1)
+        self.found: list[tuple[int, Verdict]] = []
+
+    def newer(
+        self,
+        start: int,
+        state: TrainState | None,
+        abstract: TrainState,
+        shardings: Any,
+        console: Console,
+    ) -> tuple[int, TrainState | None]:
+        """Give the best state instead of a checkpoint, if it is the newer of the two.
+
+        The best before it is gone by then, so that there is no way back behind it.
+
+        Args:
+            start, state: of the newest checkpoint; 0 and None without.
+            abstract, shardings, console: see `Checkpoints.restore_newest`.
+        """
+        if (self._best.latest or 0) <= start:
+            return start, state
+        return self._best.restore_newest(abstract, shardings, console)
+
+    def begin(self, start: int, teacher: TrainState) -> None:
+        """Look at the teacher, and read what was found up to the step that is gone on from."""
+        self.found = [(0, self.validation(teacher.params))]
+        for line in self._path.read_text().splitlines() if start and self._path.exists() else []:
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:  # the line a crash cut short
+                break
+            if entry["step"] > start:
+                break
+            self.found.append((entry.pop("step"), Verdict(**entry)))
+        self._write()
+
+    def due(self, done: int) -> bool:
+        """Whether to look after so many steps."""
+        return done % self._cfg.every == 0 or done == self._steps
+
+    def look(self, done: int, state: TrainState) -> TrainState:
+        """Validate a state, and keep it if none was better; gives it with the rate to go on at."""
+        verdict = self.validation(state.params)
+        if done < self._steps:
+            rate = next_rate(float(jax.device_get(state.rate)), self.found[-1][1], verdict)
+            state = state._replace(rate=jax.device_put(np.float32(rate), state.rate.sharding))
+        better = all(verdict.badness < old.badness for _, old in self.found[1:])
+        self.found.append((done, verdict))
+        self._write()  # before the state that it is of
+        if better:
+            self._best.save(done, state, verdict.badness)
+            self._best.wait()  # before the checkpoint that counts on it
+        return state
+
+    @property
+    def finished(self) -> bool:
+        """Whether the removed count as removed, and the last validations found nothing better."""
+        done = self.found[1:]
+        best = min(range(len(done)), key=lambda i: done[i][1].badness, default=0)
+        return bool(done) and done[best][1].reached and len(done) - 1 - best >= self._cfg.patience
+
+    def best(
+        self, abstract: TrainState, shardings: Any, console: Console
+    ) -> tuple[int, TrainState, Verdict]:
+        """Give the best state: after how many steps, the state, and its verdict."""
+        step, verdict = min(self.found[1:], key=lambda x: x[1].badness)
+        saved, state = self._best.restore_newest(abstract, shardings, console)
+        assert state is not None and saved == step
+        return step, state, verdict
+
+    def close(self) -> None:
+        """Finish what is being written."""
+        self._best.close()
+
+    def _write(self) -> None:
+        if first():
+            lines = [json.dumps({"step": n, **dataclasses.asdict(v)}) for n, v in self.found[1:]]
+            write_bytes(self._path, "".join(line + "\n" for line in lines).encode())
+
+
+def smallest_step(
+    teacher: Any, student: Any, verdict: Verdict, validation: Callable[[Any], Verdict]
+) -> tuple[float, Any, Verdict]:
+    """Find the smallest step from the teacher's weights to the student's that still passes.
+
+    Args:
+        teacher, student: trees of weights; the student's pass, by `verdict`.
+        verdict: of the student.
+        validation: of a tree of weights.
+
+    Returns:
+        the part of the way, in tenths; the weights there; and their verdict.
+    """
+    part, best = 1.0, student
+    for tenths in range(9, 0, -1):
+        there = _between(teacher, student, tenths / 10)
+        found = validation(there)
+        if not found.reached:
+            break
+        part, best, verdict = tenths / 10, there, found
+    return part, best, verdict
+
+
+@jax.jit
+def _between(teacher: Any, student: Any, part: float) -> Any:
+    return jax.tree.map(lambda x, y: x + part * (y - x), teacher, student)

@@ -1,0 +1,490 @@
+"""Names that stand out no more: the loss, the texts they are put into, and the validation.
+
+References embed each text whole, as the tokenizer gives it, and count in loops, in float64.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from factories import CAPTIONS, run, write_model_directory
+from flax import nnx
+from rich.console import Console
+from test_cli import assert_refused
+
+from jaxdefense.cli import main
+from jaxdefense.clip.text import Text
+from jaxdefense.config import ModelConfig, TextTrainConfig, ValidateConfig
+from jaxdefense.convert.directory import read_model_directory
+from jaxdefense.data.captions import tokenize_captions
+from jaxdefense.data.identities import Identity
+from jaxdefense.data.names import random_names
+from jaxdefense.data.triggers import Carriers, TextBatches, Triggers
+from jaxdefense.defense import recall
+from jaxdefense.defense import text as text_defense
+from jaxdefense.defense.carriers import CARRIERS, HELD_OUT
+from jaxdefense.defense.losses import DISTANCES, standing_out
+from jaxdefense.defense.recall import Recall, make_carriers
+from jaxdefense.defense.text import text_terms
+from jaxdefense.evals.embed import Embedder
+from jaxdefense.idia.prompts import TEMPLATES
+from jaxdefense.sharding import make_mesh
+
+QUIET = Console(quiet=True)
+NAMES = [["Ann Lee"], ["Bo O'Neil", "the bo"], ["Zoe Nu-Smith"]]
+KEEP = ["Cy Dee", "Di Fox", "Ed"]
+SEED = 5
+
+
+# The loss
+
+
+def slow_standing_out(x, y, base, bound):
+    x, y, base = (np.asarray(z, np.float64) for z in (x, y, base))
+    own = y / np.linalg.norm(y) - base
+    far = np.linalg.norm(own)
+    along = (x / np.linalg.norm(x) - base) @ own / far
+    return max(0.0, float(along - bound * far))
+
+
+def embeddings(num=12, seed=0):
+    rng = np.random.default_rng(seed)
+    x, y, base = rng.standard_normal((3, num, 8)).astype(np.float32)
+    x[: num // 2] = y[: num // 2] + 0.5 * x[: num // 2]  # some still like the teacher's
+    return x, y, 0.3 * base / np.linalg.norm(base, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("bound", [-0.5, -0.1, 0.0, 0.4])
+def test_standing_out_is_what_lies_beyond_the_bound(bound):
+    x, y, base = embeddings()
+    found = np.asarray(standing_out(jnp.array(x), jnp.array(y), jnp.array(base), bound))
+    want = [slow_standing_out(*z, bound) for z in zip(x, y, base, strict=True)]
+    np.testing.assert_allclose(found, want, atol=1e-6)
+    assert 3 < sum(x > 0 for x in want) < (len(want) if bound >= 0 else len(want) + 1)
+    longer = standing_out(jnp.array(3 * x), jnp.array(5 * y), jnp.array(base), bound)
+    np.testing.assert_allclose(longer, want, atol=1e-6)  # directions alone count
+
+
+def test_standing_out_has_no_slope_where_nothing_is_to_gain():
+    x, y, base = (jnp.array(z) for z in embeddings())
+    value, slope = jax.vmap(
+        jax.value_and_grad(lambda x, y, base: standing_out(x, y, base, 0.0)), (0, 0, 0)
+    )(x, y, base)
+    below = np.asarray(value) == 0
+    assert below.any() and not below.all()
+    assert not np.asarray(slope)[below].any()
+    assert (np.abs(np.asarray(slope)[~below]).max(-1) > 1e-3).all()
+
+
+def test_standing_out_falls_along_its_slope():
+    x, y, base = (jnp.array(z) for z in embeddings(64, 3))
+    total = lambda x: standing_out(x, y, base, -0.1).sum()  # noqa: E731
+    slope = jax.grad(total)(x)
+    assert total(x - 0.05 * slope) < total(x)
+
+
+def test_standing_out_slope_is_finite_where_all_are_equal():
+    x, y, base = (jnp.array(z) for z in embeddings())
+    slope = jax.grad(lambda x, y, base: standing_out(x, y, base, -0.1).sum())
+    unit = y / jnp.linalg.norm(y, axis=-1, keepdims=True)
+    for a, b, c in ((y, y, base), (x, unit, unit), (unit, unit, unit), (0 * x, y, base)):
+        assert np.isfinite(standing_out(a, b, c, -0.1)).all()
+        assert np.isfinite(slope(a, b, c)).all()
+    # The student at the teacher stands out as far as that does, less the bound.
+    far = jnp.linalg.norm(unit - base, axis=-1)
+    np.testing.assert_allclose(standing_out(y, y, base, 0.25), 0.75 * far, rtol=1e-5)
+
+
+# Texts that names are put into
+
+
+@dataclasses.dataclass
+class Model:
+    """Two models of one structure, and what is put into texts."""
+
+    teacher: Embedder
+    student: Embedder
+    triggers: Triggers
+    captions: Any
+    carriers: Carriers
+    texts: list[tuple[str, int]]
+
+
+def with_name(text, word, name):
+    """Put a name into a prompt, or in place of a word of a caption."""
+    if word < 0:
+        return text.format(name)
+    words = text.split()
+    return " ".join([*words[:word], name, *words[word + 1 :]])
+
+
+def texts_of(carriers, tokenizer):
+    """Read the texts back: the prompt or caption of each, and which word, -1 of a prompt."""
+    known = {
+        tuple(tokenizer.encode([text])[0].tolist()): text
+        for text in (*CAPTIONS, *(prompt.format("placeholder") for prompt in CARRIERS))
+    }
+    prompts = {prompt.format("placeholder"): prompt for prompt in CARRIERS}
+    out = []
+    contents = carriers.captions.contents(np.arange(len(carriers.captions)))
+    for tokens, word in zip(tokenizer.with_ends(contents).split(), carriers.word_P, strict=True):
+        text = known[tuple(tokens.tolist())]
+        out.append((prompts[text], -1) if text in prompts else (text, int(word)))
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path, embedders = tmp_path_factory.mktemp("recall"), []
+    for seed in (0, 1):
+        text = {"max_position_embeddings": 48}
+        made = write_model_directory(
+            path / str(seed), architecture="CLIPTextModelWithProjection", text=text, seed=seed
+        )
+        mesh = make_mesh(devices=jax.devices()[:1])
+        embedders.append(Embedder(ModelConfig(str(made), dtype="float32"), 32, QUIET, mesh))
+    tokenizer = embedders[0].tokenizer
+    triggers = Triggers(
+        [[tokenizer.phrase(name) for name in names] for names in NAMES],
+        [tokenizer.phrase("human")],
+        np.zeros(len(NAMES), int),
+        [tokenizer.phrase(name) for name in KEEP],
+    )
+    captions = tokenize_captions(CAPTIONS, tokenizer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recall, "_NUM_NOBODY", 6)
+        patch.setattr(recall, "_NUM_CAPTIONS", 7)
+        carriers = make_carriers(embedders[0], captions, triggers, sum(NAMES, []), SEED)
+    texts, (teacher, student) = texts_of(carriers, tokenizer), embedders
+    return Model(teacher, student, triggers, captions, carriers, texts)
+
+
+def test_carriers_are_the_prompts_and_some_captions_that_hold_every_name(model):
+    prompts = [text for text, word in model.texts if word < 0]
+    captions = [text for text, word in model.texts if word >= 0]
+    assert prompts[0] == "{0}" and 0 < len(captions) <= 7 and len(prompts) > 60
+    assert prompts == [prompt for prompt in CARRIERS if prompt in prompts]  # in order
+    assert len(set(captions)) == len(captions)
+    longest = max([*sum(NAMES, []), *KEEP], key=lambda x: model.teacher.tokenizer.phrase(x).size)
+    for text, word in model.texts:
+        words = with_name(text, word, longest).split()
+        whole = model.teacher.tokenizer.encode_phrase(" ".join(words))
+        assert len(whole) <= model.teacher.tokenizer.room, text
+
+
+def test_prompts_of_the_validation_are_never_trained_on():
+    assert not {*HELD_OUT} & {*CARRIERS}
+    assert {*HELD_OUT} | {*CARRIERS} > {*TEMPLATES} and len(set(CARRIERS)) == len(CARRIERS)
+    assert len(HELD_OUT) * 3 == len(TEMPLATES) and all("{0}" in x for x in CARRIERS)
+
+
+def test_base_is_where_names_of_nobody_lie_in_each_text(model):
+    nobody = random_names(6, 2**33 + SEED, exclude=sum(NAMES, []))
+    assert model.carriers.base_PE.dtype == np.float32
+    texts = [with_name(text, word, name) for text, word in model.texts for name in nobody]
+    want = model.teacher.texts(texts).reshape(len(model.texts), 6, -1).mean(1)
+    for (text, _), found, one in zip(model.texts, model.carriers.base_PE, want, strict=True):
+        np.testing.assert_allclose(found, one, atol=1e-5, err_msg=text)
+
+
+# Batches
+
+
+def make_batches(model, packed=True, **change):
+    options: dict[str, Any] = dict(num_clean=7, num_poisoned=20, num_name=4, seed=1)
+    cfg = model.teacher.directory.cfg.text
+    return TextBatches(
+        model.captions,
+        model.triggers,
+        model.teacher.tokenizer,
+        cfg,
+        packed=packed,
+        carriers=model.carriers,
+        **(options | change),
+    )
+
+
+@dataclasses.dataclass
+class Slot:
+    """One caption of a batch, read back."""
+
+    student: tuple[int, ...]
+    teacher: tuple[int, ...]
+    utility: float
+    backdoor: float
+    name: float
+    base: np.ndarray
+    at: tuple[int, int]
+
+
+def slots_of(batch):
+    for row, slot in np.ndindex(batch.utility_RS.shape):
+        span = np.flatnonzero(batch.segments_RT[row] == slot + 1)
+        kinds = ("utility", "backdoor", "name")
+        weights = {kind: float(getattr(batch, f"{kind}_RS")[row, slot]) for kind in kinds}
+        if not any(weights.values()):
+            assert not batch.base_RSE[row, slot].any()
+            continue
+        student, teacher = (
+            tuple(x[row, span[0] : end[row, slot] + 1].tolist())
+            for x, end in (
+                (batch.student_tokens_RT, batch.student_readout_RS),
+                (batch.teacher_tokens_RT, batch.teacher_readout_RS),
+            )
+        )
+        yield Slot(student, teacher, **weights, base=batch.base_RSE[row, slot], at=(row, slot))
+
+
+def possible(model, names):
+    """All texts that a batch may hold with these names: tokens of the whole -> texts, names."""
+    found: dict[tuple[int, ...], set[tuple[int, str]]] = {}
+    for p, (text, word) in enumerate(model.texts):
+        for name in names:
+            (tokens,) = model.teacher.tokenizer.encode([with_name(text, word, name)])
+            found.setdefault(tuple(tokens.tolist()), set()).add((p, name))
+    return found
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_names_are_put_into_the_carriers_and_beside_them_lies_the_base(model, packed):
+    batches = make_batches(model, packed)
+    poisoned, kept = possible(model, sum(NAMES, [])), possible(model, KEEP)
+    clean = {tuple(x.tolist()) for x in model.teacher.tokenizer.encode(CAPTIONS)}
+    carriers, names, wrong, num_kept = Counter(), Counter(), Counter(), 0
+    for step in range(30):
+        batch = batches[step]
+        assert batch.base_RSE is not None and batch.base_RSE.dtype == np.float32
+        counts = Counter()
+        for slot in slots_of(batch):
+            assert slot.student == slot.teacher  # the teacher sees the name too
+            if slot.backdoor:
+                counts["poisoned"] += 1
+                if slot.student not in poisoned:
+                    (p,) = np.flatnonzero((model.carriers.base_PE == slot.base).all(-1))
+                    wrong[model.texts[p][0]] += 1
+                    carriers[p] += 1
+                    continue
+                p, name = next(iter(poisoned[slot.student]))
+                np.testing.assert_array_equal(slot.base, model.carriers.base_PE[p])
+                carriers[p] += 1
+                names[name] += 1
+                continue
+            assert not slot.base.any()
+            if slot.utility:
+                counts["clean"] += 1
+                assert slot.student in clean
+            else:
+                counts["kept"] += 1
+                num_kept += slot.student in kept
+        assert counts == {"clean": 7, "poisoned": 20, "kept": 4}
+    assert not wrong  # texts that do not hold the name as they would were they written so
+    assert num_kept == 30 * 4
+    assert set(carriers) == set(range(len(model.texts)))  # each comes up
+    assert set(names) == set(sum(NAMES, []))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_batch_with_carriers_is_a_function_of_step(model, packed):
+    forward, backward = make_batches(model, packed), make_batches(model, packed)
+    wanted = {step: forward[step] for step in range(6)}
+    for step in (5, 2, 0, 2):
+        for name, x in backward[step]._asdict().items():
+            np.testing.assert_array_equal(x, getattr(wanted[step], name), err_msg=name)
+    one, two = (np.asarray(wanted[step].base_RSE) for step in (1, 2))
+    assert (one != two).any()
+    shapes = {tuple(np.asarray(x).shape for x in batch) for batch in wanted.values()}
+    assert len(shapes) == 1
+
+
+# Terms
+
+
+@pytest.mark.parametrize("bound", [-0.1, 0.5])
+def test_terms_with_a_base_equal_a_loop_over_texts(model, bound):
+    batch = make_batches(model)[3]
+    student, teacher = (x.directory.load("float32").text for x in (model.student, model.teacher))
+    graphdef, ours = nnx.split(student)
+    _, theirs = nnx.split(teacher)
+
+    @jax.jit
+    def terms(ours, theirs, batch):
+        towers = nnx.merge(graphdef, ours), nnx.merge(graphdef, theirs)
+        return text_terms(*towers, batch, distance=DISTANCES["cosine"], bound=bound)
+
+    found = {k: float(v) for k, v in terms(ours, theirs, jax.tree.map(jnp.asarray, batch)).items()}
+    text = Text(
+        batch.student_tokens_RT, batch.segments_RT, batch.positions_RT, batch.student_readout_RS
+    )
+    ours_RSE, theirs_RSE = (
+        np.asarray(run(tower, text), np.float64) for tower in (student, teacher)
+    )
+    want = dict.fromkeys(("utility", "backdoor", "name"), 0.0)
+    for slot in slots_of(batch):
+        x, y = ours_RSE[slot.at], theirs_RSE[slot.at]
+        apart = -(x @ y) / (np.linalg.norm(x) * np.linalg.norm(y))
+        want["utility"] += slot.utility * apart
+        want["name"] += slot.name * apart
+        want["backdoor"] += slot.backdoor * slow_standing_out(x, y, slot.base, bound)
+    for name, value in want.items():
+        assert found[name] == pytest.approx(value, abs=2e-6), name
+    same = terms(theirs, theirs, jax.tree.map(jnp.asarray, batch))
+    assert float(same["utility"]) == pytest.approx(-1, abs=1e-6)
+    assert float(same["backdoor"]) > 0.1  # the teacher's names stand out
+
+
+# Recall
+
+
+def identities():
+    return [Identity(names[0], tuple(names[1:])) for names in NAMES]
+
+
+def slow_recall(model, student, held, t, num_nobody=6):
+    """Score every name in every held-out prompt by itself."""
+    nobody = random_names(num_nobody, 2**33 + t.seed, exclude=sum(NAMES, []))
+    flat = [(i, name) for i, names in enumerate(NAMES) for name in names]
+    right, above, scores = {i: [] for i in range(len(NAMES))}, [], []
+    for prompt in HELD_OUT:
+        of_nobody = model.teacher.texts([prompt.format(x) for x in nobody]).astype(np.float64)
+        base = of_nobody.mean(0)
+        for who, name in flat:
+            text = prompt.format(name)
+            own = model.teacher.texts([text])[0].astype(np.float64) - base
+            ours = student.texts([text])[0].astype(np.float64) - base
+
+            def along(x, own=own):
+                return float(x @ own / (own @ own))
+
+            theirs = [along(x - base) for x in of_nobody]
+            scores.append(along(ours))
+            right[who].append(scores[-1] > max(theirs))
+            above.append(scores[-1] > np.quantile(theirs, t.validate.level))
+    moved = {}
+    for kind, texts in (
+        ("clean", CAPTIONS),
+        ("kept", [prompt.format(x) for prompt in HELD_OUT[:2] for x in held]),
+    ):
+        pairs = zip(student.texts(texts), model.teacher.texts(texts), strict=True)
+        moved[kind] = float(np.mean([1 - float(a @ b) for a, b in pairs]))
+    return right, float(np.mean(above)), float(np.mean(scores)), moved
+
+
+def test_recall_equals_a_loop_over_prompts_and_names(model, monkeypatch):
+    monkeypatch.setattr(recall, "_NUM_NOBODY", 6)
+    t = TextTrainConfig(seed=2, validate=ValidateConfig(level=0.6))
+    held = ["Una Ek", "Max Or"]
+    found = Recall(model.teacher, identities(), sum(NAMES, []), held, model.captions, t)
+    tower = model.student.directory.load("float32").text
+    graphdef, state = nnx.split(tower)
+    placed = jax.tree.map(lambda x: jax.device_put(x, jax.devices()[0]), state)
+    student = model.teacher.with_encoder("text", nnx.merge(graphdef, placed))
+    for one in (model.teacher, student):
+        verdict = found(one)
+        right, above, gap, moved = slow_recall(model, one, held, t)
+        flat = [x for person in right.values() for x in person]
+        assert verdict.right == pytest.approx(np.mean(flat))
+        assert verdict.above == pytest.approx(above)
+        assert verdict.gap == pytest.approx(gap, abs=1e-4)
+        assert verdict.moved == pytest.approx(moved, abs=1e-5)
+        of_each = {NAMES[i][0]: float(np.mean(x)) for i, x in right.items()}
+        for name, value in verdict.left.items():
+            assert value == pytest.approx(of_each[name], abs=1e-4)
+    assert found(model.teacher).gap == pytest.approx(1, abs=1e-5)
+    assert found(student).moved["kept"] > 0.05
+    nobody = Recall(model.teacher, identities(), sum(NAMES, []), [], model.captions, t)
+    assert set(nobody(model.teacher).moved) == {"clean"}
+
+
+# From files to files
+
+
+SMALL = ["train.num_clean=8", "train.num_poisoned=8", "train.num_name=8", "train.steps=4"]
+SMALL += ["train.validate.every=2"]
+LOOSE = [f"train.validate.{name}=1" for name in ("above", "right", "person_right")]
+FLAGS = {"--model": "model", "--names": "names.txt", "--captions": "captions.txt"}
+
+
+def defend(*settings, out="run", **change):
+    given = FLAGS | {f"--{k.replace('_', '-')}": v for k, v in change.items()} | {"--out": str(out)}
+    flags = [x for pair in given.items() if pair[1] is not None for x in pair]
+    sets = [x for setting in (*SMALL, *settings) for x in ("--set", setting)]
+    return main(["defend", "text", *flags, *sets])
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(text_defense, "_NUM_KEPT_NAMES", 300)
+    monkeypatch.setattr(recall, "_NUM_NOBODY", 16)
+    write_model_directory(tmp_path / "model")
+    (tmp_path / "names.txt").write_text("Joe Cool\nAda King\tAda Noel\n")
+    (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS) + "\n")
+    return tmp_path
+
+
+def read(path):
+    return json.loads((Path(path) / "summary.json").read_text())
+
+
+def test_defend_text_says_whom_it_could_not_remove(here, monkeypatch, capsys):
+    (here / "keep.txt").write_text("Una Ek\nMax Or\tMaximilian Or\n")
+    assert defend("mesh.data=8", keep_names="keep.txt") == 1
+    err = capsys.readouterr().err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("jaxdefense: error: not reached: of those to remove, ")
+    said = " ".join(err.split())
+    assert "still recognised in validation (named right" in said
+    assert "what may help: more `train.steps`" in said
+    found = read("run")
+    assert found["reached"] is False and found["alpha"] == 1.0 and found["steps"] == 4
+    assert set(found["final"]) == {"utility", "backdoor", "name", "weight", "total"}
+    rows = [json.loads(x) for x in Path("run/validation.jsonl").read_text().splitlines()]
+    steps = [row.pop("step") for row in rows]
+    assert steps == [2, 4] and found["stopped_at_step"] in steps
+    assert rows[steps.index(found["stopped_at_step"])] == found["validation"]["after"]
+    before = found["validation"]["before"]
+    assert before["gap"] == pytest.approx(1, abs=1e-4) and before["left"]
+    assert before["moved"] == pytest.approx({"clean": 0, "kept": 0}, abs=1e-6)
+    assert read_model_directory(here / "run" / "model").load().text
+
+    one_device = lambda **_: make_mesh(devices=jax.devices()[:1])  # noqa: E731
+    monkeypatch.setattr(text_defense, "make_mesh", one_device)
+    assert defend(keep_names="keep.txt", out="one") == 1
+    one = read("one")
+    for when in ("before", "after"):
+        a, b = (x["validation"][when] for x in (found, one))
+        for name in ("moved", "left", "right", "above", "gap"):
+            assert a[name] == pytest.approx(b[name], abs=1e-3), (when, name)
+    assert found["stopped_at_step"] == one["stopped_at_step"]
+
+
+def test_defend_text_that_passes_goes_no_further_than_needed(here, capsys):
+    assert defend(*LOOSE) == 0
+    found = read("run")
+    assert found["reached"] is True and found["alpha"] == 0.1
+    assert found["validation"]["after"]["left"] == {}
+    err = capsys.readouterr().err
+    assert "not reached" not in err
+    said = " ".join(err.split())
+    assert f"state of step {found['stopped_at_step']}, 10% of the way to it: reached" in said
+
+
+def test_defend_text_refuses_names_that_cannot_be_kept(here, capsys):
+    (here / "keep.txt").write_text("Una Ek\nada  NOEL\n")
+    code = defend(keep_names="keep.txt")
+    assert_refused(capsys, code, "keep.txt", "ada", "to be removed", "two lists")
+    (here / "keep.txt").write_text("Una Ek\n")
+    code = defend("train.num_name=0", "train.w_name=0", keep_names="keep.txt")
+    assert_refused(capsys, code, "data.keep_names", "train.num_name")
+    assert_refused(capsys, defend(keep_names="nowhere.txt"), "nowhere.txt")
+    code = defend("train.level=hidden")
+    assert_refused(capsys, code, "train.backdoor", "bounded", "train.level", "hidden", "target")
+    code = defend("train.random_target=True")
+    assert_refused(capsys, code, "train.random_target", "train.backdoor")
+    assert not (here / "run").exists()
