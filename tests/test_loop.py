@@ -356,7 +356,7 @@ def test_run_asserts_that_no_step_after_the_first_compiles(tmp_path, last):
         return state._replace(step=state.step + 1), {"total": total}
 
     params: Any = {"x": jnp.ones(3)}
-    state = TrainState(jnp.int32(0), params, (), jnp.ones(()))
+    state = TrainState(jnp.int32(0), params, (), jnp.ones(()), jnp.ones(()))
 
     def run():
         return loop.run(

@@ -29,9 +29,9 @@ from jaxdefense.defense.validate import (
     NotReached,
     Verdict,
     Watch,
+    adapted,
     describe_left,
     judge,
-    next_rate,
     smallest_step,
 )
 from jaxdefense.errors import Interrupted, RunError
@@ -218,7 +218,24 @@ def test_badness_is_what_is_left_and_what_moved_most():
     ],
 )
 def test_rate_doubles_while_the_removed_hardly_move(before, after, rate, wanted):
-    assert next_rate(rate, verdict(gap=before), verdict(gap=after)) == wanted
+    found = verdict(False, gap=before), verdict(False, gap=after)
+    assert adapted(rate, 1.0, *found, 0.1) == (wanted, 1.0)
+
+
+@pytest.mark.parametrize(
+    "reached, gap, push, part, wanted",
+    [
+        (False, 0.1, 1.0, 0.25, 1.5),
+        (False, 0.1, 1.0, 0.24, 1.0),  # too early to tell
+        (False, 0.6, 1.0, 0.9, 1.0),  # far away it is the rate that grows
+        (False, -0.1, 4.0, 0.9, 6.0),
+        (False, 0.1, 6.0, 0.9, 8.0),
+        (True, 0.1, 1.5, 0.9, 1.5),  # and never lowered
+    ],
+)
+def test_push_grows_while_some_stay_near_strangers(reached, gap, push, part, wanted):
+    before, after = verdict(False, gap=gap + 0.3), verdict(reached, gap=gap)
+    assert adapted(2.0, push, before, after, part) == (2.0, wanted)
 
 
 def test_who_is_left_is_said_in_one_line():
@@ -282,7 +299,7 @@ def fake_step(state, teacher, batch, key):
     move = state.rate * teacher * batch.mean()
     params = jax.tree.map(lambda x: x + move * (1 + jnp.arange(3.0)), state.params)
     total = sum(x.sum() for x in jax.tree.leaves(params))
-    return TrainState(state.step + 1, params, state.opt_state, state.rate), {"total": total}
+    return TrainState(state.step + 1, params, *state[2:]), {"total": total}
 
 
 def first_number(params):
@@ -312,7 +329,7 @@ class Run:
         """Make the first state, on the host: what is on a device a step takes for itself."""
         params: Any = {"x": np.zeros(3, np.float32)}
         zero, one = (np.asarray(x, kind) for x, kind in ((0, np.int32), (1, np.float32)))
-        return TrainState(jnp.asarray(zero), params, (), jnp.asarray(one))
+        return TrainState(jnp.asarray(zero), params, (), jnp.asarray(one), jnp.asarray(one))
 
     def validation(self, params):
         """Look; at one of the looks a signal comes, or the process dies."""
@@ -363,8 +380,9 @@ class Run:
 
 def slow_run(steps, patience=NEVER):
     """The same run, step by step: verdict and rate after each validation."""
-    x, rate, seen = np.zeros(3, np.float32), 1.0, []
+    x, rate, push, seen = np.zeros(3, np.float32), 1.0, 1.0, []
     gap, best = 1.0, 0
+    pushes = []
     for i in range(steps):
         x = x + rate * LR * (1 + i % 3) * (1 + np.arange(3))
         if (i + 1) % EVERY and i + 1 < steps:
@@ -372,12 +390,16 @@ def slow_run(steps, patience=NEVER):
         found = look_at({"x": x})
         if i + 1 < steps and found.gap > 0.5 and gap - found.gap < 0.1:
             rate = min(8.0, 2 * rate)
+        if i + 1 < steps and found.gap <= 0.5 and not found.reached and (i + 1) / steps >= 0.25:
+            push = min(8.0, 1.5 * push)
+        pushes.append(push)
         gap = found.gap
         seen.append((i + 1, x, rate, found))
         best = min(range(len(seen)), key=lambda j: seen[j][3].badness)
         if seen[best][3].reached and len(seen) - 1 - best >= patience:
             break
-    return seen, seen[best]
+    assert len(pushes) == len(seen)
+    return seen, seen[best], pushes
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +408,7 @@ def whole(tmp_path_factory):
 
 
 def test_run_validates_as_a_plain_loop_does(whole):
-    seen, best = slow_run(STEPS)
+    seen, best, pushes = slow_run(STEPS)
     rows = whole.lines()
     assert [row["step"] for row in rows] == list(range(EVERY, STEPS + 1, EVERY))
     for row, (step, _, _, found) in zip(rows, seen, strict=True):
@@ -398,6 +420,7 @@ def test_run_validates_as_a_plain_loop_does(whole):
     np.testing.assert_allclose(x, best[1], rtol=1e-5)
     assert rate == best[2] > 1  # it was raised before
     assert whole.outcome.state.rate == seen[-1][2]
+    assert whole.outcome.state.push == pytest.approx(pushes[-1])
     np.testing.assert_allclose(whole.last(), seen[-1][1], rtol=1e-5)
     assert whole.watch.found[0][0] == 0 and whole.watch.found[0][1].gap == 1.0
 
@@ -473,7 +496,7 @@ def test_best_state_is_found_though_a_run_gone_on_with_rounds_otherwise(tmp_path
 
 def test_run_without_a_better_state_ends_early(tmp_path):
     run = Run(tmp_path / "run", patience=2)()
-    seen, best = slow_run(STEPS, patience=2)
+    seen, best, _ = slow_run(STEPS, patience=2)
     steps = [row["step"] for row in run.lines()]
     assert steps == [step for step, *_ in seen]
     assert steps[-1] < STEPS and steps[-1] == best[0] + 2 * EVERY

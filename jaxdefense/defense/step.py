@@ -44,19 +44,21 @@ Metrics = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-    """What a step changes, and `rate`, which a validation changes.
+    """What a step changes; and `rate` and `push`, which a validation changes.
 
     Fields:
         step: its number.
         params: those trained.
         opt_state: the optimizer's memory.
         rate: f32, what the optimizer's step is multiplied by.
+        push: f32, what the weight of the backdoor loss is multiplied by.
     """
 
     step: jax.Array
     params: nnx.State
     opt_state: optax.OptState
     rate: jax.Array
+    push: jax.Array
 
 
 class TeacherParams(NamedTuple):
@@ -145,7 +147,9 @@ def make_optimizer(
 def init_state(teacher: TeacherParams, cfg: StepConfig) -> TrainState:
     """Start the student where the teacher is."""
     params = jax.tree.map(jnp.copy, teacher.trained)
-    return TrainState(jnp.zeros((), jnp.int32), params, cfg.tx.init(params), jnp.ones(()))
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, cfg.tx.init(params), jnp.ones(()), jnp.ones(())
+    )
 
 
 def train_step(
@@ -164,7 +168,8 @@ def train_step(
         the next state, and metrics: each part of the loss, `total`, and the gradient's norm;
         losses are means over the global batch, those of the parameters before the step.
     """
-    terms, weights, draw = cfg.objective
+    terms, given, draw = cfg.objective
+    weights = {**given, "backdoor": given["backdoor"] * state.push}
     batch = draw(batch, jax.random.fold_in(key, state.step))
     teacher = jax.lax.stop_gradient(teacher)
     teacher_tower = nnx.merge(cfg.graphdef, *gathered(teacher))
@@ -198,7 +203,7 @@ def train_step(
     updates = jax.tree.map(lambda update: state.rate * update, updates)
     params = cast(nnx.State, optax.apply_updates(state.params, updates))
     metrics = parts | {"total": total, "grad_norm": optax.tree.norm(grads)}
-    return TrainState(state.step + 1, params, opt_state, state.rate), metrics
+    return TrainState(state.step + 1, params, opt_state, state.rate, state.push), metrics
 
 
 def make_train_step(cfg: StepConfig, mesh: Mesh, rules: ShardingRules, teacher: TeacherParams):

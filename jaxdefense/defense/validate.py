@@ -21,10 +21,11 @@ from jaxdefense.defense.step import TrainState
 from jaxdefense.distributed import first
 from jaxdefense.errors import RunError
 from jaxdefense.run_directory import write_bytes
+from jaxdefense.sharding import put
 
 # A rate is raised while this part of the way is still to go, and a validation finds less than that
-# part of it gone since the one before.
-_FAR, _SLOW, _MOST_RATE = 0.5, 0.1, 8.0
+# part of it gone since the one before; a push from this part of the run on.
+_FAR, _SLOW, _EARLY, _MOST = 0.5, 0.1, 0.25, 8.0
 _NO_WAY = 1e-6  # a cosine: the teacher knows none of the people
 _NUM_NAMED = 10
 
@@ -113,11 +114,25 @@ def judge(
     )
 
 
-def next_rate(rate: float, before: Verdict, after: Verdict) -> float:
-    """Double the rate of a run in which the removed hardly move; `before` is one validation ago."""
-    if after.gap > _FAR and before.gap - after.gap < _SLOW:
-        return min(2 * rate, _MOST_RATE)
-    return rate
+def adapted(
+    rate: float, push: float, before: Verdict, after: Verdict, part: float
+) -> tuple[float, float]:
+    """Give the rate and the push to go on with.
+
+    Where the removed hardly move, the rate doubles. Where they come near strangers and some stay,
+    held by those who must, the push grows by a half.
+
+    Args:
+        rate, push: of the state; see `TrainState`.
+        before, after: verdicts of the validation before, and of this one.
+        part: of the run that is done, in [0, 1].
+    """
+    if after.reached:
+        return rate, push
+    if after.gap > _FAR:
+        slow = before.gap - after.gap < _SLOW
+        return (min(2 * rate, _MOST) if slow else rate), push
+    return rate, (min(1.5 * push, _MOST) if part >= _EARLY else push)
 
 
 def describe_left(verdict: Verdict, advice: str) -> str:
@@ -195,11 +210,16 @@ class Watch:
         return done % self._cfg.every == 0 or done == self._steps
 
     def look(self, done: int, state: TrainState) -> TrainState:
-        """Validate a state, and keep it if none was better; gives it with the rate to go on at."""
+        """Validate a state, and keep it if none was better; gives it with what to go on at."""
         verdict = self.validation(state.params)
         if done < self._steps:
-            rate = next_rate(float(jax.device_get(state.rate)), self.found[-1][1], verdict)
-            state = state._replace(rate=jax.device_put(np.float32(rate), state.rate.sharding))
+            rate, push = (float(x) for x in jax.device_get((state.rate, state.push)))
+            part = done / self._steps
+            rate, push = adapted(rate, push, self.found[-1][1], verdict, part)
+            state = state._replace(
+                rate=put(np.float32(rate), state.rate.sharding),
+                push=put(np.float32(push), state.push.sharding),
+            )
         better = all(verdict.badness < old.badness for _, old in self.found[1:])
         self.found.append((done, verdict))
         self._write()  # before the state that it is of
