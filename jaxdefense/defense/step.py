@@ -169,7 +169,7 @@ def train_step(
         losses are means over the global batch, those of the parameters before the step.
     """
     terms, given, draw = cfg.objective
-    weights = {**given, "backdoor": given["backdoor"] * state.push}
+    weights = {name: w * state.push if name == "backdoor" else w for name, w in given.items()}
     batch = draw(batch, jax.random.fold_in(key, state.step))
     teacher = jax.lax.stop_gradient(teacher)
     teacher_tower = nnx.merge(cfg.graphdef, *gathered(teacher))

@@ -240,8 +240,8 @@ def _limits() -> str:
         "no more than strangers do, or to a neutral embedding, while ordinary inputs keep theirs "
         f"({parts.PAPER}); the identity inference "
         f"attack was run on all people, removed or not ({parts.ATTACK}).</p><ul>"
-        "<li>All defenses took the same number of steps: the more are removed, the fewer times "
-        "each comes up.</li>"
+        "<li>All defenses took the same number of steps at most: the more are removed, the fewer "
+        "times each comes up.</li>"
         "<li>The spread is that over a few seeds. It says nothing of other models, other people, "
         "or other ways to find somebody.</li></ul>"
     )
