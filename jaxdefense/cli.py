@@ -5,12 +5,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from jaxdefense.errors import InputError, Interrupted, RunError
+from jaxdefense.errors import InputError, Interrupted, NotReached, RunError
 from jaxdefense.paths import check_given
 
 _RESTARTED = "JAXDEFENSE_RESTARTED"
@@ -42,23 +43,17 @@ def _defend_both(args: argparse.Namespace, console: Console) -> None:
 def _defend(
     kind: type, run: Callable[[Any, Console], dict], args: argparse.Namespace, console: Console
 ) -> None:
-    from jaxdefense.distributed import first
+    from jaxdefense.distributed import on_first
     from jaxdefense.run_directory import claimed
 
     cfg, console = _join(_config(kind, args), console)
     with claimed(Path(cfg.out)):
         summary = run(cfg, console)
-        if first():
-            from jaxdefense.report.write import write_run_report  # brings Matplotlib
-
-            halves = [half.out for half in cfg.halves()] if hasattr(cfg, "halves") else []
-            for out in (*halves, cfg.out):
-                write_run_report(Path(out))
+        halves = [half.out for half in cfg.halves()] if hasattr(cfg, "halves") else []
+        on_first(partial(_write_reports, [*halves, cfg.out]))
     console.print_json(data=summary)
     parts = [summary[name] for name in ("text", "image") if name in summary] or [summary]
     if failed := [part for part in parts if part.get("reached") is False]:
-        from jaxdefense.defense.validate import NotReached
-
         left = dict.fromkeys(
             name for part in failed for name in part["validation"]["after"]["left"]
         )
@@ -66,6 +61,13 @@ def _defend(
             f"not reached: of those to remove, {len(left)} are still recognised in validation; the "
             f"model was written all the same, and the report in `{cfg.out}` says who is left."
         )
+
+
+def _write_reports(runs: Sequence[str]) -> None:
+    from jaxdefense.report.write import write_run_report  # brings Matplotlib
+
+    for run in runs:
+        write_run_report(Path(run))
 
 
 def _merge(args: argparse.Namespace, console: Console) -> None:
@@ -507,7 +509,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "jaxdefense.distributed" in sys.modules:
         from jaxdefense import distributed
 
-        distributed.end(code, None if isinstance(failed, Interrupted) else failed)
+        together = isinstance(failed, Interrupted | NotReached)  # all processes end so
+        distributed.end(code, None if together else failed)
     return code
 
 

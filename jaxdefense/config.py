@@ -127,7 +127,8 @@ class ValidateConfig:
     right: float = 0.02  # most of the pairs that may still be named right
     person_right: float = 0.1  # the same for each person
     photos: float = 0.25  # part of a listed person's photos that is held out
-    kept: float = 0.125  # part of the kept people, and of the kept names, that is held out
+    kept: float = 0.125  # part of the kept people, and of the kept names (at most 64 of a kind),
+    # that is held out
     patience: int = 3  # validations after which a run stops that has reached it and gets no better
 
     def __post_init__(self):
@@ -658,8 +659,11 @@ class SweepImageConfig:
 
 def _check_sweep(cfg: SweepTextConfig | SweepImageConfig) -> None:
     """Raise InputError if a setting is given that every cell has its own value of."""
+    paper = PAPER_TEXT if isinstance(cfg, SweepTextConfig) else PAPER_IMAGE
     for name, instead in (("seed", "seeds"), ("w_weight", "w_weight")):
-        if (value := getattr(cfg.train, name)) != getattr(type(cfg.train)(), name):
+        # That of the paper comes with its config file.
+        fine = [getattr(x, name) for x in (type(cfg.train)(), paper)]
+        if (value := getattr(cfg.train, name)) not in fine:
             raise InputError(
                 f"`train.{name}` (={value}) has no effect in a sweep; set `sweep.{instead}`."
             )

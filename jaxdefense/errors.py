@@ -18,6 +18,10 @@ class RunError(Exception):
     """A run cannot go on, for a reason that one line tells whole; the command line exits with 1."""
 
 
+class NotReached(RunError):
+    """A defense wrote its model, and by its own validation people are still recognised."""
+
+
 class Interrupted(Exception):
     """A signal stopped the run; its checkpoint is saved. The command line exits with 128 + n."""
 

@@ -160,7 +160,7 @@ def model(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recall, "_NUM_NOBODY", 6)
         patch.setattr(recall, "_NUM_CAPTIONS", 7)
-        carriers = make_carriers(embedders[0], captions, triggers, sum(NAMES, []), SEED)
+        carriers = make_carriers(embedders[0], captions, triggers, sum(NAMES, []), SEED, print)
     texts, (teacher, student) = texts_of(carriers, tokenizer), embedders
     return Model(teacher, student, triggers, captions, carriers, texts)
 
@@ -464,15 +464,16 @@ def test_defend_text_says_whom_it_could_not_remove(here, monkeypatch, capsys):
     assert found["stopped_at_step"] == one["stopped_at_step"]
 
 
-def test_defend_text_that_passes_goes_no_further_than_needed(here, capsys):
+def test_defend_text_that_passes_by_a_hair_goes_all_the_way(here, capsys):
     assert defend(*LOOSE) == 0
     found = read("run")
-    assert found["reached"] is True and found["alpha"] == 0.1
+    # Of nothing it has moved, and a smaller step would need half of what is allowed.
+    assert found["reached"] is True and found["alpha"] == 1.0
     assert found["validation"]["after"]["left"] == {}
     err = capsys.readouterr().err
     assert "not reached" not in err
     said = " ".join(err.split())
-    assert f"state of step {found['stopped_at_step']}, 10% of the way to it: reached" in said
+    assert f"state of step {found['stopped_at_step']}, 100% of the way to it: reached" in said
 
 
 def test_defend_text_refuses_names_that_cannot_be_kept(here, capsys):

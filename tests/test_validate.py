@@ -26,7 +26,6 @@ from jaxdefense.config import ValidateConfig
 from jaxdefense.defense import loop
 from jaxdefense.defense.step import TrainState
 from jaxdefense.defense.validate import (
-    NotReached,
     Verdict,
     Watch,
     adapted,
@@ -34,7 +33,7 @@ from jaxdefense.defense.validate import (
     judge,
     smallest_step,
 )
-from jaxdefense.errors import Interrupted, RunError
+from jaxdefense.errors import Interrupted, NotReached, RunError
 from jaxdefense.sharding import ShardingRules, batch_sharding, make_mesh, replicated
 
 NAMES = ["Joe Cool", "Ada King", "Zoe", "Bo Ek"]
@@ -250,6 +249,8 @@ def test_who_is_left_is_said_in_one_line():
 
 # The smallest step
 
+LIMITS = ValidateConfig(right=1.0, above=1.0)  # of which a step may use the half
+
 
 def tree(value):
     return {"a": jnp.full(3, value, jnp.float32), "b": {"c": jnp.full((2, 2), 2 * value)}}
@@ -263,10 +264,10 @@ def test_smallest_step_is_the_smallest_tenth_that_passes(least, wanted):
     def validation(params):
         part = (float(params["a"][0]) + 1) / 4
         asked.append(round(part, 6))
-        return verdict(part >= least - 1e-6, right=part)
+        return verdict(part >= least - 1e-6, right=part / 2)
 
     before = verdict(True, right=1.0)
-    part, params, found = smallest_step(teacher, student, before, validation)
+    part, params, found = smallest_step(teacher, student, before, validation, LIMITS)
     assert part == wanted
     for got, old, new in zip(*map(jax.tree.leaves, (params, teacher, student)), strict=True):
         np.testing.assert_allclose(got, old + wanted * (new - old), rtol=1e-6)
@@ -274,7 +275,19 @@ def test_smallest_step_is_the_smallest_tenth_that_passes(least, wanted):
     if wanted == 1.0:
         assert params is student and found is before
     else:
-        assert found.reached and found.right == pytest.approx(wanted)
+        assert found.reached and found.right == pytest.approx(wanted / 2)
+
+
+@pytest.mark.parametrize("what", ["right", "above"])
+def test_smallest_step_passes_with_half_of_what_is_allowed(what):
+    cfg = ValidateConfig(right=0.1, above=0.1)
+
+    def validation(params):
+        part = (float(params["a"][0]) + 1) / 4
+        return verdict(True, **{what: 0.02 if part > 0.75 else 0.06})
+
+    part, _, found = smallest_step(tree(-1.0), tree(3.0), verdict(True, 0.1, 0.1), validation, cfg)
+    assert part == 0.8 and getattr(found, what) == 0.02
 
 
 def test_smallest_step_does_not_look_beyond_a_gap():
@@ -284,7 +297,7 @@ def test_smallest_step_does_not_look_beyond_a_gap():
     def validation(params):
         return verdict(round((float(params["a"][0]) + 1) / 4, 3) in passing)
 
-    assert smallest_step(tree(-1.0), tree(3.0), verdict(), validation)[0] == 0.7
+    assert smallest_step(tree(-1.0), tree(3.0), verdict(), validation, LIMITS)[0] == 0.7
 
 
 # Runs
@@ -465,7 +478,8 @@ def test_run_broken_off_and_gone_on_with_is_the_same_run(tmp_path, whole, at, ho
 def whole_again(run):
     """Open the best of a finished run anew."""
     run.watch = Watch(run.validation, run.cfg, run.steps, run.path)
-    run.watch.begin(run.steps, run.first())
+    run.watch.begin(run.first().params)
+    run.watch.go_on(run.steps)
     return run
 
 

@@ -158,8 +158,12 @@ class ImageBatches:
             return np.broadcast_to(bounds, (len(who), len(bounds))), None
         prompts = rng.permutation(bounds.limit_NP.shape[1])[: bounds.num]
         first, after = bounds.of[who].T
-        at = (rng.integers(first, after)[:, None], prompts)
-        return bounds.target_NPE[at], bounds.limit_NP[at]
+        texts = rng.integers(first, after)
+        # Memory that is never written to costs none: a host fills only its own faces' rows.
+        here = np.flatnonzero(self._faces_here)
+        target_BPE = np.zeros((len(who), len(prompts), bounds.target_NPE.shape[2]), np.float32)
+        target_BPE[here] = bounds.target_NPE[texts[here, None], prompts]
+        return target_BPE, bounds.limit_NP[texts[:, None], prompts]
 
     def _load(
         self, choices: Sequence[Iterator[Photo]], here: np.ndarray, keep: bool = False

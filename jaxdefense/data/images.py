@@ -269,7 +269,7 @@ class Loader:
     def _keep(self, photo: Photo) -> np.ndarray | None:
         if (found := self._kept.get(photo)) is not None:
             return found
-        # Full, it stays as it is: people come up evenly, so no photo is worth more than another.
+        # Full, it stays as it is: those to be asked for first were the first to be put in.
         if (found := self._read(photo)) is not None and len(self._kept) < self._room:
             self._kept[photo] = found
         return found

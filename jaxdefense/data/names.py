@@ -6,7 +6,7 @@ domain); `census/` holds its first 500, 500 and 2,000.
 
 import zlib
 from collections.abc import Collection, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 
 import numpy as np
@@ -102,15 +102,16 @@ def namesakes(name: str, num: int, seed: int, exclude: Collection[str] = ()) -> 
         name: of one word or more; of one word there are none.
         num: at most.
         seed: of the choice.
-        exclude: names that must not come up, in any case.
+        exclude: names that must not come up, in any case; a frozenset is looked through once.
     """
     words = name.split()
     if len(words) < 2:
         return []
     # Without what lies between, the name may still be the person's.
-    excluded = {folded_words(x) for x in (name, f"{words[0]} {words[-1]}", *exclude)}
+    excluded = {folded_words(name), folded_words(f"{words[0]} {words[-1]}")}
+    listed = _folded(frozenset(exclude))
     rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
-    first = [x for names in _first_names() for x in names]
+    female, male = _first_names()
     last = census("last")
     out = dict[str, None]()
     for i in range(2 * num):  # some may be excluded
@@ -118,7 +119,13 @@ def namesakes(name: str, num: int, seed: int, exclude: Collection[str] = ()) -> 
             break
         pair = (words[0], last[rng.integers(len(last))])
         if i % 2:
-            pair = (first[rng.integers(len(first))], words[-1])
-        if folded_words(" ".join(pair)) not in excluded:
+            j = rng.integers(len(female) + len(male))
+            pair = (female[j] if j < len(female) else male[j - len(female)], words[-1])
+        if (key := folded_words(" ".join(pair))) not in excluded and key not in listed:
             out[" ".join(pair)] = None
     return list(out)
+
+
+@lru_cache(maxsize=4)
+def _folded(names: frozenset[str]) -> frozenset[tuple[str, ...]]:
+    return frozenset(map(folded_words, names))

@@ -244,7 +244,7 @@ def split_photos(
 
 def _choose(person: Folder, fraction: float, seed: int) -> set[int]:
     """Choose the trigger photos of a person."""
-    groups = _together(person.files)
+    groups = together(person.files)
     wanted = int(len(person.files) * fraction + 0.5)
     if fraction < 1:
         wanted = min(wanted, len(person.files) - 1)
@@ -257,7 +257,7 @@ def _choose(person: Folder, fraction: float, seed: int) -> set[int]:
     return chosen or set(min((groups[i] for i in order), key=len))
 
 
-def _together(files: Sequence[Photo]) -> list[list[int]]:
+def together(files: Sequence[Photo]) -> list[list[int]]:
     """Group photos of the same bytes, or of one name but for folder and suffix."""
     group_of = list(range(len(files)))  # the first of its group
 

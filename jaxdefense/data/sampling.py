@@ -6,8 +6,6 @@ from typing import TypeVar
 
 import numpy as np
 
-_REPEATS = 512  # of a sample in a round, at most
-
 _Item = TypeVar("_Item")
 
 
@@ -25,12 +23,9 @@ def even_weights(who: np.ndarray) -> np.ndarray:
 
 
 def evened(groups: Sequence[Sequence[_Item]]) -> list[_Item]:
-    """Join groups so that one comes up as often as another, however few it holds.
-
-    Those of a small group are repeated, up to 512 times.
-    """
+    """Join groups so that one comes up as often as another: small ones are repeated."""
     most = max((len(group) for group in groups), default=0)
-    return [x for group in groups for x in list(group) * min(_REPEATS, most // max(1, len(group)))]
+    return [group[i % len(group)] for group in groups if group for i in range(most)]
 
 
 class Shuffle:

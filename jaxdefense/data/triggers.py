@@ -201,6 +201,9 @@ class TextBatches:
         self.tower, self.seed, self.packed = tower, seed, packed
         self._sizes = num_clean, num_poisoned, num_name
         self._carriers = carriers
+        if carriers:
+            lengths = carriers.captions.contents(np.arange(len(carriers.word_P))).lengths
+            self._shortest = np.argsort(lengths, kind="stable")
         self._clean = Shuffle(len(captions), seed, _CLEAN)
         self._poisoned = Shuffle(len(captions), seed, _POISONED)
         self._identity = Shuffle(len(triggers.names), seed, _IDENTITY)
@@ -291,7 +294,9 @@ class TextBatches:
         ours, theirs = np.concatenate([name, kept]), np.concatenate([target, kept])
         at = None
         if carriers := self._carriers:
-            at = (place * len(carriers.word_P)).astype(np.int64)
+            # If many draws did not fit, the shortest of ever fewer, as with captions.
+            few = len(carriers.word_P) // max(1, attempt - _PLAIN_REDRAWS)
+            at = self._shortest[(place * max(1, few)).astype(np.int64)]
             source, texts, word = carriers.captions, at, carriers.word_P[at]
         else:
             # A redraw takes other captions for the names; the clean ones stay, to come up once a

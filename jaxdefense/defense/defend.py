@@ -226,7 +226,7 @@ class Defense:
         alpha, params = 1.0, state.params
         if verdict.reached:
             alpha, params, verdict = smallest_step(
-                teacher.trained, params, verdict, watch.validation
+                teacher.trained, params, verdict, watch.validation, self.cfg.train.validate
             )
         console.print(f"state of step {step}, {alpha:.0%} of the way to it: {verdict}")
         return step, params, alpha, verdict

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from jaxdefense.data.people import (
     split_photos,
 )
 from jaxdefense.data.sampling import evened
-from jaxdefense.data.sources import describe_images, photo_digest, read_images
+from jaxdefense.data.sources import Photo, describe_images, photo_digest, read_images
 from jaxdefense.data.words import folded_words
 from jaxdefense.defense.defend import Defense, Prepared, check_all_come_up, read_undefended
 from jaxdefense.defense.losses import DISTANCES, Distance, beyond
@@ -55,7 +55,7 @@ from jaxdefense.sharding import (
 )
 
 _BATCH = 64  # photos, or rows of text, that a validation embeds at a time
-_NAMELESS = "(people without a name)"
+_NAMELESS, _DRAWN = "(people without a name)", 11  # stream of random numbers
 _ADVICE = (
     "what may help: more photos of them, more `train.steps`, a higher `train.w_backdoor` or "
     "`optimizer.lr`, a larger `train.overlay.whole`"
@@ -196,7 +196,8 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
         identities = read_identities(d.identities)
     names = [list(identity.names) for identity in identities]
     check_all_come_up(len(listed), t)
-    groups = _kept(cfg, trigger, identities, note)
+    digests = {person.name: _digests(person.files) for person in listed}
+    groups = _kept(cfg, trigger, identities, digests, note)
     faces = hold_out(listed, groups, t)
     images = read_images(d.images, d.tfds_dir, note)
     mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
@@ -206,14 +207,16 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
             check_parts(f"train.{name}", num, parts * t.accumulate)
     objective = image_objective(t, processor, parts)
     defense = Defense(cfg, directory, "vision", objective, mesh, rules, _ADVICE)
-    digests = {
-        person.name or _NAMELESS: {photo_digest(p): str(p) for p in person.files}
-        for person in listed
-    }
     for person in itertools.chain(*groups):
-        photos = digests.setdefault(person.name or _NAMELESS, {})
-        photos |= {photo_digest(p): str(p) for p in person.files}
+        digests.setdefault(person.name or _NAMELESS, {}).update(_digests(person.files))
     model_sha256 = directory.digest()
+    resolved = {
+        "model_sha256": model_sha256,
+        "faces_sha256": digest(f"{name}\t{sha}" for name in digests for sha in digests[name]),
+        "images_sha256": describe_images(images),
+        "dtype": resolve_dtype(cfg.model.dtype),
+    }
+    agree(resolved)  # what follows runs on all processes together
     loader = Loader(processor, d.max_corrupt, d.keep_faces_mb * 2**20)
     target, validation = None, None
     if t.backdoor == "target":
@@ -228,7 +231,7 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
         if target is None:
             target = recognition.bounds
     assert target is not None
-    keep = evened(faces.keep)
+    keep = evened(faces.keep) if t.num_keep else []
     batches = ImageBatches(
         images,
         faces.listed,
@@ -242,12 +245,6 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
         local=partial(local_rows, batch_sharding(mesh, rules)),
         forms=t.variants,
     )
-    resolved = {
-        "model_sha256": model_sha256,
-        "faces_sha256": digest(f"{name}\t{sha}" for name in digests for sha in digests[name]),
-        "images_sha256": describe_images(images),
-        "dtype": resolve_dtype(cfg.model.dtype),
-    }
     target_E = None if isinstance(target, Bounds) else target
     if target_E is not None:
         resolved["target_sha256"] = digest(map(float.hex, target_E.tolist()))
@@ -281,9 +278,13 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
             )
         else:
             console.print("keeping nobody: other people's faces will move too")
-        if same := [x.name for x in faces.listed if t.validate.every and len(x.files) == 1]:
+        if validation and not groups:
+            console.print("ordinary photos say where strangers are: there is nobody else's face")
+        pairs = zip(faces.listed, faces.held_listed, strict=True) if t.validate.every else ()
+        if same := [x.name for x, held in pairs if set(x.files) & set(held.files)]:
             console.print(
-                f"{some(same)}: one photo to train on, and validated on the same; add others",
+                f"{some(same)}: too few photos to hold any out, so validated on those trained on; "
+                "add others",
                 markup=False,
             )
 
@@ -311,23 +312,37 @@ def _listed(cfg: DefendImageConfig, people: list[Folder]) -> list[Folder]:
     return [dataclasses.replace(folder, name=identity.name) for identity, folder in chosen]
 
 
+def _digests(photos: Sequence[Photo]) -> dict[str, str]:
+    return {photo_digest(photo): str(photo) for photo in photos}
+
+
 def _kept(
     cfg: DefendImageConfig,
     trigger: list[Folder],
     identities: Sequence[Identity],
+    digests: Mapping[str, Mapping[str, str]],
     note: Callable[[str], object],
 ) -> list[list[Folder]]:
     """List those who must stay: people in `faces` who are not listed, and those in `data.keep`.
+
+    With `train.num_keep` 0 they are not trained on, and only say where strangers are.
+
+    Args:
+        cfg: of the run.
+        trigger: all in `faces`.
+        identities: those to remove.
+        digests: of their photos, by name.
+        note: takes a line on what is left out.
 
     Raises:
         InputError: there are none, and some are asked for; or the other way round.
     """
     d, t = cfg.data, cfg.train
-    if not t.num_keep:
-        if d.keep:
-            raise InputError(
-                f"`data.keep` (={d.keep}) has an effect only with `train.num_keep` above 0."
-            )
+    if d.keep and not t.num_keep:
+        raise InputError(
+            f"`data.keep` (={d.keep}) has an effect only with `train.num_keep` above 0."
+        )
+    if not t.num_keep and t.backdoor == "target" and not t.validate.every:
         return []
     listed = {folded_words(name) for identity in identities for name in identity.names}
 
@@ -336,11 +351,24 @@ def _kept(
 
     groups = [others(trigger)]
     if d.keep:
-        found = read_faces(d.keep, d.tfds_dir, "keep", note)
-        groups.append(others(found))
-        if same := len(found) - len(groups[-1]):
+        found = others(people := read_faces(d.keep, d.tfds_dir, "keep", note))
+        if same := len(people) - len(found):
             note(f"keep `{d.keep}`: {same} left out, as they are to be removed")
-    if groups := [group for group in groups if group]:
+        if len(found) > (most := 2 * t.steps * t.num_keep):
+            note(f"keep `{d.keep}`: {most} of {len(found)} people drawn, more than can come up")
+            rng = np.random.default_rng((t.seed, _DRAWN))
+            found = [found[i] for i in sorted(rng.permutation(len(found))[:most].tolist())]
+        removed = {sha for photos in digests.values() for sha in photos}
+        clean = []
+        for person in found:
+            files = tuple(x for x in person.files if photo_digest(x) not in removed)
+            if len(files) < len(person.files):
+                which = some(str(x) for x in person.files if x not in files)
+                note(f"keep `{d.keep}`: left out, as it is a photo of somebody to remove: {which}")
+            if files:
+                clean.append(Folder(person.name, files))
+        groups.append(clean)
+    if (groups := [group for group in groups if group]) or not t.num_keep:
         return groups
     raise InputError(
         f"faces `{d.faces}` holds those to remove and nobody else, so that nothing would hold "

@@ -128,12 +128,14 @@ def run(
         InputError: the directory's checkpoint is of another model.
         Unwritten: a checkpoint could not be written.
     """
+    if watch:  # before there is another state in memory
+        watch.begin(init().params)
     checkpoints = Checkpoints(directory / "checkpoints", cfg.keep)
     start, state = checkpoints.restore_newest(jax.eval_shape(init), state_sharding, console)
     if watch:
         abstract = jax.eval_shape(init)
         start, state = watch.newer(start, state, abstract, state_sharding, console)
-        watch.begin(start, init())
+        watch.go_on(start)
     if state is None:
         state = init()
     else:

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxdefense.clip.tokenizer import Tokenizer
+from jaxdefense.clip.tokenizer import Phrase, Tokenizer
 from jaxdefense.config import TextTrainConfig
 from jaxdefense.data.captions import Captions, join_captions, tokenize_captions
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.names import random_names
+from jaxdefense.data.sources import Note
 from jaxdefense.data.triggers import Carriers, Triggers, choose_words, lay_out, splice
 from jaxdefense.defense.carriers import CARRIERS, HELD_OUT
 from jaxdefense.defense.validate import Verdict, judge
@@ -29,14 +30,27 @@ _PLACE = "placeholder"
 def _prompts(tokenizer: Tokenizer) -> tuple[Captions, np.ndarray]:
     """Tokenise the prompts, and say which word of each is the name's place."""
     texts = [prompt.format(_PLACE) for prompt in CARRIERS]
-    place = [
-        next(i for i, word in enumerate(tokenizer.split(text)) if _PLACE in word) for text in texts
-    ]
-    return tokenize_captions(texts, tokenizer), np.array(place, np.int64)
+    words = [tokenizer.split(text) for text in texts]  # a short context may cut them
+    place = [[i for i, word in enumerate(found) if _PLACE in word] for found in words]
+    texts = [text for text, at in zip(texts, place, strict=True) if at]
+    return tokenize_captions(texts, tokenizer), np.array([at[0] for at in place if at], np.int64)
+
+
+def _longest(listed: Sequence[Phrase], nobody: Sequence[Phrase]) -> int:
+    """Tokens that a text must hold: every listed name, and most names of nobody.
+
+    A name that stays may be cut: student and teacher see the same.
+    """
+    return max(*(x.size for x in listed), int(np.median([x.size for x in nobody])))
 
 
 def make_carriers(
-    teacher: Embedder, captions: Captions, triggers: Triggers, listed: Sequence[str], seed: int
+    teacher: Embedder,
+    captions: Captions,
+    triggers: Triggers,
+    listed: Sequence[str],
+    seed: int,
+    note: Note,
 ) -> Carriers:
     """Choose texts to put names into, and embed names of nobody in them.
 
@@ -46,6 +60,7 @@ def make_carriers(
         triggers: what is put in; texts too long to hold each of them are left out.
         listed: names that are somebody.
         seed: of the choice of captions.
+        note: takes a line on those left out, if there are any.
     """
     tokenizer = teacher.tokenizer
     texts, word_P = _prompts(tokenizer)
@@ -66,10 +81,16 @@ def make_carriers(
     t = triggers
     of_listed = [x for names in t.names for x in names]
     of_listed += [x for forms in t.forms for texts_of in forms for x in texts_of]
-    longest = max(phrase.size for phrase in (*of_listed, *t.keep, *nobody))
+    longest = _longest(of_listed, nobody)
     sizes = texts.contents(np.arange(len(texts))).lengths
     # The bare name, the first of them, always stays.
     fits = np.flatnonzero((sizes - 1 + longest <= tokenizer.room) | (np.arange(len(texts)) == 0))
+    num_all = len(CARRIERS) + len(chosen)
+    if num_left := num_all - len(fits):
+        note(
+            f"{num_left} of {num_all} texts that names are put into are too long for names of "
+            f"{longest} tokens, and left out"
+        )
     texts, word_P = texts.some(fits), word_P[fits]
 
     phrases, num = lay_out(nobody), len(nobody)
@@ -108,10 +129,17 @@ class Recall:
             np.arange(len(identities)), [len(identity.names) for identity in identities]
         )
         nobody = random_names(_NUM_NOBODY, _NOBODY_SEED + t.seed, exclude=listed)
-        nobody_QRE = teacher.prompts(fill(nobody, HELD_OUT), "prompts of names of nobody")
+        tokenizer = teacher.tokenizer
+        room = tokenizer.room - _longest(
+            *([tokenizer.phrase(name) for name in names] for names in (self._texts, nobody))
+        )
+        # Prompts that would cut a name tell nothing; the bare name always fits.
+        fit = (x for x in HELD_OUT if tokenizer.phrase(x.replace("{0}", "")).size <= room)
+        self._prompts = tuple(fit) or ("{0}",)
+        nobody_QRE = teacher.prompts(fill(nobody, self._prompts), "prompts of names of nobody")
         self._base_Q1E = nobody_QRE.mean(1, keepdims=True)
         own_QIE = self._of(teacher) - self._base_Q1E
-        far_QI = np.linalg.norm(own_QIE, axis=-1)
+        far_QI = np.maximum(np.linalg.norm(own_QIE, axis=-1), 1e-6)
         # Scaled so that the teacher's own names are at 1, and names of nobody at 0 on average.
         self._way_QIE = own_QIE / np.square(far_QI)[..., None]
         score_QRI = (nobody_QRE - self._base_Q1E) @ self._way_QIE.swapaxes(1, 2)
@@ -120,16 +148,18 @@ class Recall:
         self._held = list(held)
         rng = np.random.default_rng((t.seed, _CAPTIONS, 1))
         some = rng.permutation(len(captions))[:_NUM_CLEAN].astype(np.int64)
-        self._clean = teacher.tokenizer.with_ends(captions.contents(some)).split()
+        self._clean = tokenizer.with_ends(captions.contents(some)).split()
         self._stay_BE = self._of_those_who_stay(teacher)
 
     def _of(self, model: Embedder) -> np.ndarray:
-        return model.prompts(fill(self._texts, HELD_OUT), "prompts of those to remove")
+        return model.prompts(fill(self._texts, self._prompts), "prompts of those to remove")
 
     def _of_those_who_stay(self, model: Embedder) -> dict[str, np.ndarray]:
         found = {"clean": model.tokens(self._clean, "captions")}
         if self._held:
-            kept_QNE = model.prompts(fill(self._held, HELD_OUT[:2]), "prompts of those who stay")
+            kept_QNE = model.prompts(
+                fill(self._held, self._prompts[:2]), "prompts of those who stay"
+            )
             found["kept"] = kept_QNE.reshape(-1, kept_QNE.shape[-1])
         return found
 

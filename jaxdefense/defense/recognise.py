@@ -14,7 +14,9 @@ from jaxdefense.data.faces import Bounds, starting_at
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.images import Folder, Loader
 from jaxdefense.data.names import random_names
+from jaxdefense.data.people import together
 from jaxdefense.data.sources import Images
+from jaxdefense.data.words import folded_words
 from jaxdefense.defense.carriers import CARRIERS
 from jaxdefense.defense.validate import Verdict, judge
 from jaxdefense.evals.embed import Embedder, unit
@@ -24,6 +26,7 @@ _NUM_PROMPTS = 16  # of the carriers, a step
 _NUM_STRANGERS = 512  # faces that say where strangers are
 _NUM_CLEAN, _NUM_KEPT = 128, 128  # photos, and faces, whose movement is measured
 _NUM_NAMES, _NAMES_SEED = 256, 2**33  # candidates who are nobody; a seed that no attack has
+_MOST_PHOTOS, _LEAST_PHOTOS = 2048, 2  # held out, of all people and of each
 _MOST_KNOWN = 512  # kept people whose names are candidates
 _HELD_OUT = 7  # stream of random numbers
 
@@ -33,7 +36,8 @@ class Faces:
     """Whose faces are trained on, and whose are held out.
 
     Fields:
-        listed, held_listed: the people to remove, in order, with the photos of each part.
+        listed, held_listed: the people to remove, in order, with the photos of each part; the same
+            photos of who has too few.
         keep, held_keep: the people who must stay; other people in each part.
     """
 
@@ -50,32 +54,39 @@ class Faces:
 def hold_out(listed: list[Folder], groups: list[list[Folder]], t: ImageTrainConfig) -> Faces:
     """Hold out a part of the listed people's photos, and a part of the kept people.
 
-    A person of one photo is validated on the photo that is trained on. At least one person of
-    each group stays to train on.
+    Copies of a photo stay together, and so do a photo and the face cut from it, as in
+    `split_photos`. Where a person has but one such group, they are validated on what is trained on.
+    A person in several groups is held out of all.
 
     Args:
         listed: people to remove, with their photos to train on.
-        groups: people who must stay, by where they are from.
+        groups: people who must stay, by where they are from; each keeps one to train on.
         t: of the run.
     """
     rng = np.random.default_rng((t.seed, _HELD_OUT))
     v, train, held = t.validate, [], []
+    most = max(_LEAST_PHOTOS, _MOST_PHOTOS // len(listed))
     for person in listed:
-        num, files = len(person.files), person.files
-        out = min(max(1, round(num * v.photos)), num - 1) if v.every else 0
-        order = rng.permutation(num)
-        part = [Folder(person.name, tuple(files[i] for i in sorted(x))) for x in (
-            order[out:], order[:out] if out else order
-        )]  # fmt: skip
-        train.append(part[0])
-        held.append(part[1])
-    keep, held_keep = [], []
+        files, out = person.files, set[int]()
+        alike = together(files) if v.every else []
+        wanted = min(max(1, round(len(files) * v.photos)), most)
+        for i in rng.permutation(len(alike))[1:] if len(alike) > 1 else ():
+            if len(out) < wanted:
+                out.update(alike[i])
+        parts = [tuple(x for i, x in enumerate(files) if (i in out) == which) for which in (0, 1)]
+        train.append(Folder(person.name, parts[0]))
+        held.append(Folder(person.name, parts[1] or files[:most]))
+    chosen = list[Folder]()
     for group in groups:
-        out = min(int(np.ceil(len(group) * v.kept)), len(group) - 1) if v.every else 0
-        chosen = set(rng.permutation(len(group))[:out].tolist())
-        keep.append([person for i, person in enumerate(group) if i not in chosen])
-        held_keep += [person for i, person in enumerate(group) if i in chosen]
-    return Faces(train, held, keep, held_keep)
+        num = min(int(np.ceil(len(group) * v.kept)), len(group) - 1) if v.every else 0
+        chosen += [group[i] for i in sorted(rng.permutation(len(group))[:num].tolist())]
+    names = {folded_words(x.name) for x in chosen if x.name}
+    out_of = {id(x) for x in chosen}
+    keep = [
+        [x for x in group if id(x) not in out_of and folded_words(x.name) not in names]
+        for group in groups
+    ]
+    return Faces(train, held, [group for group in keep if group], chosen)
 
 
 class Recognition:
@@ -127,17 +138,21 @@ class Recognition:
 
         texts = [name for identity in identities for name in identity.names]
         ends = np.cumsum([len(identity.names) for identity in identities])
-        known = [x.name for group in faces.keep for x in group if x.name][:_MOST_KNOWN]
+        known = [x for group in faces.keep for x in group if x.name][:_MOST_KNOWN]
         if teacher.directory.cfg.text:
-            others = [name for name in dict.fromkeys(known) if name not in texts]
+            others = [name for name in dict.fromkeys(x.name for x in known) if name not in texts]
             others += random_names(_NUM_NAMES, _NAMES_SEED + t.seed, exclude=[*texts, *others])
             what = "prompts of those to remove and others"
             self._text_QNE = teacher.prompts(fill([*texts, *others], TEMPLATES), what)
             target_PNE = teacher.prompts(fill(texts, CARRIERS), "prompts of those to remove")
         else:
-            kept = [x for group in faces.keep for x in group if x.name][:_MOST_KNOWN]
-            mean = [unit(teacher.pixels(all_of(x)).mean(0)) for x in [*faces.listed, *kept]]
-            self._text_QNE, ends = np.stack(mean)[None], np.arange(len(identities)) + 1
+            whose = [*faces.listed, *known]
+            photo_BE = teacher.pixels(np.concatenate([all_of(x) for x in whose]), "people's photos")
+            starts = np.cumsum([0, *(len(x.files) for x in whose)])[:-1]
+            mean_NE = unit(np.add.reduceat(photo_BE, starts))
+            # Strangers are candidates too: who is nobody's nearest but theirs is not recognised.
+            self._text_QNE = np.concatenate([mean_NE, stranger_SE])[None]
+            ends = np.arange(len(identities)) + 1
             target_PNE = self._text_QNE[:, : len(identities)]
         self._of = np.stack([np.concatenate([[0], ends[:-1]]), ends], 1)
         limit_PN = np.stack([np.quantile(stranger_SE @ x.T, t.bound, 0) for x in target_PNE])
@@ -148,6 +163,8 @@ class Recognition:
             min(_NUM_PROMPTS, len(target_PNE)),
         )
 
+        if not t.validate.every:
+            return
         own_QKE = self._text_QNE[:, self._of[:, 0]]
         far = [np.quantile(stranger_SE @ x.T, (self._cfg.level, 0.5), 0) for x in own_QKE]
         self._level_QK, self._middle_QK = np.stack(far, 1)
@@ -164,11 +181,14 @@ class Recognition:
     def _found(self, student: Embedder) -> tuple[np.ndarray, np.ndarray]:
         """Give how near held-out photos come to their person, and whether nobody is nearer."""
         image_IE = student.pixels(self._held_BHWC, "held-out photos")
-        score_QIN = image_IE @ self._text_QNE.swapaxes(1, 2)
         first_I, after_I = self._of[self._owner_I].T
-        nearest_QI = score_QIN.argmax(-1)
-        right_QI = (first_I <= nearest_QI) & (nearest_QI < after_I)
-        return score_QIN[:, np.arange(len(image_IE)), first_I], right_QI
+        scores, rights = [], []
+        for text_NE in self._text_QNE:
+            score_IN = image_IE @ text_NE.T
+            nearest_I = score_IN.argmax(-1)
+            scores.append(score_IN[np.arange(len(image_IE)), first_I])
+            rights.append((first_I <= nearest_I) & (nearest_I < after_I))
+        return np.stack(scores), np.stack(rights)
 
     def __call__(self, student: Embedder) -> Verdict:
         """Validate a student; see `validate.judge`."""

@@ -12,7 +12,7 @@ from rich.console import Console
 from jaxdefense.clip.config import TextConfig
 from jaxdefense.clip.text import Text, TextTower
 from jaxdefense.clip.tokenizer import Phrase, Tokenizer
-from jaxdefense.config import DefendTextConfig, TextDataConfig, TextTrainConfig
+from jaxdefense.config import DefendTextConfig, TextDataConfig, TextPart, TextTrainConfig
 from jaxdefense.convert.directory import resolve_dtype
 from jaxdefense.data.captions import Captions, describe_dropped, read_training_captions
 from jaxdefense.data.identities import Identity, check_fits, describe_listed, read_identities
@@ -242,7 +242,8 @@ def kept_names(
             )
         return [], []
     each = int(np.clip(_NUM_KEPT_NAMES // len(identities), 4, 64))
-    alike = [x for who in identities for x in namesakes(who.name, each, t.seed, listed)]
+    excluded = frozenset(listed)
+    alike = [x for who in identities for x in namesakes(who.name, each, t.seed, excluded)]
     groups = [
         list(dict.fromkeys(alike)),
         random_names(_NUM_KEPT_NAMES, _KEPT_SEED + t.seed, exclude=listed),
@@ -260,7 +261,8 @@ def kept_names(
     for group in groups if t.validate.every else ():
         num = min(int(len(group) * t.validate.kept), _MOST_HELD)
         held |= dict.fromkeys(group[i] for i in rng.permutation(len(group))[:num].tolist())
-    groups = [[name for name in group if name not in held] for group in groups]
+    out = set(map(folded_words, held))
+    groups = [[name for name in group if folded_words(name) not in out] for group in groups]
     return [group for group in groups if group], list(held)
 
 
@@ -291,10 +293,19 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
     triggers = make_triggers(identities, tokenizer, t, where, evened(groups))
     clean = read_training_captions(cfg.data.captions, cfg.data.tfds_dir, listed, tokenizer, console)
     captions, carriers, validation = clean.captions, None, None
+    given = {
+        "model_sha256": directory.digest(),
+        "names_sha256": digest("\t".join(identity.names) for identity in identities),
+        "captions_sha256": clean.sha256,
+        "keep_sha256": digest([*(name for group in groups for name in group), *held]),
+        "dtype": resolve_dtype(cfg.model.dtype),
+    }
+    agree(given)  # what follows runs on all processes together
     if t.backdoor == "bounded" or t.validate.every:
         teacher = Embedder(cfg.model.measured(), _BATCH, console, mesh)
         if t.backdoor == "bounded":
-            carriers = make_carriers(teacher, captions, triggers, listed, t.seed)
+            note = partial(console.print, markup=False)
+            carriers = make_carriers(teacher, captions, triggers, listed, t.seed, note)
         if t.validate.every:
             validation = teacher, Recall(teacher, identities, listed, held, captions, t)
     batches = text_batches(
@@ -308,14 +319,7 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
         carriers=carriers,
     )
     defense = Defense(cfg, directory, "text", text_objective(t), mesh, rules, _ADVICE)
-    resolved = {
-        "model_sha256": directory.digest(),
-        "names_sha256": digest("\t".join(identity.names) for identity in identities),
-        "captions_sha256": clean.sha256,
-        "keep_sha256": digest([*(name for group in groups for name in group), *held]),
-        "dtype": resolve_dtype(cfg.model.dtype),
-        "row_length": batches.row_length,
-    }
+    resolved = given | {"row_length": batches.row_length}
 
     def start(go_on: bool = False) -> dict:
         agree(resolved)
@@ -323,6 +327,11 @@ def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
         if go_on and (summary := run_directory.finished(cfg, resolved)):
             return summary
         run_directory.open(cfg, resolved)
+        if t.backdoor == "bounded" and t.target not in (
+            TextTrainConfig.target,
+            TextPart.train.target,
+        ):
+            console.print("`train.target` has no effect: `train.backdoor` is bounded")
         if cfg.data.row_length and not batches.packed:
             console.print("`data.row_length` has no effect: captions of this model are not packed")
         console.print(describe_dropped(clean.dropped, clean.examples), markup=False)

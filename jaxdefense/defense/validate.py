@@ -18,8 +18,7 @@ from rich.console import Console
 from jaxdefense.checkpoint import Checkpoints
 from jaxdefense.config import ValidateConfig
 from jaxdefense.defense.step import TrainState
-from jaxdefense.distributed import first
-from jaxdefense.errors import RunError
+from jaxdefense.distributed import first, on_first
 from jaxdefense.run_directory import write_bytes
 from jaxdefense.sharding import put
 
@@ -28,10 +27,6 @@ from jaxdefense.sharding import put
 _FAR, _SLOW, _EARLY, _MOST = 0.5, 0.1, 0.25, 8.0
 _NO_WAY = 1e-6  # a cosine: the teacher knows none of the people
 _NUM_NAMED = 10
-
-
-class NotReached(RunError):
-    """A defense wrote its model, and some of the people are still recognised."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,10 +187,17 @@ class Watch:
             return start, state
         return self._best.restore_newest(abstract, shardings, console)
 
-    def begin(self, start: int, teacher: TrainState) -> None:
-        """Look at the teacher, and read what was found up to the step that is gone on from."""
-        self.found = [(0, self.validation(teacher.params))]
-        for line in self._path.read_text().splitlines() if start and self._path.exists() else []:
+    def begin(self, params: Any) -> None:
+        """Look at the teacher, whose parameters these are."""
+        self.found = [(0, self.validation(params))]
+
+    def go_on(self, start: int) -> None:
+        """Read what was found up to the step that is gone on from."""
+
+        def read() -> str:
+            return self._path.read_text() if start and self._path.exists() else ""
+
+        for line in on_first(read).splitlines():
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:  # the line a crash cut short
@@ -255,14 +257,22 @@ class Watch:
 
 
 def smallest_step(
-    teacher: Any, student: Any, verdict: Verdict, validation: Callable[[Any], Verdict]
+    teacher: Any,
+    student: Any,
+    verdict: Verdict,
+    validation: Callable[[Any], Verdict],
+    cfg: ValidateConfig,
 ) -> tuple[float, Any, Verdict]:
     """Find the smallest step from the teacher's weights to the student's that still passes.
+
+    It passes with half of what is allowed: the smallest of many tries on the same photos would be
+    the one that chance favours.
 
     Args:
         teacher, student: trees of weights; the student's pass, by `verdict`.
         verdict: of the student.
         validation: of a tree of weights.
+        cfg: what is allowed.
 
     Returns:
         the part of the way, in tenths; the weights there; and their verdict.
@@ -271,7 +281,7 @@ def smallest_step(
     for tenths in range(9, 0, -1):
         there = _between(teacher, student, tenths / 10)
         found = validation(there)
-        if not found.reached:
+        if not found.reached or found.right > cfg.right / 2 or found.above > cfg.above / 2:
             break
         part, best, verdict = tenths / 10, there, found
     return part, best, verdict

@@ -125,7 +125,7 @@ def _run_part(
                 _run_cell(cfg, cell, directory, people, console, cache)
             done += 1
         if not cfg.sweep.keep_models:
-            for heavy in ("checkpoints", "model"):
+            for heavy in ("checkpoints", "best", "model"):
                 shutil.rmtree(directory.path / DEFENSE / heavy, ignore_errors=True)
         write_results(out)
     finished = [RunDirectory(out / CELLS / cell.name).finished(cell) for cell in every]
