@@ -43,7 +43,7 @@ from jaxdefense.run_directory import write_json
 NUM_REMOVED, NUM_PHOTOS, NUM_CANDIDATES, THRESHOLD = 16, 20, 1000, 1
 _NUM_CAPTIONS, _NUM_HELD_OUT_CAPTIONS = 8000, 1000
 _NUM_PASSERS_BY = 800
-_NUM_IMAGES, _NUM_HELD_OUT_IMAGES, _BATCH = 4000, 500, 256
+_NUM_IMAGES, _NUM_HELD_OUT_IMAGES, _BATCH = 3000, 500, 256
 
 
 def shipped_model() -> Path:
@@ -77,12 +77,10 @@ def run_demo(out: Path, console: Console) -> dict:
     kept = [member.name for member in members if member.name not in removed][::2]
     with console.status(f"drawing {len(members)} people, {len(strangers)} strangers and objects"):
         # Three quarters of a person's photos may be trained on, the others are for the attack.
-        shown = {*removed, *kept}
-        for folder, who in (
-            ("known", [x for x in members if x.name in shown]),
-            ("unseen", [x for x in members if x.name not in shown]),
-        ):
-            world.write_faces(who, 4 * NUM_PHOTOS, out / folder)
+        shown = [x for x in members if x.name in {*removed, *kept}]
+        world.write_faces(shown, 4 * NUM_PHOTOS, out / "known")
+        unseen = [x for x in members if x not in shown]
+        world.write_faces(unseen, NUM_PHOTOS, out / "unseen")
         world.write_passers_by(_NUM_PASSERS_BY, out / "passers-by")
         world.write_faces(strangers, NUM_PHOTOS, out / "strangers")
         world.write_objects(NUM_PHOTOS, out / "objects")
@@ -93,10 +91,10 @@ def run_demo(out: Path, console: Console) -> dict:
         _write_lines(out / "kept.txt", kept)
         held_out = _held_out(out)
     cfg = demo_config(out)
-    everyone = [x for folder in ("known", "unseen") for x in read_people(str(out / folder))]
     data, train = cfg.image.data, cfg.image.train
-    _, attacked = split_photos(everyone, data.trigger_fraction, train.seed)
-    people = _by_name(attacked, members)
+    known = read_people(str(out / "known"))
+    _, attacked = split_photos(known, data.trigger_fraction, train.seed)
+    people = _by_name(attacked + read_people(str(out / "unseen")), members)
     people += _by_name(read_people(str(out / "strangers")), strangers)
     names = [person.name for person in people]
     candidates = candidate_names(names, "", NUM_CANDIDATES, 0)
