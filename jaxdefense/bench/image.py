@@ -24,6 +24,7 @@ from jaxdefense.bench.side_by_side import (
     TORCH,
     Field,
     check_counts,
+    rounded,
     side_by_side,
     with_torch,
 )
@@ -31,13 +32,15 @@ from jaxdefense.bench.theirs import ImageSteps
 from jaxdefense.clip.config import VisionConfig
 from jaxdefense.clip.presets import preset
 from jaxdefense.clip.vision import VisionTower
-from jaxdefense.config import PAPER_IMAGE
-from jaxdefense.data.faces import ImageBatches
+from jaxdefense.config import PAPER_IMAGE, ImageTrainConfig
+from jaxdefense.data.faces import Bounds, ImageBatches
 from jaxdefense.data.images import Folder, ImageProcessor, Loader, read_folders
 from jaxdefense.data.overlay import overlay
 from jaxdefense.data.sources import Photo, read_images
 from jaxdefense.defense.image import image_objective
 from jaxdefense.errors import InputError
+
+_PAPER, _PROMPTS = "paper", 16  # as many as a step of the default loss takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +107,9 @@ def bench_image(
 
     Returns:
         machine, and `overlay` and `step` as of `Timing.summary`; of the step also `share` and
-        `peak_memory_mb`. A sample is a photo.
+        `peak_memory_mb`. A sample is a photo. `default_loss`: ours with the default terms, twice as
+        many faces that stay beside them, and with the paper's: samples/s of each, how often as long
+        a step takes, and how often as many products it has.
 
     Raises:
         InputError: a flag is out of range, or a directory cannot be read.
@@ -125,20 +130,54 @@ def bench_image(
             flops = ours("flops") / (2 * num)
             step |= share(timing.rates()[OURS], flops, ours("matmul_rate"))
             step["peak_memory_mb"] = field.peak_memory_mb()
-    return out | {"step": step}
+        out |= {"step": step, "default_loss": _default_loss(size, work, rounds, calls, console)}
+    return out
+
+
+def _default_loss(
+    size: str, work: ImageWork, rounds: int, calls: int, console: Console
+) -> dict[str, Any]:
+    """Time our step with the default terms beside that with the paper's."""
+    console.print("timing the step with the default terms")
+    makes = {OURS: partial(OurDefault, size, work), _PAPER: partial(OurImage, size, work)}
+    photos = {OURS: 4 * work.num, _PAPER: 2 * work.num}
+    with Field(makes, console) as field:
+        timing = side_by_side(field.does("steps"), 1, rounds, calls, console)
+        flops = field.ask("flops")
+    ratio, *spread = timing.ratio(_PAPER, OURS)
+    return {
+        "samples_per_second": rounded({k: photos[k] * x for k, x in timing.rates().items()}),
+        "time_a_step": ratio,
+        "time_a_step_range": spread,
+        "products_a_step": round(flops[OURS] / flops[_PAPER], 2),
+    }
 
 
 class OurImage(Ours):
     """Our step, photos from disk to updated weights, and its overlay alone."""
 
-    def __init__(self, size: str, work: ImageWork):
+    def __init__(self, size: str, work: ImageWork, default: bool = False):
         cfg, num, train = sizes(size).vision, work.num, PAPER_IMAGE
         assert isinstance(cfg, VisionConfig)
         processor = ImageProcessor(cfg.image_size, cfg.image_size)
-        target_E = np.random.default_rng(0).standard_normal(cfg.embed).astype(np.float32)
+        rng = np.random.default_rng(0)
+        target = rng.standard_normal(cfg.embed).astype(np.float32)
+        if default:
+            train, people = ImageTrainConfig(), np.arange(len(work.people))
+            texts = rng.standard_normal((len(people), _PROMPTS, cfg.embed)).astype(np.float32)
+            limits = np.zeros(texts.shape[:2], np.float32)
+            target = Bounds(people[:, None] + [0, 1], texts, limits, _PROMPTS)
         loader = Loader(processor, keep_bytes=2**30)
         batches = ImageBatches(
-            work.clean, work.people, target_E, loader, num_clean=num, num_poisoned=num, seed=0
+            work.clean,
+            work.people,
+            target,
+            loader,
+            num_clean=num,
+            num_poisoned=num,
+            seed=0,
+            keep=work.people if default else (),
+            num_keep=2 * num * default,
         )
         objective = image_objective(train, processor, num_parts())
         super().__init__(VisionTower(cfg, nnx.Rngs(0)), objective, batches)
@@ -149,3 +188,6 @@ class OurImage(Ours):
         fixed = self.fixed
         for _ in range(num):
             self._overlay(fixed.clean_BHWC, fixed.face_BHWC, self.key).block_until_ready()
+
+
+OurDefault = partial(OurImage, default=True)
