@@ -196,7 +196,7 @@ def test_bench_measures(capsys, monkeypatch, here, photos, kind, torch):
         # 4 student forwards and backwards and 3 of the teacher, where the paper has 2 and 1; and
         # faces as large as the photo.
         assert found["products_a_step"] == pytest.approx((4 * 3 + 3) / (2 * 3 + 1), rel=0.2)
-        assert found["time_a_step"] > 1
+        assert found["time_a_step"] > 0
     if kind == "idia":
         prompts = found["prompts"]
         assert 0 < prompts["tokens_computed_a_prompt"]["jaxdefense"] < 77
