@@ -133,6 +133,44 @@ def test_held_out_hangs_on_the_seed_and_is_nothing_without_validation():
     assert alone.keep == [] and alone.everyone_kept() == []
 
 
+def test_copies_and_crops_of_a_photo_are_held_out_together(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        (tmp_path / "face").mkdir(exist_ok=True)
+        (tmp_path / f"{i}.png").write_bytes(data := rng.bytes(50 + i))
+        (tmp_path / "face" / f"{i}.jpg").write_bytes(rng.bytes(40))
+        (tmp_path / f"copy {i}.png").write_bytes(data)
+    files = tuple(sorted(x for x in tmp_path.rglob("*") if x.is_file()))
+    for seed in range(5):
+        faces = hold_out([Folder("Ann", files)], [], ImageTrainConfig(seed=seed))
+        (train,), (held,) = faces.listed, faces.held_listed
+        assert {*train.files} | {*held.files} == {*files} and 6 <= len(held.files) <= 9
+        numbers = [{x.stem.removeprefix("copy ") for x in part.files} for part in (train, held)]
+        assert not numbers[0] & numbers[1]
+
+
+def test_person_in_two_groups_is_held_out_of_both():
+    def folder(name, where):
+        return Folder(name, (Path(where) / f"{name}.png",))
+
+    names = [f"P {i}" for i in range(40)]
+    groups = [[folder(name, "faces") for name in names], [folder(name, "keep") for name in names]]
+    for seed in range(5):
+        t = ImageTrainConfig(seed=seed)
+        faces = hold_out([folder("Ann", "faces")], groups, t)
+        trained = {person.name for group in faces.keep for person in group}
+        held = {person.name for person in faces.held_keep}
+        assert held and trained and not held & trained and held | trained == {*names}
+
+
+def test_photos_held_out_are_bounded_for_many_people(monkeypatch):
+    monkeypatch.setattr(recognise, "_MOST_PHOTOS", 12)
+    people = [Folder(f"P {i}", tuple(Path(f"{i}/{j}.png") for j in range(40))) for i in range(4)]
+    faces = hold_out(people, [], ImageTrainConfig())
+    assert [len(person.files) for person in faces.held_listed] == [3] * 4
+    assert [len(person.files) for person in faces.listed] == [37] * 4
+
+
 # Batches
 
 

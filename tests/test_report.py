@@ -418,3 +418,16 @@ def test_run_report_names_a_file_that_is_missing_or_wrong(tmp_path, name, conten
         write_run_report(run)
     assert f"`{run / name}`" in str(error.value) and reason in str(error.value)
     assert not (run / "report.html").exists()
+
+
+def test_validation_says_who_is_left_and_what_moved():
+    verdict = {"right": 0.0286, "above": 0.09, "gap": 0.1, "moved": {"clean": 0.023}}
+    before = verdict | {"reached": False, "right": 0.58, "moved": {"clean": 0.0}, "left": {}}
+    after = verdict | {"reached": False, "left": {"Ann <Lee>": 0.286}}
+    found = {"reached": False, "stopped_at_step": 1175, "alpha": 1.0}
+    text = parts.validated(found | {"validation": {"before": before, "after": after}})
+    assert "Not reached" in text and "Ann &lt;Lee&gt;" in text and "28.6%" in text
+    assert "step 1,175" in text and "58.0%" in text and "0.977" in text
+    passed = found | {"reached": True, "validation": {"before": before, "after": after}}
+    assert "Not reached" not in parts.validated(passed) and "passed" in parts.validated(passed)
+    assert parts.validated({"steps": 3}) == ""
