@@ -12,6 +12,7 @@ from reference import torch
 from jaxdefense.cli import main
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.captions import without_names
+from jaxdefense.defense import recall, recognise
 from jaxdefense.demo import pretrain, world
 from jaxdefense.demo import run as demo
 from jaxdefense.demo.run import measured, shipped_model
@@ -79,6 +80,8 @@ def small(monkeypatch):
     sizes |= {"_NUM_PASSERS_BY": 24, "THRESHOLD": 11}
     for name, value in sizes.items():
         monkeypatch.setattr(demo, name, value)
+    monkeypatch.setattr(recall, "_NUM_NOBODY", 24)
+    monkeypatch.setattr(recognise, "_NUM_NAMES", 40)
     whole = demo.demo_config
 
     def config(out):
