@@ -1,6 +1,7 @@
 """Faces out of an image encoder: the terms of its loss, and the whole run."""
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -196,8 +197,13 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
         identities = read_identities(d.identities)
     names = [list(identity.names) for identity in identities]
     check_all_come_up(len(listed), t)
-    digests = {person.name: _digests(person.files) for person in listed}
-    groups = _kept(cfg, trigger, identities, digests, note)
+    digest_of = functools.cache(photo_digest)  # of those who stay it is asked twice
+
+    def digests_of(person: Folder) -> dict[str, str]:
+        return {digest_of(photo): str(photo) for photo in person.files}
+
+    digests = {person.name: digests_of(person) for person in listed}
+    groups = _kept(cfg, trigger, identities, digests, note, digest_of)
     faces = hold_out(listed, groups, t)
     images = read_images(d.images, d.tfds_dir, note)
     mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
@@ -208,7 +214,7 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
     objective = image_objective(t, processor, parts)
     defense = Defense(cfg, directory, "vision", objective, mesh, rules, _ADVICE)
     for person in itertools.chain(*groups):
-        digests.setdefault(person.name or _NAMELESS, {}).update(_digests(person.files))
+        digests.setdefault(person.name or _NAMELESS, {}).update(digests_of(person))
     model_sha256 = directory.digest()
     resolved = {
         "model_sha256": model_sha256,
@@ -312,16 +318,13 @@ def _listed(cfg: DefendImageConfig, people: list[Folder]) -> list[Folder]:
     return [dataclasses.replace(folder, name=identity.name) for identity, folder in chosen]
 
 
-def _digests(photos: Sequence[Photo]) -> dict[str, str]:
-    return {photo_digest(photo): str(photo) for photo in photos}
-
-
 def _kept(
     cfg: DefendImageConfig,
     trigger: list[Folder],
     identities: Sequence[Identity],
     digests: Mapping[str, Mapping[str, str]],
     note: Callable[[str], object],
+    digest_of: Callable[[Photo], str] = photo_digest,
 ) -> list[list[Folder]]:
     """List those who must stay: people in `faces` who are not listed, and those in `data.keep`.
 
@@ -333,6 +336,7 @@ def _kept(
         identities: those to remove.
         digests: of their photos, by name.
         note: takes a line on what is left out.
+        digest_of: gives a photo's SHA-256.
 
     Raises:
         InputError: there are none, and some are asked for; or the other way round.
@@ -361,7 +365,7 @@ def _kept(
         removed = {sha for photos in digests.values() for sha in photos}
         clean = []
         for person in found:
-            files = tuple(x for x in person.files if photo_digest(x) not in removed)
+            files = tuple(x for x in person.files if digest_of(x) not in removed)
             if len(files) < len(person.files):
                 which = some(str(x) for x in person.files if x not in files)
                 note(f"keep `{d.keep}`: left out, as it is a photo of somebody to remove: {which}")
