@@ -165,6 +165,15 @@ def test_person_in_two_groups_is_held_out_of_both():
         assert held and trained and not held & trained and held | trained == {*names}
 
 
+@pytest.mark.parametrize("names", [["A B", "C D"], ["A B", "C D", "E F"]])
+def test_groups_of_the_same_few_people_keep_one_to_train_on(names):
+    groups = [[Folder(name, (Path(where) / name,)) for name in names] for where in ("x", "y")]
+    for seed in range(8):
+        faces = hold_out([Folder("Ann", (Path("a"),))], groups, ImageTrainConfig(seed=seed))
+        trained = {person.name for group in faces.keep for person in group}
+        assert trained and not trained & {person.name for person in faces.held_keep}
+
+
 def test_photos_held_out_are_bounded_for_many_people(monkeypatch):
     monkeypatch.setattr(recognise, "_MOST_PHOTOS", 12)
     people = [Folder(f"P {i}", tuple(Path(f"{i}/{j}.png") for j in range(40))) for i in range(4)]

@@ -60,7 +60,7 @@ def hold_out(listed: list[Folder], groups: list[list[Folder]], t: ImageTrainConf
 
     Args:
         listed: people to remove, with their photos to train on.
-        groups: people who must stay, by where they are from; each keeps one to train on.
+        groups: people who must stay, by where they are from; one at least stays to train on.
         t: of the run.
     """
     rng = np.random.default_rng((t.seed, _HELD_OUT))
@@ -76,11 +76,15 @@ def hold_out(listed: list[Folder], groups: list[list[Folder]], t: ImageTrainConf
         parts = [tuple(x for i, x in enumerate(files) if (i in out) == which) for which in (0, 1)]
         train.append(Folder(person.name, parts[0]))
         held.append(Folder(person.name, parts[1] or files[:most]))
-    chosen = list[Folder]()
+    chosen, names = list[Folder](), set[tuple[str, ...]]()
     for group in groups:
         num = min(int(np.ceil(len(group) * v.kept)), len(group) - 1) if v.every else 0
-        chosen += [group[i] for i in sorted(rng.permutation(len(group))[:num].tolist())]
-    names = {folded_words(x.name) for x in chosen if x.name}
+        # Who is held out of a group before counts here too: small groups may hold the same people.
+        fresh = {i for i, x in enumerate(group) if folded_words(x.name) not in names}
+        order = [i for i in rng.permutation(len(group)).tolist() if i in fresh]
+        part = [group[i] for i in sorted(order[: max(0, num - len(group) + len(fresh))])]
+        chosen += part
+        names |= {folded_words(x.name) for x in part if x.name}
     out_of = {id(x) for x in chosen}
     keep = [
         [x for x in group if id(x) not in out_of and folded_words(x.name) not in names]
