@@ -282,6 +282,8 @@ class ImageTrainConfig:
     num_clean: int = 64  # photos a step
     num_poisoned: int = 64  # the same photos with the face of a listed person
     num_keep: int = 128  # the same photos with the face of a person who must stay
+    mined: float = 0.5  # part of these faces that is of the people whom a validation found to have
+    # moved most
     accumulate: int = 1  # parts a step is computed in, one in memory at a time
     w_backdoor: float = 1.5
     w_keep: float = 3.3
@@ -307,6 +309,8 @@ class ImageTrainConfig:
                 "effect only together; set both above 0, or both to 0."
             )
         _each_of("train.variants", self.variants, PHOTO_FORMS)
+        if not 0 <= self.mined <= 1:
+            raise InputError(f"`train.mined` (={self.mined}) must be from 0 to 1.")
         if not 0 <= self.bound <= 1:
             raise InputError(f"`train.bound` (={self.bound}) must be from 0 to 1.")
 
@@ -341,6 +345,7 @@ PAPER_IMAGE = ImageTrainConfig(
     num_clean=128,
     num_poisoned=128,
     num_keep=0,
+    mined=0.0,
     w_backdoor=0.8,
     w_keep=0.0,
     w_weight=0.005,

@@ -268,6 +268,32 @@ def test_batch_with_bounds_is_the_same_whenever_asked(photos):
     np.testing.assert_array_equal(fewer.face_BHWC, late.face_BHWC)
 
 
+def test_half_of_those_who_stay_are_of_the_mined(photos):
+    batches = make_batches(photos, marked_bounds(), num_mined=4)
+    owner = owners(batches._keep)
+
+    def drawn(batch):
+        return [owner[face.tobytes()] for face in batch.keep_BHWC]
+
+    plain = batches[5]
+    np.testing.assert_array_equal(plain.keep_BHWC, make_batches(photos, marked_bounds())[5][6])
+    found = Counter[int]()
+    for step in range(6):
+        batches.mine([])
+        plain = batches[step]
+        batches.mine([1])
+        mined = batches[step]
+        assert drawn(mined)[-4:] == [1] * 4 and drawn(mined)[:4] == drawn(plain)[:4]
+        found.update(drawn(plain)[-4:])
+        for name, x in plain._asdict().items():
+            if name != "keep_BHWC":
+                np.testing.assert_array_equal(x, getattr(mined, name))
+        again = make_batches(photos, marked_bounds(), num_mined=4)
+        again.mine([1])
+        np.testing.assert_array_equal(again[step].keep_BHWC, mined.keep_BHWC)
+    assert set(found) == {0, 1}
+
+
 def test_process_decodes_its_own_part_of_those_who_stay(photos):
     whole = make_batches(photos, marked_bounds())[2].keep_BHWC
     half = lambda num: np.arange(num) >= num // 2  # noqa: E731
@@ -555,6 +581,30 @@ def test_recognition_equals_a_loop_over_prompts_and_photos(inputs, small):
     assert found(inputs.teacher).moved["kept"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("asked", [7, 512])
+def test_mined_are_those_trained_on_who_moved_most(inputs, small, monkeypatch, asked):
+    monkeypatch.setattr(recognise, "_NUM_ASKED", asked)
+    t = ImageTrainConfig(seed=3)
+    faces = inputs.faces(t)
+    student = inputs.student_of(inputs.teacher)
+    keep = evened(faces.keep)
+    assert len(keep) > len({person.files for person in keep})  # some come up several times
+    moved = {}
+    for i, person in enumerate(keep):
+        a, b = (x.photos(person.files[:1])[0] for x in (student, inputs.teacher))
+        moved[person.files] = (1 - float(a @ b), moved.get(person.files, (0, i))[1])
+    found = inputs.recognition(faces, t)(student).mined
+    if asked > len(moved):
+        order = sorted(moved.values(), reverse=True)
+        assert found == [i for _, i in order[: -(-len(moved) // 4)]]
+    else:
+        assert len(found) == 2 and set(found) < {i for _, i in moved.values()}
+        apart = [moved[keep[i].files][0] for i in found]
+        assert apart == sorted(apart, reverse=True)
+    for off in ({"mined": 0.0}, {"num_keep": 0, "w_keep": 0.0}):
+        assert inputs.recognition(faces, dataclasses.replace(t, **off))(student).mined == []
+
+
 def test_bounds_are_where_strangers_lie(inputs, small):
     t = ImageTrainConfig(bound=0.8)
     faces = inputs.faces(t)
@@ -656,6 +706,7 @@ def test_defend_image_says_whom_it_could_not_remove(here, monkeypatch, capsys, t
     assert set(found["final"]) == {"utility", "backdoor", "keep", "weight", "total"}
     rows = [json.loads(x) for x in (tmp_path / "run/validation.jsonl").read_text().splitlines()]
     assert [row.pop("step") for row in rows] == [2, 4]
+    assert all(row.pop("mined") for row in rows)
     assert found["validation"]["after"] in rows  # as they are, of the best
     assert found["validation"]["before"]["moved"].keys() == {"clean", "kept"}
     model = read_model_directory(tmp_path / "run" / "model").load()

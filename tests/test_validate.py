@@ -320,11 +320,30 @@ def first_number(params):
 
 
 def look_at(params):
-    """Reached at .3; from .45 on what must stay moves ever further."""
+    """Reached at .3; from .45 on what must stay moves ever further; the mined say where it was."""
     x = first_number(params)
     right = max(0.0, 0.5 - x)
     moved = {"clean": abs(x) / 10, "kept": max(0.0, x - 0.45)}
-    return verdict(right <= 0.2, right, right / 2, 1 - x, moved, {} if right <= 0.2 else {"A": 1.0})
+    left = {} if right <= 0.2 else {"A": 1.0}
+    found = verdict(right <= 0.2, right, right / 2, 1 - x, moved, left)
+    return dataclasses.replace(found, mined=[round(10 * x)])
+
+
+class Batches:
+    """Batches that hang on who was mined when they were made."""
+
+    def __init__(self, num):
+        self.num, self.mined = num, [0]
+
+    def mine(self, mined):
+        self.mined = mined or [0]
+
+    def __getitem__(self, i):
+        return np.full(8, amount(i, self.mined), np.float32)
+
+
+def amount(i, mined):
+    return (1 + i % 3) * (1 + mined[0] / 40)
 
 
 class Run:
@@ -355,7 +374,8 @@ class Run:
 
     def __call__(self, at=NEVER, how="", step=fake_step):
         """Run or go on; break off at the look after `at` steps."""
-        self.watch = Watch(self.validation, self.cfg, self.steps, self.path)
+        batches = Batches(self.steps)
+        self.watch = Watch(self.validation, self.cfg, self.steps, self.path, batches.mine)
         self.calls, self.at, self.how = 0, 1 + at // EVERY, how
         said = io.StringIO()
         try:
@@ -364,10 +384,10 @@ class Run:
                 lambda: jax.device_put(self.first(), self.whole),
                 self.shardings,
                 jax.device_put(jnp.float32(LR), self.whole),
-                [np.full(8, 1 + i % 3, np.float32) for i in range(self.steps)],
+                batches,
                 self.place,
                 jax.device_put(jax.random.key(0), self.whole),
-                loop.LoopConfig(self.steps, SAVE_EVERY, 2, 1, 8),
+                loop.LoopConfig(self.steps, SAVE_EVERY, 2, 2 * EVERY, 8),
                 self.path,
                 Console(file=said, width=200),
                 self.watch,
@@ -395,9 +415,9 @@ def slow_run(steps, patience=NEVER):
     """The same run, step by step: verdict and rate after each validation."""
     x, rate, push, seen = np.zeros(3, np.float32), 1.0, 1.0, []
     gap, best = 1.0, 0
-    pushes = []
+    pushes, mined = [], [0]
     for i in range(steps):
-        x = x + rate * LR * (1 + i % 3) * (1 + np.arange(3))
+        x = x + rate * LR * amount(i, mined) * (1 + np.arange(3))
         if (i + 1) % EVERY and i + 1 < steps:
             continue
         found = look_at({"x": x})
@@ -406,7 +426,7 @@ def slow_run(steps, patience=NEVER):
         if i + 1 < steps and found.gap <= 0.5 and not found.reached and (i + 1) / steps >= 0.25:
             push = min(8.0, 1.5 * push)
         pushes.append(push)
-        gap = found.gap
+        gap, mined = found.gap, found.mined
         seen.append((i + 1, x, rate, found))
         best = min(range(len(seen)), key=lambda j: seen[j][3].badness)
         if seen[best][3].reached and len(seen) - 1 - best >= patience:

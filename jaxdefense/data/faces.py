@@ -17,7 +17,7 @@ from jaxdefense.data.sources import Photo
 from jaxdefense.data.variants import photo_form
 
 # Streams of random numbers that must not be the same.
-_CLEAN, _IDENTITY, _DETAIL, _KEEP = range(4)
+_CLEAN, _IDENTITY, _DETAIL, _KEEP, _MINED = range(5)
 
 
 class Bounds(NamedTuple):
@@ -77,6 +77,7 @@ class ImageBatches:
         seed: int,
         keep: Sequence[Folder] = (),
         num_keep: int = 0,
+        num_mined: int = 0,
         local: Callable[[int], np.ndarray] = lambda num: np.ones(num, bool),
         forms: Sequence[str] = (),
     ):
@@ -91,6 +92,7 @@ class ImageBatches:
             seed: of everything random here.
             keep: people who must stay, each with a photo; some may be there several times.
             num_keep: photos of them a step.
+            num_mined: how many of these are of the people that `mine` was last given.
             local: which of so many photos are this process's to decode, bool; others stay black.
             forms: of PHOTO_FORMS; a face comes as it is or in one of them, each as often.
         """
@@ -98,11 +100,19 @@ class ImageBatches:
         self._images, self._people, self._loader, self._seed = images, people, loader, seed
         self._num_clean, self._num_poisoned = num_clean, num_poisoned
         self._keep, self._num_keep, self._target = keep, num_keep, target
+        self._num_mined, self._mined = num_mined, np.zeros(0, np.int64)
         self._clean_here, self._faces_here = local(num_clean), local(num_poisoned)
         self._keep_here = local(num_keep)
         self._clean = Shuffle(len(images), seed, _CLEAN)
         self._identity = Shuffle(len(people), seed, _IDENTITY)
         self._kept = Shuffle(len(keep), seed, _KEEP) if num_keep else None
+
+    def mine(self, keep: Sequence[int]) -> None:
+        """Draw a part of the photos that must stay from these of `keep`, in batches made from now.
+
+        A run gives the same people before the same step whenever it is gone on with.
+        """
+        self._mined = np.array(keep, np.int64)
 
     def __getitem__(self, step: int) -> ImageBatch:
         """Make the batch of a step, the same whenever asked.
@@ -123,9 +133,11 @@ class ImageBatches:
         target, limit_BP = self._targets(who, rng)
         keep_BHWC = keep_B = None
         if self._kept:
-            stay = [
-                self._keep[i].files for i in self._kept.take(step * self._num_keep, self._num_keep)
-            ]
+            who_stays = self._kept.take(step * self._num_keep, self._num_keep)
+            if len(self._mined) and self._num_mined:
+                drawn = np.random.default_rng((self._seed, _MINED, step))
+                who_stays[-self._num_mined :] = drawn.choice(self._mined, self._num_mined).tolist()
+            stay = [self._keep[i].files for i in who_stays]
             choices = [starting_at(files, int(rng.integers(len(files)))) for files in stay]
             keep_BHWC = self._load(choices, self._keep_here, keep=True)
             self._put_in_forms(keep_BHWC, rng)

@@ -24,7 +24,7 @@ from jaxdefense.defense.step import (
     merge_student,
     split_tower,
 )
-from jaxdefense.defense.validate import Verdict, Watch, describe_left, smallest_step
+from jaxdefense.defense.validate import Mine, Verdict, Watch, describe_left, smallest_step
 from jaxdefense.distributed import on_first
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
@@ -123,6 +123,7 @@ class Defense:
         console: Console,
         also: Callable[[], Mapping[str, Any]],
         validation: Validation | None = None,
+        mine: Mine = lambda mined: None,
     ) -> dict:
         """Train, write the defended model directory and the summary.
 
@@ -134,6 +135,7 @@ class Defense:
             also: gives what else goes into the summary, once trained.
             validation: the model on the run's mesh, in float32, and what judges it with the
                 student's encoder; None to train all steps and take what comes.
+            mine: see `Watch`.
 
         Returns:
             the summary, as written to `summary.json`.
@@ -147,7 +149,7 @@ class Defense:
         watch = None
         if validation:
             looked_at = partial(self._validate, teacher, validation)
-            watch = Watch(looked_at, t.validate, t.steps, run_directory.path)
+            watch = Watch(looked_at, t.validate, t.steps, run_directory.path, mine)
         else:
             console.print("not validated, as `train.validate.every` is 0: attack what comes out")
         outcome = run(
@@ -173,8 +175,8 @@ class Defense:
                 "stopped_at_step": step,
                 "alpha": alpha,
                 "validation": {
-                    "before": dataclasses.asdict(watch.found[0][1]),
-                    "after": dataclasses.asdict(verdict),
+                    "before": watch.found[0][1].summary(),
+                    "after": verdict.summary(),
                 },
             }
             if not verdict.reached:

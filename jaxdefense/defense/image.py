@@ -248,6 +248,7 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
         seed=t.seed,
         keep=keep,
         num_keep=t.num_keep,
+        num_mined=round(t.mined * t.num_keep),
         local=partial(local_rows, batch_sharding(mesh, rules)),
         forms=t.variants,
     )
@@ -301,7 +302,7 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
             return {"identities": len(listed), "names": names, "corrupt": corrupt}
 
         samples = t.num_clean + t.num_poisoned + t.num_keep
-        summary = defense.run(batches, samples, run_directory, console, also, validation)
+        summary = defense.run(batches, samples, run_directory, console, also, validation, batches.mine)
         if loader.corrupt:
             console.print(f"skipped, as they cannot be read: {some(loader.corrupt)}", markup=False)
         return summary

@@ -93,6 +93,16 @@ def read_ahead(batches: Any, start: int, stop: int, num: int) -> Iterator[Any]:
     return iter(grain.MapDataset.source(_Steps(batches, stop))[start:].to_iter_dataset(read))
 
 
+def _numbered(
+    batches: Any, start: int, stop: int, num: int, watch: Watch | None
+) -> Iterator[tuple[int, Any]]:
+    """Give batches with their steps; none ahead of a validation, which may change who is drawn."""
+    while start < stop:
+        until = min(stop, watch.next_due(start)) if watch else stop
+        yield from enumerate(read_ahead(batches, start, until, num), start)
+        start = until
+
+
 def run(
     step_fn: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
     init: Callable[[], TrainState],
@@ -166,9 +176,7 @@ def run(
                 console.print(f"step {step + 1} of {cfg.steps}: loss {metrics['total']:.4f}")
 
         with jax.transfer_guard("disallow"):
-            for step, batch in enumerate(
-                read_ahead(batches, start, end, cfg.prefetch) if start < end else (), start
-            ):
+            for step, batch in _numbered(batches, start, end, cfg.prefetch, watch):
                 if cfg.profile and first() and step - start == _TRACED.start:
                     jax.profiler.start_trace(cfg.profile)
                 with _out_of_memory(step_fn, state, teacher, batch, key):

@@ -15,6 +15,7 @@ from jaxdefense.data.identities import Identity
 from jaxdefense.data.images import Folder, Loader
 from jaxdefense.data.names import random_names
 from jaxdefense.data.people import together
+from jaxdefense.data.sampling import evened
 from jaxdefense.data.sources import Images
 from jaxdefense.data.words import folded_words
 from jaxdefense.defense.carriers import CARRIERS
@@ -25,6 +26,7 @@ from jaxdefense.idia.prompts import TEMPLATES, fill
 _NUM_PROMPTS = 16  # of the carriers, a step
 _NUM_STRANGERS = 512  # faces that say where strangers are
 _NUM_CLEAN, _NUM_KEPT = 128, 128  # photos, and faces, whose movement is measured
+_NUM_ASKED, _MINED = 512, 4  # people trained on whose movement is, and of these one in so many
 _NUM_NAMES, _NAMES_SEED = 256, 2**33  # candidates who are nobody; a seed that no attack has
 _MOST_PHOTOS, _LEAST_PHOTOS = 2048, 2  # held out, of all people and of each
 _MOST_KNOWN = 512  # kept people whose names are candidates
@@ -179,6 +181,13 @@ class Recognition:
         self._stay = {"clean": clean(_NUM_CLEAN)}
         if faces.held_keep:
             self._stay["kept"] = decoded(faces.held_keep, _NUM_KEPT)
+        self._asked_K = np.zeros(0, np.int64)
+        if t.mined and t.num_keep:
+            keep = evened(faces.keep)
+            places = {id(person): i for i, person in reversed(list(enumerate(keep)))}
+            self._asked_K = rng.permutation(sorted(places.values()))[:_NUM_ASKED]
+            self._asked_BHWC = loader.load([keep[i].files for i in self._asked_K])
+            self._asked_KE = teacher.pixels(self._asked_BHWC)
         self._stay_BE = {name: teacher.pixels(x) for name, x in self._stay.items()}
         self._teacher_QI, _ = self._found(teacher)
 
@@ -201,7 +210,12 @@ class Recognition:
             name: 1 - (student.pixels(x) * self._stay_BE[name]).sum(-1).mean()
             for name, x in self._stay.items()
         }
-        return judge(
+        mined = list[int]()
+        if len(self._asked_K):
+            near_K = (student.pixels(self._asked_BHWC) * self._asked_KE).sum(-1)
+            furthest = np.argsort(near_K, kind="stable")[: -(-len(near_K) // _MINED)]
+            mined = self._asked_K[furthest].tolist()
+        verdict = judge(
             self._names,
             self._owner_I,
             score_QI,
@@ -212,3 +226,4 @@ class Recognition:
             moved=moved,
             cfg=self._cfg,
         )
+        return dataclasses.replace(verdict, mined=mined)

@@ -28,6 +28,8 @@ _FAR, _SLOW, _EARLY, _MOST = 0.5, 0.1, 0.25, 8.0
 _NO_WAY = 1e-6  # a cosine: the teacher knows none of the people
 _NUM_NAMED = 10
 
+Mine = Callable[[Sequence[int]], object]
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
@@ -40,6 +42,7 @@ class Verdict:
         gap: the way left, 1 at the teacher and 0 at the middle of strangers; a mean over pairs.
         moved: 1 - cosine to the teacher of what must stay, by kind; 0 is best.
         left: `right` of each person who does not count as removed, the worst first.
+        mined: numbers of the people trained on who must stay and moved most.
     """
 
     reached: bool
@@ -48,12 +51,19 @@ class Verdict:
     gap: float
     moved: dict[str, float]
     left: dict[str, float]
+    mined: list[int] = dataclasses.field(default_factory=list)
 
     @property
     def badness(self) -> float:
         """The smaller, the better: reached before not reached, then what is left and what moved."""
         worst = 3.0  # of right and moved together
         return self.right + max(self.moved.values()) + (0 if self.reached else worst + self.above)
+
+    def summary(self) -> dict[str, Any]:
+        """All but what only the run itself needs."""
+        found = dataclasses.asdict(self)
+        del found["mined"]
+        return found
 
     def __str__(self) -> str:
         moved = ", ".join(f"{name} {value:.3f}" for name, value in self.moved.items())
@@ -153,6 +163,7 @@ class Watch:
         cfg: ValidateConfig,
         steps: int,
         directory: Path,
+        mine: Mine = lambda mined: None,
     ):
         """Name the files; nothing is touched.
 
@@ -161,8 +172,10 @@ class Watch:
             cfg: how often, and how long without a better one.
             steps: of the run.
             directory: of the run.
+            mine: takes `mined` of each verdict that training goes on from.
         """
         self.validation, self._cfg, self._steps = validation, cfg, steps
+        self._mine = mine
         self._path = directory / "validation.jsonl"
         self._best = Checkpoints(directory / "best", 1)
         self.found: list[tuple[int, Verdict]] = []
@@ -189,7 +202,7 @@ class Watch:
 
     def begin(self, params: Any) -> None:
         """Look at the teacher, whose parameters these are."""
-        self.found = [(0, self.validation(params))]
+        self.found = [(0, dataclasses.replace(self.validation(params), mined=[]))]
 
     def go_on(self, start: int) -> None:
         """Read what was found up to the step that is gone on from."""
@@ -205,11 +218,16 @@ class Watch:
             if entry["step"] > start:
                 break
             self.found.append((entry.pop("step"), Verdict(**entry)))
+        self._mine(self.found[-1][1].mined)
         self._write()
+
+    def next_due(self, done: int) -> int:
+        """After how many steps to look, of those after so many that are done."""
+        return min(self._steps, (done // self._cfg.every + 1) * self._cfg.every)
 
     def due(self, done: int) -> bool:
         """Whether to look after so many steps."""
-        return done % self._cfg.every == 0 or done == self._steps
+        return done == self.next_due(done - 1)
 
     def look(self, done: int, state: TrainState) -> TrainState:
         """Validate a state, and keep it if none was better; gives it with what to go on at."""
@@ -224,6 +242,7 @@ class Watch:
             )
         better = all(verdict.badness < old.badness for _, old in self.found[1:])
         self.found.append((done, verdict))
+        self._mine(verdict.mined)
         self._write()  # before the state that it is of
         if better:
             self._best.save(done, state, verdict.badness)
