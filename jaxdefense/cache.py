@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from jaxdefense.run_directory import cache_directory, write_bytes
+from jaxdefense.files import cache_directory, write_bytes
 
 OFF = "none"
 _ROOM = 4 * 2**30  # bytes a run may leave where nobody told it to

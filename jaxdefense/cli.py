@@ -211,7 +211,7 @@ def _keep_compiled(directory: str) -> None:
     """Keep compiled programs there; see `CacheConfig`."""
     import jax
 
-    from jaxdefense.run_directory import cache_directory
+    from jaxdefense.files import cache_directory
 
     if directory == "off":
         jax.config.update("jax_enable_compilation_cache", False)

@@ -18,12 +18,14 @@ from typing import Any, Literal, TypeVar
 import ml_collections
 
 from jaxdefense.clip.config import Remat
-from jaxdefense.data.variants import NAME_FORMS, PHOTO_FORMS
 from jaxdefense.errors import InputError
 from jaxdefense.paths import refuse_address
 
 T = TypeVar("T")
 
+# Other forms of a name and of a photo; see `data.variants`.
+NAME_FORMS = ("last", "first", "initials", "swapped", "lower", "upper", "misspelt")
+PHOTO_FORMS = ("mirrored", "blurred", "grey", "cropped", "low_resolution")
 ALIAS, PROMPTS = "alias", ("languages", "sentence")
 VARIANTS = (*NAME_FORMS, ALIAS, *PROMPTS, *PHOTO_FORMS)  # of an attack
 

@@ -5,25 +5,20 @@ Of several processes the first alone looks at it and writes it; the others hear 
 """
 
 import contextlib
-import hashlib
-import io
 import json
 import os
 import shutil
 import socket
 import sys
 import time
-import uuid
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from jaxdefense import distributed
 from jaxdefense.config import to_dict, what_is_computed
 from jaxdefense.errors import InputError
+from jaxdefense.files import locked, write_json
 
 # Of a run of the image defense: the photos it trained on, name -> SHA-256 -> photo; and what faces
 # were led to, f32 [E].
@@ -175,123 +170,6 @@ def _claim(path: Path, held: contextlib.ExitStack) -> None:
 def _remove_if_empty(path: Path) -> None:
     with contextlib.suppress(OSError):
         path.rmdir()
-
-
-def digest(lines: Iterable[str]) -> str:
-    """Hash lines of text, to tell later whether an input is still the same; SHA-256, in hex."""
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one step; see `write_text`."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one step: a reader finds all of it, or none."""
-    # Names from file names may hold what UTF-8 cannot.
-    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Write a `.npy` file in one step; see `write_text`."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    write_bytes(path, buffer.getvalue())
-
-
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write a `.npz` file in one step; see `write_text`."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
-    write_bytes(path, buffer.getbuffer())
-
-
-def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Read a `.npz` file of finite numbers.
-
-    Raises:
-        InputError: it cannot be read, or lacks one of the arrays.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in names}
-        if all(x.dtype.kind == "f" and np.isfinite(x).all() for x in found.values()):
-            return found
-        error = "numbers are not finite"
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as caught:
-        error = caught
-    raise InputError(f"`{path}` is not an .npz file that can be read: {error}.")
-
-
-def read_vector(path: Path, size: int) -> np.ndarray:
-    """Read a vector from a `.npy` file; f32 [size].
-
-    Raises:
-        InputError: it is missing, or not a finite vector of this size other than 0.
-    """
-    try:
-        vector = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(
-            f"vector `{path}` is not a .npy file that can be read: {error}."
-        ) from error
-    if vector.shape != (size,) or vector.dtype.kind != "f":
-        raise InputError(
-            f"vector `{path}` has shape {vector.shape} and dtype {vector.dtype}; the model's "
-            f"embeddings are ({size},) of floats."
-        )
-    if not np.isfinite(vector).all() or not vector.any():
-        raise InputError(f"vector `{path}` must be finite and not 0.")
-    return vector.astype(np.float32)
-
-
-def cache_directory() -> Path:
-    """Where this machine keeps what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxdefense"
-
-
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write a file in one step; see `write_text`."""
-    tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # others may write it too
-    try:
-        with open(tmp, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def locked(path: Path, held: Callable[[], object]) -> Iterator[None]:
-    """Let one process at a time through; when it ends, however it does, the next.
-
-    On a file system, or a system, without locks all go through.
-
-    Args:
-        path: of a file to lock, which is made, empty.
-        held: called if another process is in; unless it raises, this one then waits.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    while True:
-        with open(path, "ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                held()
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError:
-                pass
-            # Whoever was in may have removed the file that this one waited for.
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                yield
-                return
 
 
 def _record(cfg: Any, resolved: dict[str, Any] | None) -> dict[str, Any]:

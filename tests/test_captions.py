@@ -22,21 +22,20 @@ from rich.console import Console
 from jaxdefense.clip import tokenizer as tokenizer_module
 from jaxdefense.clip.config import TextConfig
 from jaxdefense.clip.tokenizer import Tokenizer
-from jaxdefense.data import captions as captions_module
+from jaxdefense.data import token_cache
 from jaxdefense.data.captions import (
     describe_dropped,
     read_captions,
     read_clean_captions,
-    read_training_captions,
     tokenize_captions,
     without_names,
 )
 from jaxdefense.data.identities import Identity, check_distinct, check_fits, read_identities
-from jaxdefense.data.lines import read_lines
 from jaxdefense.data.names import RandomNames, census, random_names
+from jaxdefense.data.token_cache import read_training_captions
 from jaxdefense.data.triggers import TextBatches, Triggers, lay_out, splice
-from jaxdefense.data.words import folded_words
-from jaxdefense.run_directory import locked
+from jaxdefense.files import locked, read_lines
+from jaxdefense.words import folded_words
 
 
 @pytest.fixture
@@ -397,8 +396,8 @@ def test_census_lists_are_whole():
 @pytest.fixture
 def large(tmp_path, monkeypatch):
     """Function that reads texts as a large file's captions."""
-    monkeypatch.setattr(captions_module, "_MAPPED", 1)
-    monkeypatch.setattr(captions_module, "_CHUNK", 11)
+    monkeypatch.setattr(token_cache, "_MAPPED", 1)
+    monkeypatch.setattr(token_cache, "_CHUNK", 11)
     write_tokenizer(tmp_path)
     tokenizer = Tokenizer(tmp_path, 16)
 
@@ -434,7 +433,7 @@ def directories_in(kept):
 def test_captions_of_a_large_file_are_mapped_and_equal_those_in_memory(large, monkeypatch, held):
     tokenizer = tiny_tokenizer(16)
     mapped = large(numbered(held=held))
-    monkeypatch.setattr(captions_module, "_MAPPED", 2**20)
+    monkeypatch.setattr(token_cache, "_MAPPED", 2**20)
     whole = large(numbered(held=held))
     assert isinstance(mapped.captions.tokens, np.memmap)
     assert mapped.dropped == whole.dropped == len(held)
@@ -461,7 +460,7 @@ def test_batches_of_a_large_file_equal_those_in_memory(large, monkeypatch):
     tower = TextConfig(12, 20, 2, 3)
     made = []
     for bytes_mapped in (1, 2**20):
-        monkeypatch.setattr(captions_module, "_MAPPED", bytes_mapped)
+        monkeypatch.setattr(token_cache, "_MAPPED", bytes_mapped)
         clean = large(numbered(held=(0, 7, 8, 59)))
         sizes: dict[str, Any] = {"num_clean": 6, "num_poisoned": 5, "num_name": 0}
         made.append(
@@ -476,10 +475,10 @@ def test_a_large_file_is_tokenised_once_for_all_lists_of_names(large, kept, monk
     texts, said = numbered(held=(3, 10)), io.StringIO()
     first = large(texts, said=said)
     assert said.getvalue().count("tokenising") == 1
-    monkeypatch.setattr(captions_module, "tokenize_captions", None)
+    monkeypatch.setattr(token_cache, "tokenize_captions", None)
     assert large(texts, ("Joe",)).dropped == 2
     assert large(texts, ("dogs",)).dropped == 58  # not by the old names
-    monkeypatch.setattr(captions_module, "name_finder", None)
+    monkeypatch.setattr(token_cache, "name_finder", None)
     again = large(texts)
     assert again.sha256 == first.sha256 and again.dropped == 2
     np.testing.assert_array_equal(again.captions.before, [3, 9])
@@ -529,14 +528,14 @@ def test_tokens_used_longest_ago_are_removed_but_stay_mapped(large, kept):
 def test_tokens_that_took_long_are_not_the_oldest(large, kept, monkeypatch):
     for num in range(20, 24):
         large(numbered(num))
-    tokenize = captions_module.tokenize_captions
+    tokenize = token_cache.tokenize_captions
 
     def long_ago(*args):
         (made,) = (path for path in kept.iterdir() if path.name.startswith("."))
         os.utime(made, (0, 0))
         return tokenize(*args)
 
-    monkeypatch.setattr(captions_module, "tokenize_captions", long_ago)
+    monkeypatch.setattr(token_cache, "tokenize_captions", long_ago)
     assert len(large(numbered(24)).captions) == 24
 
 
@@ -544,14 +543,14 @@ def test_tokens_that_took_long_are_not_the_oldest(large, kept, monkeypatch):
 def test_a_large_file_that_changes_while_it_is_read_is_refused(
     large, kept, tmp_path, monkeypatch, reader
 ):
-    read, number, texts = getattr(captions_module, reader), itertools.count(), numbered(held=(3,))
+    read, number, texts = getattr(token_cache, reader), itertools.count(), numbered(held=(3,))
 
     def changed(*args):
         if not next(number):
             os.utime(tmp_path / "captions.txt", (0, 0))
         return read(*args)
 
-    monkeypatch.setattr(captions_module, reader, changed)
+    monkeypatch.setattr(token_cache, reader, changed)
     with pytest.raises(ValueError, match="changed while they were read"):
         large(texts)
     assert large(texts).dropped == 1
@@ -578,7 +577,7 @@ from pathlib import Path
 from rich.console import Console
 
 from jaxdefense.clip.tokenizer import Tokenizer
-from jaxdefense.data import captions
+from jaxdefense.data import token_cache
 
 def slowly(*args):
     Path("started").touch()
@@ -586,8 +585,9 @@ def slowly(*args):
         time.sleep(0.01)
     return tokenize(*args)
 
-tokenize, captions.tokenize_captions, captions._MAPPED = captions.tokenize_captions, slowly, 1
-captions.read_training_captions("captions.txt", "", ["Joe"], Tokenizer(".", 16), Console())
+tokenize = token_cache.tokenize_captions
+token_cache.tokenize_captions, token_cache._MAPPED = slowly, 1
+token_cache.read_training_captions("captions.txt", "", ["Joe"], Tokenizer(".", 16), Console())
 """
 
 
@@ -608,7 +608,7 @@ def test_one_process_tokenises_a_large_file_and_others_wait_for_it(large, tmp_pa
         while not (tmp_path / "started").exists():
             assert other.poll() is None and time.monotonic() < until
             time.sleep(0.01)
-        monkeypatch.setattr(captions_module, "tokenize_captions", None)
+        monkeypatch.setattr(token_cache, "tokenize_captions", None)
         clean = large(texts, said=Said())
         assert other.wait(timeout=60) == 0
     finally:

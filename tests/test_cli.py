@@ -20,7 +20,8 @@ from jaxdefense.cli import ask_for_huge_pages, main
 from jaxdefense.config import TextTrainConfig
 from jaxdefense.convert import directory
 from jaxdefense.errors import InputError
-from jaxdefense.run_directory import claimed, locked
+from jaxdefense.files import locked
+from jaxdefense.run_directory import claimed
 
 SIZES = ["train.num_clean=8", "train.num_poisoned=8", "train.steps=3"]
 SMALL = [*SIZES, *PAPER_TEXT_FLAGS]

@@ -17,15 +17,15 @@ from rich.console import Console
 from jaxdefense.clip.text import plain_text
 from jaxdefense.config import AttackConfig, EvaluateConfig, ModelConfig
 from jaxdefense.data.images import Folder
-from jaxdefense.data.words import folded_words
 from jaxdefense.evals import embed
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.run import run_evaluate
+from jaxdefense.files import digest, write_json
 from jaxdefense.idia import run as attacks
 from jaxdefense.idia.candidates import candidate_names
 from jaxdefense.idia.conditions import difference, draw, photos_digest, random_targets
 from jaxdefense.idia.run import run_attack
-from jaxdefense.run_directory import digest, write_json
+from jaxdefense.words import folded_words
 
 QUIET = Console(quiet=True)
 

@@ -22,7 +22,6 @@ from rich.console import Console
 from jaxdefense.config import AttackConfig, MeshConfig, ModelConfig
 from jaxdefense.data.images import ImageProcessor, read_folders
 from jaxdefense.data.names import census
-from jaxdefense.data.words import folded_words
 from jaxdefense.evals import embed
 from jaxdefense.evals.embed import Embedder, check_embeddings
 from jaxdefense.idia.attack import attack, infer
@@ -32,6 +31,7 @@ from jaxdefense.idia.prompts import TEMPLATES, fill
 from jaxdefense.idia.run import run_attack
 from jaxdefense.idia.votes import NO_ANSWER, majority
 from jaxdefense.sharding import AXES, make_mesh
+from jaxdefense.words import folded_words
 
 MESHES = {
     "one": lambda: one_device_mesh(),

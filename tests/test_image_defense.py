@@ -27,7 +27,7 @@ from jaxdefense.config import ModelConfig
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.images import ImageProcessor
 from jaxdefense.evals.embed import Embedder
-from jaxdefense.run_directory import write_json
+from jaxdefense.files import write_json
 
 QUIET = Console(quiet=True)
 NAMES = ["Joe Cool", "Ada King", "Zoe", "Bo Ek"]

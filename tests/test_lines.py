@@ -10,10 +10,10 @@ import zlib
 import pytest
 from factories import CAPTIONS
 
-from jaxdefense.data.captions import read_captions
+from jaxdefense.data.captions import read_captions, structure
 from jaxdefense.data.identities import Identity, describe_listed, read_identities
-from jaxdefense.data.lines import read_lines, structure
 from jaxdefense.errors import InputError
+from jaxdefense.files import read_lines
 
 
 @pytest.fixture
@@ -168,14 +168,14 @@ def test_large_captions_in_another_format_are_refused(tmp_path, monkeypatch):
     from rich.console import Console
 
     from jaxdefense.clip.tokenizer import Tokenizer
-    from jaxdefense.data import captions
+    from jaxdefense.data import token_cache
 
-    monkeypatch.setattr(captions, "_MAPPED", 1)
+    monkeypatch.setattr(token_cache, "_MAPPED", 1)
     write_tokenizer(tmp_path)
     path = tmp_path / "captions.txt"
     path.write_text("url\tcaption\nx\ta cat\n")
     with pytest.raises(InputError, match="is a table"):
-        captions.read_training_captions(
+        token_cache.read_training_captions(
             str(path), "", [], Tokenizer(tmp_path, 16), Console(quiet=True)
         )
 

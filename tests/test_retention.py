@@ -21,11 +21,11 @@ from jaxdefense.data.identities import Identity
 from jaxdefense.data.names import census, namesakes, random_names
 from jaxdefense.data.people import read_faces, read_people
 from jaxdefense.data.sampling import evened
-from jaxdefense.data.words import folded_words
 from jaxdefense.defense import text as text_defense
 from jaxdefense.defense.image import _kept
 from jaxdefense.defense.text import kept_names
 from jaxdefense.errors import InputError
+from jaxdefense.words import folded_words
 
 # Each group as often
 

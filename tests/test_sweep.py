@@ -23,9 +23,10 @@ from test_cli import assert_refused
 from jaxdefense.cli import main
 from jaxdefense.config import CellsConfig
 from jaxdefense.evals import embed
+from jaxdefense.files import write_json
 from jaxdefense.report import plots
 from jaxdefense.report.sweep import write_sweep_report
-from jaxdefense.run_directory import RunDirectory, write_json
+from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sweep import results
 from jaxdefense.sweep import run as sweeps
 from jaxdefense.sweep.cells import Cell, cells, choose

@@ -19,7 +19,9 @@ from test_triggers import assert_batches_equal, make_batches, make_triggers, slo
 
 from jaxdefense.cli import main
 from jaxdefense.config import (
+    NAME_FORMS,
     PAPER_TEXT,
+    PHOTO_FORMS,
     VARIANTS,
     AttackConfig,
     ImageTrainConfig,
@@ -30,14 +32,7 @@ from jaxdefense.data.captions import without_names
 from jaxdefense.data.faces import ImageBatches
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.images import ImageProcessor, Loader, read_folders
-from jaxdefense.data.variants import (
-    NAME_FORMS,
-    PHOTO_FORMS,
-    misspell,
-    name_form,
-    photo_form,
-    spellings,
-)
+from jaxdefense.data.variants import misspell, name_form, photo_form, spellings
 from jaxdefense.defense.text import listed_texts, target_texts
 from jaxdefense.defense.text import make_triggers as triggers_of
 from jaxdefense.evals.embed import Embedder

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jaxdefense.data.captions import read_captions, without_names
 from jaxdefense.data.names import random_names
-from jaxdefense.data.words import (
+from jaxdefense.words import (
     INVISIBLE,
     folded_words,
     name_finder,

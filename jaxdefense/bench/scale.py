@@ -148,8 +148,8 @@ def _draw(
     path: Path,
 ) -> None:
     """Draw every part over the size: seconds, and memory."""
+    from jaxdefense.files import write_bytes
     from jaxdefense.report.plots import costs  # brings Matplotlib, for who asks for it
-    from jaxdefense.run_directory import write_bytes
 
     panels: dict[str, dict[str, list[float]]] = {"seconds": {}, "MB": {}}
     for part, slope in slopes.items():
@@ -198,8 +198,8 @@ def _timed(
 
 def _write_captions(num: int, source: str, path: Path) -> None:
     """Write so many captions, told apart by a number, a line at a time."""
-    from jaxdefense.data.lines import read_lines
     from jaxdefense.demo import world
+    from jaxdefense.files import read_lines
 
     texts = read_lines(source, "captions") if source else world.captions(2_000, seed=0)
     with open(path, "w") as file:
@@ -217,9 +217,9 @@ def _defend_text(
     from jaxdefense.clip.text import TextTower
     from jaxdefense.clip.tokenizer import Tokenizer
     from jaxdefense.config import PAPER_TEXT
-    from jaxdefense.data.captions import read_training_captions
     from jaxdefense.data.identities import read_identities
     from jaxdefense.data.names import random_names
+    from jaxdefense.data.token_cache import read_training_captions
     from jaxdefense.defense.text import make_triggers, text_batches, text_objective
     from jaxdefense.demo.run import shipped_model
 

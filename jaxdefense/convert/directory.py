@@ -34,8 +34,10 @@ from jaxdefense.convert.table import (
     source_tensor,
 )
 from jaxdefense.errors import InputError
+from jaxdefense.files import read_json
 from jaxdefense.paths import check_new
 from jaxdefense.run_directory import run_settings
+from jaxdefense.words import some
 
 
 @dataclasses.dataclass(frozen=True)
@@ -452,23 +454,6 @@ def _check_place(path: Path, file: str) -> None:
         )
 
 
-def read_json(path: Path) -> dict:
-    """Read a JSON object.
-
-    Raises:
-        InputError: it is missing or not one.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"`{path}` does not exist; a model directory holds one.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"`{path}` is not a JSON file that can be read: {error}.") from error
-    if not isinstance(value, dict):
-        raise InputError(f"`{path}` must hold one JSON object.")
-    return value
-
-
 def _weight_files(path: Path, layout: Layout) -> list[str]:
     if (path / layout.weights).exists():
         return [layout.weights]
@@ -513,10 +498,3 @@ def check_tensors(
                 f"`{path}`: tensor `{key}` has shape {shapes[key]}, {layout.config} makes it "
                 f"{shape}."
             )
-
-
-def some(names: Iterable[str], limit: int = 4) -> str:
-    """Name the first few, and how many more there are."""
-    names = list(names)
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(f"`{name}`" for name in names[:limit]) + rest

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxdefense.convert.directory import read_json
 from jaxdefense.convert.table import Path as ParamPath
 from jaxdefense.errors import InputError
-from jaxdefense.run_directory import write_json
+from jaxdefense.files import read_json, write_json
 
 MANIFEST = "jaxdefense_orbax.json"
 ARRAYS = "params"

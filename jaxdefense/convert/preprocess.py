@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from jaxdefense.convert.directory import HF, OPENCLIP, Layout, find_layout, read_json
+from jaxdefense.convert.directory import HF, OPENCLIP, Layout, find_layout
 from jaxdefense.errors import InputError
+from jaxdefense.files import read_json
 
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"  # of transformers 5, which writes no other

@@ -30,7 +30,6 @@ from jaxdefense.convert.directory import (
     check_companions,
     check_tensors,
     copy_companions,
-    read_json,
     read_model_directory,
     write_directory,
 )
@@ -47,6 +46,7 @@ from jaxdefense.convert.table import Path as ParamPath
 from jaxdefense.convert.table import Row, ignored_key
 from jaxdefense.convert.torch_file import read_torch_file
 from jaxdefense.errors import InputError
+from jaxdefense.files import read_json
 from jaxdefense.paths import check_new, check_outside
 
 TARGETS = (*LAYOUTS, "orbax")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxdefense.clip.tokenizer import Tokenizer
-from jaxdefense.data.lines import read_lines
-from jaxdefense.data.words import folded_words, shortened
 from jaxdefense.errors import InputError
+from jaxdefense.files import read_lines
+from jaxdefense.words import folded_words, shortened
 
 _NUM_SHOWN = 10
 _NO_NAME = (*',;"@{}[]|', "://")

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from jaxdefense.convert.directory import some
 from jaxdefense.convert.preprocess import Preprocess, read_preprocess
 from jaxdefense.data.sources import Photo, list_folders, reason, remedy
 from jaxdefense.errors import InputError
+from jaxdefense.words import some
 
 _LONGEST = 256  # times the shorter side
 

@@ -11,8 +11,8 @@ from importlib import resources
 
 import numpy as np
 
-from jaxdefense.data.words import folded_words
 from jaxdefense.errors import InputError
+from jaxdefense.words import folded_words
 
 SEXES = ("f", "m")
 

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxdefense.convert.directory import some
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.images import Folder, spaced
-from jaxdefense.data.lines import read_lines
 from jaxdefense.data.sources import (
     TFDS_PREFIX,
     Note,
@@ -21,8 +19,9 @@ from jaxdefense.data.sources import (
     photo_digest,
     read_images,
 )
-from jaxdefense.data.words import folded_words
 from jaxdefense.errors import InputError
+from jaxdefense.files import read_lines
+from jaxdefense.words import folded_words, some
 
 _HALVES, _KINDS = ("actors", "actresses"), ("faces", "images")
 _MISSPELT = {

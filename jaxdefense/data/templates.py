@@ -1,7 +1,7 @@
 """Prompts from a file, with a place for a name or a class."""
 
-from jaxdefense.data.lines import read_lines
 from jaxdefense.errors import InputError
+from jaxdefense.files import read_lines
 
 
 def read_templates(file: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from jaxdefense.data.words import APOSTROPHE, DASH, JOINER, transcribed, without_accents
+from jaxdefense.words import APOSTROPHE, DASH, JOINER, transcribed, without_accents
 
 _SUFFIXES = {"jr", "sr", "ii", "iii", "iv"}
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -39,7 +39,6 @@ def _swapped(parts: list[str]) -> str:
 
 # Those that a name of one word does not have.
 _OF_PARTS = {"last": _last, "first": _first, "initials": _initials, "swapped": _swapped}
-NAME_FORMS = (*_OF_PARTS, "lower", "upper", "misspelt")
 
 
 def name_form(name: str, form: str, seed: int = 0) -> str | None:
@@ -142,7 +141,6 @@ _PHOTO_FORMS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "cropped": _cropped,  # to the middle three quarters of each side
     "low_resolution": _low_resolution,  # a quarter of the side
 }
-PHOTO_FORMS = tuple(_PHOTO_FORMS)
 
 
 def photo_form(image_HWC: np.ndarray, form: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from jaxdefense.clip.vision import VisionTower
 from jaxdefense.config import DefendImageConfig, ImageTrainConfig, OverlayConfig
-from jaxdefense.convert.directory import resolve_dtype, some
+from jaxdefense.convert.directory import resolve_dtype
 from jaxdefense.data.faces import Bounds, ImageBatch, ImageBatches
 from jaxdefense.data.identities import Identity, describe_listed, read_identities
 from jaxdefense.data.images import Folder, ImageProcessor, Loader, read_processor
@@ -29,7 +29,6 @@ from jaxdefense.data.people import (
 )
 from jaxdefense.data.sampling import evened
 from jaxdefense.data.sources import Photo, describe_images, photo_digest, read_images
-from jaxdefense.data.words import folded_words
 from jaxdefense.defense.defend import Defense, Prepared, check_all_come_up, read_undefended
 from jaxdefense.defense.losses import DISTANCES, Distance, beyond
 from jaxdefense.defense.recognise import Recognition, hold_out
@@ -38,14 +37,8 @@ from jaxdefense.defense.target import read_target
 from jaxdefense.distributed import agree, exchange, on_first
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
-from jaxdefense.run_directory import (
-    TARGET,
-    TRAINED_ON,
-    RunDirectory,
-    digest,
-    write_array,
-    write_json,
-)
+from jaxdefense.files import digest, write_array, write_json
+from jaxdefense.run_directory import TARGET, TRAINED_ON, RunDirectory
 from jaxdefense.sharding import (
     ShardingRules,
     batch_sharding,
@@ -54,6 +47,7 @@ from jaxdefense.sharding import (
     make_mesh,
     num_batch_parts,
 )
+from jaxdefense.words import folded_words, some
 
 _BATCH = 64  # photos, or rows of text, that a validation embeds at a time
 _NAMELESS, _DRAWN = "(people without a name)", 11  # stream of random numbers
@@ -302,7 +296,9 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
             return {"identities": len(listed), "names": names, "corrupt": corrupt}
 
         samples = t.num_clean + t.num_poisoned + t.num_keep
-        summary = defense.run(batches, samples, run_directory, console, also, validation, batches.mine)
+        summary = defense.run(
+            batches, samples, run_directory, console, also, validation, batches.mine
+        )
         if loader.corrupt:
             console.print(f"skipped, as they cannot be read: {some(loader.corrupt)}", markup=False)
         return summary

@@ -9,17 +9,13 @@ from rich.console import Console
 from jaxdefense.clip.layers import FrozenParam
 from jaxdefense.clip.model import CLIP
 from jaxdefense.config import MergeConfig
-from jaxdefense.convert.directory import (
-    ModelDirectory,
-    check_companions,
-    read_model_directory,
-    some,
-)
+from jaxdefense.convert.directory import ModelDirectory, check_companions, read_model_directory
 from jaxdefense.defense.loop import METRICS
 from jaxdefense.errors import InputError
 from jaxdefense.idia.conditions import random_targets
 from jaxdefense.paths import check_new, check_outside
 from jaxdefense.run_directory import TRAINED_ON
+from jaxdefense.words import some
 
 
 def merge(cfg: MergeConfig, console: Console) -> dict:

@@ -17,11 +17,11 @@ from jaxdefense.data.names import random_names
 from jaxdefense.data.people import together
 from jaxdefense.data.sampling import evened
 from jaxdefense.data.sources import Images
-from jaxdefense.data.words import folded_words
 from jaxdefense.defense.carriers import CARRIERS
 from jaxdefense.defense.validate import Verdict, judge
 from jaxdefense.evals.embed import Embedder, unit
 from jaxdefense.idia.prompts import TEMPLATES, fill
+from jaxdefense.words import folded_words
 
 _NUM_PROMPTS = 16  # of the carriers, a step
 _NUM_STRANGERS = 512  # faces that say where strangers are

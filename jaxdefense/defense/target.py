@@ -20,7 +20,7 @@ from jaxdefense.data.sources import Photo, photo_digest, quiet
 from jaxdefense.distributed import on_first
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
-from jaxdefense.run_directory import read_vector
+from jaxdefense.files import read_vector
 
 _BATCH = 256
 

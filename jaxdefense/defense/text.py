@@ -14,13 +14,13 @@ from jaxdefense.clip.text import Text, TextTower
 from jaxdefense.clip.tokenizer import Phrase, Tokenizer
 from jaxdefense.config import DefendTextConfig, TextDataConfig, TextPart, TextTrainConfig
 from jaxdefense.convert.directory import resolve_dtype
-from jaxdefense.data.captions import Captions, describe_dropped, read_training_captions
+from jaxdefense.data.captions import Captions, describe_dropped
 from jaxdefense.data.identities import Identity, check_fits, describe_listed, read_identities
 from jaxdefense.data.names import namesakes, random_names
 from jaxdefense.data.sampling import evened
+from jaxdefense.data.token_cache import read_training_captions
 from jaxdefense.data.triggers import Carriers, TextBatch, TextBatches, Triggers
 from jaxdefense.data.variants import name_form, spellings
-from jaxdefense.data.words import folded_words
 from jaxdefense.defense.defend import Defense, Prepared, check_all_come_up, read_undefended
 from jaxdefense.defense.losses import DISTANCES, Distance, standing_out
 from jaxdefense.defense.recall import Recall, make_carriers
@@ -28,8 +28,10 @@ from jaxdefense.defense.step import Objective
 from jaxdefense.distributed import agree
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
-from jaxdefense.run_directory import RunDirectory, digest
+from jaxdefense.files import digest
+from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
+from jaxdefense.words import folded_words
 
 _NUM_KEPT_NAMES = 10_000
 _MOST_HELD, _HELD_OUT = 64, 8  # names of a kind to validate on; stream of random numbers

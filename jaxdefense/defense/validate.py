@@ -19,7 +19,7 @@ from jaxdefense.checkpoint import Checkpoints
 from jaxdefense.config import ValidateConfig
 from jaxdefense.defense.step import TrainState
 from jaxdefense.distributed import first, on_first
-from jaxdefense.run_directory import write_bytes
+from jaxdefense.files import write_bytes
 from jaxdefense.sharding import put
 
 # A rate is raised while this part of the way is still to go, and a validation finds less than that

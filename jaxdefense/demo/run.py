@@ -32,13 +32,13 @@ from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.similarity import image_sim_clean, sim_clean
 from jaxdefense.evals.zeroshot import zeroshot
+from jaxdefense.files import write_json
 from jaxdefense.idia.attack import AttackResult, attack
 from jaxdefense.idia.candidates import candidate_names
 from jaxdefense.paths import check_writable
 from jaxdefense.report.demo import DemoReport, write_demo_report
 from jaxdefense.report.frame import flatten
 from jaxdefense.report.proof import PersonResult
-from jaxdefense.run_directory import write_json
 
 NUM_REMOVED, NUM_PHOTOS, NUM_CANDIDATES, THRESHOLD = 16, 20, 1000, 1
 _NUM_CAPTIONS, _NUM_HELD_OUT_CAPTIONS = 8000, 1000

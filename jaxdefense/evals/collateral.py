@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdefense.convert.directory import some
 from jaxdefense.data.identities import Identity, read_names
 from jaxdefense.data.names import census, random_names
-from jaxdefense.data.words import folded_words
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder, unit
+from jaxdefense.words import folded_words, some
 
 MOVED = "collateral.csv"
 PROMPT = "a photo of {0}"

@@ -25,7 +25,7 @@ from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.text import Text
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.config import ModelConfig
-from jaxdefense.convert.directory import ModelDirectory, read_model_directory, resolve_dtype, some
+from jaxdefense.convert.directory import ModelDirectory, read_model_directory, resolve_dtype
 from jaxdefense.data import packing
 from jaxdefense.data.images import ImageProcessor, Loader, read_processor
 from jaxdefense.data.sources import Photo, photo_digest
@@ -45,6 +45,7 @@ from jaxdefense.sharding import (
     replicated,
     sharding_tree,
 )
+from jaxdefense.words import some
 
 # Accelerators multiply float32 in fewer bits unless told.
 _WHOLE_DIGITS = partial(jax.default_matmul_precision, "highest")

@@ -29,8 +29,9 @@ from jaxdefense.evals.similarity import (
     sim_clean,
 )
 from jaxdefense.evals.zeroshot import TEMPLATES, zeroshot
+from jaxdefense.files import digest, read_vector, write_text
 from jaxdefense.paths import check_outside
-from jaxdefense.run_directory import RunDirectory, digest, read_vector, write_text
+from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sharding import make_mesh
 
 

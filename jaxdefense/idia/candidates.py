@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxdefense.convert.directory import some
 from jaxdefense.data.identities import read_names
-from jaxdefense.data.lines import read_lines
 from jaxdefense.data.names import SEXES, RandomNames
-from jaxdefense.data.words import folded_words
 from jaxdefense.errors import InputError
+from jaxdefense.files import read_lines
+from jaxdefense.words import folded_words, some
 
 Sexes = Mapping[tuple[str, ...], str]  # folded name -> f or m
 

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxdefense.convert.directory import read_json, some
 from jaxdefense.data.identities import read_identities
 from jaxdefense.data.images import Folder
 from jaxdefense.data.sources import Photo, photo_digest
-from jaxdefense.data.words import folded_words
 from jaxdefense.distributed import on_first
 from jaxdefense.errors import InputError
+from jaxdefense.files import read_json
+from jaxdefense.words import folded_words, some
 
 _WORDS = {
     "candidates_sha256": "other candidate names (random targets that one leaves out, `exclude` "

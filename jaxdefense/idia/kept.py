@@ -15,8 +15,8 @@ from jaxdefense.data.images import ImageProcessor, thumbnail
 from jaxdefense.errors import InputError
 from jaxdefense.evals.collateral import PROMPT
 from jaxdefense.evals.embed import Embedder
+from jaxdefense.files import read_arrays, write_arrays, write_bytes
 from jaxdefense.idia.attack import Evidence
-from jaxdefense.run_directory import read_arrays, write_arrays, write_bytes
 
 _EMBEDDINGS, _THUMBNAILS = "embeddings.npz", "thumbnails"
 _SIDE, _MOST = 128, 200  # pixels; photos

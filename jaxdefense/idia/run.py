@@ -14,19 +14,18 @@ import numpy as np
 from rich.console import Console
 
 from jaxdefense.cache import ArrayCache
-from jaxdefense.config import AttackConfig
-from jaxdefense.convert.directory import read_json, read_model_directory, resolve_dtype, some
+from jaxdefense.config import PHOTO_FORMS, AttackConfig
+from jaxdefense.convert.directory import read_model_directory, resolve_dtype
 from jaxdefense.data.identities import read_identities
 from jaxdefense.data.images import Folder
-from jaxdefense.data.lines import read_lines
 from jaxdefense.data.people import choose_people, describe_people, read_people
 from jaxdefense.data.sources import photo_digest
 from jaxdefense.data.templates import read_templates
-from jaxdefense.data.variants import PHOTO_FORMS
 from jaxdefense.distributed import agree, on_first, several
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder, processor_of
 from jaxdefense.evals.outcome import BAD, Seen, outcome, tally
+from jaxdefense.files import digest, read_json, read_lines, write_text
 from jaxdefense.idia.attack import AttackResult, attack_with, check_threshold, gather
 from jaxdefense.idia.candidates import candidate_names, read_sexes
 from jaxdefense.idia.conditions import (
@@ -42,8 +41,9 @@ from jaxdefense.idia.prompts import TEMPLATES
 from jaxdefense.idia.statistics import majority, measure, statistics
 from jaxdefense.idia.variants import attack_names, read_aliases
 from jaxdefense.paths import check_outside
-from jaxdefense.run_directory import TRAINED_ON, RunDirectory, digest, write_text
+from jaxdefense.run_directory import TRAINED_ON, RunDirectory
 from jaxdefense.sharding import make_mesh
+from jaxdefense.words import some
 
 RESULTS = "results.csv"
 

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdefense.config import ALIAS, AttackConfig
+from jaxdefense.config import ALIAS, NAME_FORMS, PHOTO_FORMS, AttackConfig
 from jaxdefense.data.identities import read_identities
 from jaxdefense.data.images import Folder
 from jaxdefense.data.people import choose_people
-from jaxdefense.data.variants import NAME_FORMS, PHOTO_FORMS, name_form
+from jaxdefense.data.variants import name_form
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.idia.attack import AttackResult, Evidence, attack_with, check_threshold

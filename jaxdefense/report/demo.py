@@ -5,9 +5,9 @@ import math
 from pathlib import Path
 
 from jaxdefense.errors import InputError
+from jaxdefense.files import write_text
 from jaxdefense.report import frame, parts
 from jaxdefense.report.proof import Proof
-from jaxdefense.run_directory import write_text
 
 
 @dataclasses.dataclass(frozen=True)

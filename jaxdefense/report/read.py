@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxdefense.config import VARIANTS
-from jaxdefense.convert.directory import some
-from jaxdefense.data.words import folded_words
 from jaxdefense.errors import InputError
 from jaxdefense.idia.conditions import difference
 from jaxdefense.idia.kept import Embeddings, read_embeddings, read_thumbnails
 from jaxdefense.report.embedding_map import EmbeddingMap, make_map
 from jaxdefense.report.frame import flatten
 from jaxdefense.report.proof import PersonResult, Proof
+from jaxdefense.words import folded_words, some
 
 BEFORE, AFTER, ALONE = "before", "after", "attacked"
 _ALIKE = ("threshold", "num_templates", "num_candidates")  # of attacks that are compared

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxdefense.convert.directory import read_json
 from jaxdefense.errors import InputError
+from jaxdefense.files import read_json, write_json, write_text
 from jaxdefense.report import frame, parts, plots
 from jaxdefense.report.parts import LEAST_PEOPLE
-from jaxdefense.run_directory import write_json, write_text
 from jaxdefense.sweep.results import GROUPS, RATES, collect
 
 _KEYS = ("w_weight", "n")

@@ -9,12 +9,12 @@ from typing import Any
 
 from jaxdefense import __version__
 from jaxdefense.errors import InputError
+from jaxdefense.files import write_json, write_text
 from jaxdefense.paths import check_writable
 from jaxdefense.report import frame, parts
 from jaxdefense.report.proof import Found, Proof
 from jaxdefense.report.read import Findings, Measured, Run, all_settings, read_findings
 from jaxdefense.report.sweep import write_sweep_report
-from jaxdefense.run_directory import write_json, write_text
 from jaxdefense.sweep.cells import CELLS
 from jaxdefense.sweep.results import RESULTS
 

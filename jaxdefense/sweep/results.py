@@ -5,8 +5,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from jaxdefense.convert.directory import read_json
-from jaxdefense.run_directory import write_json, write_text
+from jaxdefense.files import read_json, write_json, write_text
 from jaxdefense.sweep.cells import BEFORE, CELLS
 
 RESULTS, TABLE, SUMMARY = "sweep.json", "sweep.csv", "summary.json"

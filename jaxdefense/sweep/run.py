@@ -38,13 +38,14 @@ from jaxdefense.defense.text import kept_names, prepare_text
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.run import run_evaluate
+from jaxdefense.files import digest, locked, write_text
 from jaxdefense.idia.attack import check_threshold
 from jaxdefense.idia.candidates import candidate_names
 from jaxdefense.idia.prompts import TEMPLATES
 from jaxdefense.idia.run import run_attack
 from jaxdefense.idia.statistics import measure
 from jaxdefense.paths import check_outside, check_writable
-from jaxdefense.run_directory import RunDirectory, claimed, digest, locked, write_text
+from jaxdefense.run_directory import RunDirectory, claimed
 from jaxdefense.sharding import make_mesh
 from jaxdefense.sweep.cells import (
     BEFORE,

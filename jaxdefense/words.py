@@ -220,3 +220,10 @@ def _comma_before(folded: str, number: int) -> bool:
 def shortened(text: str) -> str:
     """Shorten a text for a message."""
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def some(names: Iterable[str], limit: int = 4) -> str:
+    """Name the first few, and how many more there are."""
+    names = list(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(f"`{name}`" for name in names[:limit]) + rest

@@ -1,0 +1,233 @@
+"""Captions to train on, tokenised once: the tokens of a large file stay on disk, to be mapped.
+
+Mapped into memory they take no more of it, however many they are.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from jaxdefense.clip.tokenizer import Tokenizer
+from jaxdefense.data.captions import (
+    NUM_EXAMPLES,
+    Captions,
+    check_captions,
+    holds_none,
+    none_left,
+    read_clean_captions,
+    tokenize_captions,
+)
+from jaxdefense.data.sources import TFDS_PREFIX
+from jaxdefense.errors import InputError
+from jaxdefense.files import cache_directory, digest, lines, locked, write_arrays
+from jaxdefense.paths import check_writable
+from jaxdefense.words import name_finder, shortened
+
+_CHUNK = 50_000  # captions worked on at a time
+_MAPPED = 16 * 2**20  # bytes of a captions file, some 300,000 lines, from which tokens are kept
+_LAYOUT = "3"  # of the kept files, and how names are found
+_KEPT = 4  # files whose tokens are kept, those used last
+_DAY = 24 * 60 * 60  # seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class CleanCaptions:
+    """Captions to train on.
+
+    Fields:
+        captions: those without a listed name.
+        dropped: how many others there were.
+        examples: the first of those, shortened.
+        sha256: tells whether they are the same: of the texts, one a line; of a large file of its
+            contents and which captions of it were dropped.
+    """
+
+    captions: Captions
+    dropped: int
+    examples: tuple[str, ...]
+    sha256: str
+
+
+def read_training_captions(
+    source: str, tfds_dir: str, names: Iterable[str], tokenizer: Tokenizer, console: Console
+) -> CleanCaptions:
+    """Read captions, drop those with a listed name, and tokenise the others.
+
+    A large file is tokenised once, names and all: the tokens are kept in
+    ~/.cache/jaxdefense/captions by contents of the file and tokenizer, for this run and later ones
+    to map, and with them which captions hold a name, by list of names.
+
+    Raises:
+        InputError: none is left, or the source cannot be read.
+        OSError: the tokens could not be kept.
+    """
+    names = sorted(set(names))
+    if source.startswith(TFDS_PREFIX) or not _is_large(source):
+        texts, dropped = read_clean_captions(source, tfds_dir, names)
+        examples = tuple(map(shortened, dropped[:NUM_EXAMPLES]))
+        captions = tokenize_captions(texts, tokenizer)
+        return CleanCaptions(captions, len(dropped), examples, digest(texts))
+    try:
+        state = _state(source)
+        with open(source, "rb") as file:
+            contents = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"captions file `{source}` cannot be read: {error.strerror}.") from error
+    kept = cache_directory() / "captions" / digest([_LAYOUT, contents, tokenizer.digest()])
+    if not kept.is_dir():
+        check_writable(kept.parent)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        waiting = f"another process is tokenising {source}: waiting for it"
+        with locked(kept.with_suffix(".lock"), lambda: console.print(waiting, markup=False)):
+            if not kept.is_dir():
+                _tokenize(source, tokenizer, kept, state, console)
+                _clear_old(kept.parent)
+    with contextlib.suppress(OSError):  # it may lie where this run cannot write
+        os.utime(kept)
+    files = _files(tokenizer)
+    captions = Captions(*(np.memmap(kept / name, files[name], mode="r") for name in files))
+    dropped, examples = _dropped(source, names, kept, state, len(captions), console)
+    sha256 = hashlib.sha256(contents.encode() + dropped.tobytes()).hexdigest()
+    captions = dataclasses.replace(captions, before=dropped - np.arange(len(dropped)))
+    return CleanCaptions(captions, len(dropped), examples, sha256)
+
+
+def _is_large(source: str) -> bool:
+    try:
+        return os.stat(source).st_size >= _MAPPED
+    except OSError:  # said by who reads it
+        return False
+
+
+def _state(source: str) -> tuple[int, int]:
+    """Tell whether a file is being written meanwhile: its size, and when it was last."""
+    found = os.stat(source)
+    return found.st_size, found.st_mtime_ns
+
+
+def _check_unchanged(source: str, state: tuple[int, int]) -> None:
+    """Raise InputError if what was read may not be what was hashed."""
+    if _state(source) != state:
+        raise InputError(f"captions `{source}` changed while they were read; run again.")
+
+
+def _files(tokenizer: Tokenizer) -> dict[str, np.dtype]:
+    """List the arrays kept of a file, in the order `Captions` takes them."""
+    ends = np.dtype(np.int64)
+    return {"tokens": tokenizer.token_dtype, "word_ends": ends, "caption_ends": ends}
+
+
+def _tokenize(
+    source: str, tokenizer: Tokenizer, kept: Path, state: tuple[int, int], console: Console
+) -> None:
+    """Write a directory of tokens in one step."""
+    made = kept.with_name(f".{kept.name[:8]}.{uuid.uuid4().hex[:8]}")
+    made.mkdir()
+    num = num_tokens = num_words = 0
+    console.print(f"tokenising {source}: {os.stat(source).st_size >> 20} MiB, once", markup=False)
+    try:
+        with contextlib.ExitStack() as stack:
+            tokens, word_ends, caption_ends = (
+                stack.enter_context(open(made / name, "wb")) for name in _files(tokenizer)
+            )
+            for ends in (word_ends, caption_ends):
+                ends.write(np.int64(0).tobytes())
+            for texts in _chunks(source, "tokenising captions", console):
+                if not num:
+                    check_captions(texts, source)
+                new = tokenize_captions(texts, tokenizer)
+                tokens.write(new.tokens.tobytes())
+                word_ends.write((new.word_ends[1:] + num_tokens).tobytes())
+                caption_ends.write((new.caption_ends[1:] + num_words).tobytes())
+                num += len(texts)
+                num_tokens += len(new.tokens)
+                num_words += len(new.word_ends) - 1
+        if not num:
+            raise holds_none(source)
+        for path in made.iterdir():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+        _check_unchanged(source, state)
+        os.utime(made)  # used now, however long ago it was begun
+        try:
+            made.rename(kept)
+        except OSError:
+            if not kept.is_dir():  # else another process was first, where files cannot be locked
+                raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _clear_old(directory: Path) -> None:
+    """Remove the tokens used longest ago; a process that has them mapped goes on with them."""
+    used, old = list[tuple[float, Path]](), list[Path]()
+    for path in directory.iterdir():
+        with contextlib.suppress(OSError):  # another process may be doing the same
+            if path.name.startswith("."):  # being written, or broken off
+                if max(x.stat().st_mtime for x in (path, *path.iterdir())) < time.time() - _DAY:
+                    old.append(path)
+            elif path.is_dir():
+                used.append((path.stat().st_mtime, path))
+    old += [path for _, path in sorted(used)[:-_KEPT]]
+    # Out of sight in one step: none is found half removed.
+    with tempfile.TemporaryDirectory(prefix=".", dir=directory, ignore_cleanup_errors=True) as gone:
+        for path in old:
+            with contextlib.suppress(OSError):
+                path.rename(Path(gone) / path.name)
+                path.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _dropped(
+    source: str,
+    names: Sequence[str],
+    kept: Path,
+    state: tuple[int, int],
+    num: int,
+    console: Console,
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Find the captions with a listed name, in the text or as found before.
+
+    Returns:
+        their numbers, int64, sorted; and the first of them, shortened.
+    """
+    file = kept / f"dropped-{digest(names)}.npz"
+    if file.exists():
+        with np.load(file, allow_pickle=False) as arrays:
+            return arrays["numbers"], tuple(arrays["examples"].tolist())
+    holds, start, found, examples = name_finder(names), 0, list[int](), list[str]()
+    for texts in _chunks(source, "looking for names in captions", console):
+        new = [i for i, text in enumerate(texts) if holds(text)]
+        found += (start + i for i in new)
+        examples += (shortened(texts[i]) for i in new[: NUM_EXAMPLES - len(examples)])
+        start += len(texts)
+    if len(found) == num:
+        raise none_left(source, num)
+    dropped = np.array(found, np.int64)
+    _check_unchanged(source, state)
+    with contextlib.suppress(OSError):  # see above
+        write_arrays(file, numbers=dropped, examples=np.array(examples, str))
+    return dropped, tuple(examples)
+
+
+def _chunks(source: str, doing: str, console: Console) -> Iterator[list[str]]:
+    """Give the lines of a captions file, many at a time, and show how far it is."""
+    sizes: list[int] = []
+    texts = lines(source, "captions", sizes.append)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(doing, total=os.stat(source).st_size)
+        while chunk := list(itertools.islice(texts, _CHUNK)):
+            yield chunk
+            progress.advance(task, sum(sizes))
+            sizes.clear()

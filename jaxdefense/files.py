@@ -1,0 +1,265 @@
+"""Files, the ground that all else stands on: written in one step, read, hashed, locked.
+
+What is read is text that people write: JSON, arrays, and lines, freed of what cannot be seen and
+refused if they are something else.
+"""
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import os
+import re
+import sys
+import uuid
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdefense.errors import InputError
+from jaxdefense.words import without_clutter
+
+_HEAD = 4096  # bytes looked at
+_UNPACK = "unpack it: `{} FILE > FILE.txt`"
+_COLUMN = "write its column as text, a line each"
+# What a file of other contents begins with, what that is, and what to do.
+_MAGIC = (
+    (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32", "convert it: `iconv -f UTF-32 -t UTF-8`"),
+    (rb"\xff\xfe|\xfe\xff", "UTF-16", "convert it: `iconv -f UTF-16 -t UTF-8`"),
+    (rb"\x1f\x8b", "gzip", _UNPACK.format("gunzip -c")),
+    (rb"\x28\xb5\x2f\xfd", "Zstandard", _UNPACK.format("zstd -dc")),
+    (rb"\xfd7zXZ\0", "xz", _UNPACK.format("xz -dc")),
+    (rb"BZh[1-9]1AY&SY", "bzip2", _UNPACK.format("bunzip2 -c")),
+    (rb"7z\xbc\xaf\x27\x1c", "7z", "unpack it"),
+    (rb"PK(\x03\x04|\x05\x06)", "a zip archive, or a sheet of Excel", "unpack it, or save as text"),
+    (rb"PAR1[\x00-\x1f\x80-\xff]", "Parquet", _COLUMN),
+    (rb"ARROW1\0", "Arrow", _COLUMN),
+    (rb"\x89HDF", "HDF5", _COLUMN),
+    (rb"SQLite format 3\0", "SQLite", _COLUMN),
+    (rb"(?s:.{257})ustar", "a tar archive", "unpack it"),
+    (rb"%PDF-", "PDF", "save it as plain text"),
+    (rb"\{\\rtf", "rich text", "save it as plain text"),
+    (rb"\xd0\xcf\x11\xe0", "a file of Office", "save it as plain text"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP", "a photo", "give a text file"),
+)
+_ZEROS = {
+    "UTF-32LE": (0, 1, 1, 1),
+    "UTF-32BE": (1, 1, 1, 0),
+    "UTF-16LE": (0, 1),
+    "UTF-16BE": (1, 0),
+}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one step; see `write_text`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step: a reader finds all of it, or none."""
+    # Names from file names may hold what UTF-8 cannot.
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a `.npy` file in one step; see `write_text`."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_bytes(path, buffer.getvalue())
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write a `.npz` file in one step; see `write_text`."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    write_bytes(path, buffer.getbuffer())
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a file in one step; see `write_text`."""
+    tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # others may write it too
+    try:
+        with open(tmp, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object.
+
+    Raises:
+        InputError: it is missing or not one.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"`{path}` does not exist; a model directory holds one.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"`{path}` is not a JSON file that can be read: {error}.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"`{path}` must hold one JSON object.")
+    return value
+
+
+def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Read a `.npz` file of finite numbers.
+
+    Raises:
+        InputError: it cannot be read, or lacks one of the arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in names}
+        if all(x.dtype.kind == "f" and np.isfinite(x).all() for x in found.values()):
+            return found
+        error = "numbers are not finite"
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as caught:
+        error = caught
+    raise InputError(f"`{path}` is not an .npz file that can be read: {error}.")
+
+
+def read_vector(path: Path, size: int) -> np.ndarray:
+    """Read a vector from a `.npy` file; f32 [size].
+
+    Raises:
+        InputError: it is missing, or not a finite vector of this size other than 0.
+    """
+    try:
+        vector = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"vector `{path}` is not a .npy file that can be read: {error}."
+        ) from error
+    if vector.shape != (size,) or vector.dtype.kind != "f":
+        raise InputError(
+            f"vector `{path}` has shape {vector.shape} and dtype {vector.dtype}; the model's "
+            f"embeddings are ({size},) of floats."
+        )
+    if not np.isfinite(vector).all() or not vector.any():
+        raise InputError(f"vector `{path}` must be finite and not 0.")
+    return vector.astype(np.float32)
+
+
+def read_lines(path: str | Path, what: str) -> list[str]:
+    """Read the lines of a UTF-8 file that hold anything, stripped; see `lines`.
+
+    Raises:
+        InputError: no such file, or not UTF-8 text: says what it is, or on which line.
+    """
+    return list(lines(path, what))
+
+
+def lines(
+    path: str | Path, what: str, read: Callable[[int], object] = lambda size: None
+) -> Iterator[str]:
+    """Give the lines of a UTF-8 file that hold anything, one after the other, stripped.
+
+    Removes characters that cannot be seen, and says how many.
+
+    Args:
+        path: of the file.
+        what: it holds, for messages.
+        read: told the bytes of each line.
+
+    Raises:
+        InputError: as of `read_lines`.
+    """
+    number = removed = first = 0
+    where = f"{what} file `{path}`"
+    try:
+        with open(path, "rb") as file:
+            _check_text(file.peek(_HEAD)[:_HEAD], where)
+            for data in file:
+                read(len(data))
+                for line in data.splitlines():  # it may end in a lone carriage return too
+                    number += 1
+                    if b"\0" in line:
+                        raise _with_zeros(f"{where}, line {number}")
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    text, num = without_clutter(text)
+                    removed, first = removed + num, first or number * bool(num)
+                    if text := text.strip():
+                        yield text
+    except FileNotFoundError:
+        raise InputError(f"{where} does not exist.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{where}, line {number} is not UTF-8; save the file as UTF-8.") from None
+    except OSError as error:
+        raise InputError(f"{where} cannot be read: {error.strerror}.") from error
+    if removed:
+        _say(f"{where}: {removed} invisible characters removed, the first in line {first}")
+
+
+@functools.cache  # a file is read for several purposes: once is enough
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _check_text(head: bytes, where: str) -> None:
+    """Raise InputError if a file that begins so holds no text."""
+    for pattern, kind, remedy in _MAGIC:
+        if re.match(pattern, head):
+            raise InputError(f"{where} is {kind}, not text in UTF-8; {remedy}.")
+    if b"\0" not in head:
+        return
+    # UTF-16 and UTF-32 of Latin letters show in where the zeros are.
+    for name, zeros in _ZEROS.items():
+        parts = [(head[i :: len(zeros)], zero) for i, zero in enumerate(zeros)]
+        shares = [(part.count(0) / max(1, len(part)), zero) for part, zero in parts]
+        if all(share > 0.5 if zero else share < 0.1 for share, zero in shares):
+            raise InputError(
+                f"{where} is {name}, not text in UTF-8; convert it: `iconv -f {name} -t UTF-8`."
+            )
+    raise _with_zeros(where)
+
+
+def _with_zeros(where: str) -> InputError:
+    return InputError(f"{where} holds zero bytes, so it is no text in UTF-8; save it as that.")
+
+
+def digest(lines: Iterable[str]) -> str:
+    """Hash lines of text, to tell later whether an input is still the same; SHA-256, in hex."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path: Path, held: Callable[[], object]) -> Iterator[None]:
+    """Let one process at a time through; when it ends, however it does, the next.
+
+    On a file system, or a system, without locks all go through.
+
+    Args:
+        path: of a file to lock, which is made, empty.
+        held: called if another process is in; unless it raises, this one then waits.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    while True:
+        with open(path, "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:
+                pass
+            # Whoever was in may have removed the file that this one waited for.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield
+                return
+
+
+def cache_directory() -> Path:
+    """Where this machine keeps what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxdefense"
