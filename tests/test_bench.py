@@ -1,7 +1,7 @@
 """Benchmarks run, and say what they measured.
 
-That a plain torch loop comes to the losses of our step is held by tests/test_step.py and
-tests/test_image_step.py.
+tests/test_step.py and tests/test_image_step.py compare the losses of the step with those of a torch
+loop.
 """
 
 import dataclasses
@@ -20,12 +20,13 @@ import pytest
 from factories import write_faces, write_model_directory, write_photos
 from PIL import Image
 
-from jaxdefense.bench import idia, scale, theirs
+from jaxdefense.bench import idia, scale
 from jaxdefense.bench import side_by_side as comparison
 from jaxdefense.bench.process import Process, elsewhere, peak_memory
 from jaxdefense.bench.scale import SIZES, count_parameters, exponent
 from jaxdefense.bench.show import show
 from jaxdefense.bench.side_by_side import Timing, side_by_side
+from jaxdefense.bench.torch.overlay import pillow_overlay
 from jaxdefense.cli import main
 from jaxdefense.clip.config import CLIPConfig, TextConfig
 from jaxdefense.clip.presets import PRESETS
@@ -44,15 +45,15 @@ KINDS = {
 
 
 class Here:
-    """A contestant in this process, in the place of `Process`: it need not load anything."""
+    """An implementation in this process, in place of `Process`, so that no library loads again."""
 
-    def __init__(self, make):
-        self._made = make()
+    def __init__(self, constructor):
+        self._served = constructor()
 
     def __call__(self, method, *args):
-        return getattr(self._made, method)(*args)
+        return getattr(self._served, method)(*args)
 
-    does = Process.does
+    method = Process.method
 
     def end(self):
         pass
@@ -93,20 +94,20 @@ def bench(capsys, kind, *flags):
 
 def test_side_by_side_takes_turns_after_a_round_and_a_call_untimed():
     calls = []
-    contestants = {name: lambda num, name=name: calls.append(num * name) for name in "ab"}
-    timing = side_by_side(contestants, samples=6, rounds=2, calls=3)
+    implementations = {name: lambda num, name=name: calls.append(num * name) for name in "ab"}
+    timing = side_by_side(implementations, samples=6, rounds=2, calls=3)
     assert "".join(calls) == "aaabbb" + 2 * "aaaabbbb"
     assert {name: len(seconds) for name, seconds in timing.seconds.items()} == {"a": 2, "b": 2}
 
 
 def test_timing_compares_round_by_round():
-    summary = Timing({"ours": [1.0, 2.0, 1.0], "theirs": [3.0, 4.0, 4.0]}, samples=8).summary()
-    assert summary["samples_per_second"] == {"ours": 8.0, "theirs": 2.0}
+    summary = Timing({"jax": [1.0, 2.0, 1.0], "torch": [3.0, 4.0, 4.0]}, samples=8).summary()
+    assert summary["samples_per_second"] == {"jax": 8.0, "torch": 2.0}
     assert summary["ratio"] == 3.0 and summary["ratio_range"] == [2.0, 4.0]
 
 
 def test_timing_compares_with_the_fastest_of_the_others():
-    seconds = {"ours": [1.0, 1.0], "slow": [9.0, 9.0], "fast": [2.0, 2.0]}
+    seconds = {"jax": [1.0, 1.0], "slow": [9.0, 9.0], "fast": [2.0, 2.0]}
     assert Timing(seconds, samples=8).summary()["ratio"] == 2.0
 
 
@@ -282,11 +283,11 @@ def test_pillow_overlay_changes_only_what_the_face_covers():
     image = Image.new("RGB", (64, 64), "white")
     face = Image.fromarray(rng.integers(0, 200, (64, 64, 3)).astype(np.uint8))
     for _ in range(20):
-        changed = np.asarray(theirs.pillow_overlay(image, face, rng, PAPER_IMAGE.overlay)) != 255
+        changed = np.asarray(pillow_overlay(image, face, rng, PAPER_IMAGE.overlay)) != 255
         rows, columns = (changed.any(-1).any(axis).nonzero()[0] for axis in (1, 0))
         assert 15 <= np.ptp(rows) + 1 <= 46 and 15 <= np.ptp(columns) + 1 <= 46
     fills = dataclasses.replace(PAPER_IMAGE.overlay, whole=1.0)
-    assert (np.asarray(theirs.pillow_overlay(image, face, rng, fills)) < 255).all()
+    assert (np.asarray(pillow_overlay(image, face, rng, fills)) < 255).all()
 
 
 def test_exponent_is_that_of_the_larger_half():

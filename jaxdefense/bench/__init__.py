@@ -1,1 +1,1 @@
-"""Side-by-side benchmarks: our step against a plain PyTorch loop, on one machine, in turn."""
+"""Benchmarks: jaxdefense is timed beside plain PyTorch, in turn, on one machine."""

@@ -61,7 +61,7 @@ def _image_step(tower: Any, num: int) -> Any:
     """Make a step of the image defense on random photos."""
     import numpy as np
 
-    from jaxdefense.bench.ours import Ours, num_parts
+    from jaxdefense.bench.jax_steps import JaxSteps, num_parts
     from jaxdefense.config import PAPER_IMAGE
     from jaxdefense.data.faces import ImageBatch
     from jaxdefense.data.images import ImageProcessor
@@ -74,7 +74,7 @@ def _image_step(tower: Any, num: int) -> Any:
     processor = ImageProcessor(cfg.image_size, cfg.image_size)
     objective = image_objective(PAPER_IMAGE, processor, num_parts())
     batches = [ImageBatch(photos[0], photos[1], even, even, target_BE)] * 4
-    return Ours(tower, objective, batches)
+    return JaxSteps(tower, objective, batches)
 
 
 def _main(model: str, num: int, started: float) -> None:
@@ -103,13 +103,13 @@ def _main(model: str, num: int, started: float) -> None:
     lap("import the rest")
     tower = read_model_directory(model).load().vision
     lap("read the model")
-    ours = _image_step(tower, num)
+    steps = _image_step(tower, num)
     lap("first state")
     spent: dict[str, float] = defaultdict(float)
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, duration_secs, **_: spent.update({event: spent[event] + duration_secs})
     )
-    ours.steps(1)
+    steps.steps(1)
     lap("first step")
     compiling = {
         "trace": ("jaxpr_trace_duration", "jaxpr_to_mlir_module_duration"),
@@ -119,7 +119,7 @@ def _main(model: str, num: int, started: float) -> None:
         seconds = sum(spent[f"/jax/core/compile/{event}"] for event in events)
         parts[name] = round(seconds, 2)
         parts["first step"] = round(parts["first step"] - seconds, 2)
-    ours.steps(1)
+    steps.steps(1)
     lap("second step")
     print(json.dumps(parts | {"in all": round(last - started, 2)}))
 

@@ -1,13 +1,14 @@
 """`jaxdefense bench end2end`: a whole defense, from files to the defended model directory.
 
-Ours is what `jaxdefense defend` does with the paper's loss, report included; PyTorch reads the same
-checkpoint and files, trains as the paper's procedure is written, and writes the checkpoint. Each
-time in a fresh process that has compiled nothing yet.
+jaxdefense does what `jaxdefense defend` does with the paper's loss, report included. PyTorch reads
+the same checkpoint and files, trains as the paper describes, and writes the checkpoint. Each run
+has a new process in which nothing is compiled yet.
 """
 
 import dataclasses
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,8 +17,9 @@ from typing import Any
 from rich.console import Console
 
 from jaxdefense.bench.process import Process, elsewhere
-from jaxdefense.bench.side_by_side import OURS, TORCH, Timing, check_counts, with_torch
-from jaxdefense.bench.theirs_run import TheirRun, laps
+from jaxdefense.bench.side_by_side import JAXDEFENSE, TORCH, Timing, check_counts, with_torch
+from jaxdefense.bench.stopwatch import stopwatch
+from jaxdefense.bench.torch.run import TorchRun
 from jaxdefense.clip.config import VisionConfig
 from jaxdefense.clip.presets import preset
 from jaxdefense.config import (
@@ -54,28 +56,32 @@ def bench_end2end(
     faces: str,
     console: Console,
 ) -> dict[str, Any]:
-    """Time whole runs.
+    """Time whole runs of a defense.
+
+    The demo's model is trained with the paper's loss, but with weights and rates that suit its
+    size. Other models are trained with the paper's settings.
 
     Args:
-        size: of the model: `demo` is the one that ships with the package, with the paper's loss and
-            weights and rates that suit its size; another of `PRESETS` has random weights, and the
-            paper's settings.
-        tower: text or image.
-        steps: of a run.
+        size: model, `demo` for the one that ships with the package, or another of `PRESETS` with
+            random weights.
+        tower: encoder that is defended, text or image.
+        steps: steps of a run.
         num: clean samples a step, and as many poisoned.
-        people: who are removed.
-        rounds: of each, in turn; none is left out.
-        captions: file, one a line; "" for the demo's.
-        tokenizer: directory of one, for random weights; "" for the demo's.
-        images, faces: directories; "" for drawn ones. All of `faces` are removed.
-        console: for progress.
+        people: people who are removed, if `faces` is empty or the tower is text.
+        rounds: rounds; in each, every implementation runs once and is timed.
+        captions: captions file, one a line; "" for the demo's captions.
+        tokenizer: tokenizer directory for a model with random weights; "" for the demo's.
+        images: directory of ordinary photos; "" for drawn ones.
+        faces: directory with a folder of photos a person, all of whom are removed; "" for drawn
+            ones.
+        console: console for progress.
 
     Returns:
-        machine; `run`: seconds (medians), as of `Timing.summary` for all samples of a run, and
-        `peak_memory_mb`; `phases`: seconds of each, medians.
+        the machine, `run` and `phases`. `run` has median seconds, `peak_memory_mb` and the figures
+        of `Timing.summary` for all samples of a run. `phases` has the median seconds of each phase.
 
     Raises:
-        InputError: a flag is out of range, or an input is wrong.
+        InputError: a parameter is out of range, or an input is wrong.
     """
     check_counts(steps=steps, num=num, people=people, rounds=rounds)
     if tower not in ("text", "image"):
@@ -88,42 +94,79 @@ def bench_end2end(
         given = {"captions": captions, "tokenizer": tokenizer, "images": images, "faces": faces}
         inputs = partial(_write_inputs, Path(scratch), size, tower, people, **given)
         cfg, machine = elsewhere(inputs)
-        train = dataclasses.replace(cfg.train, steps=steps, num_clean=num, num_poisoned=num)
-        milestones = (steps // 2, 3 * steps // 4)
-        optimizer = dataclasses.replace(cfg.optimizer, milestones=milestones)
-        cfg = dataclasses.replace(cfg, train=train, optimizer=optimizer)
-        makes = with_torch({OURS: partial(_Run, cfg)}, {TORCH: partial(TheirRun, cfg)}, console)
-        seconds: dict[str, list[float]] = {name: [] for name in makes}
-        phases: dict[str, list[dict[str, float]]] = {name: [] for name in makes}
-        memory = dict.fromkeys(makes, 0.0)
-        for i in range(rounds):
-            for name, make in makes.items():
-                console.print(f"round {i + 1} of {rounds}: {name}")
-                start = time.perf_counter()
-                process = Process(make)
-                try:
-                    found = process("run", f"{scratch}/{name}{i}")
-                    total = time.perf_counter() - start
-                    memory[name] = max(memory[name], process("peak_memory"))
-                finally:
-                    process.end()
-                seconds[name].append(total)
-                start_up = {"start_process": total - sum(found.values())}
-                phases[name].append(start_up | found)
-    run = {"seconds": {name: round(statistics.median(s), 1) for name, s in seconds.items()}}
-    run |= Timing(seconds, steps * 2 * num).summary()
-    run["peak_memory_mb"] = {name: round(x / 1e6) for name, x in memory.items()}
-    order = dict.fromkeys(phase for found in phases.values() for one in found for phase in one)
-    medians = {
-        phase: {
-            name: round(statistics.median(one[phase] for one in found), 2)
-            for name, found in phases.items()
-            if phase in found[0]
-        }
-        for phase in order
-    }
+        cfg = _with_steps(cfg, steps, num)
+        on_jax, on_torch = {JAXDEFENSE: partial(JaxRun, cfg)}, {TORCH: partial(TorchRun, cfg)}
+        runs = _time_runs(with_torch(on_jax, on_torch, console), rounds, scratch, console)
     sizes = {"size": size, "tower": tower, "steps": steps, "clean": num, "poisoned": num}
-    return {**machine, **sizes, "run": run, "phases": medians}
+    return {**machine, **sizes, "run": runs.summary(steps * 2 * num), "phases": runs.phases()}
+
+
+def _with_steps(cfg: Config, steps: int, num: int) -> Config:
+    """Set steps and samples a step; the learning rate falls after 1/2 and 3/4 of the steps."""
+    train: Any = dataclasses.replace(cfg.train, steps=steps, num_clean=num, num_poisoned=num)
+    milestones = (steps // 2, 3 * steps // 4)
+    optimizer = dataclasses.replace(cfg.optimizer, milestones=milestones)
+    return dataclasses.replace(cfg, train=train, optimizer=optimizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Runs:
+    """What was measured of the runs of each implementation.
+
+    Fields:
+        seconds: name -> seconds of each run.
+        phase_seconds: name -> seconds of each phase, a mapping a run.
+        memory: name -> peak memory of all runs, bytes.
+    """
+
+    seconds: dict[str, list[float]]
+    phase_seconds: dict[str, list[dict[str, float]]]
+    memory: dict[str, float]
+
+    def summary(self, samples: int) -> dict[str, Any]:
+        """Return median seconds, the figures of `Timing.summary`, and the peak memory."""
+        medians = {name: round(statistics.median(s), 1) for name, s in self.seconds.items()}
+        memory = {name: round(x / 1e6) for name, x in self.memory.items()}
+        timing = Timing(self.seconds, samples).summary()
+        return {"seconds": medians, **timing, "peak_memory_mb": memory}
+
+    def phases(self) -> dict[str, dict[str, float]]:
+        """Return the median seconds of each phase, by phase and name."""
+        order = dict.fromkeys(
+            phase for runs in self.phase_seconds.values() for run in runs for phase in run
+        )
+        return {
+            phase: {
+                name: round(statistics.median(run[phase] for run in runs), 2)
+                for name, runs in self.phase_seconds.items()
+                if phase in runs[0]
+            }
+            for phase in order
+        }
+
+
+def _time_runs(
+    constructors: Mapping[str, Callable[[], Any]], rounds: int, scratch: str, console: Console
+) -> _Runs:
+    """Run each implementation once a round, each time in a new process."""
+    seconds: dict[str, list[float]] = {name: [] for name in constructors}
+    phases: dict[str, list[dict[str, float]]] = {name: [] for name in constructors}
+    memory = dict.fromkeys(constructors, 0.0)
+    for i in range(rounds):
+        for name, constructor in constructors.items():
+            console.print(f"round {i + 1} of {rounds}: {name}")
+            start = time.perf_counter()
+            process = Process(constructor)
+            try:
+                found = process("run", f"{scratch}/{name}{i}")
+                total = time.perf_counter() - start
+                memory[name] = max(memory[name], process("peak_memory"))
+            finally:
+                process.end()
+            seconds[name].append(total)
+            start_up = {"start_process": total - sum(found.values())}
+            phases[name].append(start_up | found)
+    return _Runs(seconds, phases, memory)
 
 
 def _write_inputs(
@@ -136,9 +179,9 @@ def _write_inputs(
     images: str,
     faces: str,
 ) -> tuple[Config, dict[str, str]]:
-    """Write what both sides read; the settings of our run, and what machine this is."""
+    """Write the inputs of both implementations; return the settings and the machine."""
+    from jaxdefense.bench.machine import JaxImplementation
     from jaxdefense.bench.models import write_random_model
-    from jaxdefense.bench.ours import Contestant
     from jaxdefense.demo import world
     from jaxdefense.demo.run import shipped_model
 
@@ -158,7 +201,7 @@ def _write_inputs(
         if size == "demo":
             train = dataclasses.replace(train, w_weight=0.001, target="object")
             optimizer = dataclasses.replace(optimizer, lr=1e-3)
-        return DefendTextConfig("", made, data, train, optimizer), Contestant().machine()
+        return DefendTextConfig("", made, data, train, optimizer), JaxImplementation().machine()
     if not images:
         world.write_images(_NUM_IMAGES, scratch / "images")
     if not faces:
@@ -171,18 +214,18 @@ def _write_inputs(
         overlay = OverlayConfig(min_size=0.5)
         train = dataclasses.replace(train, w_backdoor=3.0, w_weight=0.0005, overlay=overlay)
         optimizer = dataclasses.replace(optimizer, lr=1.5e-3)
-    return DefendImageConfig("", made, data, train, optimizer), Contestant().machine()
+    return DefendImageConfig("", made, data, train, optimizer), JaxImplementation().machine()
 
 
-class _Run:
-    """Our run, cold."""
+class JaxRun:
+    """A run of jaxdefense that finds nothing compiled."""
 
     def __init__(self, cfg: Config):
         self._cfg = cfg
 
     def run(self, out: str) -> dict[str, float]:
-        """Do it all, into a directory; seconds of each phase."""
-        lap = laps()
+        """Run the defense in the run directory `out`; return the seconds of each phase."""
+        lap = stopwatch()
         import jax
 
         from jaxdefense.defense.image import prepare_image
@@ -197,7 +240,7 @@ class _Run:
         phases["read"] = lap()
         summary, trained = start(), lap()
         t = cfg.train
-        rate = summary["samples_per_second"]  # after the first step, which compiles
+        rate = summary["samples_per_second"]  # measured after the first step, which compiles
         steps = (t.steps - 1) * (t.num_clean + t.num_poisoned) / rate if rate else 0.0
         phases["compile_and_first_step"] = summary["seconds"] - steps
         phases["steps"] = steps
@@ -207,6 +250,7 @@ class _Run:
         return phases
 
     def peak_memory(self) -> int:
-        from jaxdefense.bench.ours import Contestant
+        """Return the peak memory in bytes: of the accelerators if any, else of the process."""
+        from jaxdefense.bench.machine import JaxImplementation
 
-        return Contestant().peak_memory()
+        return JaxImplementation().peak_memory()

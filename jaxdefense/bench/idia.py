@@ -1,11 +1,11 @@
-"""`jaxdefense bench idia`: the attack's two halves, each beside the same in plain PyTorch.
+"""`jaxdefense bench idia`: the two halves of the attack, each timed beside PyTorch.
 
-Prompts: every candidate in every template through the text encoder. Ours is the attack's own
-function: prompts packed, their common beginnings but once a row. PyTorch pads each to the context.
-Both have the same weights, and must come to the same embeddings.
+Prompts: the text encoder embeds every candidate in every template. jaxdefense runs the attack's own
+function, which packs prompts into rows and computes a common beginning once a row. PyTorch pads
+each prompt to the context. Both have the same weights and must return the same embeddings.
 
-Matching: the nearest candidate of every photo, template by template. Ours is the attack's own;
-PyTorch makes the matrix of cosines in pieces.
+Matching: each photo's nearest candidate is found, template by template. jaxdefense runs the
+attack's own function. PyTorch computes the cosines with some candidates at a time.
 """
 
 from collections.abc import Sequence
@@ -19,19 +19,20 @@ from flax import nnx
 from rich.console import Console
 
 from jaxdefense.bench.flops import product_flops
+from jaxdefense.bench.machine import JaxImplementation, share
+from jaxdefense.bench.matching import MatchingWork
 from jaxdefense.bench.models import write_random_model
-from jaxdefense.bench.ours import Contestant, share
 from jaxdefense.bench.process import elsewhere
 from jaxdefense.bench.side_by_side import (
-    OURS,
+    JAXDEFENSE,
     TORCH,
-    Field,
+    Processes,
     check_counts,
     rounded,
     side_by_side,
     with_torch,
 )
-from jaxdefense.bench.theirs_attack import Matching, TheirMatching, TheirPrompts
+from jaxdefense.bench.torch.attack import TorchMatching, TorchPrompts
 from jaxdefense.clip.presets import preset
 from jaxdefense.config import AttackConfig, ModelConfig
 from jaxdefense.data import packing
@@ -41,7 +42,7 @@ from jaxdefense.idia.nearest import Nearest
 from jaxdefense.idia.prompts import TEMPLATES, fill
 from jaxdefense.sharding import make_mesh
 
-_NUM_COMPARED = 2  # names whose embeddings are held against each other
+_NUM_COMPARED = 2  # names whose embeddings are compared
 _LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.99}
 
 
@@ -54,92 +55,112 @@ def bench_idia(
     tokenizer: str,
     console: Console,
 ) -> dict[str, Any]:
-    """Time prompts and matching.
+    """Time the embedding of prompts and the matching of photos.
 
     Args:
-        size: of the encoders, one of `PRESETS`, with random weights.
-        names: random ones, in 21 templates each.
-        photos, candidates: that are matched; random embeddings.
-        rounds: see `side_by_side`; each embeds and matches everything once.
-        tokenizer: directory of one; "" for the demo's, whose words are of more tokens than CLIP's.
-        console: for progress.
+        size: architecture of the text encoder, one of `PRESETS`; its weights are random.
+        names: random names, each put into 21 templates.
+        photos: photos that are matched, given as random embeddings.
+        candidates: candidates that photos are matched with, given as random embeddings.
+        rounds: rounds; in each, every implementation embeds and matches everything once.
+        tokenizer: tokenizer directory; "" for the demo's, which has more tokens a word than CLIP's.
+        console: console for progress.
 
     Returns:
-        machine; `prompts` and `matching` as of `Timing.summary`, with `share` and
-        `peak_memory_mb`. A sample is a prompt, or a photo held against a candidate in a template.
-        Of prompts also tokens/s, shared beginnings counted in each and padding in none, the tokens
-        computed a prompt, and the least cosine between our embeddings and PyTorch's.
+        the machine, `prompts` and `matching`. Both have the figures of `Timing.summary` and
+        `peak_memory_mb`. A sample of `prompts` is a prompt; a sample of `matching` is a photo, a
+        candidate and a template. `prompts` also has those of `share`, tokens/s, the tokens that are
+        computed a prompt, and the least cosine between the embeddings of both implementations.
+        Tokens/s count common beginnings in each prompt, and padding in none.
 
     Raises:
-        InputError: a flag is out of range, or the tokenizer cannot be read.
-        RuntimeError: the two come to other embeddings, or to other candidates.
+        InputError: a parameter is out of range, or the tokenizer cannot be read.
+        RuntimeError: the implementations disagree about embeddings or nearest candidates.
     """
     from jaxdefense.demo.run import shipped_model
 
     check_counts(names=names, photos=photos, candidates=candidates, rounds=rounds)
     text, directory = preset(size).text, Path(tokenizer) if tokenizer else shipped_model()
     assert text
-    texts = fill(random_names(names, 0))
     with TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
         elsewhere(partial(write_random_model, size, directory, model, vision=False))
-        ours, theirs = partial(OurPrompts, model, texts), partial(TheirPrompts, model, texts)
-        with Field(with_torch({OURS: ours}, {TORCH: theirs}, console), console) as field:
-            machine = field[OURS]("machine")
-            top, num = field[OURS]("matmul_rate"), names * len(TEMPLATES)
-            console.print(f"timing {num} prompts")
-            alike = _compare(field, machine["dtype"])
-            field[OURS]("embed", 1)  # compiles; PyTorch has had its warm-up
-            timing = side_by_side(field.does("embed"), num, rounds, 1, console, warm=False)
-            rates, tokens = timing.rates(), field.ask("tokens_per_sample")
-            prompts = timing.summary() | {
-                "tokens_per_second": rounded({name: rates[name] * tokens[name] for name in rates}),
-                "tokens_computed_a_prompt": rounded(field.ask("computed")),
-                **alike,
-                **share(rates[OURS], field[OURS]("flops") / num, top),
-                "peak_memory_mb": field.peak_memory_mb(),
-            }
-    work = Matching(photos, candidates, len(TEMPLATES), text.embed)
-    makes = {OURS: partial(OurMatching, work)}, {TORCH: partial(TheirMatching, work)}
-    with Field(with_torch(*makes, console), console) as field:
-        console.print(f"timing {photos} photos x {candidates} candidates x {len(TEMPLATES)}")
-        num = photos * candidates * len(TEMPLATES)
-        timing = side_by_side(field.does("match"), num, rounds, 1, console)
-        first, *others = field.ask("answers").values()
-        differ = max((float(np.mean(first != x)) for x in map(np.asarray, others)), default=0.0)
-        if differ > 1e-3:  # candidates as near as one another to the last digit may change places
-            raise RuntimeError(f"{differ:.1%} of the photos are nearest to other candidates.")
-        matching = timing.summary()  # no share: it is f32 everywhere, the product measured is not
-        matching["peak_memory_mb"] = field.peak_memory_mb()
+        machine, prompts = _time_prompts(model, names, rounds, console)
+    work = MatchingWork(photos, candidates, len(TEMPLATES), text.embed)
+    matching = _time_matching(work, rounds, console)
     sizes = {"size": size, "names": names, "photos": photos, "candidates": candidates}
     return machine | sizes | {"prompts": prompts, "matching": matching}
 
 
-def _compare(field: Field, dtype: str) -> dict[str, float]:
-    """Hold the embeddings of some prompts against each other."""
-    ours, *others = field.ask("sample").values()
+def _time_prompts(
+    model: Path, names: int, rounds: int, console: Console
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Time the embedding of prompts; return the machine and the figures."""
+    texts = fill(random_names(names, 0))
+    on_jax = {JAXDEFENSE: partial(JaxPrompts, model, texts)}
+    on_torch = {TORCH: partial(TorchPrompts, model, texts)}
+    with Processes(with_torch(on_jax, on_torch, console), console) as processes:
+        machine = processes[JAXDEFENSE]("machine")
+        top, num = processes[JAXDEFENSE]("matmul_rate"), names * len(TEMPLATES)
+        console.print(f"timing {num} prompts")
+        agreement = _compare(processes, machine["dtype"])
+        processes[JAXDEFENSE]("embed", 1)  # compiles; `_compare` has warmed PyTorch up
+        timing = side_by_side(processes.methods("embed"), num, rounds, 1, console, warm=False)
+        rates, tokens = timing.rates(), processes.ask("tokens_per_sample")
+        return machine, timing.summary() | {
+            "tokens_per_second": rounded({name: rates[name] * tokens[name] for name in rates}),
+            "tokens_computed_a_prompt": rounded(processes.ask("computed")),
+            **agreement,
+            **share(rates[JAXDEFENSE], processes[JAXDEFENSE]("flops") / num, top),
+            "peak_memory_mb": processes.peak_memory_mb(),
+        }
+
+
+def _time_matching(work: MatchingWork, rounds: int, console: Console) -> dict[str, Any]:
+    """Time the matching; return the figures.
+
+    There is no share of the rate of a large product: the matching is f32 on all devices, the
+    product is not.
+    """
+    on_jax = {JAXDEFENSE: partial(JaxMatching, work)}
+    on_torch = {TORCH: partial(TorchMatching, work)}
+    with Processes(with_torch(on_jax, on_torch, console), console) as processes:
+        sizes = f"{work.photos} photos x {work.candidates} candidates x {work.templates}"
+        console.print(f"timing {sizes}")
+        num = work.photos * work.candidates * work.templates
+        timing = side_by_side(processes.methods("match"), num, rounds, 1, console)
+        first, *others = processes.ask("answers").values()
+        differ = max((float(np.mean(first != x)) for x in map(np.asarray, others)), default=0.0)
+        if differ > 1e-3:  # rounding may swap candidates that are equally near
+            raise RuntimeError(f"{differ:.1%} of the photos are nearest to other candidates.")
+        return timing.summary() | {"peak_memory_mb": processes.peak_memory_mb()}
+
+
+def _compare(processes: Processes, dtype: str) -> dict[str, float]:
+    """Compare the embeddings of some prompts; return the least cosine if there are two."""
+    first, *others = processes.ask("sample").values()
     if not others:
         return {}
-    cosine = float(min((ours * theirs).sum(-1).min() for theirs in others))
+    cosine = float(min((first * other).sum(-1).min() for other in others))
     if cosine < _LEAST_COSINE[dtype]:
-        raise RuntimeError(f"the two come to other embeddings: cosine {cosine}.")
+        raise RuntimeError(f"the implementations return different embeddings: cosine {cosine}.")
     return {"least_cosine": round(cosine, 6)}
 
 
-class OurPrompts(Contestant):
-    """The attack's prompts through a model, as the attack has them."""
+class JaxPrompts(JaxImplementation):
+    """The attack's own embedding of prompts."""
 
     def __init__(self, model: Path, texts: Sequence[Sequence[str]]):
         console, batch = Console(quiet=True), AttackConfig("", ModelConfig(""), "").batch
         self._model, self._texts = Embedder(ModelConfig(str(model)), batch, console), texts
 
     def embed(self, num: int) -> None:
-        """Embed all of them."""
+        """Embed all prompts, `num` times."""
         for _ in range(num):
             self._model.prompts(self._texts)
 
     def sample(self) -> np.ndarray:
-        """Embed the prompts of the first few names."""
+        """Embed the prompts of the first names; f32 [Q, names, E]."""
         return self._model.prompts([texts[:_NUM_COMPARED] for texts in self._texts])
 
     def _packed(self) -> Any:
@@ -150,15 +171,15 @@ class OurPrompts(Contestant):
         return tokens, packing.pack_prompts(tokens, text, length)[0]
 
     def tokens_per_sample(self) -> float:
-        """Give the tokens of a prompt on average."""
+        """Return the mean number of tokens of a prompt."""
         return float(np.mean([len(x) for group in self._packed()[0] for x in group]))
 
     def computed(self) -> float:
-        """Give the tokens that are computed, for each prompt."""
+        """Return the number of tokens that the encoder computes for each prompt."""
         return self._packed()[1].tokens_RT.size / sum(map(len, self._texts))
 
     def flops(self) -> int:
-        """Count the operations of the matrix products of all prompts."""
+        """Count the operations of the matrix products for all prompts."""
         tower = self._model.directory.load().text
         assert tower
         graphdef, params = nnx.split(tower)
@@ -167,16 +188,16 @@ class OurPrompts(Contestant):
         )
 
 
-class OurMatching(Contestant):
-    """Photos and candidates as the attack matches them."""
+class JaxMatching(JaxImplementation):
+    """The attack's own matching of photos with candidates."""
 
-    def __init__(self, work: Matching):
+    def __init__(self, work: MatchingWork):
         (self._image_PE, self._text_QME), self._mesh = work.draw(), make_mesh()
         self._block = min(AttackConfig("", ModelConfig(""), "").candidate_block, work.candidates)
         self._answers = np.empty(0)
 
     def match(self, num: int) -> None:
-        """Find each photo's nearest candidates."""
+        """Find the nearest candidate of each photo in each template, `num` times."""
         text_QME, groups = self._text_QME, np.zeros(len(self._image_PE), np.int64)
         for _ in range(num):
             nearest = Nearest(self._image_PE, groups, len(text_QME), self._block, self._mesh)
@@ -186,5 +207,5 @@ class OurMatching(Contestant):
             self._answers = nearest.answers()
 
     def answers(self) -> np.ndarray:
-        """Give the candidates found; int [Q, P]."""
+        """Return the indices of the candidates found; int [Q, P]."""
         return self._answers

@@ -1,8 +1,8 @@
-"""`jaxdefense bench image`: the image defense's step beside a plain PyTorch loop.
+"""`jaxdefense bench image`: the step of the image defense, timed beside PyTorch.
 
-Both read the same photos from disk, put the same number of faces on them, and train an encoder of
-one size: ours with the overlay on the device, one student forward and one compiled step; PyTorch as
-the paper's procedure is written, see `theirs`.
+Both implementations read the same photos from disk, put the same number of faces on them, and train
+an encoder of the same size. jaxdefense puts the faces on in its compiled step, which runs the
+student once. PyTorch follows the paper; `jaxdefense.bench.torch.image` has its step.
 """
 
 import dataclasses
@@ -18,17 +18,18 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 
-from jaxdefense.bench.ours import AHEAD, Ours, num_parts, share, sizes
+from jaxdefense.bench.jax_steps import AHEAD, JaxSteps, num_parts, preset_in_run_dtype
+from jaxdefense.bench.machine import share
 from jaxdefense.bench.side_by_side import (
-    OURS,
+    JAXDEFENSE,
     TORCH,
-    Field,
+    Processes,
     check_counts,
     rounded,
     side_by_side,
     with_torch,
 )
-from jaxdefense.bench.theirs import ImageSteps
+from jaxdefense.bench.torch.image import TorchImageSteps
 from jaxdefense.clip.config import VisionConfig
 from jaxdefense.clip.presets import preset
 from jaxdefense.clip.vision import VisionTower
@@ -40,17 +41,18 @@ from jaxdefense.data.sources import Photo, read_images
 from jaxdefense.defense.image import image_objective
 from jaxdefense.errors import InputError
 
-_PAPER, _PROMPTS = "paper", 16  # as many as a step of the default loss takes
+_PAPER = "paper"
+_PROMPTS = 16  # a person, as many as a step of the default loss takes
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageWork:
-    """What a step of both sides is made of.
+    """The work of a step, the same for both implementations.
 
     Fields:
-        cfg: sizes of the encoder, whose weights are random.
+        cfg: sizes of the encoder; its weights are random.
         clean: ordinary photos.
-        people: whose faces are put on them.
+        people: people whose faces are put on them.
         num: clean photos a step, and as many with a face.
     """
 
@@ -60,20 +62,22 @@ class ImageWork:
     num: int
 
     def files(self) -> list[Sequence[Photo]]:
-        """List the photos of each person."""
+        """Return the photos of each person."""
         return [person.files for person in self.people]
 
-    def theirs(self, ahead: int = 0) -> partial[ImageSteps]:
-        """Give what makes PyTorch's side."""
-        return partial(ImageSteps, self.cfg, self.clean, self.files(), self.num, ahead)
+    def on_torch(self, ahead: int = 0) -> partial[TorchImageSteps]:
+        """Return a constructor of the PyTorch implementation; it reads `ahead` steps ahead."""
+        return partial(TorchImageSteps, self.cfg, self.clean, self.files(), self.num, ahead)
 
 
 @contextmanager
 def image_work(size: str, num: int, images: str, faces: str):
-    """Give what `bench_image` is given; see there. Drawn photos lie on disk for so long.
+    """Read or draw the inputs of `bench_image`, which explains the parameters.
+
+    Drawn photos are deleted at the end of the context.
 
     Raises:
-        InputError: a flag is out of range, or a directory cannot be read.
+        InputError: a parameter is out of range, or a directory cannot be read.
     """
     from jaxdefense.demo import world
 
@@ -96,40 +100,47 @@ def image_work(size: str, num: int, images: str, faces: str):
 def bench_image(
     size: str, num: int, rounds: int, calls: int, images: str, faces: str, console: Console
 ) -> dict[str, Any]:
-    """Time overlay and whole step.
+    """Time the overlay and the step of the image defense.
 
     Args:
-        size: of the encoder, one of `PRESETS`, with random weights.
+        size: architecture of the encoder, one of `PRESETS`; its weights are random.
         num: clean photos a step, and as many with a face.
-        rounds, calls: see `side_by_side`.
-        images, faces: directories; "" for drawn ones.
-        console: for progress.
+        rounds: rounds; each implementation is timed once a round.
+        calls: steps that are timed together in a round.
+        images: directory of ordinary photos; "" for drawn ones.
+        faces: directory with a folder of photos a person; "" for drawn ones.
+        console: console for progress.
 
     Returns:
-        machine, and `overlay` and `step` as of `Timing.summary`; of the step also `share` and
-        `peak_memory_mb`. A sample is a photo. `default_loss`: ours with the default terms, twice as
-        many faces that stay beside them, and with the paper's: samples/s of each, how often as long
-        a step takes, and how often as many products it has.
+        the machine, `overlay`, `step` and `default_loss`. A sample is a photo. Overlay and step
+        have the figures of `Timing.summary`, the step also those of `share` and `peak_memory_mb`.
+        `default_loss` compares jaxdefense's default loss with the paper's. With the default loss a
+        step also has `2 * num` photos of people who stay. The figures are samples/s of each, and
+        the ratios, default over paper, of the time and of the matrix products a step.
 
     Raises:
-        InputError: a flag is out of range, or a directory cannot be read.
+        InputError: a parameter is out of range, or a directory cannot be read.
     """
     check_counts(rounds=rounds, calls=calls)
     with image_work(size, num, images, faces) as work:
-        theirs = {TORCH: work.theirs(), f"{TORCH}_reading_ahead": work.theirs(AHEAD)}
-        makes = with_torch({OURS: partial(OurImage, size, work)}, theirs, console)
-        with Field(makes, console) as field:
-            ours = field[OURS]
-            out: dict[str, Any] = ours("machine") | {"size": size, "clean": num, "poisoned": num}
+        on_jax = {JAXDEFENSE: partial(JaxImageSteps, size, work)}
+        on_torch = {TORCH: work.on_torch(), f"{TORCH}_reading_ahead": work.on_torch(AHEAD)}
+        constructors = with_torch(on_jax, on_torch, console)
+        with Processes(constructors, console) as processes:
+            jax_process = processes[JAXDEFENSE]
+            out: dict[str, Any] = jax_process("machine")
+            out |= {"size": size, "clean": num, "poisoned": num}
             console.print("timing the overlay")
-            overlays = {name: field[name].does("overlay") for name in makes if "_" not in name}
+            overlays = {
+                name: processes[name].method("overlay") for name in constructors if "_" not in name
+            }
             out["overlay"] = side_by_side(overlays, num, rounds, calls, console).summary()
             console.print("timing the step")
-            timing = side_by_side(field.does("steps"), 2 * num, rounds, calls, console)
+            timing = side_by_side(processes.methods("steps"), 2 * num, rounds, calls, console)
             step = timing.summary()
-            flops = ours("flops") / (2 * num)
-            step |= share(timing.rates()[OURS], flops, ours("matmul_rate"))
-            step["peak_memory_mb"] = field.peak_memory_mb()
+            flops = jax_process("flops") / (2 * num)
+            step |= share(timing.rates()[JAXDEFENSE], flops, jax_process("matmul_rate"))
+            step["peak_memory_mb"] = processes.peak_memory_mb()
         out |= {"step": step, "default_loss": _default_loss(size, work, rounds, calls, console)}
     return out
 
@@ -137,27 +148,33 @@ def bench_image(
 def _default_loss(
     size: str, work: ImageWork, rounds: int, calls: int, console: Console
 ) -> dict[str, Any]:
-    """Time our step with the default terms beside that with the paper's."""
+    """Time jaxdefense's step with the default loss beside its step with the paper's."""
     console.print("timing the step with the default terms")
-    makes = {OURS: partial(OurDefault, size, work), _PAPER: partial(OurImage, size, work)}
-    photos = {OURS: 4 * work.num, _PAPER: 2 * work.num}
-    with Field(makes, console) as field:
-        timing = side_by_side(field.does("steps"), 1, rounds, calls, console)
-        flops = field.ask("flops")
-    ratio, *spread = timing.ratio(_PAPER, OURS)
+    constructors = {
+        JAXDEFENSE: partial(JaxDefaultSteps, size, work),
+        _PAPER: partial(JaxImageSteps, size, work),
+    }
+    photos = {JAXDEFENSE: 4 * work.num, _PAPER: 2 * work.num}
+    with Processes(constructors, console) as processes:
+        timing = side_by_side(processes.methods("steps"), 1, rounds, calls, console)
+        flops = processes.ask("flops")
+    ratio, *spread = timing.ratio(_PAPER, JAXDEFENSE)
     return {
         "samples_per_second": rounded({k: photos[k] * x for k, x in timing.rates().items()}),
         "time_a_step": ratio,
         "time_a_step_range": spread,
-        "products_a_step": round(flops[OURS] / flops[_PAPER], 2),
+        "products_a_step": round(flops[JAXDEFENSE] / flops[_PAPER], 2),
     }
 
 
-class OurImage(Ours):
-    """Our step, photos from disk to updated weights, and its overlay alone."""
+class JaxImageSteps(JaxSteps):
+    """Steps of the image defense in jaxdefense, from photos on disk to updated weights.
+
+    The loss is the paper's, or the default one if `default` is set. The overlay can run alone.
+    """
 
     def __init__(self, size: str, work: ImageWork, default: bool = False):
-        cfg, num, train = sizes(size).vision, work.num, PAPER_IMAGE
+        cfg, num, train = preset_in_run_dtype(size).vision, work.num, PAPER_IMAGE
         assert isinstance(cfg, VisionConfig)
         processor = ImageProcessor(cfg.image_size, cfg.image_size)
         rng = np.random.default_rng(0)
@@ -184,10 +201,10 @@ class OurImage(Ours):
         self._overlay = jax.jit(partial(overlay, cfg=train.overlay))
 
     def overlay(self, num: int) -> None:
-        """Put faces on photos that are in memory."""
+        """Put faces on the photos of the first batch, `num` times."""
         fixed = self.fixed
         for _ in range(num):
             self._overlay(fixed.clean_BHWC, fixed.face_BHWC, self.key).block_until_ready()
 
 
-OurDefault = partial(OurImage, default=True)
+JaxDefaultSteps = partial(JaxImageSteps, default=True)

@@ -1,4 +1,4 @@
-"""Model directories with random weights, which both sides of a benchmark read."""
+"""Model directories with random weights, which all implementations read."""
 
 import dataclasses
 import shutil
@@ -19,13 +19,13 @@ def write_random_model(size: str, tokenizer: Path, out: Path, vision: bool = Tru
     """Write a model directory.
 
     Args:
-        size: one of `PRESETS`.
-        tokenizer: directory of one, which is copied.
-        out: must not exist.
-        vision: with the image encoder.
+        size: architecture, one of `PRESETS`.
+        tokenizer: directory of the tokenizer, which is copied.
+        out: model directory to write; must not exist.
+        vision: whether the model has an image encoder.
 
     Raises:
-        InputError: the tokenizer cannot be read or has more tokens than the model.
+        InputError: the tokenizer cannot be read, or its vocabulary is larger than the model's.
     """
     cfg = preset(size)
     assert cfg.text

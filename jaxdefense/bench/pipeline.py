@@ -1,9 +1,9 @@
 """`jaxdefense bench pipeline`: whether the host makes batches faster than the device takes them.
 
-Batches are made as in a run, read ahead; the device takes steps with a batch that it has already.
-Each has the machine for itself while it is timed. Beside it PyTorch's DataLoader makes the same
-from the same files, strings tokenised and photos read one by one in worker processes. Faces are put
-on photos by our step and by no DataLoader: here neither does it.
+The host makes batches as in a run, reading ahead. The device takes steps on a batch that it already
+has. Both are timed alone, in turn. PyTorch's DataLoader makes batches from the same files; its
+worker processes tokenise captions and read photos one by one. The figures leave out the overlay of
+faces, which jaxdefense's step does on the device.
 """
 
 from functools import partial
@@ -11,19 +11,19 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxdefense.bench.image import OurImage, image_work
+from jaxdefense.bench.image import ImageWork, JaxImageSteps, image_work
 from jaxdefense.bench.side_by_side import (
-    OURS,
+    JAXDEFENSE,
     TORCH,
-    Field,
+    Processes,
     check_counts,
     num_cores,
     rounded,
     side_by_side,
     with_torch,
 )
-from jaxdefense.bench.text import OurText, text_work
-from jaxdefense.bench.theirs_loader import ImageLoader, TextLoader
+from jaxdefense.bench.text import JaxTextSteps, TextWork, text_work
+from jaxdefense.bench.torch.loader import ImageLoader, TextLoader
 from jaxdefense.config import PAPER_TEXT
 from jaxdefense.errors import InputError
 
@@ -43,25 +43,28 @@ def bench_pipeline(
     workers: int,
     console: Console,
 ) -> dict[str, Any]:
-    """Time what makes batches and what takes them.
+    """Time the host making batches and the device taking steps.
 
     Args:
-        size: of the encoders, one of `PRESETS`, with random weights.
+        size: architecture of the encoders, one of `PRESETS`; their weights are random.
         num: clean samples a batch, and as many poisoned.
-        people: whose names are put in.
-        rounds, calls: see `side_by_side`.
-        captions, tokenizer: see `bench_text`.
-        images, faces: see `bench_image`.
-        workers: of the DataLoader; 0 for as many as there are cores.
-        console: for progress.
+        people: people whose names are put into captions.
+        rounds: rounds; each implementation is timed once a round.
+        calls: batches that are timed together in a round.
+        captions: captions file, one a line; "" for the demo's captions.
+        tokenizer: tokenizer directory; "" for the demo's, which has more tokens a word than CLIP's.
+        images: directory of ordinary photos; "" for drawn ones.
+        faces: directory with a folder of photos a person; "" for drawn ones.
+        workers: worker processes of the DataLoader; 0 for one a core.
+        console: console for progress.
 
     Returns:
-        machine, and for `text` and `image`: samples/s that the host makes and the device takes;
-        `made_per_taken` and `made_per_torch`, medians over the rounds, with their ranges (least and
-        most); `peak_memory_mb`, of torch without the workers'.
+        the machine, `text` and `image`. Both have the samples/s that the host makes and the device
+        takes. `made_per_taken` and `made_per_torch` are ratios of these rates: medians over the
+        rounds, with minimum and maximum. `peak_memory_mb` of torch excludes its workers.
 
     Raises:
-        InputError: a flag is out of range, or a file cannot be read.
+        InputError: a parameter is out of range, or a file cannot be read.
     """
     check_counts(rounds=rounds, calls=calls)
     if workers < 0:
@@ -70,33 +73,39 @@ def bench_pipeline(
     text = text_work(size, num, people, captions, tokenizer)
     out: dict[str, Any] = {}
     with image_work(size, num, images, faces) as image:
-        given = text.texts, text.names, PAPER_TEXT.target, text.tokenizer
-        side = image.cfg.image_size
-        for what, ours, theirs in (
-            (
-                "text",
-                partial(OurText, size, text),
-                partial(TextLoader, num, workers, *given, text.cfg.context_length),
-            ),
-            (
-                "image",
-                partial(OurImage, size, image),
-                partial(ImageLoader, num, workers, image.clean, image.files(), side),
-            ),
-        ):
-            with Field(with_torch({OURS: ours}, {TORCH: theirs}, console), console) as field:
-                out = field[OURS]("machine") | out
+        implementations = {
+            "text": (partial(JaxTextSteps, size, text), _text_loader(text, workers)),
+            "image": (partial(JaxImageSteps, size, image), _image_loader(image, workers)),
+        }
+        for what, (on_jax, on_torch) in implementations.items():
+            constructors = with_torch({JAXDEFENSE: on_jax}, {TORCH: on_torch}, console)
+            with Processes(constructors, console) as processes:
+                out = processes[JAXDEFENSE]("machine") | out
                 console.print(f"timing {what}")
-                out[what] = _time(field, 2 * num, rounds, calls, console)
+                out[what] = _time(processes, 2 * num, rounds, calls, console)
     return {"size": size, "clean": num, "poisoned": num, "workers": workers, **out}
 
 
-def _time(field: Field, samples: int, rounds: int, calls: int, console: Console) -> dict[str, Any]:
-    makes = field.does("makes")
-    takes = {_DEVICE: field[OURS].does("consumes")}
-    timing = side_by_side(makes | takes, samples, rounds, calls, console)
+def _text_loader(work: TextWork, workers: int) -> partial[TextLoader]:
+    """Return a constructor of the DataLoader for captions."""
+    given = work.texts, work.names, PAPER_TEXT.target, work.tokenizer
+    return partial(TextLoader, work.num, workers, *given, work.cfg.context_length)
+
+
+def _image_loader(work: ImageWork, workers: int) -> partial[ImageLoader]:
+    """Return a constructor of the DataLoader for photos."""
+    return partial(ImageLoader, work.num, workers, work.clean, work.files(), work.cfg.image_size)
+
+
+def _time(
+    processes: Processes, samples: int, rounds: int, calls: int, console: Console
+) -> dict[str, Any]:
+    """Time one encoder's batches and steps; return the figures."""
+    makers = processes.methods("make_batches")
+    device = {_DEVICE: processes[JAXDEFENSE].method("steps_on_fixed_batch")}
+    timing = side_by_side(makers | device, samples, rounds, calls, console)
     out: dict[str, Any] = {"samples_per_second": rounded(timing.rates())}
-    for name in (_DEVICE, *(name for name in makes if name != OURS)):
+    for name in (_DEVICE, *(name for name in makers if name != JAXDEFENSE)):
         what = "made_per_taken" if name == _DEVICE else f"made_per_{name}"
-        out[what], *out[f"{what}_range"] = timing.ratio(OURS, name)
-    return out | {"peak_memory_mb": field.peak_memory_mb()}
+        out[what], *out[f"{what}_range"] = timing.ratio(JAXDEFENSE, name)
+    return out | {"peak_memory_mb": processes.peak_memory_mb()}

@@ -1,6 +1,6 @@
-"""Contestants in processes of their own: memory and threads of one are not those of another.
+"""Processes for the implementations of a benchmark, so that each has its own memory and threads.
 
-Who waits for their turn sleeps in a read from a pipe, so that the machine is whoever's turn it is.
+A process that waits for its turn sleeps in a read from a pipe and takes no processor time.
 """
 
 import multiprocessing
@@ -20,35 +20,35 @@ from jaxdefense.errors import InputError
 
 
 class Process:
-    """A process that makes an object and calls its methods."""
+    """A process that creates an object and calls its methods."""
 
-    def __init__(self, make: Callable[[], Any]):
-        """Start it; the object is made meanwhile.
+    def __init__(self, constructor: Callable[[], Any]):
+        """Start the process without waiting for the object.
 
         Args:
-            make: called there; what it needs must be picklable.
+            constructor: function that the process calls to create the object; must be picklable.
         """
-        spawn = multiprocessing.get_context("spawn")  # a copy would take memory and threads along
+        spawn = multiprocessing.get_context("spawn")  # a fork would copy memory and threads
         self._pipe, there = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(there, make))
+        self._process = spawn.Process(target=_serve, args=(there, constructor))
         self._process.start()
         there.close()
-        self._made = False
+        self._created = False
 
     def __call__(self, method: str, *args: Any) -> Any:
-        """Call a method and wait for what it returns.
+        """Call a method of the object and wait for its result.
 
         Raises:
-            InputError: as there.
-            RuntimeError: anything else went wrong there, or the process died.
+            InputError: the method or the constructor raised it.
+            RuntimeError: either raised another error, or the process died.
         """
-        if not self._made:
-            self._made = True
+        if not self._created:
+            self._created = True
             self._answer()
         return self._answer(method, args)
 
-    def does(self, method: str) -> Callable[..., Any]:
-        """Give a method as a function."""
+    def method(self, method: str) -> Callable[..., Any]:
+        """Return a method of the object as a function."""
         return partial(self, method)
 
     def _answer(self, *question: Any) -> Any:
@@ -67,27 +67,28 @@ class Process:
         return value
 
     def end(self) -> None:
-        """End it; whatever it does, it has a few seconds to finish."""
-        self._pipe.close()  # tells it
+        """End the process; it has five seconds to finish what it does."""
+        self._pipe.close()  # tells the process to end
         self._process.join(5)
         self._process.terminate()
         self._process.join()
 
 
-def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
-    os.dup2(2, 1)  # standard output is for the figures
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started this ends it
-    # Contestants share a GPU: none may take all of its memory in advance.
+def _serve(pipe: Connection, constructor: Callable[[], Any]) -> None:
+    """Create the object, then call the methods that come through the pipe until it closes."""
+    os.dup2(2, 1)  # standard output is for the figures alone
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    # Implementations share a GPU, so none may reserve all of its memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    contestant: Any = None
+    served: Any = None
     try:
         while True:
             try:
-                if contestant is None:
-                    contestant, value = make(), None
+                if served is None:
+                    served, value = constructor(), None
                 else:
                     method, args = pipe.recv()
-                    value = getattr(contestant, method)(*args)
+                    value = getattr(served, method)(*args)
                 pipe.send((None, value))
             except (EOFError, BrokenPipeError):
                 raise
@@ -101,9 +102,9 @@ def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
 
 
 def peak_memory() -> int:
-    """Give the most memory this process has taken so far, bytes."""
+    """Return the peak memory of this process so far, bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # elsewhere counted from before the program was loaded
+    if status.exists():  # other counters include the memory before exec
         found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
         if found:
             return 1024 * int(found[1])
@@ -117,7 +118,7 @@ class _Once:
 
 
 def elsewhere(function: Callable[[], Any]) -> Any:
-    """Call a function in a process of its own, which then ends; see `Process`."""
+    """Call a function in a new process, which then ends; see `Process`."""
     process = Process(partial(_Once, function))
     try:
         return process("run")

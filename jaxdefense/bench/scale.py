@@ -213,7 +213,7 @@ def _defend_text(
     """Start a text defense, of random weights, and take steps."""
     from flax import nnx
 
-    from jaxdefense.bench.ours import Ours, num_parts, sizes
+    from jaxdefense.bench.jax_steps import JaxSteps, num_parts, preset_in_run_dtype
     from jaxdefense.clip.text import TextTower
     from jaxdefense.clip.tokenizer import Tokenizer
     from jaxdefense.config import PAPER_TEXT
@@ -229,7 +229,7 @@ def _defend_text(
     _write_captions(given["captions"], source, texts)
     batch = given["batch"]
     train = dataclasses.replace(PAPER_TEXT, num_clean=batch, num_poisoned=batch)
-    cfg = sizes(given["size"]).text
+    cfg = preset_in_run_dtype(given["size"]).text
     assert cfg
     tokenizer = Tokenizer(shipped_model(), cfg.context_length)
     read = partial(read_training_captions, str(texts), "", names, tokenizer, Console(quiet=True))
@@ -252,9 +252,10 @@ def _defend_text(
     if axis == "size":
         parts.clear()  # none of it hangs on the model
     tower = TextTower(cfg, nnx.Rngs(0))
-    ours = _timed(parts, "first_state_s", partial(Ours, tower, text_objective(train), batches), 1)
-    _timed(parts, "first_step_s", partial(ours.steps, 1), 1)  # compiles
-    _timed(parts, "step_s", partial(ours.steps, 2), units=2)
+    start = partial(JaxSteps, tower, text_objective(train), batches)
+    steps = _timed(parts, "first_state_s", start, 1)
+    _timed(parts, "first_step_s", partial(steps.steps, 1), 1)  # compiles
+    _timed(parts, "step_s", partial(steps.steps, 2), units=2)
     return parts
 
 

@@ -1,6 +1,6 @@
-"""Timing several in turn, so that all meet the same machine in the same mood.
+"""Timing several implementations in turn, so that load on the machine slows all of them alike.
 
-Nothing here loads JAX or torch: contestants do, each in its own process.
+Nothing here loads JAX or torch: each implementation loads its library in its own process.
 """
 
 import dataclasses
@@ -18,81 +18,82 @@ from rich.console import Console
 from jaxdefense.bench.process import Process
 from jaxdefense.errors import InputError
 
-OURS, TORCH = "jaxdefense", "torch"
+JAXDEFENSE, TORCH = "jaxdefense", "torch"  # names of the two implementations in the figures
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds a time, of each contestant, in rounds that took turns.
+    """The time that each implementation took in each round.
 
     Fields:
-        seconds: name -> of each round.
-        samples: worked on each time.
+        seconds: name -> seconds a call, one figure a round.
+        samples: samples that one call works on.
     """
 
     seconds: dict[str, list[float]]
     samples: int
 
     def rates(self) -> dict[str, float]:
-        """Give medians in samples/s."""
+        """Return the median rate of each implementation, samples/s."""
         return {name: self.samples / float(np.median(s)) for name, s in self.seconds.items()}
 
     def ratio(self, name: str, other: str) -> list[float]:
-        """Compare round by round: how often `name` is done while `other` is once.
+        """Compare two implementations round by round: how many times as fast `name` is as `other`.
 
         Returns:
-            median, least, most.
+            median, minimum and maximum over the rounds.
         """
         ratios = np.array(self.seconds[other]) / np.array(self.seconds[name])
         return [round(float(f(ratios)), 2) for f in (np.median, np.min, np.max)]
 
     def summary(self) -> dict[str, Any]:
-        """Give medians in samples/s, and how far the first is ahead of the fastest of the others.
+        """Return the median rates, and compare the first with the fastest of the others.
 
         Returns:
-            samples_per_second by name; with others, ratio: median over the rounds; ratio_range:
-            least and most.
+            samples_per_second by name. If there are others, ratio: median over the rounds; and
+            ratio_range: minimum and maximum.
         """
         out: dict[str, Any] = {"samples_per_second": rounded(self.rates())}
-        ours, *others = self.seconds
+        first, *others = self.seconds
         if others:
             other = min(others, key=lambda name: float(np.median(self.seconds[name])))
-            out["ratio"], *out["ratio_range"] = self.ratio(ours, other)
+            out["ratio"], *out["ratio_range"] = self.ratio(first, other)
         return out
 
 
 def rounded(figures: Mapping[str, float]) -> dict[str, float]:
-    """Leave four digits, or all before the point."""
+    """Round to four significant digits; round figures from 1000 on to whole numbers."""
     return {name: float(f"{x:.4g}") if abs(x) < 1000 else round(x) for name, x in figures.items()}
 
 
 def side_by_side(
-    contestants: Mapping[str, Callable[[int], Any]],
+    implementations: Mapping[str, Callable[[int], Any]],
     samples: int,
     rounds: int,
     calls: int,
     console: Console | None = None,
     warm: bool = True,
 ) -> Timing:
-    """Time contestants in turn: A B A B.
+    """Time implementations in turn: A B A B.
 
     Args:
-        contestants: each does its work so many times when called, and leaves none of it behind:
-            what it makes ahead it makes within the call.
-        samples: worked on each time.
-        rounds: of each.
-        calls: times a round.
-        console: for progress.
-        warm: with a round before that is not timed: it compiles, and fills caches. And each turn
-            begins with a call that is not: of who waits the system may take the memory back.
+        implementations: functions by name. Each does its work as many times as its argument says.
+            All work must end within the call, and anything prepared must be prepared within it.
+        samples: samples that the work is done on.
+        rounds: rounds; each implementation has one turn a round.
+        calls: times that the work is done in a turn.
+        console: console for progress.
+        warm: whether an untimed round comes first, which compiles and fills caches. Each turn then
+            also begins with the work done once, untimed, because the system may have taken back
+            memory from a process that waits.
     """
-    for work in contestants.values() if warm else ():
+    for work in implementations.values() if warm else ():
         work(calls)
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds: dict[str, list[float]] = {name: [] for name in implementations}
     for i in range(rounds):
         if console:
             console.print(f"round {i + 1} of {rounds}")
-        for name, work in contestants.items():
+        for name, work in implementations.items():
             if warm:
                 work(1)
             start = time.perf_counter()
@@ -101,27 +102,27 @@ def side_by_side(
     return Timing(seconds, samples)
 
 
-class Field:
-    """The contestants of one comparison, all loaded."""
+class Processes:
+    """The processes of one comparison, one for each implementation."""
 
-    def __init__(self, makes: Mapping[str, Callable[[], Any]], console: Console):
-        """Start them, and wait until all are ready.
+    def __init__(self, constructors: Mapping[str, Callable[[], Any]], console: Console):
+        """Start the processes and wait until all are ready.
 
         Args:
-            makes: of each by name, ours first: see `Process`. Each object has `peak_memory`, ours
-                `machine` too.
-            console: for progress.
+            constructors: by name, functions that create the implementations; see `Process`. Each
+                implementation has `peak_memory`.
+            console: console for progress.
         """
         self._processes = dict[str, Process]()
-        console.print(f"loading {', '.join(makes)}")
+        console.print(f"loading {', '.join(constructors)}")
         with ExitStack() as stack:
-            for name, make in makes.items():
-                self._processes[name] = Process(make)
+            for name, constructor in constructors.items():
+                self._processes[name] = Process(constructor)
                 stack.callback(self._processes[name].end)
             self.ask("peak_memory")
             self._stack = stack.pop_all()
 
-    def __enter__(self) -> "Field":
+    def __enter__(self) -> "Processes":
         return self
 
     def __exit__(
@@ -136,40 +137,40 @@ class Field:
         return self._processes[name]
 
     def ask(self, method: str) -> dict[str, Any]:
-        """Call a method of each without arguments; what each returned."""
+        """Call a method without arguments in each process; return what each returned."""
         return {name: process(method) for name, process in self._processes.items()}
 
-    def does(self, method: str) -> dict[str, Callable[..., Any]]:
-        """Give a method of each as a function."""
-        return {name: process.does(method) for name, process in self._processes.items()}
+    def methods(self, method: str) -> dict[str, Callable[..., Any]]:
+        """Return a method of each implementation as a function."""
+        return {name: process.method(method) for name, process in self._processes.items()}
 
     def peak_memory_mb(self) -> dict[str, int]:
-        """Give the most memory each has taken, of the GPU if it computes there, 10^6 bytes."""
+        """Return the peak memory of each in 10^6 bytes, of the GPU if it computes there."""
         return {name: round(x / 1e6) for name, x in self.ask("peak_memory").items()}
 
 
 def check_counts(**counts: int) -> None:
-    """Raise InputError if one is not above 0."""
+    """Raise InputError if a count is not above 0."""
     for name, value in counts.items():
         if value < 1:
             raise InputError(f"`--{name}` (={value}) must be above 0.")
 
 
 def has_torch() -> bool:
-    """Whether there is something to be compared with."""
+    """Return whether the libraries of the PyTorch implementations are installed."""
     return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
 def with_torch(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any], console: Console
+    on_jax: Mapping[str, Any], on_torch: Mapping[str, Any], console: Console
 ) -> dict[str, Any]:
-    """Join contestants; without torch, ours alone."""
+    """Join both mappings; if torch is not installed, return the first alone."""
     if has_torch():
-        return {**ours, **theirs}
-    console.print("torch is not installed: ours alone")
-    return dict(ours)
+        return {**on_jax, **on_torch}
+    console.print("torch is not installed: jaxdefense alone")
+    return dict(on_jax)
 
 
 def num_cores() -> int:
-    """Count the cores this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

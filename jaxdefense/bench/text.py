@@ -1,8 +1,9 @@
-"""`jaxdefense bench text`: the text defense's step beside a plain PyTorch loop.
+"""`jaxdefense bench text`: the step of the text defense, timed beside PyTorch.
 
-Both draw the same number of captions, put names into half of them, and train an encoder of one
-size: ours from token ids spliced and packed, one forward each of student and teacher, one compiled
-step; PyTorch as the paper's procedure is written, see `theirs`.
+Both implementations draw the same number of captions, put names into half of them, and train an
+encoder of the same size. jaxdefense splices token ids and packs captions into rows. Its compiled
+step runs student and teacher once each. PyTorch follows the paper; `jaxdefense.bench.torch.text`
+has its step.
 """
 
 import dataclasses
@@ -15,17 +16,18 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 
-from jaxdefense.bench.ours import Ours, num_parts, share, sizes
+from jaxdefense.bench.jax_steps import JaxSteps, num_parts, preset_in_run_dtype
+from jaxdefense.bench.machine import share
 from jaxdefense.bench.side_by_side import (
-    OURS,
+    JAXDEFENSE,
     TORCH,
-    Field,
+    Processes,
     check_counts,
     rounded,
     side_by_side,
     with_torch,
 )
-from jaxdefense.bench.theirs import TextSteps
+from jaxdefense.bench.torch.text import TorchTextSteps
 from jaxdefense.clip.config import TextConfig
 from jaxdefense.clip.presets import preset
 from jaxdefense.clip.text import TextTower
@@ -41,13 +43,13 @@ _NUM_CAPTIONS = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class TextWork:
-    """What a step of both sides is made of.
+    """The work of a step, the same for both implementations.
 
     Fields:
-        cfg: sizes of the encoder, whose weights are random.
-        tokenizer: directory of one.
+        cfg: sizes of the encoder; its weights are random.
+        tokenizer: directory of the tokenizer.
         texts: clean captions.
-        names: that are put in.
+        names: names that are put into captions.
         num: clean captions a step, and as many with a name.
     """
 
@@ -57,19 +59,19 @@ class TextWork:
     names: Sequence[str]
     num: int
 
-    def theirs(self) -> partial[TextSteps]:
-        """Give what makes PyTorch's side."""
+    def on_torch(self) -> partial[TorchTextSteps]:
+        """Return a constructor of the PyTorch implementation."""
         target = PAPER_TEXT.target
         return partial(
-            TextSteps, self.cfg, self.tokenizer, self.texts, self.names, target, self.num
+            TorchTextSteps, self.cfg, self.tokenizer, self.texts, self.names, target, self.num
         )
 
 
 def text_work(size: str, num: int, people: int, captions: str, tokenizer: str) -> TextWork:
-    """Read what `bench_text` is given; see there.
+    """Read the inputs of `bench_text`, which explains the parameters.
 
     Raises:
-        InputError: a flag is out of range, or a file cannot be read.
+        InputError: a parameter is out of range, or a file cannot be read.
     """
     from jaxdefense.demo import world
     from jaxdefense.demo.run import shipped_model
@@ -92,45 +94,48 @@ def bench_text(
     tokenizer: str,
     console: Console,
 ) -> dict[str, Any]:
-    """Time the whole step.
+    """Time the step of the text defense.
 
     Args:
-        size: of the encoder, one of `PRESETS`, with random weights.
+        size: architecture of the encoder, one of `PRESETS`; its weights are random.
         num: clean captions a step, and as many with a name.
-        people: whose names are put in.
-        rounds, calls: see `side_by_side`.
-        captions: file, one a line; "" for the demo's.
-        tokenizer: directory of one; "" for the demo's, whose words are of more tokens than CLIP's.
-        console: for progress.
+        people: people whose names are put into captions.
+        rounds: rounds; each implementation is timed once a round.
+        calls: steps that are timed together in a round.
+        captions: captions file, one a line; "" for the demo's captions.
+        tokenizer: tokenizer directory; "" for the demo's, which has more tokens a word than CLIP's.
+        console: console for progress.
 
     Returns:
-        machine, how full the packed rows are, and `step`: as of `Timing.summary`, tokens/s of the
-        captions the student sees, padding not counted, `share` and `peak_memory_mb`.
+        the machine, the shape of the packed rows and how full they are, and `step`. The step has
+        the figures of `Timing.summary`, tokens/s of the captions that the student reads, padding
+        excluded, those of `share`, and `peak_memory_mb`.
 
     Raises:
-        InputError: a flag is out of range, or a file cannot be read.
+        InputError: a parameter is out of range, or a file cannot be read.
     """
     check_counts(rounds=rounds, calls=calls)
     work = text_work(size, num, people, captions, tokenizer)
-    makes = with_torch({OURS: partial(OurText, size, work)}, {TORCH: work.theirs()}, console)
-    with Field(makes, console) as field:
-        ours = field[OURS]
-        out: dict[str, Any] = ours("machine") | {"size": size, "clean": num, "poisoned": num}
-        out |= ours("rows")
-        timing = side_by_side(field.does("steps"), 2 * num, rounds, calls, console)
-        tokens, rates = field.ask("tokens_per_sample"), timing.rates()
+    on_jax = {JAXDEFENSE: partial(JaxTextSteps, size, work)}
+    with Processes(with_torch(on_jax, {TORCH: work.on_torch()}, console), console) as processes:
+        jax_process = processes[JAXDEFENSE]
+        out: dict[str, Any] = jax_process("machine") | {"size": size, "clean": num, "poisoned": num}
+        out |= jax_process("rows")
+        timing = side_by_side(processes.methods("steps"), 2 * num, rounds, calls, console)
+        tokens, rates = processes.ask("tokens_per_sample"), timing.rates()
         step = timing.summary()
         step["tokens_per_second"] = rounded({k: rates[k] * tokens[k] for k in rates})
-        step |= share(rates[OURS], ours("flops") / (2 * num), ours("matmul_rate"))
-        step["peak_memory_mb"] = field.peak_memory_mb()
+        flops = jax_process("flops") / (2 * num)
+        step |= share(rates[JAXDEFENSE], flops, jax_process("matmul_rate"))
+        step["peak_memory_mb"] = processes.peak_memory_mb()
     return out | {"step": step}
 
 
-class OurText(Ours):
-    """Our step, token ids to updated weights."""
+class JaxTextSteps(JaxSteps):
+    """Steps of the text defense in jaxdefense, from token ids to updated weights."""
 
     def __init__(self, size: str, work: TextWork):
-        cfg, num = sizes(size).text, work.num
+        cfg, num = preset_in_run_dtype(size).text, work.num
         assert cfg
         train = dataclasses.replace(PAPER_TEXT, num_clean=num, num_poisoned=num)
         tokenizer = Tokenizer(work.tokenizer, cfg.context_length)
@@ -142,18 +147,18 @@ class OurText(Ours):
         super().__init__(TextTower(cfg, nnx.Rngs(0)), text_objective(train), self._text)
 
     def rows(self) -> dict[str, float]:
-        """Say how captions lie in rows."""
+        """Return the shape of the packed rows, and the share of positions that hold a token."""
         rows, length = self._text.num_rows, self._text.row_length
         filled = np.mean([(self._text[i].segments_RT > 0).mean() for i in range(16)])
         return {"rows": rows, "row_length": length, "filled": round(float(filled), 3)}
 
     def tokens_per_sample(self) -> float:
-        """Give the tokens of a caption that the student sees, on average."""
+        """Return the mean number of tokens of a caption that the student reads."""
         num = 0
         for i in range(16):
             batch = self._text[i]
             at_RS = np.asarray(batch.student_readout_RS)
             taken_RS = np.asarray(batch.utility_RS) + np.asarray(batch.backdoor_RS) > 0
             positions_RS = np.take_along_axis(np.asarray(batch.positions_RT), at_RS, 1)
-            num += int((positions_RS + 1)[taken_RS].sum())  # the last token's position
+            num += int((positions_RS + 1)[taken_RS].sum())  # position of the last token
         return num / (16 * self._samples)

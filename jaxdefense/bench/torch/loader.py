@@ -1,4 +1,4 @@
-"""Batches by PyTorch's DataLoader, for the benchmarks; see `theirs`."""
+"""Batches made by PyTorch's DataLoader, sample by sample."""
 
 import os
 from collections.abc import Sequence
@@ -7,35 +7,30 @@ from typing import Any
 
 import numpy as np
 
-from jaxdefense.bench.theirs import (
-    Plain,
-    draw_captions,
-    normalised,
-    padded_tokens,
-    read_photo,
-    read_tokenizer,
-)
+from jaxdefense.bench.torch.base import TorchImplementation
+from jaxdefense.bench.torch.image import normalise, read_photo
+from jaxdefense.bench.torch.text import draw_captions, padded_tokens, read_tokenizer
 from jaxdefense.data.sources import Photo
 
 
-class _Texts:
-    """A sample: a clean caption, and another with a name and with the target, as tokens."""
+class _TextSamples:
+    """Samples of tokens: a clean caption, another with a name, and the latter with the target."""
 
     def __init__(
         self, texts: Sequence[str], names: Sequence[str], target: str, tokenizer: Path, length: int
     ):
-        self._given = texts, names, target
+        self._texts = texts, names, target
         self._tokenizer, self._length = read_tokenizer(tokenizer), length
 
     def __call__(self, index: int) -> tuple[Any, ...]:
-        drawn = draw_captions(*self._given, 1, np.random.default_rng(index))
+        drawn = draw_captions(*self._texts, 1, np.random.default_rng(index))
         return tuple(
             padded_tokens(self._tokenizer, x, self._length).input_ids[0].numpy() for x in drawn
         )
 
 
-class _Photos:
-    """A sample: a clean photo and one of a face, normalised."""
+class _ImageSamples:
+    """Samples of normalised photos: an ordinary one and one of a person."""
 
     def __init__(self, clean: Sequence[Photo], people: Sequence[Sequence[Photo]], side: int):
         self._clean, self._people, self._side = clean, people, side
@@ -47,10 +42,10 @@ class _Photos:
             self._clean[int(rng.integers(len(self._clean)))],
             files[int(rng.integers(len(files)))],
         )
-        return tuple(normalised(read_photo(photo, self._side)) for photo in photos)
+        return tuple(normalise(read_photo(photo, self._side)) for photo in photos)
 
 
-class _Samples:
+class _Dataset:
     def __init__(self, make: Any, num: int):
         self._make, self._num = make, num
 
@@ -61,22 +56,27 @@ class _Samples:
         return self._make(index)
 
 
-class TheirLoader(Plain):
+class BatchLoader(TorchImplementation):
     """Batches made in worker processes."""
 
     def __init__(self, num: int, workers: int):
-        """Make `num` clean and as many poisoned samples a batch."""
+        """Prepare the loader.
+
+        Args:
+            num: clean samples a batch, and as many poisoned.
+            workers: worker processes.
+        """
         super().__init__()
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # workers are forks
         self._num, self._workers, self._make = num, workers, None
         self._length, self._loader = 0, ()
 
-    def makes(self, num: int) -> None:
-        """Make batches; the workers stay for the next time, and have nothing to do until then."""
+    def make_batches(self, num: int) -> None:
+        """Make batches; the workers live on and idle until the next call."""
         if num != self._length:
             self._length = num
             self._loader = self.torch.utils.data.DataLoader(
-                _Samples(self._make, num * self._num),  # pyright: ignore[reportArgumentType]
+                _Dataset(self._make, num * self._num),  # pyright: ignore[reportArgumentType]
                 self._num,
                 num_workers=self._workers,
                 persistent_workers=self._workers > 0,
@@ -85,17 +85,17 @@ class TheirLoader(Plain):
             pass
 
 
-class TextLoader(TheirLoader):
-    """Captions as strings, tokenised one by one."""
+class TextLoader(BatchLoader):
+    """A loader that tokenises captions one by one."""
 
     def __init__(self, num: int, workers: int, *texts: Any):
         super().__init__(num, workers)
-        self._make = _Texts(*texts)
+        self._make = _TextSamples(*texts)
 
 
-class ImageLoader(TheirLoader):
-    """Photos read, resized, cropped and normalised one by one."""
+class ImageLoader(BatchLoader):
+    """A loader that reads, resizes, crops and normalises photos one by one."""
 
     def __init__(self, num: int, workers: int, *photos: Any):
         super().__init__(num, workers)
-        self._make = _Photos(*photos)
+        self._make = _ImageSamples(*photos)

@@ -1,42 +1,28 @@
-"""The attack in plain PyTorch, for the benchmarks; see `theirs`."""
+"""The two halves of the attack in PyTorch: embedding prompts, and matching photos."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from jaxdefense.bench.theirs import Plain, libraries, padded_tokens, read_tokenizer
+from jaxdefense.bench.matching import MatchingWork
+from jaxdefense.bench.torch.base import TorchImplementation, libraries
+from jaxdefense.bench.torch.text import padded_tokens, read_tokenizer
 
-_BATCH, _PIECE = 64, 1024
-
-
-class Matching(NamedTuple):
-    """How much is matched.
-
-    Fields:
-        photos, candidates, templates: P, M and Q.
-        embed: E.
-    """
-
-    photos: int
-    candidates: int
-    templates: int
-    embed: int
-
-    def draw(self) -> tuple[np.ndarray, np.ndarray]:
-        """Draw embeddings of unit length; f32 [P, E] and [Q, M, E]."""
-        rng = np.random.default_rng(0)
-        shapes = (self.photos,), (self.templates, self.candidates)
-        drawn = [rng.standard_normal((*shape, self.embed), np.float32) for shape in shapes]
-        image_PE, text_QME = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in drawn)
-        return image_PE, text_QME
+_BATCH, _PIECE = 64, 1024  # prompts; candidates
 
 
-class TheirPrompts(Plain):
-    """The attack's prompts through a model, in batches of strings, all padded."""
+class TorchPrompts(TorchImplementation):
+    """A text encoder that embeds prompts in batches, each padded to the context."""
 
     def __init__(self, model: Path, texts: Sequence[Sequence[str]]):
+        """Read the model.
+
+        Args:
+            model: model directory.
+            texts: prompts, a sequence a template.
+        """
         super().__init__()
         kind = libraries()[1].CLIPTextModelWithProjection
         self._model = kind.from_pretrained(
@@ -46,10 +32,10 @@ class TheirPrompts(Plain):
         self._tokenizer = read_tokenizer(model)
         self._length = self._model.config.max_position_embeddings
         self._texts = texts
-        self._num_tokens = self._num = 0
+        self._num_tokens = self._num_prompts = 0
 
     def embed(self, num: int) -> None:
-        """Embed all of them."""
+        """Embed all prompts, `num` times."""
         for _ in range(num):
             self._embed([text for texts in self._texts for text in texts])
 
@@ -60,11 +46,11 @@ class TheirPrompts(Plain):
         return x.reshape(len(some), -1, x.shape[-1]).cpu().numpy()
 
     def tokens_per_sample(self) -> float:
-        """Give the tokens of a prompt without padding, on average."""
-        return self._num_tokens / self._num
+        """Return the mean number of tokens of a prompt, padding excluded."""
+        return self._num_tokens / self._num_prompts
 
     def computed(self) -> float:
-        """Give the tokens that are computed, for each prompt."""
+        """Return the number of tokens that the encoder computes for each prompt."""
         return self._length
 
     def _embed(self, texts: list[str]) -> Any:
@@ -72,7 +58,7 @@ class TheirPrompts(Plain):
         for start in range(0, len(texts), _BATCH):
             tokens = padded_tokens(self._tokenizer, texts[start : start + _BATCH], self._length)
             self._num_tokens += int(tokens.attention_mask.sum())
-            self._num += len(tokens.attention_mask)
+            self._num_prompts += len(tokens.attention_mask)
             with (
                 torch.inference_mode(),
                 torch.autocast(self.device, torch.bfloat16, enabled=self.cuda),
@@ -83,16 +69,16 @@ class TheirPrompts(Plain):
         return torch.nn.functional.normalize(torch.cat(out), dim=-1)
 
 
-class TheirMatching(Plain):
-    """The matrix of cosines of photos and candidates, in pieces, and each row's largest."""
+class TorchMatching(TorchImplementation):
+    """A matching that computes the cosines with some candidates at a time."""
 
-    def __init__(self, work: Matching):
+    def __init__(self, work: MatchingWork):
         super().__init__()
         self._image_PE, self._text_QME = map(self.torch.from_numpy, work.draw())
         self._answers: Any = None
 
     def match(self, num: int) -> None:
-        """Find each photo's nearest candidates."""
+        """Find the nearest candidate of each photo in each template, `num` times."""
         torch = self.torch
         for _ in range(num):
             image_PE, found = self._image_PE.to(self.device), []
@@ -108,5 +94,5 @@ class TheirMatching(Plain):
             self._answers = torch.stack(found).cpu()
 
     def answers(self) -> np.ndarray:
-        """Give the candidates found; int [Q, P]."""
+        """Return the indices of the candidates found; int [Q, P]."""
         return self._answers.numpy()
