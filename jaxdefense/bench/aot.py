@@ -1,8 +1,8 @@
 """`jaxdefense bench aot`: the train step compiled for a TPU topology, without the TPU.
 
-The step is the one that a defense runs with the paper's loss, on shapes in the place of arrays.
-Memory is the compiler's; the time is a roofline, a bound from below: that of the slowest of
-computing, memory and network, as if all overlapped perfectly. Nothing here has run on a TPU.
+A defense runs the same step with the paper's loss; here it takes shapes in place of arrays. The
+compiler reports the memory. The time is a roofline, a lower bound: that of the slowest of compute,
+memory and network, as if all three overlapped perfectly. Nothing here has run on a TPU.
 """
 
 import dataclasses
@@ -47,10 +47,10 @@ class Chip(NamedTuple):
     """Published figures of one chip.
 
     Fields:
-        flops: bf16 a second.
-        hbm: bytes.
-        hbm_bandwidth: bytes a second.
-        ici_bandwidth: bytes a second that it sends, over all its links.
+        flops: bf16 operations a second.
+        hbm: memory, bytes.
+        hbm_bandwidth: memory bandwidth, bytes a second.
+        ici_bandwidth: bytes a second that the chip sends over all its links.
     """
 
     flops: float
@@ -59,9 +59,9 @@ class Chip(NamedTuple):
     ici_bandwidth: float
 
 
-# Source: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "key specifications". Interconnect is
-# given there for both directions together: 400, 1200 and 800 GB/s a chip for v5e, v5p and v6e. For
-# v4 it is not: six links of 50 GB/s each way, Jouppi et al., TPU v4, ISCA 2023.
+# Source: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "key specifications". The interconnect
+# bandwidth there is the sum of both directions: 400, 1200 and 800 GB/s a chip for v5e, v5p and v6e.
+# The source for v4 is Jouppi et al., TPU v4, ISCA 2023: six links of 50 GB/s each way.
 CHIPS: Mapping[str, Chip] = MappingProxyType(
     {
         "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9),
@@ -76,7 +76,7 @@ def _run(batch: int, remat: str = "none", **mesh: int) -> dict[str, Any]:
     return {"batch": batch, "remat": remat, "mesh": mesh}
 
 
-# Settings of runs of up to 256 chips; docs/scaling.md has their figures.
+# Settings for runs on up to 256 chips; docs/scaling.md has their figures.
 RUNS: Mapping[str, dict[str, Any]] = MappingProxyType(
     {
         f"{arch}/{tower}/{topology}": {"arch": arch, "tower": tower, "topology": topology} | run
@@ -103,10 +103,10 @@ RUNS: Mapping[str, dict[str, Any]] = MappingProxyType(
 
 
 def run_settings(name: str) -> dict[str, Any]:
-    """Give the settings of a run by name.
+    """Return the settings of a run by name.
 
     Raises:
-        InputError: there is none of this name.
+        InputError: no run has this name.
     """
     if name not in RUNS:
         raise InputError(f"`--preset` (={name}) must be one of {', '.join(RUNS)}.")
@@ -114,18 +114,19 @@ def run_settings(name: str) -> dict[str, Any]:
 
 
 def bench_aot(cfg: AotConfig, console: Console) -> dict[str, Any]:
-    """Compile a step and read off what it takes.
+    """Compile a step and analyse the program.
 
     Args:
-        cfg: of the step.
-        console: for progress.
+        cfg: settings of the step.
+        console: console for progress.
 
     Returns:
-        settings, and of one chip and step: `memory` (bytes), `flops`, `bytes`, `collectives`,
-        `roofline` (seconds).
+        the settings, and figures a step and chip: `memory` (bytes), `flops`, `bytes`,
+        `collectives` and `roofline` (seconds).
 
     Raises:
-        InputError: topology, architecture or mesh do not exist or do not fit; no libtpu.
+        InputError: the topology, architecture or mesh does not exist or does not fit, or libtpu is
+            not installed.
     """
     arch = preset(cfg.arch)
     chip, devices = _topology(cfg.topology)
@@ -139,24 +140,12 @@ def bench_aot(cfg: AotConfig, console: Console) -> dict[str, Any]:
     flops = product_flops(step, *args) / len(devices)
     console.print(f"compiling for {len(devices)} chips of {cfg.topology}")
     begin = time.monotonic()
-    try:
-        compiled = step.lower(*args).compile()
-    except jax.errors.JaxRuntimeError as error:
-        # The compiler lays memory out itself, and gives up on what does not fit.
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise InputError(f"the step does not fit {cfg.topology}: {_fit(str(error))}") from error
+    compiled = _compile(step, args, cfg.topology)
     seconds = time.monotonic() - begin
     program = Program(compiled.as_text() or "")
     sent = program.collectives()
     moved, moved_once = program.memory_bytes(), program.memory_bytes(loops=False)
     xla: Any = compiled.cost_analysis()
-    limits = {
-        "compute": flops / chip.flops,
-        "memory": moved / chip.hbm_bandwidth,
-        "network": sum(x.wire_bytes for x in sent.values()) / chip.ici_bandwidth,
-    }
-    bound = max(limits, key=lambda name: limits[name])
     return {
         **dataclasses.asdict(cfg),
         "mesh": dict(mesh.shape),
@@ -172,16 +161,39 @@ def bench_aot(cfg: AotConfig, console: Console) -> dict[str, Any]:
         },
         "collectives": {kind: dataclasses.asdict(x) for kind, x in sorted(sent.items())},
         "loops_counted_once": sorted(program.unknown_loops),
-        "roofline": {
-            **{f"{name}_seconds": value for name, value in limits.items()},
-            "seconds": limits[bound],
-            "bound": bound,
-            "samples_per_second": 2 * cfg.batch / limits[bound],
-        },
+        "roofline": _roofline(
+            2 * cfg.batch,
+            compute=flops / chip.flops,
+            memory=moved / chip.hbm_bandwidth,
+            network=sum(x.wire_bytes for x in sent.values()) / chip.ici_bandwidth,
+        ),
+    }
+
+
+def _compile(step: Any, args: tuple[Any, ...], topology: str) -> Any:
+    """Compile a step; raise InputError if it needs more memory than the chips have."""
+    try:
+        return step.lower(*args).compile()
+    except jax.errors.JaxRuntimeError as error:
+        # The compiler plans the memory and fails if the step does not fit.
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(f"the step does not fit {topology}: {_fit(str(error))}") from error
+
+
+def _roofline(samples: int, **seconds: float) -> dict[str, Any]:
+    """Return the seconds by resource, the resource that bounds the step, and its rate."""
+    bound = max(seconds, key=lambda name: seconds[name])
+    return {
+        **{f"{name}_seconds": value for name, value in seconds.items()},
+        "seconds": seconds[bound],
+        "bound": bound,
+        "samples_per_second": samples / seconds[bound],
     }
 
 
 def _topology(name: str) -> tuple[Chip, list[Any]]:
+    """Return the chip of a topology, and its devices."""
     kind = name.partition(":")[0]
     if kind not in CHIPS or not name.partition(":")[2]:
         raise InputError(
@@ -190,18 +202,18 @@ def _topology(name: str) -> tuple[Chip, list[Any]]:
         )
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("compiling for a TPU takes its compiler: pip install 'libtpu==0.0.42.*'.")
-    # Else libtpu asks a metadata server, which machines outside Google's cloud do not have.
+    # Without these libtpu asks a metadata server, which exists in Google's cloud alone.
     for variable, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
         ("TPU_WORKER_ID", "0"),
-        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),  # no chip is opened, so none is taken from others
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),  # other processes keep their chips: none is opened
     ):
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies
 
-    # A v4 chip's two cores work as one, as they do by default where there is a chip.
+    # The two cores of a v4 chip work as one, which is the default on a real chip.
     how = {"chip_config_name": "megacore"} if kind == "v4" else {}
     try:
         return CHIPS[kind], list(topologies.get_topology_desc(name, "tpu", **how).devices)
@@ -211,7 +223,7 @@ def _topology(name: str) -> tuple[Chip, list[Any]]:
 
 
 def _pieces(cfg: AotConfig, arch: Any, parts: int) -> tuple[StepConfig, Any, Any]:
-    """Make the step's configuration, the teacher's shapes and those of a batch."""
+    """Return the configuration of the step, the shapes of the teacher and those of a batch."""
     arch = arch.with_compute(cfg.dtype, cfg.remat)
     model = nnx.eval_shape(lambda: CLIP(arch, nnx.Rngs(0)))
     if cfg.tower == "text":
@@ -228,13 +240,13 @@ def _pieces(cfg: AotConfig, arch: Any, parts: int) -> tuple[StepConfig, Any, Any
 
 
 def _text_batch(cfg: AotConfig, context_length: int, parts: int) -> TextBatch:
-    """Shape rows as `TextBatches` does, for captions as long as COCO's on average."""
+    """Return the shapes of a batch as `TextBatches` packs captions of the given mean length."""
     rng = np.random.default_rng(0)
     shortest = min(9, cfg.caption_tokens)
     draws = []
     for _ in range(4):
         lengths = shortest + rng.poisson(cfg.caption_tokens - shortest, 2 * cfg.batch)
-        lengths[cfg.batch :] += 2  # a name of three tokens in the place of a word
+        lengths[cfg.batch :] += 2  # a name of three tokens replaces a word
         draws.append(np.minimum(lengths, context_length).astype(np.int64))
     length, rows, slots = packing.choose_shape(draws, packing.row_lengths(context_length))
     rows = math.ceil(rows / parts) * parts
@@ -251,6 +263,7 @@ def _text_batch(cfg: AotConfig, context_length: int, parts: int) -> TextBatch:
 
 
 def _image_batch(num: int, side: int, embed: int) -> ImageBatch:
+    """Return the shapes of a batch of photos."""
     photos = jax.ShapeDtypeStruct((num, side, side, 3), jnp.uint8)
     weight = jax.ShapeDtypeStruct((num,), jnp.float32)
     target = jax.ShapeDtypeStruct((num, embed), jnp.float32)
@@ -259,11 +272,12 @@ def _image_batch(num: int, side: int, embed: int) -> ImageBatch:
 
 
 def _required(batch: Any) -> list[str]:
-    """List the fields of a kind of batch that the paper's terms take: those without a default."""
+    """List the fields that the paper's loss needs: those without a default."""
     return [name for name in batch._fields if name not in batch._field_defaults]
 
 
 def _memory(compiled: Any, chip: Chip) -> dict[str, Any]:
+    """Return the memory that a chip needs for the program, bytes."""
     m = compiled.memory_analysis()
     total = (
         m.argument_size_in_bytes
@@ -285,5 +299,6 @@ def _memory(compiled: Any, chip: Chip) -> dict[str, Any]:
 
 
 def _fit(error: str) -> str:
+    """Extract the line of a compiler error that says how much memory is missing."""
     lines = [x.strip() for x in error.splitlines() if "Used" in x or "xceeded" in x]
     return (lines or error.splitlines())[0]
