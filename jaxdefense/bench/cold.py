@@ -1,7 +1,7 @@
-"""`jaxdefense bench cold`: what a run waits for before its second step.
+"""`jaxdefense bench cold`: where the time goes before the second step of a run.
 
-Two processes, one after the other, share a directory of compiled programs: the first finds it
-empty, the second finds everything there.
+Two processes, one after the other, share a directory of compiled programs. The first finds it
+empty, the second finds all programs in it.
 """
 
 import json
@@ -22,15 +22,15 @@ def bench_cold(model: str, num: int, console: Console) -> dict[str, Any]:
     """Time the parts of a cold start of the image defense, in seconds.
 
     Args:
-        model: directory with an image encoder, a vision transformer; "" for the demo's.
-        num: clean photos a step, and as many with a face.
-        console: for progress.
+        model: model directory with a vision transformer; "" for the demo's model.
+        num: number of clean photos a step, and as many with a face.
+        console: console for progress.
 
     Returns:
-        parts of the time by name, for the `first` process and the one that comes `again`.
+        the seconds of each part, for the `first` process and the second one, `again`.
 
     Raises:
-        InputError: a flag is out of range, or the directory cannot be read.
+        InputError: a parameter is out of range, or the directory cannot be read.
     """
     from jaxdefense.bench.side_by_side import check_counts
     from jaxdefense.clip.config import VisionConfig
@@ -57,8 +57,8 @@ def bench_cold(model: str, num: int, console: Console) -> dict[str, Any]:
     return out
 
 
-def _image_step(tower: Any, num: int) -> Any:
-    """Make a step of the image defense on random photos."""
+def _image_steps(tower: Any, num: int) -> Any:
+    """Prepare steps of the image defense on random photos."""
     import numpy as np
 
     from jaxdefense.bench.jax_steps import JaxSteps, num_parts
@@ -78,6 +78,13 @@ def _image_step(tower: Any, num: int) -> Any:
 
 
 def _main(model: str, num: int, started: float) -> None:
+    """Take two steps and print the seconds of each part as JSON.
+
+    Args:
+        model: model directory.
+        num: number of clean photos a step.
+        started: time at which the parent started this process, seconds since the epoch.
+    """
     parts: dict[str, float] = {}
     last = started
 
@@ -103,7 +110,7 @@ def _main(model: str, num: int, started: float) -> None:
     lap("import the rest")
     tower = read_model_directory(model).load().vision
     lap("read the model")
-    steps = _image_step(tower, num)
+    steps = _image_steps(tower, num)
     lap("first state")
     spent: dict[str, float] = defaultdict(float)
     jax.monitoring.register_event_duration_secs_listener(
@@ -113,7 +120,7 @@ def _main(model: str, num: int, started: float) -> None:
     lap("first step")
     compiling = {
         "trace": ("jaxpr_trace_duration", "jaxpr_to_mlir_module_duration"),
-        "compile": ("backend_compile_duration",),  # or read what was kept
+        "compile": ("backend_compile_duration",),  # or reading the compiled program
     }
     for name, events in compiling.items():
         seconds = sum(spent[f"/jax/core/compile/{event}"] for event in events)

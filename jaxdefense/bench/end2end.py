@@ -65,10 +65,10 @@ def bench_end2end(
         size: model, `demo` for the one that ships with the package, or another of `PRESETS` with
             random weights.
         tower: encoder that is defended, text or image.
-        steps: steps of a run.
-        num: clean samples a step, and as many poisoned.
-        people: people who are removed, if `faces` is empty or the tower is text.
-        rounds: rounds; in each, every implementation runs once and is timed.
+        steps: number of training steps of a run.
+        num: number of clean samples a step, and as many poisoned.
+        people: number of people who are removed, if `faces` is empty or the tower is text.
+        rounds: number of rounds; in each, every implementation runs once and is timed.
         captions: captions file, one a line; "" for the demo's captions.
         tokenizer: tokenizer directory for a model with random weights; "" for the demo's.
         images: directory of ordinary photos; "" for drawn ones.

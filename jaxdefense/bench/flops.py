@@ -1,7 +1,7 @@
-"""Counting parameters, and the floating-point operations of matrix products and convolutions.
+"""Counts of parameters, and of floating-point operations in matrix products and convolutions.
 
-Both are read off the function itself, so they stay true however it is written: what the body of a
-scan does counts as often as it runs.
+Both counts come from the traced function, so they follow its code. The body of a scan counts once
+for each iteration.
 """
 
 import math
@@ -19,11 +19,11 @@ from jaxdefense.clip.text import Text
 
 
 def product_flops(function: Callable[..., Any], *args: Any) -> int:
-    """Count operations of products; a multiplication and its addition are two.
+    """Count the operations of products; a multiplication and an addition count as two.
 
     Args:
-        function: of arrays.
-        args: arrays, or shapes and dtypes in their place.
+        function: function of arrays.
+        args: its arguments: arrays, or shapes with dtypes.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -40,7 +40,7 @@ def _count(jaxpr: Jaxpr) -> int:
         elif eqn.primitive.name == "conv_general_dilated":
             out_dim = params["dimension_numbers"].rhs_spec[0]
             a_number = math.prod(shapes[1]) // shapes[1][out_dim]
-            # Rows of zeros, which the gradient of a stride puts in, are not multiplied by.
+            # The gradient of a strided convolution inserts rows of zeros; they do not count.
             total += 2 * num_out * a_number // math.prod(params["lhs_dilation"])
         times = params["length"] if eqn.primitive.name == "scan" else 1
         for inner in jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr):
@@ -54,16 +54,16 @@ def _is_jaxpr(x: Any) -> bool:
 
 
 def num_params(module: nnx.Module) -> int:
-    """Count the numbers in the parameters of a module, or of its shapes."""
+    """Count the parameters of a module, or of the shapes of one."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module)))
 
 
 def tower_sizes(cfg: CLIPConfig) -> dict[str, dict[str, float]]:
-    """Count the towers of a model.
+    """Count parameters and operations of each tower of a model.
 
     Returns:
-        for `text` and `vision`, those there are: `million_parameters`, and `gflop` of embedding one
-        photo, or one caption of the longest length.
+        for `text` and `vision`, if present: `million_parameters`, and the `gflop` of embedding one
+        photo or one caption of the maximum length.
     """
     model = nnx.eval_shape(lambda: CLIP(cfg, nnx.Rngs(0)))
     one: dict[str, Any] = {}

@@ -1,7 +1,7 @@
-"""What a compiled program sends between devices and moves to and from memory, read off its text.
+"""The traffic of a compiled program, between devices and to and from memory, from its text.
 
-XLA's own cost analysis counts the body of a loop once; here it counts as often as it runs, where
-the program says how often.
+XLA's own cost analysis counts the body of a loop once. Here it counts once for each iteration, if
+the program says how many there are.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ _FREE = {
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """A line of a program: `type_text` is what it gives, `rest` what follows the operands."""
+    """A line of a program: `type_text` is the result's type, `rest` what follows the operands."""
 
     name: str
     opcode: str
@@ -49,12 +49,12 @@ class Instruction:
 
 @dataclasses.dataclass
 class Collective:
-    """One kind of collective.
+    """The traffic of one kind of collective in a program.
 
     Fields:
-        count: runs of it in a program.
-        bytes: of the larger of what a device gives and gets, over all runs.
-        wire_bytes: that a device sends, if the collective goes round a ring.
+        count: number of runs.
+        bytes: bytes over all runs; of what a device puts in and gets out, the larger counts.
+        wire_bytes: bytes that a device sends if the collective runs on a ring.
     """
 
     count: int = 0
@@ -66,14 +66,17 @@ class Program:
     """A compiled module."""
 
     def __init__(self, text: str):
-        """Read `compiled.as_text()`.
+        """Parse the text of a program.
+
+        Args:
+            text: `compiled.as_text()`.
 
         Raises:
-            InputError: it has no entry.
+            ValueError: the text has no entry.
         """
         self.computations: dict[str, dict[str, Instruction]] = {}
         self._entry = ""
-        self.unknown_loops: set[str] = set()  # whose trips the program does not tell: counted once
+        self.unknown_loops: set[str] = set()  # loops of unknown length, which count once
         at: dict[str, Instruction] = {}
         for line in text.splitlines():
             if header := _HEADER.match(line):
@@ -86,7 +89,7 @@ class Program:
             raise ValueError("the text holds no HLO module with an ENTRY.")
 
     def walk(self, *, into_fusions: bool) -> Iterator[tuple[dict[str, Instruction], str, int]]:
-        """Give every instruction that runs: its computation, its name, how often it runs."""
+        """Yield every instruction that runs: its computation, its name and its number of runs."""
         yield from self._walk(self._entry, 1, into_fusions)
 
     def _walk(
@@ -104,9 +107,10 @@ class Program:
                 yield from self._walk(called, inner, into_fusions)
 
     def _trips(self, loop: Instruction) -> int:
+        """Return the number of iterations of a loop; 1 if the program does not say."""
         if known := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.rest):
             return int(known[1])
-        # Loops count up from 0 to a constant: a scan by one, a product whose parts go round by two.
+        # Loops count from 0 to a constant: a scan by one, a product computed on a ring by two.
         condition, body = (
             self.computations.get(named[1], {})
             if (named := re.search(rf"{which}=%?([\w.\-]+)", loop.rest))
@@ -120,7 +124,7 @@ class Program:
         return 1
 
     def _stride(self, condition: dict[str, Instruction], body: dict[str, Instruction]) -> int:
-        """Find what a loop adds to the number that its condition compares; 1 if that is hidden."""
+        """Return what a loop adds to its counter in each iteration; 1 if that is unknown."""
         counts = [i for i in condition.values() if i.opcode == "get-tuple-element"]
         state = next((i for i in body.values() if i.root), None)
         if len(counts) != 1 or state is None or state.opcode != "tuple":
@@ -133,10 +137,10 @@ class Program:
         return next((constants[x] for x in added.operands if x in constants), 1)
 
     def collectives(self) -> dict[str, Collective]:
-        """Add up what devices send one another, by kind."""
+        """Sum up what devices send one another, by kind of collective."""
         out: dict[str, Collective] = {}
-        # TPU: a collective that runs beside several fusions is written down in each of them, and
-        # an all-reduce of which a device keeps its part in a computation named after that.
+        # On TPU, a collective that overlaps with several fusions appears in each of them. An
+        # all-reduce of which each device keeps a part is in an "all-reduce-scatter" computation.
         chains: set[str] = set()
         scatters = {
             id(body) for name, body in self.computations.items() if "all-reduce-scatter" in name
@@ -161,12 +165,12 @@ class Program:
         return out
 
     def memory_bytes(self, *, loops: bool = True) -> int:
-        """Add up what instructions read and write outside on-chip memory.
+        """Sum up the bytes that instructions read from and write to memory off the chip.
 
-        A fusion that reads a slice of an array, or writes one into it, counts the slice.
+        If a fusion reads or writes a slice of an array, the slice alone counts.
 
         Args:
-            loops: count a body as often as it runs, else once.
+            loops: whether the body of a loop counts once for each iteration, instead of once.
         """
         total = 0
         for inside, name, times in self.walk(into_fusions=False):
@@ -177,12 +181,13 @@ class Program:
         return total
 
     def _moved(self, inside: dict[str, Instruction], instruction: Instruction) -> int:
+        """Return the bytes that an instruction reads and writes."""
         given = [num_bytes(inside[x].type_text, hbm=True) for x in instruction.operands]
         out = num_bytes(instruction.type_text, hbm=True)
         opcode = instruction.opcode
         if "AllocateBuffer" in instruction.rest:
             return 0
-        if opcode.endswith("-start"):  # what it gives holds its operands too
+        if opcode.endswith("-start"):  # the result includes the operands
             whole = sum(num_bytes(inside[x].type_text) for x in instruction.operands)
             target = num_bytes(instruction.type_text) - whole
             read = min(sum(given), target) if "slice" in opcode else sum(given)
@@ -202,17 +207,19 @@ class Program:
         return sum(given) + out
 
     def _fused(self, fusion: Instruction) -> dict[str, Instruction]:
+        """Return the computation of a fusion."""
         (called,) = _called(fusion.rest)[:1] or ("",)
         return self.computations.get(called, {})
 
     def _read_parameter(self, body: dict[str, Instruction], number: int, whole: int) -> int:
+        """Return the bytes that a fusion reads of its parameter of that number."""
         for instruction in body.values():
             if instruction.opcode == "parameter" and int(instruction.arguments) == number:
                 return self._read(body, instruction.name, whole)
         return whole
 
     def _read(self, body: dict[str, Instruction], name: str, whole: int) -> int:
-        """How much of an array a fusion reads; bitcasts and inner fusions are looked through."""
+        """Return the bytes that a fusion reads of an array; follow bitcasts and inner fusions."""
         total = 0
         for user in body.values():
             if name not in user.operands:
@@ -232,7 +239,7 @@ class Program:
         return total
 
     def _updates(self, body: dict[str, Instruction]) -> Iterator[tuple[int, int]]:
-        """Give the size of each array that a fusion writes a slice into, and of the slice."""
+        """Yield the bytes of each array that a fusion writes a slice into, and of the slice."""
         for instruction in body.values():
             if instruction.opcode == "dynamic-update-slice":
                 new = body[instruction.operands[1]]
@@ -242,11 +249,12 @@ class Program:
 
 
 def _instruction(line: str) -> Instruction | None:
+    """Parse a line; return None if it holds no instruction."""
     found = _INSTRUCTION.match(line)
     if not found:
         return None
     text = found[3]
-    if text.startswith("("):  # a tuple's type, layouts with their own brackets in it
+    if text.startswith("("):  # the type of a tuple, whose layouts contain brackets
         end = _closing(text, 0)
     else:
         end = text.find(" ")
@@ -263,7 +271,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, at: int) -> int:
-    """Give the index after the bracket that closes the one at an index."""
+    """Return the index after the bracket that closes the one at index `at`."""
     depth = 0
     for index in range(at, len(text)):
         depth += (text[index] == "(") - (text[index] == ")")
@@ -273,6 +281,7 @@ def _closing(text: str, at: int) -> int:
 
 
 def _called(rest: str) -> list[str]:
+    """Return the names of the computations that an instruction calls."""
     names = []
     for many, one in _CALLED.findall(rest):
         names += [x.strip().lstrip("%") for x in many.split(",")] if many else [one]
@@ -280,7 +289,7 @@ def _called(rest: str) -> list[str]:
 
 
 def num_bytes(type_text: str, *, hbm: bool = False) -> int:
-    """Size of an array or tuple from its type; with `hbm`, of those parts that lie there."""
+    """Return the bytes of an array or tuple from its type; with `hbm`, of its parts in HBM."""
     total = 0
     for dtype, dims, layout in _ARRAY.findall(type_text):
         if hbm and re.search(r"S\([1-9]\d*\)", layout):
@@ -295,6 +304,7 @@ def num_bytes(type_text: str, *, hbm: bool = False) -> int:
 
 
 def _group_size(rest: str) -> int:
+    """Return the number of devices in a group of a collective."""
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
         return int(iota[2])
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
@@ -307,7 +317,7 @@ def _group_size(rest: str) -> int:
 
 
 def _wire(kind: str, given: int, group: int) -> float:
-    """What a device sends round a ring of `group` devices."""
+    """Return the bytes that a device sends on a ring of `group` devices."""
     if kind == "all-reduce":
         return 2 * given * (group - 1) / group
     if kind == "all-gather":
@@ -318,7 +328,7 @@ def _wire(kind: str, given: int, group: int) -> float:
 
 
 def _constants(inside: dict[str, Instruction]) -> dict[str, int]:
-    """Give the whole numbers of a computation by name."""
+    """Return the integer constants of a computation by name."""
     return {
         i.name: int(i.arguments)
         for i in inside.values()

@@ -58,11 +58,12 @@ def bench_idia(
     """Time the embedding of prompts and the matching of photos.
 
     Args:
-        size: architecture of the text encoder, one of `PRESETS`; its weights are random.
-        names: random names, each put into 21 templates.
-        photos: photos that are matched, given as random embeddings.
-        candidates: candidates that photos are matched with, given as random embeddings.
-        rounds: rounds; in each, every implementation embeds and matches everything once.
+        size: architecture of the text encoder: demo, ViT-B-32 or another of `PRESETS`, with random
+            weights.
+        names: number of random names, each put into 21 templates.
+        photos: number of photos that are matched, given as random embeddings.
+        candidates: number of candidates, also random embeddings, that photos are matched with.
+        rounds: number of rounds; in each, every implementation embeds and matches everything once.
         tokenizer: tokenizer directory; "" for the demo's, which has more tokens a word than CLIP's.
         console: console for progress.
 

@@ -53,7 +53,7 @@ class ImageWork:
         cfg: sizes of the encoder; its weights are random.
         clean: ordinary photos.
         people: people whose faces are put on them.
-        num: clean photos a step, and as many with a face.
+        num: number of clean photos a step, and as many with a face.
     """
 
     cfg: VisionConfig
@@ -103,10 +103,11 @@ def bench_image(
     """Time the overlay and the step of the image defense.
 
     Args:
-        size: architecture of the encoder, one of `PRESETS`; its weights are random.
-        num: clean photos a step, and as many with a face.
-        rounds: rounds; each implementation is timed once a round.
-        calls: steps that are timed together in a round.
+        size: architecture of the encoder: demo, ViT-B-32 or another of `PRESETS`, with random
+            weights.
+        num: number of clean photos a step, and as many with a face.
+        rounds: number of rounds; each implementation is timed once a round.
+        calls: number of steps that are timed together in a round.
         images: directory of ordinary photos; "" for drawn ones.
         faces: directory with a folder of photos a person; "" for drawn ones.
         console: console for progress.

@@ -46,16 +46,17 @@ def bench_pipeline(
     """Time the host making batches and the device taking steps.
 
     Args:
-        size: architecture of the encoders, one of `PRESETS`; their weights are random.
-        num: clean samples a batch, and as many poisoned.
-        people: people whose names are put into captions.
-        rounds: rounds; each implementation is timed once a round.
-        calls: batches that are timed together in a round.
+        size: architecture of the encoders: demo, ViT-B-32 or another of `PRESETS`, with random
+            weights.
+        num: number of clean samples a batch, and as many poisoned.
+        people: number of people whose names are put into captions.
+        rounds: number of rounds; each implementation is timed once a round.
+        calls: number of batches and of steps that are timed together in a round.
         captions: captions file, one a line; "" for the demo's captions.
         tokenizer: tokenizer directory; "" for the demo's, which has more tokens a word than CLIP's.
         images: directory of ordinary photos; "" for drawn ones.
         faces: directory with a folder of photos a person; "" for drawn ones.
-        workers: worker processes of the DataLoader; 0 for one a core.
+        workers: number of worker processes of the DataLoader; 0 for one a core.
         console: console for progress.
 
     Returns:

@@ -1,8 +1,8 @@
-"""`jaxdefense bench scale`: what a run costs as one size of the work grows.
+"""`jaxdefense bench scale`: how the cost of a run grows with one size of the work.
 
-Every point is a process of its own, so that its peak memory is its own. The exponent of a part is
-the slope of a straight line through log cost over log size, by least squares over the larger half
-of the sizes: below, what does not grow hides what does.
+A new process measures each size, so that its peak memory is its own. The exponent of a part is the
+slope of log cost over log size, by least squares over the larger half of the sizes. At smaller
+sizes a constant cost would hide the growth.
 """
 
 import dataclasses
@@ -30,33 +30,36 @@ SIZES: dict[str, tuple[Any, ...]] = {
     "batch": (8, 16, 32, 64, 128),
     "size": ("demo", "ViT-B-32", "ViT-L-14"),  # ViT-H-14 takes 15 GB
 }
-# Of a text defense, but for what grows.
+# Sizes of a text defense; the one that grows is replaced.
 _GIVEN: dict[str, Any] = {"identities": 64, "captions": 10_000, "batch": 32, "size": "demo"}
-_TIMES, _ENOUGH_S = 9, 3.0  # how often a part is timed, at most, and for how long
+_TIMES, _ENOUGH_S = 9, 3.0  # maximum repetitions of a part, and seconds that end them
 
 
 def bench_scale(
     axis: str, sizes: str, captions: str, plot: str, console: Console
 ) -> dict[str, Any]:
-    """Measure one axis.
+    """Measure the cost along one axis.
+
+    For the axis `size`, figures include million_parameters and million_without_tokens. The latter
+    leaves out the table of token embeddings, which takes part in no matrix product.
 
     Args:
-        axis: one of `SIZES`.
-        sizes: growing, commas between; of `size` names of `PRESETS`. "" for those of `SIZES`.
-        captions: file whose lines are repeated, numbered; "" for the demo's.
-        plot: PNG file to draw it into, or "".
-        console: for progress.
+        axis: what grows, one of `SIZES`.
+        sizes: growing sizes with commas between, or names of `PRESETS` for the axis `size`; "" for
+            those of `SIZES`.
+        captions: captions file whose lines are repeated with numbers; "" for the demo's captions.
+        plot: PNG file for a plot of seconds and megabytes; "" for none.
+        console: console for progress.
 
     Returns:
-        by size its parts: seconds, of steps and batches those of one, medians; and peak_mb. Of
-        `size` also million_parameters, and million_without_tokens: without the table of token
-        embeddings, of which a caption reads a row a token and multiplies by none. Under `exponent`
-        that of each part; of `size` over all parameters, and over the others as
-        `exponent_without_tokens`.
+        by size, the median seconds of each part and peak_mb; a batch or a step is timed as one.
+        `exponent` has the exponent of each part. For the axis `size` it is over all parameters, and
+        `exponent_without_tokens` over those without the table.
 
     Raises:
-        InputError: no such axis; sizes that are none or do not grow; no place for the plot.
-        RunError: a point failed.
+        InputError: the axis is unknown, the sizes are wrong or do not grow, or the plot has no
+            directory.
+        RunError: a size failed.
     """
     if axis not in SIZES:
         raise InputError(f"`AXIS` (={axis}) must be one of {', '.join(SIZES)}.")
@@ -69,7 +72,7 @@ def bench_scale(
             points[str(size)] = elsewhere(partial(point, axis, size, captions))
         except InputError as error:
             raise InputError(f"{axis} {size}: {error}") from error
-        except RuntimeError as error:  # of its process, which has said more
+        except RuntimeError as error:  # the process has printed the details
             raise RunError(f"{axis} {size}: {error}") from error
         console.print(f"{axis} {size}: {points[str(size)]}", highlight=False)
     total = [x for x, *_ in counts.values()]
@@ -85,7 +88,7 @@ def bench_scale(
 
 
 def _numbers(axis: str, given: str) -> dict[Any, tuple[int, ...]]:
-    """Read sizes that are numbers."""
+    """Parse sizes that are numbers."""
     try:
         xs = [int(x) for x in given.split(",")] if given else list(SIZES[axis])
     except ValueError:
@@ -96,7 +99,7 @@ def _numbers(axis: str, given: str) -> dict[Any, tuple[int, ...]]:
 
 
 def _models(given: str) -> dict[Any, tuple[int, ...]]:
-    """Read names of models, and count the parameters of their text encoders."""
+    """Parse names of models, and count the parameters of their text encoders."""
     names = given.split(",") if given else list(SIZES["size"])
     if set(names) <= set(PRESETS):
         counted = elsewhere(partial(count_parameters, names))
@@ -113,7 +116,7 @@ def _grow(xs: Sequence[float]) -> bool:
 
 
 def count_parameters(names: Sequence[str]) -> list[tuple[int, int]]:
-    """Count the parameters of text encoders: all, and all but the table of token embeddings."""
+    """Count the parameters of text encoders: all, and all without the table of token embeddings."""
     from flax import nnx
 
     from jaxdefense.bench.flops import num_params
@@ -147,9 +150,9 @@ def _draw(
     slopes: Mapping[str, float],
     path: Path,
 ) -> None:
-    """Draw every part over the size: seconds, and memory."""
+    """Plot seconds and memory of each part over the size."""
     from jaxdefense.files import write_bytes
-    from jaxdefense.report.plots import costs  # brings Matplotlib, for who asks for it
+    from jaxdefense.report.plots import costs  # imports Matplotlib, which a plot alone needs
 
     panels: dict[str, dict[str, list[float]]] = {"seconds": {}, "MB": {}}
     for part, slope in slopes.items():
@@ -163,9 +166,9 @@ def _draw(
 
 
 def point(axis: str, size: Any, captions: str) -> dict[str, float]:
-    """Measure one size in this process, whose cache is a directory of its own from then on."""
+    """Measure one size in this process; its cache directory is empty and stays its own."""
     with tempfile.TemporaryDirectory() as scratch:
-        os.environ["XDG_CACHE_HOME"] = scratch  # nothing is found that was kept before
+        os.environ["XDG_CACHE_HOME"] = scratch  # no cached tokens
         if axis == "candidates":
             parts = _attack(size)
         else:
@@ -180,15 +183,22 @@ def _timed(
     times: int | None = None,
     units: int = 1,
 ) -> Any:
-    """Note the median seconds of a unit; what takes long is done less often, or once.
+    """Time some work repeatedly, but less often if it is slow; store the median seconds.
+
+    Args:
+        parts: mapping that gets the figure.
+        name: name of the figure.
+        work: function to time.
+        times: maximum number of repetitions; `_TIMES` if None.
+        units: units of work in one call; the figure is the time of one.
 
     Returns:
-        what it made the last time.
+        the last result of the work.
     """
     seconds: list[float] = []
     out = None
     while len(seconds) < (times or _TIMES) and sum(seconds) < _ENOUGH_S:
-        out = None  # else what it made before would be in memory too
+        out = None  # frees the previous result before the next one
         start = time.perf_counter()
         out = work()
         seconds.append(time.perf_counter() - start)
@@ -197,7 +207,7 @@ def _timed(
 
 
 def _write_captions(num: int, source: str, path: Path) -> None:
-    """Write so many captions, told apart by a number, a line at a time."""
+    """Write `num` captions, each with a number that sets repetitions apart."""
     from jaxdefense.demo import world
     from jaxdefense.files import read_lines
 
@@ -210,7 +220,7 @@ def _write_captions(num: int, source: str, path: Path) -> None:
 def _defend_text(
     axis: str, given: Mapping[str, Any], source: str, scratch: Path
 ) -> dict[str, float]:
-    """Start a text defense, of random weights, and take steps."""
+    """Time the parts of a text defense with random weights: its start and its steps."""
     from flax import nnx
 
     from jaxdefense.bench.jax_steps import JaxSteps, num_parts, preset_in_run_dtype
@@ -250,7 +260,7 @@ def _defend_text(
     _timed(parts, "first_batch_s", partial(next, made), 1)
     _timed(parts, "batch_s", partial(next, made))
     if axis == "size":
-        parts.clear()  # none of it hangs on the model
+        parts.clear()  # these parts do not depend on the model
     tower = TextTower(cfg, nnx.Rngs(0))
     start = partial(JaxSteps, tower, text_objective(train), batches)
     steps = _timed(parts, "first_state_s", start, 1)
@@ -260,7 +270,7 @@ def _defend_text(
 
 
 def _attack(num: int) -> dict[str, float]:
-    """Attack 10 people, 20 photos each, with so many random embeddings for candidates."""
+    """Time an attack on 10 people with 20 photos each and `num` candidates, all random."""
     from jaxdefense.idia.attack import infer
     from jaxdefense.sharding import make_mesh
 
@@ -270,7 +280,7 @@ def _attack(num: int) -> dict[str, float]:
         x = rng.standard_normal((*shape, 64), dtype=np.float32)
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
-    # One block over and over: what makes random numbers is not the attack.
+    # The same block is reused, because drawing random numbers is no part of the attack.
     block_QME, photo_PE = unit(templates, size), unit(200)
 
     def attack(num: int) -> None:

@@ -1,4 +1,4 @@
-"""Figures of a benchmark on standard output: as tables, or as one JSON object and nothing else."""
+"""The figures of a benchmark on standard output, as tables or as one JSON object alone."""
 
 import json
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ def show(figures: Mapping[str, Any], as_json: bool, console: Console | None = No
     """Print figures.
 
     Args:
-        figures: of JSON's types. What is no mapping is one figure each; a mapping is a table, a
-            figure a row, with a column for each contestant where there are several.
-        as_json: as they are, for programs.
-        console: where to; standard output without.
+        figures: figures by name, of JSON's types. A mapping becomes a table with a row for each
+            figure. Figures of several implementations have a column for each.
+        as_json: whether to print one JSON object instead of tables.
+        console: console to print on; standard output if None.
     """
     console = console or Console()
     if as_json:

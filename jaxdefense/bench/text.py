@@ -50,7 +50,7 @@ class TextWork:
         tokenizer: directory of the tokenizer.
         texts: clean captions.
         names: names that are put into captions.
-        num: clean captions a step, and as many with a name.
+        num: number of clean captions a step, and as many with a name.
     """
 
     cfg: TextConfig
@@ -97,11 +97,12 @@ def bench_text(
     """Time the step of the text defense.
 
     Args:
-        size: architecture of the encoder, one of `PRESETS`; its weights are random.
-        num: clean captions a step, and as many with a name.
-        people: people whose names are put into captions.
-        rounds: rounds; each implementation is timed once a round.
-        calls: steps that are timed together in a round.
+        size: architecture of the encoder: demo, ViT-B-32 or another of `PRESETS`, with random
+            weights.
+        num: number of clean captions a step, and as many with a name.
+        people: number of people whose names are put into captions.
+        rounds: number of rounds; each implementation is timed once a round.
+        calls: number of steps that are timed together in a round.
         captions: captions file, one a line; "" for the demo's captions.
         tokenizer: tokenizer directory; "" for the demo's, which has more tokens a word than CLIP's.
         console: console for progress.
