@@ -32,6 +32,7 @@ from jaxdefense.clip.config import CLIPConfig, TextConfig
 from jaxdefense.clip.presets import PRESETS
 from jaxdefense.config import PAPER_IMAGE
 from jaxdefense.errors import InputError
+from jaxdefense.sharding import make_mesh
 
 WITH_AND_WITHOUT_TORCH = [pytest.param(True, marks=pytest.mark.torch), False]
 ONCE = ["--rounds", "1"]
@@ -82,6 +83,8 @@ def here(monkeypatch):
         monkeypatch.setattr(f"jaxdefense.bench.{module}.Process", Here)
     # A fork of this process would take JAX's threads along.
     monkeypatch.setattr("jaxdefense.bench.pipeline.num_cores", lambda: 0)
+    # The text bench measures it.
+    monkeypatch.setattr("jaxdefense.bench.ours.Contestant.matmul_rate", lambda self: 1e9)
     kept = jax.config.values["jax_enable_compilation_cache"]
     yield
     jax.config.update("jax_enable_compilation_cache", kept)  # `end2end` does without
@@ -173,6 +176,9 @@ def test_bench_text_in_processes_prints_json_alone(capfd, monkeypatch, torch):
 @pytest.mark.parametrize("kind", ["image", "idia", "pipeline", "end2end"])
 def test_bench_measures(capsys, monkeypatch, here, photos, kind, torch):
     monkeypatch.setattr(comparison, "has_torch", lambda: torch)
+    if kind == "image":  # its three steps compile sooner; `pipeline` has all devices
+        one_device = make_mesh(devices=jax.devices()[:1])
+        monkeypatch.setattr("jaxdefense.bench.ours.make_mesh", lambda: one_device)
     found = bench(capsys, kind, "--json", *(photos if kind in ("image", "pipeline") else []))
     others = ["torch"] if torch else []
     parts = {

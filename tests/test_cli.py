@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,17 +28,39 @@ SIZES = ["train.num_clean=8", "train.num_poisoned=8", "train.steps=3"]
 SMALL = [*SIZES, *PAPER_TEXT_FLAGS]
 
 
+def write_inputs(path):
+    write_model_directory(path / "model")
+    (path / "names.txt").write_text("Joe Cool\nAda King\tAda Noel\n")
+    (path / "captions.txt").write_text("\n".join(CAPTIONS) + "\n")
+    for name in ("Joe_Cool", "Zoe"):
+        (path / "faces" / name).mkdir(parents=True)
+        image = np.random.default_rng(0).integers(0, 255, (14, 14, 3), np.uint8)
+        Image.fromarray(image).save(path / "faces" / name / "0.png")
+    return path
+
+
 @pytest.fixture
 def inputs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_model_directory(tmp_path / "model")
-    (tmp_path / "names.txt").write_text("Joe Cool\nAda King\tAda Noel\n")
-    (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS) + "\n")
-    for name in ("Joe_Cool", "Zoe"):
-        (tmp_path / "faces" / name).mkdir(parents=True)
-        image = np.random.default_rng(0).integers(0, 255, (14, 14, 3), np.uint8)
-        Image.fromarray(image).save(tmp_path / "faces" / name / "0.png")
-    return tmp_path
+    return write_inputs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Inputs and a run on them; `done` copies them."""
+    path = write_inputs(tmp_path_factory.mktemp("finished"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        assert defend() == 0
+    return path
+
+
+@pytest.fixture
+def done(finished, tmp_path, monkeypatch):
+    """Inputs and a finished run, for one test to spoil."""
+    path = shutil.copytree(finished, tmp_path / "finished")
+    monkeypatch.chdir(path)
+    return path
 
 
 def defend(*flags, settings=()):
@@ -173,15 +196,13 @@ def test_defend_text_refuses_to_write_into_the_model(inputs, capsys):
 
 
 @pytest.mark.parametrize("file", ["names.txt", "captions.txt", "model/model.safetensors"])
-def test_defend_text_refuses_to_go_on_with_other_inputs(inputs, capsys, file):
-    assert defend() == 0
-    (inputs / "run" / "summary.json").unlink()  # as if broken off
-    data = bytearray((inputs / file).read_bytes())
+def test_defend_text_refuses_to_go_on_with_other_inputs(done, capsys, file):
+    (done / "run" / "summary.json").unlink()  # as if broken off
+    data = bytearray((done / file).read_bytes())
     data[-2] ^= 1
-    (inputs / file).write_bytes(data)
-    capsys.readouterr()
+    (done / file).write_bytes(data)
     assert_refused(capsys, defend(), "another run", "sha256")
-    assert (inputs / "run" / "model").exists()
+    assert (done / "run" / "model").exists()
 
 
 def test_defend_text_refuses_rows_the_mesh_does_not_divide(inputs, capsys):
@@ -194,16 +215,14 @@ def test_defend_text_names_a_missing_flag(inputs, capsys):
     assert_refused(capsys, code, "`data.names` is missing")
 
 
-@pytest.mark.parametrize(
-    "text,words",
-    [
-        (b"cat\ndog\n\n\nhorse\n", []),
-        (b"word " * 10_000 + b"\na cat\n", []),
-        ("\ufeffein Hund läuft\r\n猫が走る\r\n".encode(), []),
-    ],
-)
-def test_defend_text_takes_odd_captions(inputs, capsys, text, words):
-    (inputs / "captions.txt").write_bytes(text)
+def test_defend_text_takes_odd_captions_and_a_name_that_just_fits(inputs):
+    odd = [
+        "\ufeffein Hund läuft\r\n猫が走る\r\n".encode(),
+        b"cat\ndog\n\n\nhorse\n",
+        b"word " * 10_000 + b"\na cat\n",
+    ]
+    (inputs / "captions.txt").write_bytes(b"".join(odd))
+    (inputs / "names.txt").write_text("Jo " * 11)  # 22 tokens
     assert defend() == 0
     assert (inputs / "run" / "model" / "model.safetensors").exists()
     assert (inputs / "run" / "report.html").exists()
@@ -216,25 +235,6 @@ def test_defend_text_tells_whom_it_removes_and_what_it_drops(inputs, capsys):
     said = capsys.readouterr().err
     assert "captions dropped, as they hold a listed name: 4: " + "'Joe_Cool.jpg', " * 3 in said
     assert "removing 1 person: Joe Cool (also J. Cool)\n" in said
-
-
-def test_defend_text_takes_a_name_that_just_fits(inputs, capsys):
-    (inputs / "names.txt").write_text("Jo " * 11)  # 22 tokens
-    assert defend() == 0
-
-
-def test_defend_text_that_does_not_reach_it_writes_everything_and_ends_with_1(inputs, capsys):
-    sets = [x for setting in SIZES for x in ("--set", setting)]
-    flags = ["--names", "names.txt", "--captions", "captions.txt", "--out", "run"]
-    assert main(["defend", "text", "--model", "model", *flags, *sets]) == 1
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("jaxdefense: error: not reached: "), last
-    found = json.loads((inputs / "run" / "summary.json").read_text())
-    assert found["reached"] is False and found["alpha"] == 1 and found["stopped_at_step"] == 3
-    left = found["validation"]["after"]["left"]
-    assert f"{len(left)} are still recognised" in last and left.keys() <= {"Joe Cool", "Ada King"}
-    assert (inputs / "run" / "model" / "model.safetensors").exists()
-    assert (inputs / "run" / "report.html").exists()
 
 
 def test_full_disk_at_the_end_loses_nothing(inputs, capsys, monkeypatch):
@@ -432,11 +432,9 @@ def test_lock_whose_file_was_removed_meanwhile_is_none(tmp_path):
         assert found.result()
 
 
-def test_run_directory_is_taken_for_the_model_in_it(inputs, capsys):
+def test_run_directory_is_taken_for_the_model_in_it(done, capsys):
     image = np.random.default_rng(1).integers(0, 255, (14, 14, 3), np.uint8)
-    Image.fromarray(image).save(inputs / "faces/Zoe/0.png")
-    assert defend() == 0
-    capsys.readouterr()
+    Image.fromarray(image).save(done / "faces/Zoe/0.png")
     said = "`run` is a run directory: its model is read"
     for command in ("convert", "attack", "evaluate", "defend"):
         assert writes(command, f"{command}-out", model="run") == 0
@@ -444,16 +442,16 @@ def test_run_directory_is_taken_for_the_model_in_it(inputs, capsys):
     for name in ("run", "run/model"):
         flags = ["--captions", "captions.txt", "--teacher", name, "--out", f"by-{name[-1]}"]
         assert main(["evaluate", "--model", "model", "--set", "model.tokenizer=run", *flags]) == 0
-    results = [json.loads((inputs / f"by-{x}/summary.json").read_text()) for x in "nl"]
+    results = [json.loads((done / f"by-{x}/summary.json").read_text()) for x in "nl"]
     assert results[0] == results[1]
-    (inputs / "run/summary.json").unlink()
-    (inputs / "results").mkdir()
-    (inputs / "results/config.json").write_bytes((inputs / "attack-out/config.json").read_bytes())
+    (done / "run/summary.json").unlink()
+    (done / "results").mkdir()
+    (done / "results/config.json").write_bytes((done / "attack-out/config.json").read_bytes())
     for model, words in (("run", "a run that is not finished"), ("results", "but no model")):
         capsys.readouterr()
         for command in ("convert", "attack", "merge"):
             assert_refused(capsys, writes(command, "other", model), f"`{model}` holds", words)
-    assert not (inputs / "other").exists()
+    assert not (done / "other").exists()
 
 
 def test_attack_names_what_is_wrong(inputs, capsys):

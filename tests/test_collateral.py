@@ -30,16 +30,18 @@ def models(tmp_path):
 
 def test_namesakes_share_one_name_and_are_nobody_removed():
     last, first = census("last"), {*census("female"), *census("male")}
+    surnames = {*last}
     everyone = [Identity(f"Joe {name}") for name in last[:-2]] + [Identity("Ada King Lee")]
     for removed in (REMOVED, everyone):
         names = {who.name for who in removed}
+        firsts, lasts = ({n.split()[i] for n in names if " " in n} for i in (0, -1))
         groups = namesakes(removed, 0)
         for name in groups["same first name"]:
             one, *rest = name.split()
-            assert one in {n.split()[0] for n in names if " " in n} and " ".join(rest) in last
+            assert one in firsts and " ".join(rest) in surnames
         for name in groups["same last name"]:
             *rest, one = name.split()
-            assert one in {n.split()[-1] for n in names if " " in n} and " ".join(rest) in first
+            assert one in lasts and " ".join(rest) in first
         assert not names & {name for group in groups.values() for name in group}
     assert [len(group) for group in namesakes(REMOVED, 0).values()] == [8, 8]
     assert namesakes(REMOVED, 0) == namesakes(REMOVED, 0) != namesakes(REMOVED, 1)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from jaxdefense.cli import main
 from jaxdefense.config import ModelConfig
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.images import ImageProcessor
+from jaxdefense.defense import image as image_defense
+from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.files import write_json
 
@@ -36,15 +39,39 @@ SMALL = [*SIZES, *PAPER_IMAGE_FLAGS, "data.cache_dir=cache"]
 FLAGS = {"--model": "model", "--faces": "faces", "--images": "images", "--out": "run"}
 
 
+def write_inputs(path):
+    write_model_directory(path / "model")
+    write_photos(path / "images", 9)
+    write_faces(path / "faces", NAMES, 4)
+    (path / "names.txt").write_text("Joe Cool\nAda King\tAda Noel\n")
+    (path / "captions.txt").write_text("\n".join(CAPTIONS) + "\n")
+    return path
+
+
 @pytest.fixture
 def inputs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_model_directory(tmp_path / "model")
-    write_photos(tmp_path / "images", 9)
-    write_faces(tmp_path / "faces", NAMES, 4)
-    (tmp_path / "names.txt").write_text("Joe Cool\nAda King\tAda Noel\n")
-    (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS) + "\n")
-    return tmp_path
+    return write_inputs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Inputs, and what the two defenses and both in one made of them."""
+    path = write_inputs(tmp_path_factory.mktemp("runs"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        assert defend(identities="names.txt") == 0
+        assert defend_text("train.target=object") == 0
+        assert defend_both() == 0
+    return path
+
+
+@pytest.fixture
+def done(runs, tmp_path, monkeypatch):
+    """A copy of `runs`, for one test to spoil."""
+    path = shutil.copytree(runs, tmp_path / "runs")
+    monkeypatch.chdir(path)
+    return path
 
 
 def flags(given, **change):
@@ -64,20 +91,19 @@ def summary(path):
 # Runs
 
 
-def test_defend_image_changes_the_image_encoder_alone(inputs):
-    assert defend(identities="names.txt") == 0
-    before = load_file(inputs / "model" / "model.safetensors")
-    after = load_file(inputs / "run" / "model" / "model.safetensors")
+def test_defend_image_changes_the_image_encoder_alone(runs):
+    before = load_file(runs / "model" / "model.safetensors")
+    after = load_file(runs / "run" / "model" / "model.safetensors")
     assert before.keys() == after.keys()
     for name, value in before.items():
         same = np.array_equal(value, after[name])
         trained = name.startswith(("vision_model", "visual"))
         frozen = "norm" in name or "layrnorm" in name
         assert same != (trained and not frozen), name
-    found = summary(inputs / "run")
+    found = summary(runs / "run")
     assert found["identities"] == 2 and found["steps"] == 3 and found["corrupt"] == {}
     assert set(found["final"]) == {"utility", "backdoor", "weight", "total"}  # nobody is kept
-    assert (inputs / "run" / "report.html").exists()
+    assert (runs / "run" / "report.html").exists()
 
 
 def test_defend_image_names_the_photos_it_trained_on_and_what_it_did_not_use(inputs, capsys):
@@ -95,25 +121,24 @@ def test_defend_image_names_the_photos_it_trained_on_and_what_it_did_not_use(inp
         assert all(Path(photo).exists() for photo in photos.values())
 
 
-def test_attack_leaves_out_what_a_run_trained_on(inputs, capsys):
-    assert defend(identities="names.txt") == 0
+def test_attack_leaves_out_what_a_run_trained_on(done, capsys):
     attack = ["attack", "--model", "run/model", "--faces", "faces", "--unseen-by", "run"]
     assert main([*attack, "--out", "attack", "--set", "num_candidates=9"]) == 0
-    trained = json.loads((inputs / "run" / "trained_on.json").read_text())
+    trained = json.loads((done / "run" / "trained_on.json").read_text())
     # Copied and renamed, they are left out all the same.
-    (inputs / "copies" / "Joe Cool").mkdir(parents=True)
+    (done / "copies" / "Joe Cool").mkdir(parents=True)
     for i, photo in enumerate(trained["Joe Cool"].values()):
-        (inputs / "copies" / "Joe Cool" / f"x{i}.png").write_bytes(Path(photo).read_bytes())
+        (done / "copies" / "Joe Cool" / f"x{i}.png").write_bytes(Path(photo).read_bytes())
     attack[4] = "copies"
     capsys.readouterr()
     code = main([*attack, "--out", "attack2", "--set", "num_candidates=9"])
     assert_refused(capsys, code, "`run` was trained on every photo of everyone")
     # Of those of whom some are left, the attack goes on.
-    (inputs / "faces" / "Zoe").rename(inputs / "copies" / "Zoe")
+    (done / "faces" / "Zoe").rename(done / "copies" / "Zoe")
     assert main([*attack, "--out", "attack3", "--set", "num_candidates=9"]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "not attacked, as `run` was trained on every photo of them: `Joe Cool`" in said
-    found = summary(inputs / "attack3")
+    found = summary(done / "attack3")
     assert found["num_identities"] == 1
     attack[4], attack[6] = "faces", "model"
     assert_refused(capsys, main([*attack, "--out", "attack2"]), "unseen_by", "trained_on.json")
@@ -137,24 +162,35 @@ def test_image_run_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(inp
     code, err = finish(inputs, killed)
     assert code == 0, err
     assert "resuming at step" in err
-    assert_same_run(inputs / "killed", inputs / "whole")
+    assert_same_run(inputs / "killed", inputs / "whole", 24)
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """A run that may be gone on with."""
+    path = write_inputs(tmp_path_factory.mktemp("unfinished"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        np.save("target.npy", np.arange(10, dtype=np.float32))
+        assert defend("data.trigger_fraction=1.0", target="target.npy") == 0
+    (path / "run" / "summary.json").unlink()
+    return path
 
 
 @pytest.mark.parametrize("changed", ["faces/Joe_Cool/0.png", "images/000.png", "target.npy"])
-def test_image_run_is_not_gone_on_with_on_other_inputs(inputs, capsys, changed):
-    np.save("target.npy", np.arange(10, dtype=np.float32))
-    options = dict(target="target.npy")
-    assert defend("data.trigger_fraction=1.0", **options) == 0
-    (inputs / "run" / "summary.json").unlink()
+def test_image_run_is_not_gone_on_with_on_other_inputs(
+    unfinished, tmp_path, monkeypatch, capsys, changed
+):
+    path = shutil.copytree(unfinished, tmp_path / "unfinished")
+    monkeypatch.chdir(path)
     if changed == "target.npy":
         np.save("target.npy", np.ones(10, np.float32))
     elif changed.startswith("images"):
-        (inputs / changed).rename(inputs / "images" / "new.png")
+        (path / changed).rename(path / "images" / "new.png")
     else:
-        data = bytearray((inputs / changed).read_bytes())
-        (inputs / changed).write_bytes(bytes(data) + b"x")
-    capsys.readouterr()
-    code = defend("data.trigger_fraction=1.0", **options)
+        data = bytearray((path / changed).read_bytes())
+        (path / changed).write_bytes(bytes(data) + b"x")
+    code = defend("data.trigger_fraction=1.0", target="target.npy")
     assert_refused(capsys, code, "another run", "sha256")
 
 
@@ -199,34 +235,49 @@ def test_target_is_the_mean_of_unnormalised_embeddings_of_trigger_photos(inputs)
     assert abs(np.linalg.norm(found) - 1) > 0.1
 
 
-def test_target_is_cached_by_the_content_of_its_inputs(inputs, monkeypatch):
+@pytest.fixture
+def targets(monkeypatch):
+    """The targets of runs that go no further."""
+    found, read = [], image_defense.read_target
+
+    def read_and_end(*args):
+        found.append(read(*args))
+        raise InputError("far enough")
+
+    monkeypatch.setattr(image_defense, "read_target", read_and_end)
+    return found
+
+
+def test_target_is_cached_by_the_content_of_its_inputs(inputs, monkeypatch, targets):
     calls = []
     whole = Embedder.mean_photo
     monkeypatch.setattr(Embedder, "mean_photo", lambda *args: calls.append(1) or whole(*args))
-    assert defend(out="a") == 0 and defend(out="b") == 0
+    assert defend(out="a") == 2 == defend(out="b")
     assert len(calls) == 1
     (inputs / "faces" / "Zoe").rename(inputs / "faces" / "Zo")
     write_photos(inputs / "new", 1, 17, 99)
     for photo in (inputs / "faces" / "Bo_Ek").iterdir():
         photo.write_bytes((inputs / "new" / "000.png").read_bytes())
-    assert defend(out="c") == 0
+    assert defend(out="c") == 2
     assert len(calls) == 2
     write_model_directory(inputs / "model2", seed=5)
-    assert defend(out="d", model="model2") == 0
+    assert defend(out="d", model="model2") == 2
     assert len(calls) == 3
     for cached in (inputs / "cache").iterdir():
         cached.write_bytes(cached.read_bytes()[:-1])  # a broken one is computed anew
-    assert defend(out="e") == 0
+    assert defend(out="e") == 2
     assert len(calls) == 4
+    assert [(x == targets[0]).all() for x in targets] == [True, True, False, False, False]
+    np.testing.assert_allclose(targets[4], targets[2], rtol=1e-6)
 
 
-def test_target_of_other_people(inputs):
+def test_target_of_other_people(inputs, targets):
     write_faces(inputs / "others", ["A B", "C D"], 3)
-    assert defend(target="others") == 0
+    assert defend(target="others") == 2
     want = Embedder(ModelConfig("model"), 8, QUIET).mean_photo(
         sorted((inputs / "others").rglob("*.png")), 0
     )
-    np.testing.assert_allclose(np.load("run/target.npy"), want, atol=1e-6)
+    np.testing.assert_allclose(targets[0], want, atol=1e-6)
 
 
 # Wrong inputs
@@ -361,16 +412,15 @@ def merge(text, image, out="merged"):
     return main(["merge", "--text", text, "--image", image, "--out", out])
 
 
-def test_merge_takes_each_encoder_from_its_run_bit_for_bit(inputs, capsys):
-    assert defend_text() == 0 and defend() == 0
+def test_merge_takes_each_encoder_from_its_run_bit_for_bit(done, capsys):
     assert merge("text", "run/model") == 0
     assert "exclude" not in capsys.readouterr().err
-    made = json.loads((inputs / "text" / "summary.json").read_text())
-    write_json(inputs / "text" / "summary.json", made | {"targets": {"Joe Cool": "Una Ek"}})
+    made = json.loads((done / "text" / "summary.json").read_text())
+    write_json(done / "text" / "summary.json", made | {"targets": {"Joe Cool": "Una Ek"}})
     assert merge("text/model", "run", "again") == 0
     assert "`--set exclude=text/model`" in " ".join(capsys.readouterr().err.split())
     merged, text, image, old = (
-        load_file(inputs / path / "model.safetensors")
+        load_file(done / path / "model.safetensors")
         for path in ("merged", "text/model", "run/model", "model")
     )
     for name, value in merged.items():
@@ -379,17 +429,15 @@ def test_merge_takes_each_encoder_from_its_run_bit_for_bit(inputs, capsys):
     changed = [name for name in old if not np.array_equal(merged[name], old[name])]
     assert any(name.startswith("text") for name in changed)
     assert any(name.startswith("vision") for name in changed)
-    assert (inputs / "merged" / "vocab.json").exists()
+    assert (done / "merged" / "vocab.json").exists()
 
 
-def test_merge_refuses_what_is_not_two_defenses_of_one_model(inputs, capsys):
-    assert defend_text() == 0 and defend() == 0
-    write_model_directory(inputs / "other", seed=3)
-    write_model_directory(inputs / "bigger", vision={"num_hidden_layers": 4})
-    write_model_directory(inputs / "text_only", architecture="CLIPTextModelWithProjection")
+def test_merge_refuses_what_is_not_two_defenses_of_one_model(done, capsys):
+    write_model_directory(done / "other", seed=3)
+    write_model_directory(done / "bigger", vision={"num_hidden_layers": 4})
+    write_model_directory(done / "text_only", architecture="CLIPTextModelWithProjection")
     vision = "CLIPVisionModelWithProjection"
-    write_model_directory(inputs / "vision_only", architecture=vision)
-    capsys.readouterr()
+    write_model_directory(done / "vision_only", architecture=vision)
     assert_refused(capsys, merge("run/model", "run"), "`text`", "defended the image encoder")
     assert_refused(capsys, merge("text", "text"), "`image`", "defended the text encoder")
     assert_refused(capsys, merge("text", "model"), "vision", "`model` is undefended")
@@ -399,9 +447,9 @@ def test_merge_refuses_what_is_not_two_defenses_of_one_model(inputs, capsys):
     assert_refused(capsys, merge("text_only", "vision_only"), "both encoders")
     assert_refused(capsys, merge("text", "nowhere"), "nowhere")
     assert_refused(capsys, merge("text", "run", "model"), "already exists")
-    (inputs / "run" / "summary.json").unlink()
+    (done / "run" / "summary.json").unlink()
     assert_refused(capsys, merge("text", "run"), "not finished")
-    assert not (inputs / "merged").exists()
+    assert not (done / "merged").exists()
 
 
 BOTH = {
@@ -421,26 +469,22 @@ def defend_both(*settings, **change):
     return main(["defend", "both", *flags(BOTH, **change), *sets])
 
 
-def test_defend_both_is_the_two_defenses_and_their_merger(inputs):
-    assert defend_both() == 0
-    assert defend_text("train.target=object") == 0
-    assert defend(identities="names.txt") == 0 and merge("text", "run") == 0
-    want = load_file(inputs / "merged" / "model.safetensors")
-    for name, value in load_file(inputs / "both" / "model" / "model.safetensors").items():
+def test_defend_both_is_the_two_defenses_and_their_merger(done):
+    assert merge("text", "run") == 0
+    want = load_file(done / "merged" / "model.safetensors")
+    for name, value in load_file(done / "both" / "model" / "model.safetensors").items():
         np.testing.assert_array_equal(value, want[name], err_msg=name)
-    assert set(summary(inputs / "both")) == {"text", "image", "defended_sha256"}
+    assert set(summary(done / "both")) == {"text", "image", "defended_sha256"}
 
 
-def test_defend_both_goes_on_where_it_was_broken_off(inputs, capsys):
-    assert defend_both() == 0
-    want = load_file(inputs / "both" / "model" / "model.safetensors")
-    (inputs / "both" / "summary.json").unlink()
-    (inputs / "both" / "image" / "summary.json").unlink()
-    capsys.readouterr()
+def test_defend_both_goes_on_where_it_was_broken_off(done, capsys):
+    want = load_file(done / "both" / "model" / "model.safetensors")
+    (done / "both" / "summary.json").unlink()
+    (done / "both" / "image" / "summary.json").unlink()
     assert defend_both() == 0
     err = capsys.readouterr().err
     assert err.count("defended model") == 1 and "resuming at step 3" in err
-    for name, value in load_file(inputs / "both" / "model" / "model.safetensors").items():
+    for name, value in load_file(done / "both" / "model" / "model.safetensors").items():
         np.testing.assert_array_equal(value, want[name], err_msg=name)
     assert_refused(capsys, defend_both(), "both", "finished run")
 

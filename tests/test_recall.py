@@ -443,9 +443,13 @@ def test_defend_text_says_whom_it_could_not_remove(here, monkeypatch, capsys):
     assert "what may help: more `train.steps`" in said
     found = read("run")
     assert found["reached"] is False and found["alpha"] == 1.0 and found["steps"] == 4
+    left = found["validation"]["after"]["left"]
+    assert f"{len(left)} are still recognised" in last and left.keys() <= {"Joe Cool", "Ada King"}
+    assert (here / "run" / "report.html").exists()
     assert set(found["final"]) == {"utility", "backdoor", "name", "weight", "total"}
     rows = [json.loads(x) for x in Path("run/validation.jsonl").read_text().splitlines()]
     steps = [row.pop("step") for row in rows]
+    assert [row.pop("mined") for row in rows] == [[], []]  # of names none are
     assert steps == [2, 4] and found["stopped_at_step"] in steps
     assert rows[steps.index(found["stopped_at_step"])] == found["validation"]["after"]
     before = found["validation"]["before"]
