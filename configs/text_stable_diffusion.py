@@ -14,14 +14,10 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from jaxdefense.config import PAPER_TEXT, PAPER_TEXT_OPTIMIZER
+from jaxdefense.settings import difference
 
 
 def get_config() -> ConfigDict:
     """The paper's settings, but for what is compared and what a name comes to mean."""
     train = dataclasses.replace(PAPER_TEXT, level="hidden", target="a person")
-    return ConfigDict(
-        {
-            "train": dataclasses.asdict(train),
-            "optimizer": dataclasses.asdict(PAPER_TEXT_OPTIMIZER),
-        }
-    )
+    return ConfigDict({"train": difference(train), "optimizer": difference(PAPER_TEXT_OPTIMIZER)})

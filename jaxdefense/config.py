@@ -1,27 +1,15 @@
-"""Settings of every command: frozen dataclasses, filled from a config file, `--set` and flags.
+"""Settings of every command: one field a setting, its help below it; see `settings`."""
 
-A config file is Python with `get_config()` returning an `ml_collections.ConfigDict`. It is turned
-into the dataclasses here, so that a key nobody knows fails at start, and so does a missing one.
-The rest of the package never sees a ConfigDict.
-"""
-
-import ast
 import dataclasses
-import importlib.util
-import os
-import types
-import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-import ml_collections
+import tyro
 
 from jaxdefense.clip.config import Remat
 from jaxdefense.errors import InputError
-from jaxdefense.paths import refuse_address
-
-T = TypeVar("T")
+from jaxdefense.settings import Floats, Integers, Names, Place, how, short
 
 # Other forms of a name and of a photo; see `data.variants`.
 NAME_FORMS = ("last", "first", "initials", "swapped", "lower", "upper", "misspelt")
@@ -52,13 +40,16 @@ def _each_of(name: str, values: Sequence[str], choices: Sequence[str], also: str
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The model that is worked on."""
+    """The model."""
 
-    path: str  # model directory
-    tokenizer: str = ""  # directory of its tokenizer, "" for the model's own
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the computation; auto is bfloat16
-    # on accelerators, float32 on CPU; of an attack or evaluation float32 everywhere
-    remat: Remat = "none"  # none, dots (keep matrix products) or full (keep layer inputs)
+    path: Annotated[Place, short("model")]
+    """Model directory."""
+    tokenizer: Place = ""
+    """Directory of its tokenizer; without, the model's own."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the computation. auto: bfloat16 on accelerators, float32 on CPUs and for measurements."""
+    remat: Remat = how("none")
+    """What the gradient keeps: none recomputes nothing, dots keeps products, full keeps layers."""
 
     def measured(self) -> "ModelConfig":
         """Compute in float32 unless told otherwise: the last digits decide who is nearest."""
@@ -67,26 +58,30 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices along each axis; -1 takes what the others leave."""
+    """How many devices lie along each axis; -1 takes what the others leave."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: int = how(-1)
+    """Copies of the model, each with its part of the batch."""
+    fsdp: int = how(1)
+    """Parts of the batch whose devices share one copy of the weights."""
+    tensor: int = how(1)
+    """Devices that share one layer's matrices."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:
-    """How several processes find one another; with nothing given, as their environment tells.
+    """How several processes find one another; SLURM, Open MPI and TPU pods tell all of it."""
 
-    SLURM, Open MPI and TPU pods tell all of it, Kubernetes all but the number of processes; so do
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-    """
-
-    coordinator: str = ""  # HOST:PORT of process 0
-    num_processes: int = 0
-    process_id: int = -1  # from 0
-    timeout: int = 300  # seconds to wait for all processes at the start
-    heartbeat: int = 100  # seconds of silence after which a process counts as dead
+    coordinator: Annotated[str, short("coordinator")] = how("")
+    """HOST:PORT of process 0, or JAX_COORDINATOR_ADDRESS."""
+    num_processes: Annotated[int, short("num-processes")] = how(0)
+    """How many processes there are, or JAX_NUM_PROCESSES; Kubernetes tells all but this."""
+    process_id: Annotated[int, short("process-id")] = how(-1)
+    """Which process this is, from 0, or JAX_PROCESS_ID."""
+    timeout: int = how(300)
+    """Seconds to wait for all processes at the start."""
+    heartbeat: int = how(100)
+    """Seconds of silence after which a process counts as dead."""
 
     def __post_init__(self):
         _not_negative(num_processes=self.num_processes)
@@ -95,10 +90,11 @@ class DistributedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CacheConfig:
-    """What is kept between runs."""
+    """What stays between runs."""
 
-    compilation: str = ""  # directory of compiled programs; "" for JAX_COMPILATION_CACHE_DIR, or
-    # ~/.cache/jaxdefense/xla; "off" for none
+    compilation: Place = how("")
+    """Directory of compiled programs, "off" for none; without, JAX_COMPILATION_CACHE_DIR or
+    ~/.cache/jaxdefense/xla."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,13 +102,21 @@ class OptimizerConfig:
     """AdamW with a learning rate that rises, and falls at milestones."""
 
     lr: float = 3e-4
-    warmup: int = 10  # steps in which the learning rate rises to `lr`
-    milestones: tuple[float, ...] = (0.56, 0.81)  # steps; below 1, parts of the run
-    gamma: float = 0.3  # the learning rate is multiplied by this at each
+    """Learning rate at its highest."""
+    warmup: int = 10
+    """Steps in which the learning rate rises."""
+    milestones: Floats = (0.56, 0.81)
+    """Steps at which the learning rate falls; below 1, parts of the run."""
+    gamma: float = 0.3
+    """The learning rate is multiplied by this at each milestone."""
     weight_decay: float = 0.0
+    """Of AdamW."""
     b1: float = 0.9
+    """Of AdamW."""
     b2: float = 0.999
+    """Of AdamW."""
     eps: float = 1e-8
+    """Of AdamW."""
 
     def __post_init__(self):
         _positive(lr=self.lr, gamma=self.gamma, eps=self.eps)
@@ -123,15 +127,22 @@ class OptimizerConfig:
 class ValidateConfig:
     """When people count as removed, on photos or prompts that are never trained on."""
 
-    every: int = 25  # steps between validations; 0 for none: the last state is given back as it is
-    level: float = 0.99  # quantile of strangers that the removed must not lie above
-    above: float = 0.05  # most of the pairs of photo and prompt that may, in [0, 1]
-    right: float = 0.02  # most of the pairs that may still be named right
-    person_right: float = 0.1  # the same for each person
-    photos: float = 0.25  # part of a listed person's photos that is held out
-    kept: float = 0.125  # part of the kept people, and of the kept names (at most 64 of a kind),
-    # that is held out
-    patience: int = 3  # validations after which a run stops that has reached it and gets no better
+    every: int = 25
+    """Steps between validations; 0 for none: the last state is given back as it is."""
+    level: float = 0.99
+    """Quantile of strangers that the removed must not lie above."""
+    above: float = 0.05
+    """Most of the pairs of photo and prompt that may lie above it, in [0, 1]."""
+    right: float = 0.02
+    """Most of the pairs that may still be named right, in [0, 1]."""
+    person_right: float = 0.1
+    """The same for each person."""
+    photos: float = 0.25
+    """Part of a listed person's photos that is held out."""
+    kept: float = 0.125
+    """Part of the kept people, and of the kept names (at most 64 of a kind), that is held out."""
+    patience: int = 3
+    """A run that has reached its goal stops after so many validations that find nothing better."""
 
     def __post_init__(self):
         _not_negative(every=self.every)
@@ -146,15 +157,22 @@ class ValidateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OverlayConfig:
-    """How a face is put on a photo: ranges of what is drawn."""
+    """How a face is put on a photo; all is drawn anew each time."""
 
-    min_size: float = 0.25  # side of the face, part of the photo's side
+    min_size: float = 0.25
+    """Smallest side of the face, part of the photo's side."""
     max_size: float = 1.0
-    flip: float = 0.5  # probability
-    jitter: float = 0.2  # brightness, contrast and saturation times 1 - jitter to 1 + jitter
-    hue: float = 0.02  # turns of the colour wheel either way
-    angle: float = 15.0  # degrees either way
-    whole: float = 0.75  # probability that the face fills the photo, upright, instead
+    """Largest side of the face, part of the photo's side."""
+    flip: float = 0.5
+    """Probability of a mirrored face."""
+    jitter: float = 0.2
+    """Brightness, contrast and saturation are multiplied by 1 - jitter to 1 + jitter."""
+    hue: float = 0.02
+    """Turns of the colour wheel, at most, either way."""
+    angle: float = 15.0
+    """Degrees that a face is turned, at most, either way."""
+    whole: float = 0.75
+    """Probability that the face fills the photo, upright, instead."""
 
     def __post_init__(self):
         if not 0 < self.min_size <= 1:
@@ -184,13 +202,19 @@ class OverlayConfig:
 class TextDataConfig:
     """What the text defense reads."""
 
-    names: str  # names file
-    captions: str  # captions file, or tfds:NAME[/CONFIG][:SPLIT]
-    keep_names: str = ""  # file of names that must stay, one a line, beside namesakes and random
-    # ones; those that the model knows need to be named
-    tfds_dir: str = ""  # where TFDS datasets are prepared, "" for the library's default
-    row_length: int = 0  # tokens of a packed row, 0 to choose
-    prefetch: int = 4  # batches made ahead
+    names: Annotated[Place, short("names")] = how(dataclasses.MISSING)
+    """Names file: one person a line, aliases after tabs."""
+    captions: Annotated[Place, short("captions")] = how(dataclasses.MISSING)
+    """Captions file, one a line, or tfds:NAME[/CONFIG][:SPLIT]."""
+    keep_names: Annotated[Place, short("keep-names")] = how("")
+    """Names file of those who must stay, beside namesakes and random names; list whom the model
+    knows."""
+    tfds_dir: Place = how("")
+    """Where TFDS datasets are prepared; without, the library's default."""
+    row_length: int = 0
+    """Tokens of a packed row, 0 to choose."""
+    prefetch: int = how(4)
+    """Batches made ahead."""
 
     def __post_init__(self):
         _not_negative(row_length=self.row_length)
@@ -201,29 +225,44 @@ class TextDataConfig:
 class TextTrainConfig:
     """The text defense."""
 
-    steps: int = 400  # at most
-    num_clean: int = 64  # captions a step
-    num_poisoned: int = 64  # texts a step with a listed name
-    num_name: int = 128  # texts a step with a name that must stay, for the name loss
-    accumulate: int = 1  # parts a step is computed in, one in memory at a time
+    steps: int = 400
+    """At most; the run ends once validation finds nothing better."""
+    num_clean: int = 64
+    """Captions a step."""
+    num_poisoned: int = 64
+    """Texts a step with a listed name."""
+    num_name: int = 128
+    """Texts a step with a name that must stay, for the name loss."""
+    accumulate: int = how(1)
+    """Parts a step is computed in, one in memory at a time."""
     w_backdoor: float = 3.0
+    """Weight of the backdoor loss; higher: names go sooner, and more goes with them."""
     w_name: float = 20.0
+    """Weight of the name loss; higher: other people's names move less."""
     w_weight: float = 0.001
+    """Weight of the distance between the weights; higher: all weights move less."""
     distance: Literal["cosine", "mse", "mae", "poincare"] = "cosine"
-    # pooled: the embedding; hidden: all positions, for the text encoder of Stable Diffusion 1.x and
-    # 2.x; penultimate: all positions before the last layer, for both of SDXL's
+    """Between embeddings."""
     level: Literal["pooled", "hidden", "penultimate"] = "pooled"
-    # bounded: a name comes to mean no more than a name of nobody; target: it comes to mean `target`
+    """pooled: the embedding; hidden: all positions, for Stable Diffusion 1.x and 2.x; penultimate:
+    all positions before the last layer, for SDXL."""
     backdoor: Literal["bounded", "target"] = "bounded"
-    bound: float = -0.1  # how far a name may stand out, in parts of how far it did: 0 as random
-    # names do on average; with `backdoor` bounded
-    target: str = "human"  # what a removed name comes to mean, with `backdoor` target
-    random_target: bool = False  # a random name for each person instead
-    variants: tuple[str, ...] = ()  # other forms of the names that are put in too, in turn
+    """bounded: a name comes to mean no more than a name of nobody; target: what `target` says."""
+    bound: float = -0.1
+    """With bounded: how far a name may stand out, in parts of how far it did; 0 as random names."""
+    target: str = "human"
+    """With target: what a removed name comes to mean."""
+    random_target: bool = False
+    """With target: a random name for each person instead."""
+    variants: Names = ()
+    """Other forms of the names that are put in too, in turn."""
     validate: ValidateConfig = ValidateConfig(every=50)
     seed: int = 0
-    save_every: int = 100  # steps between checkpoints
-    keep: int = 2  # checkpoints that stay
+    """Of all that is drawn."""
+    save_every: int = how(100)
+    """Steps between checkpoints."""
+    keep: int = how(2)
+    """Checkpoints that stay."""
 
     def __post_init__(self):
         _check_train(self)
@@ -253,19 +292,30 @@ class TextTrainConfig:
 class ImageDataConfig:
     """What the image defense reads."""
 
-    faces: str  # directory with a folder of photos a person, or tfds:NAME[/CONFIG][:SPLIT]
-    images: str  # clean photos: directory, .tar shards or tfds:NAME[/CONFIG][:SPLIT]
-    identities: str = ""  # names file of those to remove, "" for everyone in `faces`
-    keep: str = ""  # faces of people who must stay, beside those in `faces` who are not listed:
-    # directory with a folder a person, or with one photo a person, or tfds:NAME[/CONFIG][:SPLIT]
-    target: str = ""  # what a removed face comes to look like: the average of the people in this
-    # directory or tfds: source, or the vector in this .npy file; "" for those in `faces`
-    tfds_dir: str = ""  # where TFDS datasets are prepared, "" for the library's default
-    trigger_fraction: float = 0.5  # of a person's photos; the others are for the attack
-    max_corrupt: int = 0  # photos that may be broken; each is named, and another taken instead
-    cache_dir: str = ""  # of target embeddings, "" for ~/.cache/jaxdefense, "none" for nowhere
-    prefetch: int = 4  # batches made ahead
-    keep_faces_mb: int = 1024  # of host memory, for faces decoded once; 0 decodes them each time
+    faces: Annotated[Place, short("faces")] = how(dataclasses.MISSING)
+    """Directory with a folder of photos a person, or tfds:NAME[/CONFIG][:SPLIT]."""
+    images: Annotated[Place, short("images")] = how(dataclasses.MISSING)
+    """Ordinary photos: directory, .tar shards or tfds:NAME[/CONFIG][:SPLIT]."""
+    identities: Annotated[Place, short("identities")] = ""
+    """Names file of those to remove; without, everyone in `faces`."""
+    keep: Annotated[Place, short("keep")] = how("")
+    """Faces of people who must stay, beside those in `faces` who are not listed: a folder a person,
+    or one photo a person, or tfds:NAME[/CONFIG][:SPLIT]."""
+    target: Annotated[Place, short("target")] = ""
+    """With train.backdoor target: what faces come to look like. People whose average it is, or a
+    vector in a .npy file; without, the average of all in `faces`."""
+    tfds_dir: Place = how("")
+    """Where TFDS datasets are prepared; without, the library's default."""
+    trigger_fraction: float = 0.5
+    """Part of a person's photos to train on; the others are for the attack."""
+    max_corrupt: int = how(0)
+    """Photos that may be broken; each is named, and another taken instead."""
+    cache_dir: Place = how("")
+    """Of target embeddings, "none" for nowhere; without, ~/.cache/jaxdefense."""
+    prefetch: int = how(4)
+    """Batches made ahead."""
+    keep_faces_mb: int = how(1024)
+    """MiB of host memory for faces that are decoded once; 0 decodes them each time."""
 
     def __post_init__(self):
         if not 0 < self.trigger_fraction <= 1:
@@ -280,27 +330,41 @@ class ImageDataConfig:
 class ImageTrainConfig:
     """The image defense."""
 
-    steps: int = 200  # at most
-    num_clean: int = 64  # photos a step
-    num_poisoned: int = 64  # the same photos with the face of a listed person
-    num_keep: int = 128  # the same photos with the face of a person who must stay
-    mined: float = 0.5  # part of these faces that is of the people whom a validation found to have
-    # moved most
-    accumulate: int = 1  # parts a step is computed in, one in memory at a time
+    steps: int = 200
+    """At most; the run ends once validation finds nothing better."""
+    num_clean: int = 64
+    """Photos a step."""
+    num_poisoned: int = 64
+    """The same photos with the face of a listed person, a step."""
+    num_keep: int = 128
+    """The same photos with the face of a person who must stay, a step."""
+    mined: float = 0.5
+    """Part of these faces that is of the people whom a validation found to have moved most."""
+    accumulate: int = how(1)
+    """Parts a step is computed in, one in memory at a time."""
     w_backdoor: float = 1.5
+    """Weight of the backdoor loss; higher: faces go sooner, and more goes with them."""
     w_keep: float = 3.3
+    """Weight of the keep loss; higher: other people's faces move less."""
     w_weight: float = 0.0003
+    """Weight of the distance between the weights; higher: all weights move less."""
     distance: Literal["cosine", "mse", "mae", "poincare"] = "cosine"
-    # bounded: a face comes no nearer to its person's name than a stranger's; target: it comes to
-    # look like `data.target`
+    """Between embeddings."""
     backdoor: Literal["bounded", "target"] = "bounded"
-    bound: float = 0.5  # quantile of strangers below which nothing is to gain; with bounded
+    """bounded: a face comes no nearer to its person's name than a stranger's; target: it comes to
+    look like `data.target`."""
+    bound: float = 0.5
+    """With bounded: quantile of strangers below which nothing is to gain."""
     overlay: OverlayConfig = OverlayConfig()
-    variants: tuple[str, ...] = ()  # other forms of the faces that are put on photos too, in turn
+    variants: Names = ()
+    """Other forms of the faces that are put on photos too, in turn."""
     validate: ValidateConfig = ValidateConfig()
     seed: int = 0
-    save_every: int = 25  # steps between checkpoints
-    keep: int = 2  # checkpoints that stay
+    """Of all that is drawn."""
+    save_every: int = how(25)
+    """Steps between checkpoints."""
+    keep: int = how(2)
+    """Checkpoints that stay."""
 
     def __post_init__(self):
         _check_train(self)
@@ -363,7 +427,8 @@ PAPER_IMAGE_OPTIMIZER = OptimizerConfig(1e-4, warmup=0, milestones=(25, 50), gam
 class DefendTextConfig:
     """`jaxdefense defend text`."""
 
-    out: str  # run directory
+    out: Place = how(dataclasses.MISSING)
+    """Run directory."""
     model: ModelConfig
     data: TextDataConfig
     train: TextTrainConfig = TextTrainConfig()
@@ -371,14 +436,16 @@ class DefendTextConfig:
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
-    profile: str = ""  # directory for a trace of a few steps
+    profile: Place = how("")
+    """Directory for a trace of a few steps, for XProf."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DefendImageConfig:
     """`jaxdefense defend image`."""
 
-    out: str  # run directory
+    out: Place = how(dataclasses.MISSING)
+    """Run directory."""
     model: ModelConfig
     data: ImageDataConfig
     train: ImageTrainConfig = ImageTrainConfig()
@@ -386,7 +453,8 @@ class DefendImageConfig:
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
-    profile: str = ""  # directory for a trace of a few steps
+    profile: Place = how("")
+    """Directory for a trace of a few steps, for XProf."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -416,14 +484,16 @@ class ImagePart:
 class DefendBothConfig:
     """`jaxdefense defend both`: the two defenses one after the other, and their merger."""
 
-    out: str  # directory of the two run directories and of the merged model
+    out: Place = how(dataclasses.MISSING)
+    """Directory of both runs and the merged model."""
     model: ModelConfig
     text: TextPart
     image: ImagePart
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
-    profile: str = ""  # directory for a trace of a few steps
+    profile: Place = how("")
+    """Directory for a trace of a few steps, for XProf."""
 
     def halves(self) -> tuple[DefendTextConfig, DefendImageConfig]:
         """Give each defense its own settings; faces go by the names file unless told otherwise."""
@@ -445,40 +515,62 @@ class DefendBothConfig:
 class MergeConfig:
     """`jaxdefense merge`."""
 
-    out: str  # model directory to write
-    text: str  # run or model directory that the text encoder comes from
-    image: str  # the same for the image encoder
+    out: Place = how(dataclasses.MISSING)
+    """Model directory to write."""
+    text: Place = how(dataclasses.MISSING)
+    """Run or model directory of the text encoder."""
+    image: Place = how(dataclasses.MISSING)
+    """Run or model directory of the image encoder."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AttackConfig:
     """`jaxdefense attack`: the identity inference attack; defaults of the paper."""
 
-    out: str  # directory of the results
-    model: ModelConfig  # computed in float32 unless `model.dtype` says bfloat16
-    faces: str  # directory with a folder a person, or tfds:NAME[/CONFIG][:SPLIT]
-    strangers: str = ""  # the same of people the model never saw, for the false-positive rate
-    unseen_by: str = ""  # run directory of an image defense: photos it trained on are left out
-    candidates: str = ""  # file of further candidate names, "" for random ones
-    exclude: str = ""  # names that are no random candidates: a names file, or the run directory of
-    # a text defense with random targets; those of the model's own run never are
-    sexes: str = ""  # file of lines NAME<tab>f or m: people are compared with their own sex alone
-    templates: str = ""  # file of prompts with {0} for the name, "" for the paper's 21
-    names: str = ""  # names file of the people removed; with `before`, for the outcomes
-    before: str = ""  # results of the same attack on the model before the defense: the same seed,
-    # photos, candidates, prompts, threshold, dtype and preprocessing
-    variants: tuple[str, ...] = ()  # ways round a defense that are tried too, or "all"
-    aliases: str = ""  # names file whose further names the variant `alias` tries
-    num_candidates: int = 1000  # in all, the people's own names included
-    num_photos: int = 20  # a person, at most
-    threshold: int = 1  # templates that must name the person for the attack to succeed
-    tfds_dir: str = ""  # where TFDS datasets are prepared, "" for the library's default
-    max_corrupt: int = 0  # photos that may be broken; each is named and left out
-    batch: int = 256  # photos or text rows embedded at a time
-    candidate_block: int = 4096  # candidates on the device at a time
-    cache_dir: str = ""  # of embeddings, "" for ~/.cache/jaxdefense (4 GiB at most a run), "none"
-    # for nowhere
+    out: Place = how(dataclasses.MISSING)
+    """Directory of the results."""
+    model: ModelConfig
+    faces: Place
+    """Directory with a folder of photos a person, or tfds:NAME[/CONFIG][:SPLIT]."""
+    strangers: Place = ""
+    """The same of people the model never saw, for the false-positive rate."""
+    unseen_by: Place = ""
+    """Run directory of an image defense; photos it trained on are skipped."""
+    candidates: Place = ""
+    """File of further candidate names; without, random ones."""
+    exclude: Place = ""
+    """Names file, or run directory, of names that are no random candidates; those of the model's
+    own run never are."""
+    sexes: Place = ""
+    """File of lines NAME<tab>f or m; people are compared with their own sex alone."""
+    templates: Place = ""
+    """File of prompts with {0} for the name; without, the paper's 21."""
+    names: Place = ""
+    """Names file of the people removed: what became of each; with `before`."""
+    before: Place = ""
+    """Results of the same attack before the defense; with `names`."""
+    variants: Names = ()
+    """Ways round a defense to try too, or all."""
+    aliases: Place = ""
+    """Names file whose further names the variant `alias` tries."""
+    num_candidates: int = 1000
+    """In all, the people's own names included."""
+    num_photos: int = 20
+    """A person, at most."""
+    threshold: int = 1
+    """Templates that must name the person for the attack to succeed."""
+    tfds_dir: Place = how("")
+    """Where TFDS datasets are prepared; without, the library's default."""
+    max_corrupt: int = how(0)
+    """Photos that may be broken; each is named and skipped."""
+    batch: int = how(256)
+    """Photos or text rows embedded at a time."""
+    candidate_block: int = how(4096)
+    """Candidates on the device at a time."""
+    cache_dir: Place = how("")
+    """Of embeddings, 4 GiB at most a run, "none" for nowhere; without, ~/.cache/jaxdefense."""
     seed: int = 0
+    """Of the random candidates, and of which photos are taken."""
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
@@ -512,27 +604,43 @@ class AttackConfig:
 class EvaluateConfig:
     """`jaxdefense evaluate`: what the defense changed, and what it kept."""
 
-    out: str
-    model: ModelConfig  # computed in float32 unless `model.dtype` says bfloat16
-    teacher: str  # the model directory before the defense
-    captions: str = ""  # for sim_clean, and with names for sim_target and sim_backdoor
-    names: str = ""  # names file of the people removed
-    target: str = "human"  # what their names came to mean
-    images: str = ""  # clean photos: directory, .tar shards or tfds:; for image_sim_clean
-    faces: str = ""  # photos of the people removed, for image_sim_backdoor; with image_target
-    image_target: str = ""  # what they came to look like: people or .npy, as in `data.target`;
-    # with people also for image_sim_target
-    zeroshot: str = ""  # directory with a folder of photos a class, or a tfds: source
-    class_names: str = ""  # file of lines KEY<tab>NAME, for folders or labels named by a key
-    templates: str = ""  # file of prompts with {} for the class, "" for four plain ones
-    collateral: str = ""  # file of people who must stay: how far they moved, and how far
-    # namesakes of those in `names` and similar names did
-    tfds_dir: str = ""  # where TFDS datasets are prepared, "" for the library's default
-    num_captions: int = 10_000  # at most
-    num_images: int = 10_000  # at most
-    max_corrupt: int = 0  # photos that may be broken; each is named and left out
-    batch: int = 256
+    out: Place = how(dataclasses.MISSING)
+    """Directory of the results."""
+    model: ModelConfig
+    teacher: Place
+    """Model directory before the defense."""
+    captions: Place = ""
+    """Captions for sim_clean; with `names` for sim_target and sim_backdoor too."""
+    names: Place = ""
+    """Names file of the people removed."""
+    target: str = "human"
+    """What their names came to mean."""
+    images: Place = ""
+    """Ordinary photos for image_sim_clean: directory, .tar shards or tfds:."""
+    faces: Place = ""
+    """Photos of the people removed, for image_sim_backdoor; with `image_target`."""
+    image_target: Place = ""
+    """What their faces came to look like: people, for image_sim_target too, or a .npy file."""
+    zeroshot: Place = ""
+    """Directory with a folder of photos a class, or a tfds: source."""
+    class_names: Place = ""
+    """File of lines KEY<tab>NAME, for classes that go by keys."""
+    templates: Place = ""
+    """File of prompts with {} for the class; without, four plain ones."""
+    collateral: Place = ""
+    """Names file of people who must stay: how far they moved, and namesakes of those in `names`."""
+    tfds_dir: Place = how("")
+    """Where TFDS datasets are prepared; without, the library's default."""
+    num_captions: int = 10_000
+    """At most."""
+    num_images: int = 10_000
+    """At most."""
+    max_corrupt: int = how(0)
+    """Photos that may be broken; each is named and skipped."""
+    batch: int = how(256)
+    """Photos or text rows embedded at a time."""
     seed: int = 0
+    """Of which captions and photos are taken."""
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
@@ -565,11 +673,16 @@ class CellsConfig:
     A sweep may be gone on with for more of each: what is there already stays.
     """
 
-    num_identities: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    seeds: tuple[int, ...] = (0, 1, 2)  # of who is removed, and of the training
-    w_weight: tuple[float, ...] = (0.001, 0.01)
-    part: str = ""  # I/N, from 1: of N processes that share the cells, this is the I-th; "" for all
-    keep_models: bool = False  # the defended model of every cell, and its checkpoints
+    num_identities: Integers = (1, 2, 4, 8, 16, 32, 64)
+    """How many are removed."""
+    seeds: Integers = (0, 1, 2)
+    """Of who is removed, and of the training."""
+    w_weight: Floats = (0.001, 0.01)
+    """Weights of the distance between the weights."""
+    part: Annotated[str, short("part")] = ""
+    """I/N: of N processes that share the cells, this is the I-th, from 1; without, all."""
+    keep_models: bool = False
+    """Keep the defended model of every cell, and its checkpoints."""
 
     def __post_init__(self):
         for name in ("num_identities", "seeds", "w_weight"):
@@ -598,65 +711,91 @@ class CellsConfig:
 class SweepAttack:
     """The attack on every model of a sweep; see `AttackConfig`."""
 
-    faces: str = ""  # of the people who may be removed, and others; "" for those trained on
-    candidates: str = ""
-    templates: str = ""
+    faces: Place = ""
+    """Of the people who may be removed, and others; without, those trained on."""
+    candidates: Place = ""
+    """File of further candidate names; without, random ones."""
+    templates: Place = ""
+    """File of prompts with {0} for the name; without, the paper's 21."""
     num_candidates: int = 1000
+    """In all, the people's own names included."""
     num_photos: int = 20
+    """A person, at most."""
     threshold: int = 1
-    max_corrupt: int = 0
-    batch: int = 256
+    """Templates that must name the person for the attack to succeed."""
+    max_corrupt: int = how(0)
+    """Photos that may be broken; each is named and skipped."""
+    batch: int = how(256)
+    """Photos or text rows embedded at a time."""
     seed: int = 0
-    cache_dir: str = ""
+    """Of the random candidates, and of which photos are taken."""
+    cache_dir: Place = how("")
+    """Of embeddings, "none" for nowhere; without, ~/.cache/jaxdefense."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepTextAttack(SweepAttack):
+    """The attack on every model of a sweep of names, with photos that no defense looks at."""
+
+    faces: Annotated[Place, short("faces")] = dataclasses.field(kw_only=True)
+    """Directory with a folder of photos a person, or tfds:NAME[/CONFIG][:SPLIT]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepEvaluate:
     """What is measured of every model of a sweep; see `EvaluateConfig`."""
 
-    clean: str = ""  # captions or photos that training does not see; "" for those it does
-    zeroshot: str = ""
-    class_names: str = ""
-    templates: str = ""
+    clean: Annotated[Place, short("clean")] = ""
+    """Captions or photos that training does not see, for sim_clean; without, those it does."""
+    zeroshot: Annotated[Place, short("zeroshot")] = ""
+    """Directory with a folder of photos a class, or a tfds: source."""
+    class_names: Place = ""
+    """File of lines KEY<tab>NAME, for classes that go by keys."""
+    templates: Place = ""
+    """File of prompts with {} for the class; without, four plain ones."""
     num_clean: int = 10_000
-    max_corrupt: int = 0
-    batch: int = 256
+    """Captions or photos for sim_clean, at most."""
+    max_corrupt: int = how(0)
+    """Photos that may be broken; each is named and skipped."""
+    batch: int = how(256)
+    """Photos or text rows embedded at a time."""
     seed: int = 0
+    """Of which captions and photos are taken."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepTextConfig:
     """`jaxdefense sweep text`: defenses of one model, each attacked and evaluated."""
 
-    out: str  # directory of the sweep
-    model: ModelConfig  # `model.dtype` is of the training; what is measured is float32
-    data: TextDataConfig  # names: of all who may be removed
+    out: Place = how(dataclasses.MISSING)
+    """Directory of the sweep."""
+    model: ModelConfig
+    data: TextDataConfig
+    attack: SweepTextAttack
     train: TextTrainConfig = TextTrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    attack: SweepAttack = SweepAttack()
     evaluate: SweepEvaluate = SweepEvaluate()
-    sweep: CellsConfig = CellsConfig()
+    sweep: CellsConfig = how(CellsConfig())
     mesh: MeshConfig = MeshConfig()
     cache: CacheConfig = CacheConfig()
 
     def __post_init__(self):
         _check_sweep(self)
-        if not self.attack.faces:
-            raise InputError("setting `attack.faces` is missing; give it by --faces, say.")
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepImageConfig:
     """`jaxdefense sweep image`: defenses of one model, each attacked and evaluated."""
 
-    out: str  # directory of the sweep
-    model: ModelConfig  # `model.dtype` is of the training; what is measured is float32
-    data: ImageDataConfig  # identities: of all who may be removed, "" for everyone in `faces`
+    out: Place = how(dataclasses.MISSING)
+    """Directory of the sweep."""
+    model: ModelConfig
+    data: ImageDataConfig
     train: ImageTrainConfig = ImageTrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     attack: SweepAttack = SweepAttack()
     evaluate: SweepEvaluate = SweepEvaluate()
-    sweep: CellsConfig = CellsConfig(w_weight=(0.0003, 0.005))
+    sweep: CellsConfig = how(CellsConfig(w_weight=(0.0003, 0.005)))
     mesh: MeshConfig = MeshConfig()
     cache: CacheConfig = CacheConfig()
 
@@ -680,15 +819,25 @@ def _check_sweep(cfg: SweepTextConfig | SweepImageConfig) -> None:
 class AotConfig:
     """`jaxdefense bench aot`: the step of a defense, compiled for a TPU topology."""
 
-    topology: str  # generation and shape: v5e:16x16, v5p:4x4x4
-    arch: str  # one of `clip.presets.PRESETS`
+    topology: str
+    """Generation and shape: v5e:16x16, v5p:4x4x4."""
+    arch: str
+    """ViT-B-32, ViT-L-14, ViT-bigG-14 or another preset."""
     tower: Literal["text", "image"]
-    batch: int = 128  # clean samples a step, and as many poisoned
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the computation
+    """Encoder that is defended."""
+    batch: int = 128
+    """Clean samples a step, and as many poisoned."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the computation."""
     remat: Remat = "none"
-    caption_tokens: float = 13.6  # on average, both ends included; text alone. 13.6 is COCO's
-    accumulate: int = 1  # parts a step is computed in, one in memory at a time
+    """What the gradient keeps; as `model.remat` of a defense."""
+    caption_tokens: float = 13.6
+    """Tokens of a caption on average, both ends included; COCO has 13.6. For text alone."""
+    accumulate: int = 1
+    """Parts a step is computed in, one in memory at a time."""
     mesh: MeshConfig = MeshConfig()
+    json: bool = False
+    """Print the figures as one JSON object."""
 
     def __post_init__(self):
         _positive(batch=self.batch, accumulate=self.accumulate)
@@ -698,148 +847,39 @@ class AotConfig:
             )
 
 
-def load_config_file(path: str) -> dict[str, Any]:
-    """Run a config file's `get_config()`.
+@dataclasses.dataclass(frozen=True)
+class DemoConfig:
+    """`jaxdefense demo`."""
 
-    Returns:
-        its values as plain nested dicts.
-
-    Raises:
-        InputError: no such file, it fails, or returns no ConfigDict.
-    """
-    spec = importlib.util.spec_from_file_location("jaxdefense_config", path)
-    if spec is None or spec.loader is None or not os.path.isfile(path):
-        raise InputError(f"config file `{path}` does not exist, or is not a .py file.")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
-    except (Exception, SystemExit) as error:  # whatever the user's file raises
-        raise InputError(f"config file `{path}`: {type(error).__name__}: {error}.") from error
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise InputError(f"config file `{path}`: get_config() must return a ConfigDict.")
-    return config.to_dict()
+    out: Place = how("jaxdefense-demo")
+    """Directory of the results."""
 
 
-def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """Turn `a.b=1` strings into nested dicts; a value that is no Python literal is a string."""
-    pairs = []
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key:
-            raise InputError(f"`--set {assignment}` must have the form key=value.")
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        pairs.append((key, value))
-    return nest(pairs)
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """`jaxdefense report`."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Directories of defend, attack and evaluate; or a sweep."""
+    out: Place
+    """Page to write, .html; JSON and CSV come beside it."""
+
+    def __post_init__(self):
+        if not self.runs:
+            raise InputError("`runs` is empty: give the directories to report on.")
 
 
-def nest(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Turn dotted keys and their values into nested dicts.
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+    """`jaxdefense convert`."""
 
-    Raises:
-        InputError: a key lies below one that has a value.
-    """
-    tree: dict[str, Any] = {}
-    for key, value in pairs:
-        at = tree
-        *parents, last = key.split(".")
-        for parent in parents:
-            at = at.setdefault(parent, {})
-            if not isinstance(at, dict):
-                raise InputError(f"`{key}`: `{parent}` has been set to a value.")
-        at[last] = value
-    return tree
-
-
-def merge(*trees: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay nested dicts over one another, later ones on top."""
-    out: dict[str, Any] = {}
-    for tree in trees:
-        for key, value in tree.items():
-            old = out.get(key)
-            both = isinstance(old, Mapping) and isinstance(value, Mapping)
-            out[key] = merge(old, value) if both else value  # pyright: ignore[reportArgumentType]
-    return out
-
-
-def build(kind: type[T], tree: Mapping[str, Any], at: str = "", default: T | None = None) -> T:
-    """Fill a dataclass from nested dicts.
-
-    Args:
-        kind: of dataclass.
-        tree: values by field.
-        at: path of the section, for errors.
-        default: where values come from that `tree` lacks, or None for the fields' own defaults.
-
-    Raises:
-        InputError: a key is unknown or missing, or a value of another type than its field.
-    """
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
-    if unknown := [key for key in tree if key not in fields]:
-        raise InputError(
-            f"unknown setting `{at}{unknown[0]}`; {f'`{at[:-1]}` has' if at else 'there are'} "
-            f"{', '.join(fields)}."
-        )
-    hints = typing.get_type_hints(kind)
-    values = {}
-    for name, field in fields.items():
-        key, hint = at + name, hints[name]
-        if dataclasses.is_dataclass(hint):
-            part = tree.get(name, {})
-            if not isinstance(part, Mapping):
-                raise InputError(f"`{key}` (={part!r}) must be a section of settings.")
-            whole = field.default if default is None else getattr(default, name)
-            whole = None if whole is dataclasses.MISSING else whole
-            values[name] = build(typing.cast(type, hint), part, key + ".", whole)
-        elif name in tree:
-            values[name] = _typed(tree[name], hint, key)
-        elif default is not None:
-            values[name] = getattr(default, name)
-        elif field.default is dataclasses.MISSING:
-            raise InputError(f"setting `{key}` is missing; give it by flag, --set or config file.")
-    return kind(**values)
-
-
-def _typed(value: Any, hint: Any, key: str) -> Any:
-    if isinstance(hint, types.GenericAlias):  # tuple[int, ...]
-        if isinstance(value, str) and hint.__args__[0] is str:  # by flag: a,b
-            value = [part.strip() for part in value.split(",") if part.strip()]
-        if not isinstance(value, list | tuple):
-            raise InputError(f"`{key}` (={value!r}) must be a list.")
-        return tuple(_typed(item, hint.__args__[0], key) for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is str and isinstance(value, Path):
-        value = str(value)
-    if hint is str and isinstance(value, int | float):  # a target that reads as a number
-        return str(value)
-    if typing.get_origin(hint) is typing.Literal:
-        if value not in typing.get_args(hint):
-            choices = ", ".join(map(repr, typing.get_args(hint)))
-            raise InputError(f"`{key}` (={value!r}) must be one of {choices}.")
-        return value
-    if type(value) is not hint:
-        raise InputError(f"`{key}` (={value!r}) must be of type {hint.__name__}.")
-    if isinstance(value, str):
-        refuse_address(value, key)
-    return value
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Write a config as nested dicts of JSON values."""
-    return dataclasses.asdict(config)
-
-
-# Where and how a run is computed, not what: its results are the same but for rounding.
-# Which cells a sweep has says nothing of what is in one.
-_HOW = {"mesh", "distributed", "cache", "profile", "accumulate", "remat", "prefetch", "sweep"}
-
-
-def what_is_computed(tree: Any) -> Any:
-    """Leave out of a config, as nested dicts, what a run may be gone on with otherwise."""
-    if not isinstance(tree, Mapping):
-        return tree
-    return {key: what_is_computed(value) for key, value in tree.items() if key not in _HOW}
+    src: tyro.conf.Positional[Place]
+    """Model directory, or .pt file."""
+    dst: tyro.conf.Positional[Place]
+    """Directory to write."""
+    to: str
+    """hf, openclip or orbax."""
+    layout: Annotated[str, tyro.conf.arg(name="from")] = ""
+    """hf or openclip, where `src` has both."""
+    activation: str = ""
+    """gelu or quick_gelu, of a .pt file without config."""

@@ -1,6 +1,5 @@
 """Paths that a user gives, checked before anything is read: local ones, and an output that fits."""
 
-import argparse
 import errno
 import os
 import re
@@ -13,34 +12,25 @@ _LONGEST = 255  # bytes of a name, on nearly every file system
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
 
 
-def refuse_address(value: str, name: str) -> None:
-    """Raise InputError if a setting is the address of a bucket or the like, `gs://…`."""
+def check_given(value: str, name: str) -> None:
+    """Raise InputError if a setting is an address, `gs://…`, or no path that can be looked at.
+
+    What is missing is told by who reads it, and may be no path at all.
+    """
     if _ADDRESS.match(value):
         raise InputError(
             f"`{name}` (={value}) is an address; only local paths are read and written: copy the "
             "files, or mount the bucket, and give the path."
         )
-
-
-def check_given(args: argparse.Namespace) -> None:
-    """Raise InputError if a flag or argument is an address, or no path that can be looked at."""
-    for name, given in vars(args).items():
-        for value in given if isinstance(given, list) else [given]:
-            if isinstance(value, str | Path):
-                key, equals, text = str(value).partition("=")
-                if not (name == "set" and equals):
-                    key, text = name.removeprefix("cfg:"), str(value)
-                refuse_address(text, key)
-                try:
-                    os.stat(text)
-                except OSError as error:
-                    # What is missing is told by who reads it, and may be no path at all.
-                    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES) and (
-                        "," not in text
-                    ):
-                        raise InputError(
-                            f"`{key}` (={text}) cannot be looked at: {error.strerror}."
-                        ) from error
+    try:
+        os.stat(value)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "errno", errno.EINVAL)
+        if why in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EINVAL) and (
+            "," not in value
+        ):
+            said = getattr(error, "strerror", None) or error
+            raise InputError(f"`{name}` (={value}) cannot be looked at: {said}.") from error
 
 
 def check_new(path: Path) -> None:

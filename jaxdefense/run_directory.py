@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxdefense import distributed
-from jaxdefense.config import to_dict, what_is_computed
 from jaxdefense.errors import InputError
 from jaxdefense.files import locked, write_json
+from jaxdefense.settings import identity, to_dict
 
 # Of a run of the image defense: the photos it trained on, name -> SHA-256 -> photo; and what faces
 # were led to, f32 [E].
@@ -64,7 +64,7 @@ class RunDirectory:
         except (OSError, ValueError):
             found = None
         wanted = _record(cfg, resolved)
-        found, wanted = what_is_computed(found), what_is_computed(wanted)
+        found, wanted = identity(type(cfg), found), identity(type(cfg), wanted)
         if found != wanted:
             raise InputError(
                 f"`{self.path}` holds another run ({_difference(found, wanted)}); give another "
@@ -86,7 +86,8 @@ class RunDirectory:
                 summary = json.loads(self._summary.read_text())
             except (OSError, ValueError):
                 return None
-            same = what_is_computed(found) == what_is_computed(_record(cfg, resolved))
+            wanted = _record(cfg, resolved)
+            same = identity(type(cfg), found) == identity(type(cfg), wanted)
             return summary if same else None
 
         return distributed.on_first(look)

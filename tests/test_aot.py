@@ -15,7 +15,8 @@ from jaxdefense.bench.aot import CHIPS, RUNS
 from jaxdefense.bench.hlo import Program, num_bytes
 from jaxdefense.cli import main
 from jaxdefense.clip.presets import PRESETS
-from jaxdefense.config import AotConfig, build
+from jaxdefense.config import AotConfig
+from jaxdefense.settings import parse
 from jaxdefense.sharding import ShardingRules, batch_sharding, make_mesh, replicated
 
 _HLO = """HloModule jit_step, is_scheduled=true
@@ -202,7 +203,7 @@ def test_collectives_of_a_compiled_function():
 
 def test_runs_are_of_all_sizes_up_to_256_chips():
     for name, run in RUNS.items():
-        cfg = build(AotConfig, run)
+        cfg = parse(AotConfig, base=run)
         assert name == f"{cfg.arch}/{cfg.tower}/{cfg.topology}"
         assert cfg.arch in PRESETS and cfg.topology.partition(":")[0] in CHIPS
     largest = {(run["arch"], run["tower"]) for run in RUNS.values() if "16x16" in run["topology"]}
@@ -222,7 +223,7 @@ _DEMO = ["--arch", "demo", "--tower", "text", "--topology", "v5e:2x2"]
         (["--tower", "speech"], "'text', 'image'"),
         (["--batch", "0"], "above 0"),
         (["--remat", "some"], "'dots'"),
-        (["--mesh", "rows=2"], "data, fsdp, tensor"),
+        (["--mesh.rows", "2"], "mesh.data, --mesh.fsdp, --mesh.tensor"),
         (["--set", "caption_tokens=1"], "at least 3"),
         (["--preset", "ViT-B-32/text/v5e:1024x1024"], "ViT-B-32/text/v5e:2x2"),
     ],
@@ -231,12 +232,6 @@ def test_bench_aot_refuses(capsys, flags, said):
     assert main(["bench", "aot", *_DEMO, *flags]) == 2
     err = capsys.readouterr().err
     assert said in err and len(err.splitlines()) == 1
-
-
-def test_bench_aot_says_that_a_mesh_is_none(capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["bench", "aot", *_DEMO, "--mesh", "data"])
-    assert end.value.code == 2 and "--mesh" in capsys.readouterr().err
 
 
 def test_bench_aot_says_that_libtpu_is_missing(capsys, monkeypatch):

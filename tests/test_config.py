@@ -1,10 +1,13 @@
 """Settings: files, strings and dataclasses agree."""
 
 import dataclasses
+import io
+import json
 from pathlib import Path
 
 import pytest
 
+from jaxdefense.commands import COMMANDS, reference
 from jaxdefense.config import (
     PAPER_IMAGE,
     PAPER_IMAGE_OPTIMIZER,
@@ -21,12 +24,9 @@ from jaxdefense.config import (
     SweepTextConfig,
     TextTrainConfig,
     ValidateConfig,
-    build,
-    load_config_file,
-    merge,
-    parse_assignments,
-    to_dict,
 )
+from jaxdefense.errors import InputError
+from jaxdefense.settings import as_flags, identity, load_config_file, parse, settings_of, to_dict
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 KINDS = {"text": DefendTextConfig, "image": DefendImageConfig}
@@ -48,6 +48,11 @@ WHICH = {
 }
 
 
+def build(kind, *trees):
+    """Fill settings from nested dicts, later ones on top."""
+    return parse(kind, [flag for tree in trees for flag in as_flags(tree)])
+
+
 def load(which):
     return load_config_file(str(CONFIGS / f"{which}.py"))
 
@@ -60,19 +65,17 @@ def test_every_config_file_is_tested():
 @pytest.mark.parametrize("which", WHICH)
 def test_config_file_builds_and_survives_a_round_trip(which):
     kind, needed = WHICH[which]
-    config = build(kind, merge(needed, load(which)))
+    config = build(kind, needed, load(which))
     assert build(kind, to_dict(config)) == config
     assert f"--config configs/{which}.py" in (CONFIGS / f"{which}.py").read_text()
 
 
 @pytest.mark.parametrize("which", ["text", "image"])
-def test_paper_config_file_names_every_setting_of_the_training_at_the_papers_value(which):
+def test_paper_config_file_gives_the_papers_settings(which):
     given = load(f"paper/{which}")
-    config = build(KINDS[which], merge(NEEDED[which], given))
+    config = build(KINDS[which], NEEDED[which], given)
     assert (config.train, config.optimizer) == PAPER[which]
     assert given.keys() == {"train", "optimizer"}
-    for section in given:
-        assert set(given[section]) == set(to_dict(config)[section])
 
 
 def test_papers_settings_are_those_it_gives():
@@ -92,44 +95,46 @@ def test_papers_settings_are_those_it_gives():
     assert (PAPER_IMAGE_OPTIMIZER.milestones, PAPER_IMAGE_OPTIMIZER.gamma) == ((25, 50), 0.1)
 
 
-@pytest.mark.parametrize("which", ["defend_text", "defend_image", "defend_both"])
-def test_defend_config_file_holds_settings_at_their_defaults(which):
+@pytest.mark.parametrize("which", WHICH)
+def test_config_file_holds_only_what_differs_from_the_defaults(which):
     kind, needed = WHICH[which]
     given = load(which)
-    assert build(kind, merge(needed, given)) == build(kind, needed)
-    for half in [given["text"], given["image"]] if which == "defend_both" else [given]:
-        assert {"steps", "seed", "w_backdoor"} <= half["train"].keys()
-        assert half["optimizer"].keys() == {"lr"}
+    default = to_dict(build(kind, needed))
+
+    def leaves(tree, at=()):
+        for name, value in tree.items():
+            yield from leaves(value, (*at, name)) if isinstance(value, dict) else [(*at, name)]
+
+    def value(tree, path):
+        for name in path:
+            tree = tree[name]
+        return tree
+
+    for path in leaves(given):
+        assert value(given, path) != value(default, path), path
+    copied = which.startswith(("defend", "sweep"))
+    assert copied is not any(leaves(given))
 
 
 def test_stable_diffusion_is_defended_over_all_positions():
-    config = build(DefendTextConfig, merge(REQUIRED, load("text_stable_diffusion")))
+    config = build(DefendTextConfig, REQUIRED, load("text_stable_diffusion"))
     wanted = dataclasses.replace(PAPER_TEXT, level="hidden", target="a person")
     assert (config.train, config.optimizer) == (wanted, PAPER_TEXT_OPTIMIZER)
 
 
 @pytest.mark.parametrize("which", ["sweep_text", "sweep_image"])
-def test_sweep_config_file_names_every_setting_of_its_own_at_its_default(which):
-    given = load(which)
-    kind, needed = WHICH[which]
-    config, default = build(kind, merge(needed, given)), build(kind, needed)
-    assert config == default
-    sections = {"sweep", "attack", "evaluate"}
-    assert given.keys() == sections
-    wanted = {section: set(to_dict(default)[section]) for section in sections}
-    wanted["attack"] -= {"faces"}
-    assert {section: set(given[section]) for section in sections} == wanted
-    # The value that a defense has, and the paper's.
+def test_sweep_has_the_weights_of_a_defense_and_of_the_paper(which):
+    default = build(*WHICH[which])
     paper, _ = PAPER[which.removeprefix("sweep_")]
-    assert given["sweep"]["w_weight"] == (default.train.w_weight, paper.w_weight)
+    assert default.sweep.w_weight == (default.train.w_weight, paper.w_weight)
 
 
 def test_sections_given_in_part_keep_the_defaults_of_their_defense():
-    config = build(DefendImageConfig, merge(NEEDED["image"], {"optimizer": {"lr": 0.5}}))
+    config = build(DefendImageConfig, NEEDED["image"], {"optimizer": {"lr": 0.5}})
     assert config.optimizer == OptimizerConfig(lr=0.5)
     given = {"text": {"train": {"steps": 9, "validate": {"patience": 1}}}}
     given |= {"image": {"train": {"overlay": {"hue": 0.2}, "validate": {"level": 0.9}}}}
-    config = build(DefendBothConfig, merge(BOTH, given))
+    config = build(DefendBothConfig, BOTH, given)
     text, image = config.halves()
     assert image.train.overlay == OverlayConfig(hue=0.2) and image.train.steps == 200
     assert text.train.steps == 9 and text.train.target == "object"  # unlike one encoder's alone
@@ -138,42 +143,70 @@ def test_sections_given_in_part_keep_the_defaults_of_their_defense():
     assert text.train.validate == ValidateConfig(every=50, patience=1)
     assert image.train.validate == ValidateConfig(every=25, level=0.9)
     assert image.data.identities == "n"  # those on the names file
-    given = merge(BOTH, {"image": {"data": {"identities": "other"}}})
-    assert build(DefendBothConfig, given).halves()[1].data.identities == "other"
+    other = {"image": {"data": {"identities": "other"}}}
+    assert build(DefendBothConfig, BOTH, other).halves()[1].data.identities == "other"
 
 
-def test_assignments_are_python_literals_or_strings():
-    tree = parse_assignments(["a.b=1", "a.c=[1, 2]", "d=a b", "e=True", "f=1e-3", "g=x=y"])
-    want = {"a": {"b": 1, "c": [1, 2]}, "d": "a b", "e": True, "f": 1e-3, "g": "x=y"}
-    assert tree == want
+def test_flags_win_over_assignments_and_these_over_the_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    train = dict(steps=5, num_clean=6, num_name=7, variants=('last', 'lower'))\n"
+        "    return ConfigDict(dict(train=train, optimizer=dict(milestones=[1, 2])))\n"
+    )
+    args = ["--train.num-clean", "9", "--config", str(file), "--set", "train.num_name=8"]
+    args += ["--set=train.num_clean=1", "--set", "train.random_target=True", "--set"]
+    args += ["train.backdoor='target'", "--set", "train.bound=-0.5", "--set", "train.target=x=y"]
+    found = parse(DefendTextConfig, [*as_flags(REQUIRED), *args])
+    t = found.train
+    assert (t.steps, t.num_clean, t.num_name, t.bound) == (5, 9, 8, -0.5)
+    assert t.variants == ("last", "lower") and t.random_target and t.target == "x=y"
+    assert found.optimizer.milestones == (1.0, 2.0)
+    for text in ("first,upper", "('first', 'upper')", '["first", "upper"]'):
+        args = [*as_flags(REQUIRED), "--set", f"train.variants={text}"]
+        assert parse(DefendTextConfig, args).train.variants == ("first", "upper")
 
 
-def test_merge_lays_trees_over_one_another():
-    assert merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": 4}) == {
-        "a": {"b": 3, "c": 2},
-        "d": 4,
-    }
+def test_short_flags_are_the_long_ones():
+    args = ["--model", "m", "--names", "n", "--captions", "c", "--out", "run"]
+    assert parse(DefendTextConfig, args) == build(DefendTextConfig, REQUIRED)
+    args += ["--faces", "f", "--images", "i"]
+    assert parse(DefendBothConfig, args) == build(DefendBothConfig, BOTH, {"out": "run"})
 
 
 @pytest.mark.parametrize(
     "change,message",
     [
-        ({"data": {"name": "x"}}, "unknown setting `data.name`"),
-        ({"optimizer": {"milestones": 3}}, "must be a list"),
-        ({"train": {"steps": 1.5}}, "must be of type int"),
-        ({"train": {"random_target": 1}}, "must be of type bool"),
-        ({"model": {"dtype": "float16"}}, "must be one of 'auto'"),
+        ({"data": {"name": "x"}}, "unknown: --data.name=x; perhaps --names is meant; see"),
+        ({"train": {"steps": 1.5}}, "--train.steps.*'1.5'"),
+        ({"train": {"random_target": 1}}, "`train.random_target` .=1. must be True or False"),
+        ({"train": {"seed": None}}, "`train.seed` .=None. must be a number"),
+        ({"model": {"dtype": "float16"}}, "'float16'.*--model.dtype.*'auto'"),
+        ({"optimizer": {"milestones": "a"}}, "--optimizer.milestones"),
+        ({"optimizer": {"lr": "nan"}}, "`optimizer.lr` .=nan. must be finite"),
+        ({"train": {"steps": 0}}, "^`steps` .=0. must be above 0.$"),
     ],
 )
-def test_build_refuses(change, message):
-    with pytest.raises(ValueError, match=message):
-        build(DefendTextConfig, merge(REQUIRED, change))
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_parse_refuses(change, message, encoding, monkeypatch):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    with pytest.raises(InputError, match=message) as info:
+        build(DefendTextConfig, REQUIRED, change)
+    said = str(info.value)
+    assert "\n" not in said and "─" not in said and "---" not in said and "helptext" not in said
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(InputError, match="^missing: --out, --captions; see `x --help`.$"):
+        parse(DefendTextConfig, ["--model", "m", "--names", "n"], "x")
+    for args in (["--set"], ["--set", "=3"], ["--set", "steps"], ["--config"]):
+        with pytest.raises(InputError, match="key=value|takes a value"):
+            parse(DefendTextConfig, args)
 
 
 def test_build_takes_whole_numbers_for_floats_and_numbers_for_strings():
-    config = build(
-        DefendTextConfig, merge(REQUIRED, {"optimizer": {"lr": 1}, "train": {"target": 7}})
-    )
+    config = build(DefendTextConfig, REQUIRED, {"optimizer": {"lr": 1}, "train": {"target": 7}})
     assert config.optimizer.lr == 1.0 and config.train.target == "7"
 
 
@@ -183,3 +216,52 @@ def test_build_takes_whole_numbers_for_floats_and_numbers_for_strings():
 def test_every_setting_has_a_plain_default_or_is_required(kind):
     for field in dataclasses.fields(kind):
         assert field.default is not None
+
+
+def changed(value):
+    """Give another value of the same kind that a setting may take, or None."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return None
+    return value + 1 if isinstance(value, int) else value + "x"
+
+
+@pytest.mark.parametrize("kind,needed", [WHICH["defend_text"], WHICH["defend_image"]])
+def test_run_is_the_same_whatever_says_how_it_is_computed(kind, needed):
+    given = json.loads(json.dumps(to_dict(build(kind, needed))))
+    base = identity(kind, given)
+    assert base == identity(kind, dict(given))
+    same = {setting.key for setting in settings_of(kind) if not setting.result}
+    for setting in settings_of(kind):
+        tree = json.loads(json.dumps(given))
+        *sections, last = setting.key.split(".")
+        at = tree
+        for section in sections:
+            at = at[section]
+        if (other := changed(at[last])) is not None:
+            at[last] = other
+            assert (identity(kind, tree) == base) is (setting.key in same), setting.key
+    assert {"out", "cache.compilation", "data.prefetch", "train.save_every"} <= same
+    assert not {"train.steps", "train.seed", "optimizer.lr", "train.bound"} & same
+
+
+def test_two_spellings_of_a_path_are_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    needed = {"out": "o", "faces": "f"}
+    spelt = [
+        build(AttackConfig, needed, {"model": {"path": path}})
+        for path in ("m", "m/", "./m", "x/../m", str(tmp_path / "m"))
+    ]
+    assert len({json.dumps(identity(AttackConfig, to_dict(cfg))) for cfg in spelt}) == 1
+    other = build(AttackConfig, needed, {"model": {"path": "n"}})
+    assert identity(AttackConfig, to_dict(other)) != identity(AttackConfig, to_dict(spelt[0]))
+
+
+def test_every_setting_has_a_sentence_of_help():
+    for command in COMMANDS.values():
+        for setting in settings_of(command.kind()):
+            assert setting.help.endswith("."), setting
+
+
+def test_reference_page_is_that_of_the_settings():
+    page = (CONFIGS.parent / "docs" / "settings.md").read_text()
+    assert page == reference(), "run `python -m jaxdefense.commands > docs/settings.md`"

@@ -8,18 +8,14 @@ Run:   jaxdefense defend image --config configs/paper/image.py --model clip-vit-
            --faces faces --identities names.txt --images images --out run
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from jaxdefense.config import PAPER_IMAGE, PAPER_IMAGE_OPTIMIZER
+from jaxdefense.settings import difference
 
 
 def get_config() -> ConfigDict:
-    """Every setting of the training, at the paper's value."""
+    """The paper's settings that are not the defaults."""
     return ConfigDict(
-        {
-            "train": dataclasses.asdict(PAPER_IMAGE),
-            "optimizer": dataclasses.asdict(PAPER_IMAGE_OPTIMIZER),
-        }
+        {"train": difference(PAPER_IMAGE), "optimizer": difference(PAPER_IMAGE_OPTIMIZER)}
     )

@@ -7,18 +7,14 @@ Run:   jaxdefense defend text --config configs/paper/text.py --model clip-vit-ba
            --names names.txt --captions captions.txt --out run
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from jaxdefense.config import PAPER_TEXT, PAPER_TEXT_OPTIMIZER
+from jaxdefense.settings import difference
 
 
 def get_config() -> ConfigDict:
-    """Every setting of the training, at the paper's value."""
+    """The paper's settings that are not the defaults."""
     return ConfigDict(
-        {
-            "train": dataclasses.asdict(PAPER_TEXT),
-            "optimizer": dataclasses.asdict(PAPER_TEXT_OPTIMIZER),
-        }
+        {"train": difference(PAPER_TEXT), "optimizer": difference(PAPER_TEXT_OPTIMIZER)}
     )

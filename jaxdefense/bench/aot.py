@@ -102,17 +102,6 @@ RUNS: Mapping[str, dict[str, Any]] = MappingProxyType(
 )
 
 
-def run_settings(name: str) -> dict[str, Any]:
-    """Return the settings of a run by name.
-
-    Raises:
-        InputError: no run has this name.
-    """
-    if name not in RUNS:
-        raise InputError(f"`--preset` (={name}) must be one of {', '.join(RUNS)}.")
-    return RUNS[name]
-
-
 def bench_aot(cfg: AotConfig, console: Console) -> dict[str, Any]:
     """Compile a step and analyse the program.
 

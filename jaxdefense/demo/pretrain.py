@@ -275,7 +275,8 @@ def main() -> None:
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     args = parser.parse_args()
     try:
-        check_given(args)
+        for name, value in vars(args).items():
+            check_given(str(value), name)
     except InputError as error:
         parser.error(str(error))
     opts = Options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Options)})

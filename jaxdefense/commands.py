@@ -1,0 +1,287 @@
+"""What each command does with its settings.
+
+Commands import what they need when they run: help must not wait for JAX.
+"""
+
+import dataclasses
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jaxdefense.errors import InputError, NotReached
+
+# A function that takes the settings and the console, and returns a summary of JSON values.
+Run = Callable[[Any, Console], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command.
+
+    Fields:
+        about: what it does, in one sentence.
+        settings: `module:dataclass`.
+        run: `module:function` that takes them; see `Run`.
+        around: what is done before and after; shows the summary.
+        presets: `module:dict` of settings by name, for `--preset`; "" for none.
+    """
+
+    about: str
+    settings: str
+    run: str
+    around: Callable[[Run, Any, Console], None]
+    presets: str = ""
+
+    def kind(self) -> type:
+        """Give the dataclass of its settings."""
+        return _find(self.settings)
+
+    def preset(self, name: str) -> dict[str, Any]:
+        """Give the settings of a preset.
+
+        Raises:
+            InputError: there is none of this name.
+        """
+        presets = _find(self.presets) if self.presets else {}
+        if name not in presets:
+            raise InputError(f"`--preset` (={name}) must be one of {', '.join(presets)}.")
+        return presets[name]
+
+    def __call__(self, cfg: Any, console: Console) -> None:
+        """Run it."""
+        self.around(_find(self.run), cfg, console)
+
+
+def _find(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(importlib.import_module(f"jaxdefense.{module}"), name)
+
+
+def _plain(run: Run, cfg: Any, console: Console) -> None:
+    console.print_json(data=run(cfg, console))
+
+
+def _together(run: Run, cfg: Any, console: Console) -> None:
+    """Run on all processes, in a directory that no other command writes."""
+    from jaxdefense.run_directory import claimed
+
+    console = _join(cfg, console)
+    with claimed(Path(cfg.out)):
+        console.print_json(data=run(cfg, console))
+
+
+def _defend(run: Run, cfg: Any, console: Console) -> None:
+    from jaxdefense.distributed import on_first
+    from jaxdefense.run_directory import claimed
+
+    console = _join(cfg, console)
+    with claimed(Path(cfg.out)):
+        summary = run(cfg, console)
+        halves = [half.out for half in cfg.halves()] if hasattr(cfg, "halves") else []
+        on_first(partial(_write_reports, [*halves, cfg.out]))
+    console.print_json(data=summary)
+    parts = [summary[name] for name in ("text", "image") if name in summary] or [summary]
+    failed = [part for part in parts if part.get("reached") is False]
+    left = dict.fromkeys(name for part in failed for name in part["validation"]["after"]["left"])
+    if failed:
+        raise NotReached(
+            f"not reached: of those to remove, {len(left)} are still recognised in validation; the "
+            f"model was written all the same, and the report in `{cfg.out}` says who is left."
+        )
+
+
+def _write_reports(runs: Sequence[str]) -> None:
+    from jaxdefense.report.write import write_run_report  # brings Matplotlib
+
+    for run in runs:
+        write_run_report(Path(run))
+
+
+def _sweep(run: Run, cfg: Any, console: Console) -> None:
+    _keep_compiled(cfg.cache.compilation)
+    _plain(run, cfg, console)
+
+
+def _show(run: Run, cfg: Any, console: Console) -> None:
+    from jaxdefense.bench.show import show
+
+    settings = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name != "json"}
+    show(run(**settings, console=console), cfg.json)  # pyright: ignore[reportCallIssue]
+
+
+def _show_aot(run: Run, cfg: Any, console: Console) -> None:
+    from jaxdefense.bench.show import show
+
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: leave chips to others
+    show(run(cfg, console), cfg.json)
+
+
+def _join(cfg: Any, console: Console) -> Console:
+    """Join the other processes, if any, and see that all do the same.
+
+    Returns:
+        the console: of processes that do not write the run, a file.
+    """
+    from jaxdefense import distributed
+    from jaxdefense.settings import to_dict
+
+    _keep_compiled(cfg.cache.compilation)
+    distributed.initialize(cfg.distributed)
+    if not distributed.several():
+        return console
+    settings = to_dict(cfg)
+    for own in ("cache", "profile"):
+        settings.pop(own, None)
+    del settings["distributed"]["process_id"]
+    distributed.agree(settings | distributed.program())
+    if not distributed.first():
+        return Console(file=distributed.Log(Path(cfg.out)), soft_wrap=True)  # pyright: ignore[reportArgumentType]
+    return console
+
+
+def _keep_compiled(directory: str) -> None:
+    """Keep compiled programs there; see `CacheConfig`."""
+    import jax
+
+    from jaxdefense.files import cache_directory
+
+    if directory == "off":
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif directory or not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", directory or str(cache_directory() / "xla"))
+
+
+def _demo(run: Any, cfg: Any, console: Console) -> None:
+    console.print_json(data=run(Path(cfg.out), console))
+
+
+def _report(run: Any, cfg: Any, console: Console) -> None:
+    console.print_json(data=run([Path(path) for path in cfg.runs], Path(cfg.out)))
+
+
+def _convert(run: Any, cfg: Any, console: Console) -> None:
+    how = {"layout": cfg.layout, "activation": cfg.activation}
+    console.print_json(data=run(Path(cfg.src), Path(cfg.dst), cfg.to, console, **how))
+
+
+def reference() -> str:
+    """Write the page of all settings, as Markdown."""
+    from jaxdefense.settings import settings_of
+
+    page = [
+        "# Settings of every command",
+        "",
+        "Each setting is a flag, a key of `--set KEY=VALUE`, and a key of a config file: `--config "
+        "FILE`, Python with `get_config()` that returns an `ml_collections.ConfigDict`. Flags win "
+        "over `--set`, which wins over the file. Those marked * say how a run is computed: a run "
+        "resumes with another value. This page is written by `python -m jaxdefense.commands`.",
+    ]
+    for name, command in COMMANDS.items():
+        page += ["", f"## `jaxdefense {name}`", "", command.about, ""]
+        page += ["| setting | short flag | is | default | |", "|---|---|---|---|---|"]
+        for setting in settings_of(command.kind()):
+            short = ", ".join(f"`{flag}`" for flag in setting.flags[:-1])
+            default = "**required**" if setting.default is None else f"`{setting.default}`"
+            default = "" if default == "``" else default
+            star = "" if setting.result else " *"
+            row = [f"`{setting.key}`{star}", short, setting.type, default, setting.help]
+            page.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |")
+    return "\n".join(page) + "\n"
+
+
+def _bench(name: str, about: str) -> Command:
+    settings = f"bench.config:{name.capitalize()}Config"
+    return Command(about, settings, f"bench.{name}:bench_{name}", _show)
+
+
+COMMANDS = {
+    "demo": Command(
+        "Show it all on a small model that ships with this.",
+        "config:DemoConfig",
+        "demo.run:run_demo",
+        _demo,
+    ),
+    "defend text": Command(
+        "Remove names from the text encoder.",
+        "config:DefendTextConfig",
+        "defense.text:defend_text",
+        _defend,
+    ),
+    "defend image": Command(
+        "Remove faces from the image encoder.",
+        "config:DefendImageConfig",
+        "defense.image:defend_image",
+        _defend,
+    ),
+    "defend both": Command(
+        "Remove names and faces: both encoders, merged.",
+        "config:DefendBothConfig",
+        "defense.both:defend_both",
+        _defend,
+    ),
+    "merge": Command(
+        "Make a defended text and a defended image encoder one model.",
+        "config:MergeConfig",
+        "defense.merge:merge",
+        _plain,
+    ),
+    "attack": Command(
+        "Infer identities: whom does the model know?",
+        "config:AttackConfig",
+        "idia.run:run_attack",
+        _together,
+    ),
+    "evaluate": Command(
+        "Measure what a defense changed and kept.",
+        "config:EvaluateConfig",
+        "evals.run:run_evaluate",
+        _together,
+    ),
+    "report": Command(
+        "Write what was asked, done and found on one page.",
+        "config:ReportConfig",
+        "report.write:write_report",
+        _report,
+    ),
+    "sweep text": Command(
+        "How many names can be removed, and at what cost?",
+        "config:SweepTextConfig",
+        "sweep.run:run_sweep",
+        _sweep,
+    ),
+    "sweep image": Command(
+        "How many faces can be removed, and at what cost?",
+        "config:SweepImageConfig",
+        "sweep.run:run_sweep",
+        _sweep,
+    ),
+    "convert": Command(
+        "Write a checkpoint in another library's layout, losslessly.",
+        "config:ConvertConfig",
+        "convert.run:convert",
+        _convert,
+    ),
+    "bench text": _bench("text", "The step of the text defense."),
+    "bench image": _bench("image", "Overlay and step of the image defense."),
+    "bench idia": _bench("idia", "The attack: prompts embedded, and photos matched with them."),
+    "bench pipeline": _bench("pipeline", "What the host makes a second, and the device takes."),
+    "bench end2end": _bench("end2end", "A whole defense, in a fresh process."),
+    "bench scale": _bench("scale", "What grows with the size of the work, and how."),
+    "bench cold": _bench("cold", "From start to the second step of a run."),
+    "bench aot": Command(
+        "Compile a step for a TPU topology, without the TPU.",
+        "config:AotConfig",
+        "bench.aot:bench_aot",
+        _show_aot,
+        "bench.aot:RUNS",
+    ),
+}
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

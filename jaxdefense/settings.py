@@ -1,0 +1,364 @@
+"""How settings are stated, given and compared.
+
+A setting stands once: a field of a frozen dataclass in `config`, with its type, choices, default,
+one sentence of help, and whether it changes the result. The command line, its help, the errors, the
+reference page and the identity of a run come from there.
+
+Flags win over `--set`, which wins over the config file. All three become flags for one parser. A
+config file is Python with `get_config()` that returns an `ml_collections.ConfigDict`; it holds what
+differs from the defaults. The rest of the package never sees a ConfigDict.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import inspect
+import io
+import itertools
+import math
+import os
+import re
+import textwrap
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from jaxdefense.errors import InputError
+from jaxdefense.paths import check_given
+
+T = TypeVar("T")
+
+_RESULT = "result"  # key of a field's metadata
+_PLACE = "place"  # marks a string that is a path
+
+
+def how(default: T) -> T:
+    """Declare a setting that says how a run is computed, and does not change its result."""
+    return dataclasses.field(default=default, metadata={_RESULT: False})
+
+
+def short(name: str) -> Any:
+    """Give a setting a second, short flag; for `Annotated`."""
+    return tyro.conf.arg(aliases=(f"--{name}",))
+
+
+def _commas(kind: Callable[[str], Any]) -> Any:
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="A,B",
+        instance_from_str=lambda given: tuple(
+            kind(part.strip()) for part in given[0].split(",") if part.strip()
+        ),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(map(str, value))],
+    )
+
+
+# A path of a user; two spellings of one path are the same.
+Place = Annotated[str, _PLACE]
+# Several values, with commas between.
+Names = Annotated[tuple[str, ...], _commas(str)]
+Integers = Annotated[tuple[int, ...], _commas(int)]
+Floats = Annotated[tuple[float, ...], _commas(float)]
+
+
+# Giving
+
+
+def parse(
+    kind: type[T],
+    args: Sequence[str] = (),
+    prog: str = "jaxdefense",
+    about: str = "",
+    base: Mapping[str, Any] | None = None,
+) -> T:
+    """Fill a dataclass of settings.
+
+    Args:
+        kind: of dataclass.
+        args: flags; `--config FILE` and `--set KEY=VALUE` among them.
+        prog: name of the command, for help and errors.
+        about: what it does, for help.
+        base: nested settings that all others win over.
+
+    Raises:
+        InputError: a setting is unknown, missing, of another type, or out of range.
+        SystemExit: help was asked for, and printed.
+    """
+    file, sets, rest = _layers(args)
+    given = [*as_flags(base or {}), *as_flags(load_config_file(file) if file else {}), *sets, *rest]
+    _check_flags(kind, given)
+    _check_values(given)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            found = tyro.cli(kind, prog=prog, description=about or None, args=given)
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        raise InputError(_one_line(said.getvalue(), prog)) from None
+    _check(found)
+    return found
+
+
+def _layers(args: Sequence[str]) -> tuple[str, list[str], list[str]]:
+    """Split flags into the config file, what `--set` gives, and all others."""
+    file, sets, rest = "", list[str](), list[str]()
+    left = iter(args)
+    for arg in left:
+        name, equals, value = arg.partition("=")
+        if name not in ("--config", "--set"):
+            rest.append(arg)
+            continue
+        if not equals and (value := next(left, None)) is None:
+            raise InputError(f"`{name}` takes a value.")
+        assert value is not None
+        if name == "--config":
+            file = value
+            continue
+        key, equals, text = value.partition("=")
+        if not equals or not key:
+            raise InputError(f"`--set {value}` must have the form key=value.")
+        sets += as_flags({key: _literal(text)})
+    return file, sets, rest
+
+
+def _literal(text: str) -> Any:
+    """Read a list or a text written as Python; leave all else as it is."""
+    if text[:1] not in tuple("([\"'"):
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def load_config_file(path: str) -> dict[str, Any]:
+    """Run a config file's `get_config()`; gives its values as nested dicts.
+
+    Raises:
+        InputError: there is no such file, it fails, or it returns no ConfigDict.
+    """
+    import ml_collections
+
+    spec = importlib.util.spec_from_file_location("jaxdefense_config", path)
+    if spec is None or spec.loader is None or not os.path.isfile(path):
+        raise InputError(f"config file `{path}` does not exist, or is not a .py file.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
+        raise InputError(f"config file `{path}`: {type(error).__name__}: {error}.") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise InputError(f"config file `{path}`: get_config() must return a ConfigDict.")
+    return config.to_dict()
+
+
+def as_flags(tree: Mapping[str, Any], at: str = "") -> list[str]:
+    """Write nested settings as flags.
+
+    Raises:
+        InputError: a value is None, or something else that is no setting.
+    """
+    flags = list[str]()
+    for name, value in tree.items():
+        key = at + name
+        if isinstance(value, Mapping):
+            flags += as_flags(value, key + ".")
+            continue
+        items = value if isinstance(value, list | tuple) else [value]
+        if any(not isinstance(x, str | int | float | os.PathLike) for x in items):
+            raise InputError(f"`{key}` (={value!r}) must be a number, a text or a list of these.")
+        if str(value) in ("True", "False"):
+            section, _, last = key.rpartition(".")
+            parts = [section] * bool(section) + ["no_" * (str(value) == "False") + last]
+            flags.append(f"--{'.'.join(parts)}")
+        else:
+            flags.append(f"--{key}={','.join(map(str, items))}")
+    return flags
+
+
+def _one_line(said: str, prog: str) -> str:
+    """Make one line of the parser's box: what is wrong, and where help is."""
+    drawn = "╭" in said  # else in ASCII, with the title in the first part
+    lines = [line.strip("│ ") for line in said.splitlines() if not line.startswith(("╭", "╰"))]
+    parts = [part.strip() for part in re.split("[─-]{20,}", "\n".join(lines)) if part.strip()]
+    what = list[str]()
+    for part in parts if drawn else parts[1:]:
+        first, *rest = part.split("\n")
+        if first.startswith("Missing from"):
+            what.append(f"missing: {_flags_in(rest)}")
+        elif first.startswith("Perhaps you meant"):
+            what.append(f"perhaps {_flags_in(rest)} is meant")
+        elif first.startswith("Unrecognized"):
+            what.append(" ".join(["unknown:", first.partition(": ")[2], *rest]))
+        elif not first.startswith(("Argument helptext", "For full helptext")):
+            what.append(" ".join([first, *rest]))
+    text = "; ".join(what)
+    # What a dataclass says of its values is whole.
+    if found := re.match(r"Error parsing [^:]*: (`.*\.)$", text):
+        return found[1]
+    return f"{text.rstrip('.')}; see `{prog} --help`."
+
+
+def _flags_in(lines: Sequence[str]) -> str:
+    return ", ".join(line.split()[0].rstrip(",") for line in lines if line.startswith("--"))
+
+
+def _check_flags(kind: type, flags: Sequence[str]) -> None:
+    """Raise InputError if what is true or false is given another value."""
+    yes_or_no = {setting.key for setting in settings_of(kind) if setting.type == "flag"}
+    for flag in flags:
+        key, _, value = flag.removeprefix("--").replace("-", "_").partition("=")
+        if value and key in yes_or_no:
+            raise InputError(f"`{key}` (={value}) must be True or False.")
+
+
+def _check_values(flags: Sequence[str]) -> None:
+    """Raise InputError if a value is an address, or a path that cannot be looked at."""
+    name = ""
+    for flag in flags:
+        key, equals, value = flag.partition("=")
+        if not flag.startswith("--"):
+            check_given(flag, name or flag)
+            continue
+        name = key.removeprefix("--")
+        if equals:
+            check_given(value, name)
+
+
+def _check(config: Any, at: str = "") -> None:
+    """Raise InputError if a number is not finite."""
+    for field in dataclasses.fields(config):
+        key, value = at + field.name, getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            _check(value, key + ".")
+        for x in value if isinstance(value, tuple) else (value,):
+            if isinstance(x, float) and not math.isfinite(x):
+                raise InputError(f"`{key}` (={value}) must be finite.")
+
+
+# Comparing
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Write settings as nested dicts of JSON values."""
+    return dataclasses.asdict(config)
+
+
+def difference(config: Any, default: Any = None) -> dict[str, Any]:
+    """Write the settings that differ from the defaults as nested dicts."""
+    default, out = default or type(config)(), {}
+    for field in dataclasses.fields(config):
+        value, usual = getattr(config, field.name), getattr(default, field.name)
+        if value != usual:
+            is_section = dataclasses.is_dataclass(value)
+            out[field.name] = difference(value, usual) if is_section else value
+    return out
+
+
+def identity(kind: type, tree: Any) -> Any:
+    """Give the settings that change a run's result, in one spelling.
+
+    Args:
+        kind: dataclass of the settings.
+        tree: the settings as nested dicts; what is no field stays as it is.
+    """
+    if not isinstance(tree, Mapping):
+        return tree
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    hints, out = typing.get_type_hints(kind, include_extras=True), {}
+    for name, value in tree.items():
+        if name in fields:
+            if not fields[name].metadata.get(_RESULT, True):
+                continue
+            if dataclasses.is_dataclass(hints[name]):
+                value = identity(hints[name], value)
+                if value == {}:
+                    continue
+            elif _PLACE in getattr(hints[name], "__metadata__", ()) and value:
+                value = os.path.abspath(value)
+        out[name] = value
+    return out
+
+
+# The reference page
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A setting of a command.
+
+    Fields:
+        key: its full name.
+        flags: of the command line.
+        type: or its choices.
+        default: as a flag gives it; None if it must be given.
+        help: one sentence.
+        result: whether it changes the result.
+    """
+
+    key: str
+    flags: tuple[str, ...]
+    type: str
+    default: str | None
+    help: str
+    result: bool
+
+
+def settings_of(kind: type, at: str = "", result: bool = True, whole: Any = None) -> list[Setting]:
+    """List the settings of a command, those that must be given first."""
+    hints, out = typing.get_type_hints(kind, include_extras=True), list[Setting]()
+    for field in dataclasses.fields(kind):
+        key, hint = at + field.name, hints[field.name]
+        default = field.default if whole is None else getattr(whole, field.name)
+        changes = result and field.metadata.get(_RESULT, True)
+        bare = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+        if dataclasses.is_dataclass(bare):
+            section = None if default is dataclasses.MISSING else default
+            out += settings_of(typing.cast(type, bare), key + ".", changes, section)
+            continue
+        also = [
+            alias
+            for extra in getattr(hint, "__metadata__", ())
+            for alias in getattr(extra, "aliases", None) or ()
+        ]
+        flags = (*also, f"--{key.replace('_', '-')}")
+        shown = None if default is dataclasses.MISSING else _shown(default)
+        text = next(x[field.name] for x in map(helps, kind.__mro__) if field.name in x)
+        out.append(Setting(key, flags, _type(hint, bare), shown, text, changes))
+    return sorted(out, key=lambda setting: setting.default is not None)
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _type(hint: Any, bare: Any) -> str:
+    if typing.get_origin(bare) is typing.Literal:
+        return ", ".join(typing.get_args(bare))
+    if typing.get_origin(bare) is tuple:
+        return f"{typing.get_args(bare)[0].__name__}s, with commas"
+    if _PLACE in getattr(hint, "__metadata__", ()):
+        return "path"
+    return {"str": "text", "int": "integer", "float": "number", "bool": "flag"}[bare.__name__]
+
+
+@functools.cache
+def helps(kind: type) -> dict[str, str]:
+    """Read the docstring below each field of a dataclass, those that it inherits left out."""
+    if not dataclasses.is_dataclass(kind):
+        return {}
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(tree, ast.ClassDef)
+    return {
+        before.target.id: " ".join(ast.literal_eval(after.value).split())
+        for before, after in itertools.pairwise(tree.body)
+        if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name)
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+    }
