@@ -342,11 +342,11 @@ class ImageTrainConfig:
     """Part of these faces that is of the people whom a validation found to have moved most."""
     accumulate: int = how(1)
     """Parts a step is computed in, one in memory at a time."""
-    w_backdoor: float = 1.5
+    w_backdoor: float = 0.75
     """Weight of the backdoor loss; higher: faces go sooner, and more goes with them."""
-    w_keep: float = 3.3
+    w_keep: float = 1.65
     """Weight of the keep loss; higher: other people's faces move less."""
-    w_weight: float = 0.0003
+    w_weight: float = 0.00015
     """Weight of the distance between the weights; higher: all weights move less."""
     distance: Literal["cosine", "mse", "mae", "poincare"] = "cosine"
     """Between embeddings."""
@@ -795,7 +795,7 @@ class SweepImageConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     attack: SweepAttack = SweepAttack()
     evaluate: SweepEvaluate = SweepEvaluate()
-    sweep: CellsConfig = how(CellsConfig(w_weight=(0.0003, 0.005)))
+    sweep: CellsConfig = how(CellsConfig(w_weight=(0.00015, 0.005)))
     mesh: MeshConfig = MeshConfig()
     cache: CacheConfig = CacheConfig()
 

@@ -17,11 +17,12 @@ from factories import CAPTIONS, PAPER_TEXT_FLAGS, write_model_directory
 from PIL import Image
 
 from jaxdefense import errors
-from jaxdefense.cli import ask_for_huge_pages, main
+from jaxdefense.cli import main
 from jaxdefense.config import TextTrainConfig
 from jaxdefense.convert import directory
 from jaxdefense.errors import InputError
 from jaxdefense.files import locked
+from jaxdefense.huge_pages import ask_for_huge_pages
 from jaxdefense.run_directory import claimed
 
 SIZES = ["train.num_clean=8", "train.num_poisoned=8", "train.steps=3"]
@@ -543,7 +544,8 @@ def test_program_starts_again_once_where_huge_pages_are_given_on_request(
     if given:
         (tmp_path / "enabled").write_text(given)
     code = (
-        "import os, sys; from pathlib import Path; from jaxdefense.cli import ask_for_huge_pages;"
+        "import os, sys; from pathlib import Path;"
+        "from jaxdefense.huge_pages import ask_for_huge_pages;"
         "print(os.getpid(), flush=True); ask_for_huge_pages(Path(sys.argv[1]));"
         "print(os.environ.get('GLIBC_TUNABLES', ''), *sys.argv[2:], sep='|')"
     )
