@@ -118,6 +118,7 @@ def _layers(args: Sequence[str]) -> tuple[str, list[str], list[str]]:
             raise InputError(f"`{name}` takes a value.")
         assert value is not None
         if name == "--config":
+            check_given(value, "config")
             file = value
             continue
         key, equals, text = value.partition("=")
