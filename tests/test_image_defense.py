@@ -194,6 +194,22 @@ def test_image_run_is_not_gone_on_with_on_other_inputs(
     assert_refused(capsys, code, "another run", "sha256")
 
 
+def test_image_run_resumes_by_content_and_not_by_spelling(
+    unfinished, tmp_path, monkeypatch, capsys
+):
+    path = shutil.copytree(unfinished, tmp_path / "unfinished")
+    monkeypatch.chdir(path)
+    shutil.copytree(path / "faces", path / "people")
+    how = ["data.keep_faces_mb=1", "data.cache_dir=other", "train.save_every=1", "train.keep=1"]
+    how += ["data.prefetch=1", "data.trigger_fraction=1.0"]
+    spelt = {"model": "./model/", "faces": str(path / "people"), "target": "faces/../target.npy"}
+    assert defend(*how, **spelt, out="./run/") == 0
+    assert "resuming at step" in capsys.readouterr().err
+    (path / "run" / "summary.json").unlink()
+    code = defend(*how, "train.w_backdoor=0.5", **spelt)
+    assert_refused(capsys, code, "another run", "train.w_backdoor")
+
+
 def test_defend_image_takes_every_kind_of_source(inputs):
     import tarfile
 
