@@ -44,15 +44,8 @@ def _run(argv: Sequence[str], console: Console) -> None:
     if not name:
         _overview(argv, words)
         return
-    from jaxdefense.settings import parse
-
-    command, args = COMMANDS[name], argv[len(name.split()) :]
-    base = {}
-    if command.presets and "--preset" in args[:-1]:
-        at = args.index("--preset")
-        base, args = command.preset(args[at + 1]), [*args[:at], *args[at + 2 :]]
-    cfg = parse(command.kind(), args, f"jaxdefense {name}", command.about, base)
-    command(cfg, console)
+    command = COMMANDS[name]
+    command(command.read(argv[len(name.split()) :], f"jaxdefense {name}"), console)
 
 
 def _overview(argv: Sequence[str], words: Sequence[str]) -> None:

@@ -41,16 +41,23 @@ class Command:
         """Give the dataclass of its settings."""
         return _find(self.settings)
 
-    def preset(self, name: str) -> dict[str, Any]:
-        """Give the settings of a preset.
+    def read(self, args: Sequence[str], prog: str = "jaxdefense") -> Any:
+        """Fill its settings from flags, over those of a preset if one is named.
 
         Raises:
-            InputError: there is none of this name.
+            InputError: see `settings.parse`; or there is no such preset.
         """
-        presets = _find(self.presets) if self.presets else {}
-        if name not in presets:
-            raise InputError(f"`--preset` (={name}) must be one of {', '.join(presets)}.")
-        return presets[name]
+        from jaxdefense.settings import parse
+
+        base, args = {}, [*args]
+        if self.presets and "--preset" in args[:-1]:
+            at, presets = args.index("--preset"), _find(self.presets)
+            _, name = args[at : at + 2]
+            del args[at : at + 2]
+            if name not in presets:
+                raise InputError(f"`--preset` (={name}) must be one of {', '.join(presets)}.")
+            base = presets[name]
+        return parse(self.kind(), args, prog, self.about, base)
 
     def __call__(self, cfg: Any, console: Console) -> None:
         """Run it."""
