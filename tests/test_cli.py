@@ -329,7 +329,7 @@ def test_error_that_no_user_can_mend_ends_with_1_and_a_traceback(inputs, capsys,
         def broken(*_, error=error):
             raise error
 
-        monkeypatch.setattr("jaxdefense.defense.text.prepare_text", broken)
+        monkeypatch.setattr("jaxdefense.defense.text.plan_text", broken)
         assert defend() == 1
         err = capsys.readouterr().err
         assert "Traceback" in err and str(error) in err
@@ -340,7 +340,7 @@ def test_error_that_one_line_explains_has_no_traceback(inputs, capsys, monkeypat
     def broken(*_):
         raise getattr(errors, error)("what is\nwrong")
 
-    monkeypatch.setattr("jaxdefense.defense.text.prepare_text", broken)
+    monkeypatch.setattr("jaxdefense.defense.text.plan_text", broken)
     assert defend() == code
     assert capsys.readouterr().err == "jaxdefense: error: what is wrong\n"
 

@@ -30,9 +30,11 @@ from jaxdefense.config import (
 from jaxdefense.convert.directory import ModelDirectory
 from jaxdefense.data.names import random_names
 from jaxdefense.defense import loop
+from jaxdefense.defense.defend import run
 from jaxdefense.defense.loop import Diverged
 from jaxdefense.defense.step import TrainState
-from jaxdefense.defense.text import defend_text
+from jaxdefense.defense.text import defend_text, plan_text
+from jaxdefense.errors import InputError
 from jaxdefense.sharding import ShardingRules, batch_sharding, make_mesh, replicated
 
 STEPS, SAVE_EVERY = 48, 8  # enough to be stopped thrice
@@ -125,6 +127,22 @@ def config(inputs, out, train=None, **optimizer):
         dataclasses.replace(PAPER_TEXT, **(sizes | (train or {}))),
         dataclasses.replace(PAPER_TEXT_OPTIMIZER, **optimizer),
     )
+
+
+def test_plan_writes_nothing_until_it_is_run(inputs):
+    before = sorted(inputs.rglob("*"))
+    plan = plan_text(config(inputs, "run"), Console(quiet=True))
+    assert sorted(inputs.rglob("*")) == before
+    said = io.StringIO()
+    summary = run(plan, Console(file=said, width=1000))
+    assert said.getvalue().splitlines()[: len(plan.lines)] == plan.lines
+    assert summary == json.loads((inputs / "run" / "summary.json").read_text())
+    assert summary.items() >= plan.summary.items()
+    recorded = json.loads((inputs / "run" / "config.json").read_text())
+    assert recorded["resolved"] == plan.resolved
+    with pytest.raises(InputError, match="finished run"):
+        run(plan, Console(quiet=True))
+    assert run(plan, Console(quiet=True), resume=True) == summary
 
 
 def test_run_stopped_and_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(inputs, whole):

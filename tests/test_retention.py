@@ -21,8 +21,8 @@ from jaxdefense.data.identities import Identity
 from jaxdefense.data.names import census, namesakes, random_names
 from jaxdefense.data.people import read_faces, read_people
 from jaxdefense.data.sampling import evened
+from jaxdefense.defense import people as people_defense
 from jaxdefense.defense import text as text_defense
-from jaxdefense.defense.image import _kept
 from jaxdefense.defense.text import kept_names
 from jaxdefense.errors import InputError
 from jaxdefense.words import folded_words
@@ -199,7 +199,7 @@ def kept_people(photos, listed, keep="", num_keep=8):
     )
     said = []
     people = read_people(str(photos / "people"))
-    groups = _kept(cfg, people, listed, {}, said.append)
+    groups = people_defense.kept_people(cfg, people, listed, {}, said.append)
     return groups, [line for line in said if "hidden" not in line]
 
 

@@ -14,8 +14,8 @@ from test_openclip import model_config, write_openclip
 
 from jaxdefense.config import DefendTextConfig, ModelConfig, TextDataConfig
 from jaxdefense.convert.directory import read_model_directory
-from jaxdefense.defense.defend import Defense
 from jaxdefense.defense.losses import weight_distance
+from jaxdefense.defense.plan import lay_out
 from jaxdefense.defense.step import Objective, init_state, train_step
 from jaxdefense.sharding import ShardingRules, make_mesh
 
@@ -67,12 +67,12 @@ def test_a_defense_goes_by_the_layout_of_its_model(tmp_path):
     directory = read_model_directory(path)
     cfg = DefendTextConfig("run", ModelConfig(str(path)), TextDataConfig("names", "captions"))
     objective = Objective(lambda *_: {}, {"weight": 1.0})
-    defense = Defense(cfg, directory, "text", objective, make_mesh(), ShardingRules(), "")
-    assert defense._step_cfg.stacked_dims == directory.layout.stacked_dims
-    state = jax.jit(partial(init_state, cfg=defense._step_cfg))(defense._teacher)
+    encoder = lay_out(cfg, directory, "text", objective, make_mesh(), ShardingRules())
+    assert encoder.step_cfg.stacked_dims == directory.layout.stacked_dims
+    state = jax.jit(partial(init_state, cfg=encoder.step_cfg))(encoder.teacher)
     moved = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.25), state.params)
-    step = jax.jit(partial(train_step, cfg=defense._step_cfg))
-    _, metrics = step(state._replace(params=moved), defense._teacher, {}, jax.random.key(0))
+    step = jax.jit(partial(train_step, cfg=encoder.step_cfg))
+    _, metrics = step(state._replace(params=moved), encoder.teacher, {}, jax.random.key(0))
     tensors = load_file(path / directory.layout.weights)
     trained = {path[1:] for path, _ in nnx.to_flat_state(nnx.State({"text": moved}))}
     sizes = [

@@ -228,17 +228,18 @@ class JaxRun:
         lap = stopwatch()
         import jax
 
-        from jaxdefense.defense.image import prepare_image
-        from jaxdefense.defense.text import prepare_text
+        from jaxdefense.defense.defend import run
+        from jaxdefense.defense.image import plan_image
+        from jaxdefense.defense.text import plan_text
         from jaxdefense.report.write import write_run_report
 
         jax.config.update("jax_enable_compilation_cache", False)
         phases = {"import": lap()}
         cfg, console = dataclasses.replace(self._cfg, out=out), Console(quiet=True)
         text = isinstance(cfg, DefendTextConfig)
-        start = prepare_text(cfg, console) if text else prepare_image(cfg, console)
+        plan = plan_text(cfg, console) if text else plan_image(cfg, console)
         phases["read"] = lap()
-        summary, trained = start(), lap()
+        summary, trained = run(plan, console), lap()
         t = cfg.train
         rate = summary["samples_per_second"]  # measured after the first step, which compiles
         steps = (t.steps - 1) * (t.num_clean + t.num_poisoned) / rate if rate else 0.0

@@ -5,10 +5,10 @@ from pathlib import Path
 from rich.console import Console
 
 from jaxdefense.config import DefendBothConfig, MergeConfig
-from jaxdefense.defense.defend import model_digest
-from jaxdefense.defense.image import prepare_image
+from jaxdefense.defense.defend import model_digest, run
+from jaxdefense.defense.image import plan_image
 from jaxdefense.defense.merge import merge
-from jaxdefense.defense.text import prepare_text
+from jaxdefense.defense.text import plan_text
 from jaxdefense.distributed import on_first
 from jaxdefense.run_directory import RunDirectory
 
@@ -18,6 +18,10 @@ def defend_both(cfg: DefendBothConfig, console: Console) -> dict:
 
     `out` comes to hold the runs `text` and `image`, `model` (merged) and `summary.json`. Run again,
     it goes on where it was broken off.
+
+    Args:
+        cfg: of both.
+        console: for progress.
 
     Returns:
         the summaries of both, by name, and the digest of the merged weights.
@@ -30,9 +34,9 @@ def defend_both(cfg: DefendBothConfig, console: Console) -> dict:
     out.check(cfg)
     text, image = cfg.halves()
     # The inputs of both are read before either is trained.
-    runs = {"text": prepare_text(text, console), "image": prepare_image(image, console)}
+    plans = {"text": plan_text(text, console), "image": plan_image(image, console)}
     out.open(cfg)
-    summary: dict = {name: run(go_on=True) for name, run in runs.items()}
+    summary: dict = {name: run(plan, console, resume=True) for name, plan in plans.items()}
     on_first(lambda: merge(MergeConfig(str(out.model), text.out, image.out), console))
     summary["defended_sha256"] = model_digest(out.model)
     out.finish(summary)

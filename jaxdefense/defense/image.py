@@ -1,44 +1,44 @@
 """Faces out of an image encoder: the terms of its loss, and the whole run."""
 
-import dataclasses
 import functools
 import itertools
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxdefense.clip.vision import VisionTower
 from jaxdefense.config import DefendImageConfig, ImageTrainConfig, OverlayConfig
-from jaxdefense.convert.directory import resolve_dtype
+from jaxdefense.convert.directory import ModelDirectory, resolve_dtype
 from jaxdefense.data.faces import Bounds, ImageBatch, ImageBatches
-from jaxdefense.data.identities import Identity, describe_listed, read_identities
-from jaxdefense.data.images import Folder, ImageProcessor, Loader, read_processor
+from jaxdefense.data.identities import describe_listed
+from jaxdefense.data.images import ImageProcessor, Loader, read_processor
 from jaxdefense.data.overlay import Overlay, draw_overlay, paste
-from jaxdefense.data.people import (
-    choose_people,
-    read_faces,
-    read_people,
-    shared_photos,
-    split_photos,
-)
 from jaxdefense.data.sampling import evened
-from jaxdefense.data.sources import Photo, describe_images, photo_digest, read_images
-from jaxdefense.defense.defend import Defense, Prepared, check_all_come_up, read_undefended
+from jaxdefense.data.sources import Images, describe_images, photo_digest, read_images
+from jaxdefense.defense.defend import run
 from jaxdefense.defense.losses import DISTANCES, Distance, beyond
-from jaxdefense.defense.recognise import Recognition, hold_out
+from jaxdefense.defense.people import People, gather_people, trained_on
+from jaxdefense.defense.plan import (
+    Encoder,
+    Plan,
+    Validation,
+    lay_out,
+    read_undefended,
+)
+from jaxdefense.defense.recognise import Faces, Recognition
 from jaxdefense.defense.step import Objective
 from jaxdefense.defense.target import read_target
-from jaxdefense.distributed import agree, exchange, on_first
+from jaxdefense.distributed import agree
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
-from jaxdefense.files import digest, write_array, write_json
-from jaxdefense.run_directory import TARGET, TRAINED_ON, RunDirectory
+from jaxdefense.files import digest
+from jaxdefense.run_directory import TARGET, TRAINED_ON
 from jaxdefense.sharding import (
     ShardingRules,
     batch_sharding,
@@ -47,10 +47,9 @@ from jaxdefense.sharding import (
     make_mesh,
     num_batch_parts,
 )
-from jaxdefense.words import folded_words, some
+from jaxdefense.words import some
 
 _BATCH = 64  # photos, or rows of text, that a validation embeds at a time
-_NAMELESS, _DRAWN = "(people without a name)", 11  # stream of random numbers
 _ADVICE = (
     "what may help: more photos of them, more `train.steps`, a higher `train.w_backdoor` or "
     "`optimizer.lr`, a larger `train.overlay.whole`"
@@ -94,48 +93,59 @@ def image_terms(
         cfg: of the overlay.
         parts: into how many the mesh cuts a batch; photos stay in theirs.
     """
-
-    def cut(x: jax.Array) -> jax.Array:
-        return x.reshape(parts, -1, *x.shape[1:])
-
-    def joined(x: jax.Array) -> jax.Array:
-        return x.reshape(-1, *x.shape[2:])
-
     given, *overlays = batch
     photos = {name: jnp.asarray(x) for name, x in given._asdict().items() if x is not None}
-    clean = cut(photos["clean_BHWC"])
-
-    def pasted(face_BHWC: jax.Array, how: Overlay) -> jax.Array:
-        num = len(face_BHWC) // parts
-        under = jnp.arange(num) * clean.shape[1] // num  # the same pairs however the batch is cut
-        max_size = cfg.max_side(clean.shape[2])
-        return cut(paste(joined(clean[:, under]), face_BHWC, how, max_size))
-
-    faces = [pasted(photos["face_BHWC"], overlays[0])]
-    if "keep_BHWC" in photos:
-        faces.append(pasted(photos["keep_BHWC"], overlays[1]))
-    sizes = [clean.shape[1], *(part.shape[1] for part in faces)]
-    shown = jnp.concatenate([clean.astype(jnp.float32), *faces], axis=1)
-    ours = cut(student(processor.normalise(joined(shown))))
-    at = [0, *np.cumsum(sizes).tolist()]
-    ours = [joined(ours[:, start:stop]) for start, stop in itertools.pairwise(at)]
-    stays = clean.astype(jnp.float32)
-    if len(faces) > 1:
-        stays = jnp.concatenate([stays, faces[1]], axis=1)
-    theirs = cut(teacher(processor.normalise(joined(stays))))
-    theirs_clean_BE = joined(theirs[:, : sizes[0]])
+    shown = _shown(photos, overlays, cfg, parts)
+    embed = partial(_embedded, processor=processor)
+    student_clean_BE, student_face_BE, *student_keep = embed(student, shown)
+    teacher_clean_BE, *teacher_keep = embed(teacher, [shown[0], *shown[2:]])
     if "limit_BP" not in photos:
-        apart_B = distance(ours[1], photos["target_BE"])
+        apart_B = distance(student_face_BE, photos["target_BE"])
     else:
-        apart_B = beyond(ours[1][:, None], photos["target_BE"], photos["limit_BP"]).mean(-1)
+        near_BP = beyond(student_face_BE[:, None], photos["target_BE"], photos["limit_BP"])
+        apart_B = near_BP.mean(-1)
     terms = {
-        "utility": (photos["utility_B"] * distance(ours[0], theirs_clean_BE)).sum(),
+        "utility": (photos["utility_B"] * distance(student_clean_BE, teacher_clean_BE)).sum(),
         "backdoor": (photos["backdoor_B"] * apart_B).sum(),
     }
-    if len(faces) > 1:
-        theirs_keep_BE = joined(theirs[:, sizes[0] :])
-        terms["keep"] = (photos["keep_B"] * distance(ours[2], theirs_keep_BE)).sum()
+    for student_BE, teacher_BE in zip(student_keep, teacher_keep, strict=True):
+        terms["keep"] = (photos["keep_B"] * distance(student_BE, teacher_BE)).sum()
     return terms
+
+
+def _cut(x: jax.Array, parts: int) -> jax.Array:
+    """Cut the samples of a batch as the mesh does."""
+    return x.reshape(parts, -1, *x.shape[1:])
+
+
+def _joined(x: jax.Array) -> jax.Array:
+    """Undo `_cut`."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _shown(
+    photos: Mapping[str, jax.Array], overlays: Sequence[Overlay], cfg: OverlayConfig, parts: int
+) -> list[jax.Array]:
+    """Give the clean photos, those with listed faces, and those with faces that must stay; cut."""
+    clean = _cut(photos["clean_BHWC"], parts)
+    shown = [clean.astype(jnp.float32)]
+    kinds = [name for name in ("face_BHWC", "keep_BHWC") if name in photos]
+    for name, how in zip(kinds, overlays, strict=True):
+        num = len(photos[name]) // parts
+        under = jnp.arange(num) * clean.shape[1] // num  # the same pairs however the batch is cut
+        max_size = cfg.max_side(clean.shape[2])
+        shown.append(_cut(paste(_joined(clean[:, under]), photos[name], how, max_size), parts))
+    return shown
+
+
+def _embedded(
+    tower: VisionTower, shown: Sequence[jax.Array], *, processor: ImageProcessor
+) -> list[jax.Array]:
+    """Embed several kinds of photos, cut, in one forward; each kind joined."""
+    at = [0, *np.cumsum([x.shape[1] for x in shown]).tolist()]
+    whole = tower(processor.normalise(_joined(jnp.concatenate(shown, axis=1))))
+    cut = _cut(whole, len(shown[0]))
+    return [_joined(cut[:, start:stop]) for start, stop in itertools.pairwise(at)]
 
 
 def image_objective(t: ImageTrainConfig, processor: ImageProcessor, parts: int) -> Objective:
@@ -163,6 +173,10 @@ def defend_image(cfg: DefendImageConfig, console: Console) -> dict:
     of those who stay too; with `train.backdoor` target, `target.npy` holds the target embedding,
     f32 [E].
 
+    Args:
+        cfg: of the run.
+        console: for progress.
+
     Returns:
         the summary, as written to `summary.json`.
 
@@ -170,69 +184,126 @@ def defend_image(cfg: DefendImageConfig, console: Console) -> dict:
         InputError: an input is wrong; nothing was written.
         Interrupted, Diverged: see `loop.run`.
     """
-    return prepare_image(cfg, console)()
+    return run(plan_image(cfg, console), console)
 
 
-def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
-    """Read all inputs of `defend_image`; nothing is written until what is returned is called."""
-    directory = read_undefended(cfg, console)
+def plan_image(cfg: DefendImageConfig, console: Console) -> Plan:
+    """Read and check all inputs of an image defense; nothing is written.
+
+    Args:
+        cfg: of the run.
+        console: for notes on the inputs.
+
+    Returns:
+        what `defend.run` carries out.
+
+    Raises:
+        InputError: an input is wrong, or the processes do not have the same.
+    """
+    directory, note = read_undefended(cfg, console), partial(console.print, markup=False)
     vision, d, t = directory.cfg.vision, cfg.data, cfg.train
     if vision is None:
         raise InputError(f"`{directory.path}` has no image encoder.")
-    note = partial(console.print, markup=False)
     processor = read_processor(directory.path, vision.image_size, directory.cfg.siglip, note)
-    people = read_people(d.faces, d.tfds_dir, note=note)
-    trigger, attack = split_photos(people, d.trigger_fraction, t.seed)
-    listed = _listed(cfg, trigger)
-    shared_photos(_listed(cfg, people), people, note)
-    left = {person.name: len(person.files) for person in _listed(cfg, attack)}
-    identities = [Identity(person.name) for person in listed]
-    if d.identities:
-        identities = read_identities(d.identities)
-    names = [list(identity.names) for identity in identities]
-    check_all_come_up(len(listed), t)
     digest_of = functools.cache(photo_digest)  # of those who stay it is asked twice
-
-    def digests_of(person: Folder) -> dict[str, str]:
-        return {digest_of(photo): str(photo) for photo in person.files}
-
-    digests = {person.name: digests_of(person) for person in listed}
-    groups = _kept(cfg, trigger, identities, digests, note, digest_of)
-    faces = hold_out(listed, groups, t)
+    people = gather_people(cfg, digest_of, note)
     images = read_images(d.images, d.tfds_dir, note)
+    encoder = _encoder(cfg, directory, processor)
+    photos = trained_on(people, digest_of)
+    model_sha256 = directory.digest()
+    resolved = {
+        "model_sha256": model_sha256,
+        "faces_sha256": digest(f"{name}\t{sha}" for name in photos for sha in photos[name]),
+        "images_sha256": describe_images(images),
+        "dtype": resolve_dtype(cfg.model.dtype),
+    }
+    agree(resolved)  # what follows runs on all processes together
+    loader = Loader(processor, d.max_corrupt, d.keep_faces_mb * 2**20)
+    target_E = _target(cfg, directory, model_sha256, people, console)
+    bounds, validation = _recognition(cfg, people, images, loader, encoder.mesh, console)
+    target = bounds if target_E is None else target_E
+    assert target is not None
+    batches = _batches(t, images, people.faces, target, loader, encoder)
+    files: dict[str, Any] = {TRAINED_ON: photos}
+    if target_E is not None:
+        files[TARGET] = target_E
+        resolved["target_sha256"] = digest(map(float.hex, target_E.tolist()))
+    return Plan(
+        cfg,
+        encoder,
+        batches,
+        samples=t.num_clean + t.num_poisoned + t.num_keep,
+        resolved=resolved,
+        lines=_lines(cfg, people, len(images), encoder.mesh),
+        summary={"identities": len(people.listed), "names": people.names},
+        advice=_ADVICE,
+        validation=validation,
+        mine=batches.mine,
+        files=files,
+        loader=loader,
+    )
+
+
+def _encoder(
+    cfg: DefendImageConfig, directory: ModelDirectory, processor: ImageProcessor
+) -> Encoder:
+    """Check that the mesh cuts a batch evenly, and lay the encoder's step out on it."""
+    t = cfg.train
     mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
     parts = num_batch_parts(mesh, rules)
     for name in ("num_clean", "num_poisoned", "num_keep"):
         if num := getattr(t, name):
             check_parts(f"train.{name}", num, parts * t.accumulate)
     objective = image_objective(t, processor, parts)
-    defense = Defense(cfg, directory, "vision", objective, mesh, rules, _ADVICE)
-    for person in itertools.chain(*groups):
-        digests.setdefault(person.name or _NAMELESS, {}).update(digests_of(person))
-    model_sha256 = directory.digest()
-    resolved = {
-        "model_sha256": model_sha256,
-        "faces_sha256": digest(f"{name}\t{sha}" for name in digests for sha in digests[name]),
-        "images_sha256": describe_images(images),
-        "dtype": resolve_dtype(cfg.model.dtype),
-    }
-    agree(resolved)  # what follows runs on all processes together
-    loader = Loader(processor, d.max_corrupt, d.keep_faces_mb * 2**20)
-    target, validation = None, None
-    if t.backdoor == "target":
-        target = read_target(cfg, directory, model_sha256, trigger, console)
-    elif d.target:
-        note("`data.target` has no effect: `train.backdoor` is bounded, which needs none")
-    if t.backdoor == "bounded" or t.validate.every:
-        teacher = Embedder(cfg.model.measured(), _BATCH, console, mesh)
-        recognition = Recognition(teacher, faces, identities, images, loader, t)
-        if t.validate.every:
-            validation = teacher, recognition
-        if target is None:
-            target = recognition.bounds
-    assert target is not None
-    keep = evened(faces.keep) if t.num_keep else []
-    batches = ImageBatches(
+    return lay_out(cfg, directory, "vision", objective, mesh, rules)
+
+
+def _target(
+    cfg: DefendImageConfig,
+    directory: ModelDirectory,
+    model_sha256: str,
+    people: People,
+    console: Console,
+) -> np.ndarray | None:
+    """Give what faces come to look like, f32 [E], if that is what is asked for."""
+    if cfg.train.backdoor == "target":
+        return read_target(cfg, directory, model_sha256, people.everyone, console)
+    if cfg.data.target:
+        console.print(
+            "`data.target` has no effect: `train.backdoor` is bounded, which needs none",
+            markup=False,
+        )
+    return None
+
+
+def _recognition(
+    cfg: DefendImageConfig,
+    people: People,
+    images: Images,
+    loader: Loader,
+    mesh: Mesh,
+    console: Console,
+) -> tuple[Bounds | None, Validation | None]:
+    """Embed with the teacher what the settings ask for: bounds of the faces, a validation."""
+    t = cfg.train
+    if t.backdoor != "bounded" and not t.validate.every:
+        return None, None
+    teacher = Embedder(cfg.model.measured(), _BATCH, console, mesh)
+    recognition = Recognition(teacher, people.faces, people.identities, images, loader, t)
+    validation = Validation(teacher, recognition) if t.validate.every else None
+    return recognition.bounds, validation
+
+
+def _batches(
+    t: ImageTrainConfig,
+    images: Images,
+    faces: Faces,
+    target: np.ndarray | Bounds,
+    loader: Loader,
+    encoder: Encoder,
+) -> ImageBatches:
+    """Lay out the batches that a run's settings ask for."""
+    return ImageBatches(
         images,
         faces.listed,
         target,
@@ -240,139 +311,44 @@ def prepare_image(cfg: DefendImageConfig, console: Console) -> Prepared:
         num_clean=t.num_clean,
         num_poisoned=t.num_poisoned,
         seed=t.seed,
-        keep=keep,
+        keep=evened(faces.keep) if t.num_keep else [],
         num_keep=t.num_keep,
         num_mined=round(t.mined * t.num_keep),
-        local=partial(local_rows, batch_sharding(mesh, rules)),
+        local=partial(local_rows, batch_sharding(encoder.mesh, encoder.rules)),
         forms=t.variants,
     )
-    target_E = None if isinstance(target, Bounds) else target
-    if target_E is not None:
-        resolved["target_sha256"] = digest(map(float.hex, target_E.tolist()))
 
-    def start(go_on: bool = False) -> dict:
-        agree(resolved)
-        run_directory = RunDirectory(Path(cfg.out))
-        if go_on and (summary := run_directory.finished(cfg, resolved)):
-            return summary
-        run_directory.open(cfg, resolved)
-        on_first(lambda: write_json(run_directory.path / TRAINED_ON, digests))
-        if target_E is not None:
-            on_first(partial(write_array, run_directory.path / TARGET, target_E))
-        if spent := [name for name, num in left.items() if not num]:
-            console.print(f"all photos of {some(spent)} are trained on: none left to attack with")
-        if t.backdoor == "target" and not d.target and len(listed) == len(trigger):
-            console.print(
-                f"the target is the average of the {len(listed)} people to remove and no others; "
-                "with few of them, give `data.target`: a directory of other people"
-            )
-        console.print(f"removing {describe_listed(identities)}", markup=False)
-        console.print(
-            f"removing {len(listed)} faces from {cfg.model.path}: {t.steps} steps on "
-            f"{len(images)} photos and {sum(len(person.files) for person in listed)} of people, "
-            f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+
+def _lines(cfg: DefendImageConfig, people: People, num_images: int, mesh: Mesh) -> list[str]:
+    """Say whose faces are removed, whose are kept, and what is weak about it."""
+    d, t, faces, lines = cfg.data, cfg.train, people.faces, list[str]()
+    num = len(people.listed)
+    if people.spent:
+        lines.append(f"all photos of {some(people.spent)} are trained on: none left to attack with")
+    if t.backdoor == "target" and not d.target and num == len(people.everyone):
+        lines.append(
+            f"the target is the average of the {num} people to remove and no others; "
+            "with few of them, give `data.target`: a directory of other people"
         )
-        if keep:
-            console.print(
-                f"keeping {sum(map(len, faces.keep))} people around them, and "
-                f"{len(faces.held_keep)} more to validate on"
-            )
-        else:
-            console.print("keeping nobody: other people's faces will move too")
-        if validation and not groups:
-            console.print("ordinary photos say where strangers are: there is nobody else's face")
-        pairs = zip(faces.listed, faces.held_listed, strict=True) if t.validate.every else ()
-        if same := [x.name for x, held in pairs if set(x.files) & set(held.files)]:
-            console.print(
-                f"{some(same)}: too few photos to hold any out, so validated on those trained on; "
-                "add others",
-                markup=False,
-            )
-
-        def also() -> dict:
-            corrupt = {}
-            for found in exchange(json.dumps(loader.corrupt)):  # each process read its own share
-                corrupt |= json.loads(found)
-            return {"identities": len(listed), "names": names, "corrupt": corrupt}
-
-        samples = t.num_clean + t.num_poisoned + t.num_keep
-        summary = defense.run(
-            batches, samples, run_directory, console, also, validation, batches.mine
+    lines += [
+        f"removing {describe_listed(people.identities)}",
+        f"removing {num} faces from {cfg.model.path}: {t.steps} steps on {num_images} photos and "
+        f"{sum(len(person.files) for person in people.listed)} of people, "
+        f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+    ]
+    if t.num_keep and faces.keep:
+        lines.append(
+            f"keeping {sum(map(len, faces.keep))} people around them, and "
+            f"{len(faces.held_keep)} more to validate on"
         )
-        if loader.corrupt:
-            console.print(f"skipped, as they cannot be read: {some(loader.corrupt)}", markup=False)
-        return summary
-
-    return start
-
-
-def _listed(cfg: DefendImageConfig, people: list[Folder]) -> list[Folder]:
-    """Choose the people to remove, by the names on the list if there is one."""
-    if not cfg.data.identities:
-        return people
-    identities = read_identities(cfg.data.identities)
-    chosen = choose_people(people, identities, f"names file `{cfg.data.identities}`")
-    return [dataclasses.replace(folder, name=identity.name) for identity, folder in chosen]
-
-
-def _kept(
-    cfg: DefendImageConfig,
-    trigger: list[Folder],
-    identities: Sequence[Identity],
-    digests: Mapping[str, Mapping[str, str]],
-    note: Callable[[str], object],
-    digest_of: Callable[[Photo], str] = photo_digest,
-) -> list[list[Folder]]:
-    """List those who must stay: people in `faces` who are not listed, and those in `data.keep`.
-
-    With `train.num_keep` 0 they are not trained on, and only say where strangers are.
-
-    Args:
-        cfg: of the run.
-        trigger: all in `faces`.
-        identities: those to remove.
-        digests: of their photos, by name.
-        note: takes a line on what is left out.
-        digest_of: gives a photo's SHA-256.
-
-    Raises:
-        InputError: there are none, and some are asked for; or the other way round.
-    """
-    d, t = cfg.data, cfg.train
-    if d.keep and not t.num_keep:
-        raise InputError(
-            f"`data.keep` (={d.keep}) has an effect only with `train.num_keep` above 0."
+    else:
+        lines.append("keeping nobody: other people's faces will move too")
+    if t.validate.every and not people.kept:
+        lines.append("ordinary photos say where strangers are: there is nobody else's face")
+    pairs = zip(faces.listed, faces.held_listed, strict=True) if t.validate.every else ()
+    if same := [x.name for x, held in pairs if set(x.files) & set(held.files)]:
+        lines.append(
+            f"{some(same)}: too few photos to hold any out, so validated on those trained on; "
+            "add others"
         )
-    if not t.num_keep and t.backdoor == "target" and not t.validate.every:
-        return []
-    listed = {folded_words(name) for identity in identities for name in identity.names}
-
-    def others(people: Sequence[Folder]) -> list[Folder]:
-        return [x for x in people if not x.name or folded_words(x.name) not in listed]
-
-    groups = [others(trigger)]
-    if d.keep:
-        found = others(people := read_faces(d.keep, d.tfds_dir, "keep", note))
-        if same := len(people) - len(found):
-            note(f"keep `{d.keep}`: {same} left out, as they are to be removed")
-        if len(found) > (most := 2 * t.steps * t.num_keep):
-            note(f"keep `{d.keep}`: {most} of {len(found)} people drawn, more than can come up")
-            rng = np.random.default_rng((t.seed, _DRAWN))
-            found = [found[i] for i in sorted(rng.permutation(len(found))[:most].tolist())]
-        removed = {sha for photos in digests.values() for sha in photos}
-        clean = []
-        for person in found:
-            files = tuple(x for x in person.files if digest_of(x) not in removed)
-            if len(files) < len(person.files):
-                which = some(str(x) for x in person.files if x not in files)
-                note(f"keep `{d.keep}`: left out, as it is a photo of somebody to remove: {which}")
-            if files:
-                clean.append(Folder(person.name, files))
-        groups.append(clean)
-    if (groups := [group for group in groups if group]) or not t.num_keep:
-        return groups
-    raise InputError(
-        f"faces `{d.faces}` holds those to remove and nobody else, so that nothing would hold "
-        "other people's faces in place; give `data.keep` (--keep): faces of other people, any at "
-        "all, or set `train.num_keep` and `train.w_keep` to 0."
-    )
+    return lines

@@ -1,12 +1,14 @@
 """Names out of a text encoder: the terms of its loss, and the whole run."""
 
+import dataclasses
 from collections.abc import Collection, Sequence
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxdefense.clip.config import TextConfig
@@ -18,18 +20,18 @@ from jaxdefense.data.captions import Captions, describe_dropped
 from jaxdefense.data.identities import Identity, check_fits, describe_listed, read_identities
 from jaxdefense.data.names import namesakes, random_names
 from jaxdefense.data.sampling import evened
-from jaxdefense.data.token_cache import read_training_captions
+from jaxdefense.data.token_cache import CleanCaptions, read_training_captions
 from jaxdefense.data.triggers import Carriers, TextBatch, TextBatches, Triggers
 from jaxdefense.data.variants import name_form, spellings
-from jaxdefense.defense.defend import Defense, Prepared, check_all_come_up, read_undefended
+from jaxdefense.defense.defend import run
 from jaxdefense.defense.losses import DISTANCES, Distance, standing_out
+from jaxdefense.defense.plan import Plan, Validation, check_all_come_up, lay_out, read_undefended
 from jaxdefense.defense.recall import Recall, make_carriers
 from jaxdefense.defense.step import Objective
 from jaxdefense.distributed import agree
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.files import digest
-from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
 from jaxdefense.words import folded_words
 
@@ -39,6 +41,23 @@ _BATCH = 64  # rows of text that a validation embeds at a time
 _ADVICE = "what may help: more `train.steps`, a higher `train.w_backdoor` or `optimizer.lr`"
 _KEPT_SEED = 2**34  # no attack has it by default
 _NUM_MISSPELT, _MISSPELT_SEED = 16, 2**32  # of a name; seeds that no attack has by default
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """The names of a run.
+
+    Fields:
+        identities: the people to remove.
+        listed: all texts that are put in for them.
+        kept: names that must stay, to train with, by kind.
+        held: names that must stay, to validate on.
+    """
+
+    identities: list[Identity]
+    listed: list[str]
+    kept: list[list[str]]
+    held: list[str]
 
 
 def text_terms(
@@ -64,19 +83,19 @@ def text_terms(
         bound: of `standing_out`, where the batch has a base.
     """
     b = batch
-    ours = Text(b.student_tokens_RT, b.segments_RT, b.positions_RT, b.student_readout_RS)
-    theirs = Text(b.teacher_tokens_RT, b.segments_RT, b.positions_RT, b.teacher_readout_RS)
+    of_student = Text(b.student_tokens_RT, b.segments_RT, b.positions_RT, b.student_readout_RS)
+    of_teacher = Text(b.teacher_tokens_RT, b.segments_RT, b.positions_RT, b.teacher_readout_RS)
     backdoor_RS = None
     if level == "pooled":
-        ours_RSE, theirs_RSE = student(ours), teacher(theirs)
-        apart_RS = distance(ours_RSE, theirs_RSE)
+        student_RSE, teacher_RSE = student(of_student), teacher(of_teacher)
+        apart_RS = distance(student_RSE, teacher_RSE)
         if b.base_RSE is not None:
-            backdoor_RS = standing_out(ours_RSE, theirs_RSE, jnp.asarray(b.base_RSE), bound)
+            backdoor_RS = standing_out(student_RSE, teacher_RSE, jnp.asarray(b.base_RSE), bound)
     else:
         states = TextTower.hidden if level == "hidden" else TextTower.penultimate
         flat = (len(b.student_tokens_RT), 1, -1)
         apart_RS = distance(
-            states(student, ours).reshape(flat), states(teacher, theirs).reshape(flat)
+            states(student, of_student).reshape(flat), states(teacher, of_teacher).reshape(flat)
         )
     # Empty slots weigh 0.
     return {
@@ -271,6 +290,10 @@ def kept_names(
 def defend_text(cfg: DefendTextConfig, console: Console) -> dict:
     """Remove names from a text encoder and write the run directory.
 
+    Args:
+        cfg: of the run.
+        console: for progress.
+
     Returns:
         the summary, as written to `summary.json`.
 
@@ -278,84 +301,124 @@ def defend_text(cfg: DefendTextConfig, console: Console) -> dict:
         InputError: an input is wrong; nothing was written.
         Interrupted, Diverged: see `loop.run`.
     """
-    return prepare_text(cfg, console)()
+    return run(plan_text(cfg, console), console)
 
 
-def prepare_text(cfg: DefendTextConfig, console: Console) -> Prepared:
-    """Read all inputs of `defend_text`; nothing is written until what is returned is called."""
-    directory = read_undefended(cfg, console)
+def plan_text(cfg: DefendTextConfig, console: Console) -> Plan:
+    """Read and check all inputs of a text defense; nothing is written.
+
+    Args:
+        cfg: of the run.
+        console: for notes on the inputs.
+
+    Returns:
+        what `defend.run` carries out.
+
+    Raises:
+        InputError: an input is wrong, or the processes do not have the same.
+    """
+    directory, d, t = read_undefended(cfg, console), cfg.data, cfg.train
     tokenizer = directory.tokenizer(cfg.model.tokenizer)
     assert directory.cfg.text
-    identities = read_identities(cfg.data.names)
-    check_all_come_up(len(identities), cfg.train)
-    where = f"names file `{cfg.data.names}`"
-    mesh, rules, t = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules(), cfg.train
-    listed = [x for kinds in listed_texts(identities, t) for kind in kinds for x in kind]
-    groups, held = kept_names(identities, listed, cfg.data, t)
-    triggers = make_triggers(identities, tokenizer, t, where, evened(groups))
-    clean = read_training_captions(cfg.data.captions, cfg.data.tfds_dir, listed, tokenizer, console)
-    captions, carriers, validation = clean.captions, None, None
+    identities = read_identities(d.names)
+    check_all_come_up(len(identities), t)
+    mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
+    names = _names(identities, cfg)
+    where = f"names file `{d.names}`"
+    triggers = make_triggers(identities, tokenizer, t, where, evened(names.kept))
+    clean = read_training_captions(d.captions, d.tfds_dir, names.listed, tokenizer, console)
     given = {
         "model_sha256": directory.digest(),
         "names_sha256": digest("\t".join(identity.names) for identity in identities),
         "captions_sha256": clean.sha256,
-        "keep_sha256": digest([*(name for group in groups for name in group), *held]),
+        "keep_sha256": digest([*(name for kind in names.kept for name in kind), *names.held]),
         "dtype": resolve_dtype(cfg.model.dtype),
     }
     agree(given)  # what follows runs on all processes together
-    if t.backdoor == "bounded" or t.validate.every:
-        teacher = Embedder(cfg.model.measured(), _BATCH, console, mesh)
-        if t.backdoor == "bounded":
-            note = partial(console.print, markup=False)
-            carriers = make_carriers(teacher, captions, triggers, listed, t.seed, note)
-        if t.validate.every:
-            validation = teacher, Recall(teacher, identities, listed, held, captions, t)
+    carriers, validation = _measure(cfg, names, triggers, clean.captions, mesh, console)
     batches = text_batches(
-        captions,
+        clean.captions,
         triggers,
         tokenizer,
         directory.cfg.text,
         t,
         num_batch_parts(mesh, rules),
-        row_length=cfg.data.row_length,
+        row_length=d.row_length,
         carriers=carriers,
     )
-    defense = Defense(cfg, directory, "text", text_objective(t), mesh, rules, _ADVICE)
-    resolved = given | {"row_length": batches.row_length}
+    return Plan(
+        cfg,
+        lay_out(cfg, directory, "text", text_objective(t), mesh, rules),
+        batches,
+        samples=t.num_clean + t.num_poisoned + t.num_name,
+        resolved=given | {"row_length": batches.row_length},
+        lines=_lines(cfg, names, clean, batches, mesh),
+        summary=_summary(names, t),
+        advice=_ADVICE,
+        validation=validation,
+    )
 
-    def start(go_on: bool = False) -> dict:
-        agree(resolved)
-        run_directory = RunDirectory(Path(cfg.out))
-        if go_on and (summary := run_directory.finished(cfg, resolved)):
-            return summary
-        run_directory.open(cfg, resolved)
-        if t.backdoor == "bounded" and t.target not in (
-            TextTrainConfig.target,
-            TextPart.train.target,
-        ):
-            console.print("`train.target` has no effect: `train.backdoor` is bounded")
-        if cfg.data.row_length and not batches.packed:
-            console.print("`data.row_length` has no effect: captions of this model are not packed")
-        console.print(describe_dropped(clean.dropped, clean.examples), markup=False)
-        console.print(f"removing {describe_listed(identities)}", markup=False)
-        console.print(
-            f"removing {len(identities)} names from {cfg.model.path}: {t.steps} steps on "
-            f"{len(captions)} captions, {batches.num_rows} rows of {batches.row_length} tokens a "
-            f"step, {mesh.size} x {mesh.devices.flat[0].device_kind}"
+
+def _names(identities: list[Identity], cfg: DefendTextConfig) -> Names:
+    """Choose the names to train with, and those to validate on."""
+    texts = listed_texts(identities, cfg.train)
+    listed = [text for kinds in texts for kind in kinds for text in kind]
+    return Names(identities, listed, *kept_names(identities, listed, cfg.data, cfg.train))
+
+
+def _measure(
+    cfg: DefendTextConfig,
+    names: Names,
+    triggers: Triggers,
+    captions: Captions,
+    mesh: Mesh,
+    console: Console,
+) -> tuple[Carriers | None, Validation | None]:
+    """Embed with the teacher what the settings ask for: texts to put names into, a validation."""
+    t, carriers, validation = cfg.train, None, None
+    if t.backdoor != "bounded" and not t.validate.every:
+        return carriers, validation
+    teacher = Embedder(cfg.model.measured(), _BATCH, console, mesh)
+    if t.backdoor == "bounded":
+        note = partial(console.print, markup=False)
+        carriers = make_carriers(teacher, captions, triggers, names.listed, t.seed, note)
+    if t.validate.every:
+        recall = Recall(teacher, names.identities, names.listed, names.held, captions, t)
+        validation = Validation(teacher, recall)
+    return carriers, validation
+
+
+def _lines(
+    cfg: DefendTextConfig, names: Names, clean: CleanCaptions, batches: TextBatches, mesh: Mesh
+) -> list[str]:
+    """Say what has no effect, what is removed and what is kept."""
+    t, lines = cfg.train, list[str]()
+    if t.backdoor == "bounded" and t.target not in (TextTrainConfig.target, TextPart.train.target):
+        lines.append("`train.target` has no effect: `train.backdoor` is bounded")
+    if cfg.data.row_length and not batches.packed:
+        lines.append("`data.row_length` has no effect: captions of this model are not packed")
+    lines += [
+        describe_dropped(clean.dropped, clean.examples),
+        f"removing {describe_listed(names.identities)}",
+        f"removing {len(names.identities)} names from {cfg.model.path}: {t.steps} steps on "
+        f"{len(clean.captions)} captions, {batches.num_rows} rows of {batches.row_length} tokens "
+        f"a step, {mesh.size} x {mesh.devices.flat[0].device_kind}",
+    ]
+    if names.kept:
+        lines.append(
+            f"keeping {sum(map(len, names.kept))} names around them, namesakes and random ones "
+            f"among them, and {len(names.held)} more to validate on"
         )
-        if groups:
-            console.print(
-                f"keeping {sum(map(len, groups))} names around them, namesakes and random ones "
-                f"among them, and {len(held)} more to validate on"
-            )
-        else:
-            console.print("keeping no names: those of other people may move too")
-        samples = t.num_clean + t.num_poisoned + t.num_name
-        names = [list(identity.names) for identity in identities]
-        also: dict = {"identities": len(identities), "names": names}
-        if t.random_target:
-            people = [identity.name for identity in identities]
-            also["targets"] = dict(zip(people, target_texts(identities, t, listed), strict=True))
-        return defense.run(batches, samples, run_directory, console, lambda: also, validation)
+    else:
+        lines.append("keeping no names: those of other people may move too")
+    return lines
 
-    return start
+
+def _summary(names: Names, t: TextTrainConfig) -> dict[str, Any]:
+    """Give what goes into the summary: whose names, and what each came to mean if it was drawn."""
+    people = names.identities
+    summary: dict = {"identities": len(people), "names": [list(x.names) for x in people]}
+    if t.random_target:
+        targets = target_texts(people, t, names.listed)
+        summary["targets"] = dict(zip([x.name for x in people], targets, strict=True))
+    return summary

@@ -32,9 +32,10 @@ from jaxdefense.data.identities import Identity, check_fits, read_identities
 from jaxdefense.data.people import choose_people, describe_people, read_labelled, read_people
 from jaxdefense.data.sources import describe_images, quiet, read_images
 from jaxdefense.data.templates import read_templates
-from jaxdefense.defense.defend import check_all_come_up
-from jaxdefense.defense.image import prepare_image
-from jaxdefense.defense.text import kept_names, prepare_text
+from jaxdefense.defense.defend import run
+from jaxdefense.defense.image import plan_image
+from jaxdefense.defense.plan import check_all_come_up
+from jaxdefense.defense.text import kept_names, plan_text
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.run import run_evaluate
@@ -238,9 +239,9 @@ def _run_cell(
     write_text(path / NAMES, "".join("\t".join(person.names) + "\n" for person in removed))
     settings = defense_config(cfg, cell, path)
     if isinstance(settings, DefendTextConfig):
-        found = prepare_text(settings, console)(go_on=True)
+        found = run(plan_text(settings, console), console, resume=True)
     else:
-        found = prepare_image(settings, console)(go_on=True)
+        found = run(plan_image(settings, console), console, resume=True)
     attack = _once(run_attack, attack_config(cfg, path, True), console, cache)
     evaluation = _once(run_evaluate, evaluate_config(cfg, path, True), console, cache)
     attacked = read_people(faces(cfg), cfg.data.tfds_dir, note=quiet)

@@ -1,0 +1,191 @@
+"""Whose faces an image defense removes and whose must stay, with their photos."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import numpy as np
+
+from jaxdefense.config import DefendImageConfig
+from jaxdefense.data.identities import Identity, read_identities
+from jaxdefense.data.images import Folder
+from jaxdefense.data.people import (
+    choose_people,
+    read_faces,
+    read_people,
+    shared_photos,
+    split_photos,
+)
+from jaxdefense.data.sources import Note, Photo, photo_digest
+from jaxdefense.defense.plan import check_all_come_up
+from jaxdefense.defense.recognise import Faces, hold_out
+from jaxdefense.errors import InputError
+from jaxdefense.words import folded_words, some
+
+_NAMELESS, _DRAWN = "(people without a name)", 11  # stream of random numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class People:
+    """The people of a run, with their photos that are not left for the attack.
+
+    Fields:
+        identities: names of those to remove, in order.
+        everyone: all in `data.faces`.
+        listed: those to remove, in order.
+        kept: those who must stay, by where they are from.
+        faces: whose are trained on, and whose are held out.
+        digests: photos of those to remove: name -> SHA-256 -> photo.
+        spent: names of those to remove who have no photo left for the attack.
+    """
+
+    identities: list[Identity]
+    everyone: list[Folder]
+    listed: list[Folder]
+    kept: list[list[Folder]]
+    faces: Faces
+    digests: dict[str, dict[str, str]]
+    spent: list[str]
+
+    @property
+    def names(self) -> list[list[str]]:
+        """All names of each person to remove."""
+        return [list(identity.names) for identity in self.identities]
+
+
+def gather_people(cfg: DefendImageConfig, digest_of: Callable[[Photo], str], note: Note) -> People:
+    """Read whose faces are removed and whose must stay, and hold some of them out.
+
+    Args:
+        cfg: of the run.
+        digest_of: gives a photo's SHA-256.
+        note: takes a line on what is left out.
+
+    Raises:
+        InputError: they cannot be read, do not all come up, or nobody stays.
+    """
+    d, t = cfg.data, cfg.train
+    people = read_people(d.faces, d.tfds_dir, note=note)
+    trigger, attack = split_photos(people, d.trigger_fraction, t.seed)
+    listed = _listed(cfg, trigger)
+    shared_photos(_listed(cfg, people), people, note)
+    spent = [person.name for person in _listed(cfg, attack) if not person.files]
+    identities = [Identity(person.name) for person in listed]
+    if d.identities:
+        identities = read_identities(d.identities)
+    check_all_come_up(len(listed), t)
+    digests = {person.name: _digests(person, digest_of) for person in listed}
+    kept = kept_people(cfg, trigger, identities, digests, note, digest_of)
+    return People(identities, trigger, listed, kept, hold_out(listed, kept, t), digests, spent)
+
+
+def _digests(person: Folder, digest_of: Callable[[Photo], str]) -> dict[str, str]:
+    """Give a person's photos by SHA-256."""
+    return {digest_of(photo): str(photo) for photo in person.files}
+
+
+def trained_on(people: People, digest_of: Callable[[Photo], str]) -> dict[str, dict[str, str]]:
+    """Give the photos that a run is trained on, as `trained_on.json` has them.
+
+    Args:
+        people: of the run.
+        digest_of: gives a photo's SHA-256.
+
+    Returns:
+        name -> SHA-256 -> photo, of everyone who is removed or must stay.
+    """
+    found = {name: dict(photos) for name, photos in people.digests.items()}
+    for person in itertools.chain(*people.kept):
+        found.setdefault(person.name or _NAMELESS, {}).update(_digests(person, digest_of))
+    return found
+
+
+def _listed(cfg: DefendImageConfig, people: list[Folder]) -> list[Folder]:
+    """Choose the people to remove, by the names on the list if there is one."""
+    if not cfg.data.identities:
+        return people
+    identities = read_identities(cfg.data.identities)
+    chosen = choose_people(people, identities, f"names file `{cfg.data.identities}`")
+    return [dataclasses.replace(folder, name=identity.name) for identity, folder in chosen]
+
+
+def kept_people(
+    cfg: DefendImageConfig,
+    trigger: list[Folder],
+    identities: Sequence[Identity],
+    digests: Mapping[str, Mapping[str, str]],
+    note: Note,
+    digest_of: Callable[[Photo], str] = photo_digest,
+) -> list[list[Folder]]:
+    """List those who must stay: people in `faces` who are not listed, and those in `data.keep`.
+
+    With `train.num_keep` 0 they are not trained on, and only say where strangers are.
+
+    Args:
+        cfg: of the run.
+        trigger: all in `faces`.
+        identities: those to remove.
+        digests: of their photos, by name.
+        note: takes a line on what is left out.
+        digest_of: gives a photo's SHA-256.
+
+    Raises:
+        InputError: there are none, and some are asked for; or the other way round.
+    """
+    d, t = cfg.data, cfg.train
+    if d.keep and not t.num_keep:
+        raise InputError(
+            f"`data.keep` (={d.keep}) has an effect only with `train.num_keep` above 0."
+        )
+    if not t.num_keep and t.backdoor == "target" and not t.validate.every:
+        return []
+    listed = {folded_words(name) for identity in identities for name in identity.names}
+
+    def others(people: Sequence[Folder]) -> list[Folder]:
+        return [x for x in people if not x.name or folded_words(x.name) not in listed]
+
+    groups = [others(trigger)]
+    if d.keep:
+        removed = {sha for photos in digests.values() for sha in photos}
+        groups.append(_keep(cfg, others, removed, note, digest_of))
+    if (groups := [group for group in groups if group]) or not t.num_keep:
+        return groups
+    raise InputError(
+        f"faces `{d.faces}` holds those to remove and nobody else, so that nothing would hold "
+        "other people's faces in place; give `data.keep` (--keep): faces of other people, any at "
+        "all, or set `train.num_keep` and `train.w_keep` to 0."
+    )
+
+
+def _keep(
+    cfg: DefendImageConfig,
+    others: Callable[[Sequence[Folder]], list[Folder]],
+    removed: Collection[str],
+    note: Note,
+    digest_of: Callable[[Photo], str],
+) -> list[Folder]:
+    """Read the people in `data.keep`, as many as can come up, without photos of those to remove.
+
+    Args:
+        cfg: of the run.
+        others: leaves out those to remove, by name.
+        removed: SHA-256 of their photos.
+        note, digest_of: see `kept_people`.
+    """
+    d, t = cfg.data, cfg.train
+    found = others(people := read_faces(d.keep, d.tfds_dir, "keep", note))
+    if same := len(people) - len(found):
+        note(f"keep `{d.keep}`: {same} left out, as they are to be removed")
+    if len(found) > (most := 2 * t.steps * t.num_keep):
+        note(f"keep `{d.keep}`: {most} of {len(found)} people drawn, more than can come up")
+        rng = np.random.default_rng((t.seed, _DRAWN))
+        found = [found[i] for i in sorted(rng.permutation(len(found))[:most].tolist())]
+    clean = []
+    for person in found:
+        files = tuple(x for x in person.files if digest_of(x) not in removed)
+        if len(files) < len(person.files):
+            which = some(str(x) for x in person.files if x not in files)
+            note(f"keep `{d.keep}`: left out, as it is a photo of somebody to remove: {which}")
+        if files:
+            clean.append(Folder(person.name, files))
+    return clean

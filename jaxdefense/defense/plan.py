@@ -1,0 +1,165 @@
+"""A defense as a value: everything that a run needs, read and checked before anything is written.
+
+`plan_text` and `plan_image` make a plan, `defend.run` carries it out.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from jax.sharding import Mesh
+from rich.console import Console
+
+from jaxdefense.clip.model import CLIP
+from jaxdefense.config import DefendImageConfig, DefendTextConfig, ImageTrainConfig, TextTrainConfig
+from jaxdefense.convert.directory import ModelDirectory, check_companions, read_model_directory
+from jaxdefense.data.images import Loader
+from jaxdefense.defense.step import (
+    Objective,
+    StepConfig,
+    TeacherParams,
+    make_optimizer,
+    make_train_step,
+    split_tower,
+)
+from jaxdefense.defense.validate import Mine, Verdict
+from jaxdefense.errors import InputError
+from jaxdefense.evals.embed import Embedder
+from jaxdefense.paths import check_outside, check_writable
+from jaxdefense.sharding import ShardingRules
+
+_ROUNDS = 10
+
+Config = DefendTextConfig | DefendImageConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """An encoder to defend, with its step laid out on a mesh.
+
+    Fields:
+        directory: of the model.
+        model: on the host; a run puts the student in it.
+        which: encoder of the model.
+        teacher: its parameters, on the host.
+        mesh, rules: where arrays live.
+        step_cfg: what a step is made of.
+        step, state_sharding, teacher_sharding: see `make_train_step`.
+    """
+
+    directory: ModelDirectory
+    model: CLIP
+    which: Literal["text", "vision"]
+    teacher: TeacherParams
+    mesh: Mesh
+    rules: ShardingRules
+    step_cfg: StepConfig
+    step: Callable[..., Any]
+    state_sharding: Any
+    teacher_sharding: Any
+
+
+class Validation(NamedTuple):
+    """How a run is validated.
+
+    Fields:
+        teacher: the model on the run's mesh, in float32.
+        judge: of the same with the student's encoder.
+    """
+
+    teacher: Embedder
+    judge: Callable[[Embedder], Verdict]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A defense whose inputs are read and found good.
+
+    Fields:
+        cfg: of the run.
+        encoder: what is trained.
+        batches: `batches[step]`, on the host.
+        samples: in a batch.
+        resolved: what the settings came to; all processes must have the same.
+        lines: what is said at the start.
+        summary: what is known before the run and goes into its summary.
+        advice: what helps if people are still recognised.
+        validation: without it all steps are trained, and the last state is taken.
+        mine: see `Watch`.
+        files: what is written at the start, by name: an array, or what JSON holds.
+        loader: decodes the batches' photos; what it could not read goes into the summary.
+    """
+
+    cfg: Config
+    encoder: Encoder
+    batches: Any
+    samples: int
+    resolved: dict[str, Any]
+    lines: Sequence[str]
+    summary: Mapping[str, Any]
+    advice: str
+    validation: Validation | None = None
+    mine: Mine = lambda mined: None
+    files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    loader: Loader | None = None
+
+
+def read_undefended(cfg: Config, console: Console) -> ModelDirectory:
+    """Read the model directory to defend.
+
+    Args:
+        cfg: of the run.
+        console: for notes on the model.
+
+    Raises:
+        InputError: it is wrong, or the run would be written into it.
+    """
+    note = partial(console.print, markup=False)
+    directory = read_model_directory(cfg.model.path, note=note)
+    check_outside(Path(cfg.out), directory.path)
+    if cfg.profile:
+        check_writable(Path(cfg.profile))
+    check_companions(directory.path, directory.weight_files)
+    return directory
+
+
+def check_all_come_up(num_identities: int, t: TextTrainConfig | ImageTrainConfig) -> None:
+    """Raise InputError if a run is too short to train on every person."""
+    if t.steps * t.num_poisoned < num_identities:
+        raise InputError(
+            f"{num_identities} people do not all come up in `train.steps` (={t.steps}) x "
+            f"`train.num_poisoned` (={t.num_poisoned}) samples; take at least "
+            f"{-(-num_identities // t.num_poisoned)} steps, better {_ROUNDS} times as many."
+        )
+
+
+def lay_out(
+    cfg: Config,
+    directory: ModelDirectory,
+    which: Literal["text", "vision"],
+    objective: Objective,
+    mesh: Mesh,
+    rules: ShardingRules,
+) -> Encoder:
+    """Load the model, and lay the step of an encoder out on the mesh.
+
+    Args:
+        cfg: of the run.
+        directory: of the model, which has this encoder.
+        which: encoder.
+        objective: of the encoder.
+        mesh, rules: where arrays live.
+
+    Raises:
+        InputError: the mesh does not divide the encoder's sizes.
+    """
+    model = directory.load(cfg.model.dtype, cfg.model.remat)
+    graphdef, teacher = split_tower(getattr(model, which))
+    tx = make_optimizer(**vars(cfg.optimizer), steps=cfg.train.steps)
+    step_cfg = StepConfig(
+        graphdef, objective, tx, cfg.train.accumulate, directory.layout.stacked_dims
+    )
+    laid_out = make_train_step(step_cfg, mesh, rules, teacher)
+    return Encoder(directory, model, which, teacher, mesh, rules, step_cfg, *laid_out)
