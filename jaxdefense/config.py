@@ -296,7 +296,7 @@ class ImageDataConfig:
     """Directory with a folder of photos a person, or tfds:NAME[/CONFIG][:SPLIT]."""
     images: Annotated[Place, short("images")] = how(dataclasses.MISSING)
     """Ordinary photos: directory, .tar shards or tfds:NAME[/CONFIG][:SPLIT]."""
-    identities: Annotated[Place, short("identities")] = ""
+    identities: Annotated[Place, short("identities")] = how("")
     """Names file of those to remove; without, everyone in `faces`."""
     keep: Annotated[Place, short("keep")] = how("")
     """Faces of people who must stay, beside those in `faces` who are not listed: a folder a person,

@@ -214,6 +214,7 @@ def plan_image(cfg: DefendImageConfig, console: Console) -> Plan:
     resolved = {
         "model_sha256": model_sha256,
         "faces_sha256": digest(f"{name}\t{sha}" for name in photos for sha in photos[name]),
+        "names_sha256": digest("\t".join(names) for names in people.names),
         "images_sha256": describe_images(images),
         "dtype": resolve_dtype(cfg.model.dtype),
     }
