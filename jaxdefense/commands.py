@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxdefense.errors import InputError, NotReached
+from jaxdefense.errors import NotReached
 
 # A function that takes the settings and the console, and returns a summary of JSON values.
 Run = Callable[[Any, Console], dict[str, Any]]
@@ -49,15 +49,12 @@ class Command:
         """
         from jaxdefense.settings import parse
 
-        base, args = {}, [*args]
-        if self.presets and "--preset" in args[:-1]:
-            at, presets = args.index("--preset"), _find(self.presets)
-            _, name = args[at : at + 2]
-            del args[at : at + 2]
-            if name not in presets:
-                raise InputError(f"`--preset` (={name}) must be one of {', '.join(presets)}.")
-            base = presets[name]
-        return parse(self.kind(), args, prog, self.about, base)
+        presets = _find(self.presets) if self.presets else {}
+        also = "A setting may also be given by --set KEY=VALUE, or by --config FILE: Python with "
+        also += "get_config(). docs/settings.md lists all settings."
+        if presets:
+            also += " --preset NAME gives those of a run that docs/scaling.md lists."
+        return parse(self.kind(), args, prog, f"{self.about} {also}", presets)
 
     def __call__(self, cfg: Any, console: Console) -> None:
         """Run it."""
@@ -180,19 +177,26 @@ def reference() -> str:
     """Write the page of all settings, as Markdown."""
     from jaxdefense.settings import settings_of
 
+    def usual(key: str) -> str:
+        return f"--{key.replace('_', '-')}"
+
     page = [
         "# Settings of every command",
         "",
-        "Each setting is a flag, a key of `--set KEY=VALUE`, and a key of a config file: `--config "
-        "FILE`, Python with `get_config()` that returns an `ml_collections.ConfigDict`. Flags win "
-        "over `--set`, which wins over the file. Those marked * say how a run is computed: a run "
-        "resumes with another value. This page is written by `python -m jaxdefense.commands`.",
+        "Each setting is a flag, as in `--train.steps 800`, a key of `--set KEY=VALUE`, and a key "
+        "of a config file: `--config FILE`, Python with `get_config()` that returns an "
+        "`ml_collections.ConfigDict`. Flags win over `--set`, which wins over the file. A word in "
+        "capitals is an argument without a flag.",
+        "",
+        "A run that was broken off resumes with the same settings. Those marked * may have another "
+        "value: they say how a run is computed, or where its inputs are, whose contents must be "
+        "the same. This page is written by `python -m jaxdefense.commands`.",
     ]
     for name, command in COMMANDS.items():
         page += ["", f"## `jaxdefense {name}`", "", command.about, ""]
-        page += ["| setting | short flag | is | default | |", "|---|---|---|---|---|"]
+        page += ["| setting | other flag | is | default | |", "|---|---|---|---|---|"]
         for setting in settings_of(command.kind()):
-            short = ", ".join(f"`{flag}`" for flag in setting.flags[:-1])
+            short = ", ".join(f"`{flag}`" for flag in setting.flags if flag != usual(setting.key))
             default = "**required**" if setting.default is None else f"`{setting.default}`"
             default = "" if default == "``" else default
             star = "" if setting.result else " *"

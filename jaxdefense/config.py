@@ -873,9 +873,9 @@ class ReportConfig:
 class ConvertConfig:
     """`jaxdefense convert`."""
 
-    src: tyro.conf.Positional[Place]
+    src: Annotated[tyro.conf.Positional[Place], tyro.conf.arg(metavar="SRC")]
     """Model directory, or .pt file."""
-    dst: tyro.conf.Positional[Place]
+    dst: Annotated[tyro.conf.Positional[Place], tyro.conf.arg(metavar="DST")]
     """Directory to write."""
     to: str
     """hf, openclip or orbax."""

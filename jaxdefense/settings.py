@@ -74,7 +74,7 @@ def parse(
     args: Sequence[str] = (),
     prog: str = "jaxdefense",
     about: str = "",
-    base: Mapping[str, Any] | None = None,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> T:
     """Fill a dataclass of settings.
 
@@ -83,49 +83,63 @@ def parse(
         args: flags; `--config FILE` and `--set KEY=VALUE` among them.
         prog: name of the command, for help and errors.
         about: what it does, for help.
-        base: nested settings that all others win over.
+        presets: nested settings by name; those of `--preset NAME` lie below all others.
 
     Raises:
         InputError: a setting is unknown, missing, of another type, or out of range.
         SystemExit: help was asked for, and printed.
     """
-    file, sets, rest = _layers(args)
-    given = [*as_flags(base or {}), *as_flags(load_config_file(file) if file else {}), *sets, *rest]
-    _check_flags(kind, given)
-    _check_values(given)
+    own = ("--config", "--set", *["--preset"] * bool(presets))
+    given, rest = _split(args, own)
+    preset, file = (given[name][-1] if given[name] else "" for name in ("--preset", "--config"))
+    if preset and preset not in (presets or {}):
+        raise InputError(f"`--preset` (={preset}) must be one of {', '.join(presets or {})}.")
+    trees = [(presets or {}).get(preset, {}), load_config_file(file) if file else {}]
+    for tree in trees:
+        _check_sections(kind, tree)
+    flags = [*itertools.chain(*map(as_flags, trees)), *map(_assignment, given["--set"]), *rest]
+    _check_values(flags)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            found = tyro.cli(kind, prog=prog, description=about or None, args=given)
+            found = tyro.cli(
+                kind, prog=prog, description=about or None, args=_switches(kind, flags)
+            )
     except SystemExit as ended:
         if not ended.code:
             raise
-        raise InputError(_one_line(said.getvalue(), prog)) from None
+        error = ended.__context__
+        while error and not isinstance(error, InputError):
+            error = error.__context__
+        raise error or InputError(_one_line(said.getvalue(), prog)) from None
     _check(found)
     return found
 
 
-def _layers(args: Sequence[str]) -> tuple[str, list[str], list[str]]:
-    """Split flags into the config file, what `--set` gives, and all others."""
-    file, sets, rest = "", list[str](), list[str]()
+def _split(args: Sequence[str], own: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Take the flags out that are no settings; gives their values, and all other flags."""
+    given, rest = {"--preset": [], "--config": [], "--set": []}, list[str]()
     left = iter(args)
     for arg in left:
         name, equals, value = arg.partition("=")
-        if name not in ("--config", "--set"):
+        if name not in own:
             rest.append(arg)
             continue
-        if not equals and (value := next(left, None)) is None:
+        if not equals and (value := next(left, "")) == "":
             raise InputError(f"`{name}` takes a value.")
-        assert value is not None
-        if name == "--config":
-            check_given(value, "config")
-            file = value
-            continue
-        key, equals, text = value.partition("=")
-        if not equals or not key:
-            raise InputError(f"`--set {value}` must have the form key=value.")
-        sets += as_flags({key: _literal(text)})
-    return file, sets, rest
+        given[name].append(value)
+    for path in given["--config"]:
+        check_given(path, "config")
+    return given, rest
+
+
+def _assignment(text: str) -> str:
+    """Write `key=value` as a flag."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InputError(f"`--set {text}` must have the form key=value.")
+    (flag,) = as_flags({key: _literal(value)})
+    return flag
 
 
 def _literal(text: str) -> Any:
@@ -175,12 +189,7 @@ def as_flags(tree: Mapping[str, Any], at: str = "") -> list[str]:
         items = value if isinstance(value, list | tuple) else [value]
         if any(not isinstance(x, str | int | float | os.PathLike) for x in items):
             raise InputError(f"`{key}` (={value!r}) must be a number, a text or a list of these.")
-        if str(value) in ("True", "False"):
-            section, _, last = key.rpartition(".")
-            parts = [section] * bool(section) + ["no_" * (str(value) == "False") + last]
-            flags.append(f"--{'.'.join(parts)}")
-        else:
-            flags.append(f"--{key}={','.join(map(str, items))}")
+        flags.append(f"--{key}={','.join(map(str, items))}")
     return flags
 
 
@@ -188,7 +197,8 @@ def _one_line(said: str, prog: str) -> str:
     """Make one line of the parser's box: what is wrong, and where help is."""
     drawn = "╭" in said  # else in ASCII, with the title in the first part
     lines = [line.strip("│ ") for line in said.splitlines() if not line.startswith(("╭", "╰"))]
-    parts = [part.strip() for part in re.split("[─-]{20,}", "\n".join(lines)) if part.strip()]
+    parts = re.split("^[─-]{20,}$", "\n".join(lines), flags=re.MULTILINE)
+    parts = [part.strip() for part in parts if part.strip()]
     what = list[str]()
     for part in parts if drawn else parts[1:]:
         first, *rest = part.split("\n")
@@ -200,24 +210,47 @@ def _one_line(said: str, prog: str) -> str:
             what.append(" ".join(["unknown:", first.partition(": ")[2], *rest]))
         elif not first.startswith(("Argument helptext", "For full helptext")):
             what.append(" ".join([first, *rest]))
-    text = "; ".join(what)
-    # What a dataclass says of its values is whole.
-    if found := re.match(r"Error parsing [^:]*: (`.*\.)$", text):
-        return found[1]
-    return f"{text.rstrip('.')}; see `{prog} --help`."
+    return f"{'; '.join(what).rstrip('.')}; see `{prog} --help`."
 
 
 def _flags_in(lines: Sequence[str]) -> str:
-    return ", ".join(line.split()[0].rstrip(",") for line in lines if line.startswith("--"))
+    return ", ".join(
+        line.split()[0].rstrip(",")
+        for line in lines
+        if line.startswith("--") or line.split(" ")[0].isupper()  # a positional: SRC, DST
+    )
 
 
-def _check_flags(kind: type, flags: Sequence[str]) -> None:
-    """Raise InputError if what is true or false is given another value."""
-    yes_or_no = {setting.key for setting in settings_of(kind) if setting.type == "flag"}
+def _switches(kind: type, flags: Sequence[str]) -> list[str]:
+    """Write what is true or false as a switch: `--key`, `--no-key`.
+
+    Raises:
+        InputError: it has another value.
+    """
+    yes_or_no, out = {x.key for x in settings_of(kind) if x.type == "flag"}, list[str]()
     for flag in flags:
-        key, _, value = flag.removeprefix("--").replace("-", "_").partition("=")
-        if value and key in yes_or_no:
+        name, equals, value = flag.partition("=")
+        key = name.removeprefix("--").replace("-", "_")
+        if not equals or key not in yes_or_no:
+            out.append(flag)
+            continue
+        if value not in ("True", "False"):
             raise InputError(f"`{key}` (={value}) must be True or False.")
+        *section, last = key.split(".")
+        out.append(f"--{'.'.join([*section, 'no_' * (value == 'False') + last])}")
+    return out
+
+
+def _check_sections(kind: type, tree: Mapping[str, Any], at: str = "") -> None:
+    """Raise InputError if a section has a name that the settings do not have; it may be empty."""
+    hints = typing.get_type_hints(kind)
+    for name, value in tree.items():
+        if not isinstance(value, Mapping):
+            continue
+        if not dataclasses.is_dataclass(section := hints.get(name)):
+            known = [key for key, hint in hints.items() if dataclasses.is_dataclass(hint)]
+            raise InputError(f"unknown section `{at}{name}`; there are {', '.join(known)}.")
+        _check_sections(typing.cast(type, section), value, f"{at}{name}.")
 
 
 def _check_values(flags: Sequence[str]) -> None:
@@ -283,7 +316,7 @@ def identity(kind: type, tree: Any) -> Any:
                 if value == {}:
                     continue
             elif _PLACE in getattr(hints[name], "__metadata__", ()) and value:
-                value = os.path.abspath(value)
+                value = os.path.abspath(str(value))
         out[name] = value
     return out
 
@@ -324,15 +357,16 @@ def settings_of(kind: type, at: str = "", result: bool = True, whole: Any = None
             section = None if default is dataclasses.MISSING else default
             out += settings_of(typing.cast(type, bare), key + ".", changes, section)
             continue
-        also = [
-            alias
-            for extra in getattr(hint, "__metadata__", ())
-            for alias in getattr(extra, "aliases", None) or ()
-        ]
-        flags = (*also, f"--{key.replace('_', '-')}")
+        extras = getattr(hint, "__metadata__", ())
+        also = [alias for extra in extras for alias in getattr(extra, "aliases", None) or ()]
+        names = [extra.name for extra in extras if getattr(extra, "name", None)]
+        flags, kind_of = (*also, f"--{(names or [key])[0].replace('_', '-')}"), _type(hint, bare)
+        if any(extra in tyro.conf.Positional[int].__metadata__ for extra in extras):
+            flags = (field.name.upper(),)
+            kind_of = "several" if typing.get_origin(bare) is tuple else kind_of
         shown = None if default is dataclasses.MISSING else _shown(default)
         text = next(x[field.name] for x in map(helps, kind.__mro__) if field.name in x)
-        out.append(Setting(key, flags, _type(hint, bare), shown, text, changes))
+        out.append(Setting(key, flags, kind_of, shown, text, changes))
     return sorted(out, key=lambda setting: setting.default is not None)
 
 

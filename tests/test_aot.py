@@ -16,7 +16,7 @@ from jaxdefense.bench.hlo import Program, num_bytes
 from jaxdefense.cli import main
 from jaxdefense.clip.presets import PRESETS
 from jaxdefense.config import AotConfig
-from jaxdefense.settings import parse
+from jaxdefense.settings import as_flags, parse
 from jaxdefense.sharding import ShardingRules, batch_sharding, make_mesh, replicated
 
 _HLO = """HloModule jit_step, is_scheduled=true
@@ -203,7 +203,7 @@ def test_collectives_of_a_compiled_function():
 
 def test_runs_are_of_all_sizes_up_to_256_chips():
     for name, run in RUNS.items():
-        cfg = parse(AotConfig, base=run)
+        cfg = parse(AotConfig, as_flags(run))
         assert name == f"{cfg.arch}/{cfg.tower}/{cfg.topology}"
         assert cfg.arch in PRESETS and cfg.topology.partition(":")[0] in CHIPS
     largest = {(run["arch"], run["tower"]) for run in RUNS.values() if "16x16" in run["topology"]}

@@ -14,6 +14,7 @@ from jaxdefense.config import (
     PAPER_TEXT,
     PAPER_TEXT_OPTIMIZER,
     AttackConfig,
+    ConvertConfig,
     DefendBothConfig,
     DefendImageConfig,
     DefendTextConfig,
@@ -195,6 +196,42 @@ def test_parse_refuses(change, message, encoding, monkeypatch):
         build(DefendTextConfig, REQUIRED, change)
     said = str(info.value)
     assert "\n" not in said and "─" not in said and "---" not in said and "helptext" not in said
+
+
+@pytest.mark.parametrize(
+    "tree, message",
+    [
+        ({"trian": {}}, "unknown section `trian`; there are model, data, train"),
+        ({"train": {"validat": {}}}, "unknown section `train.validat`; there are validate"),
+        ({"train": {"steps": {}}}, "unknown section `train.steps`"),
+    ],
+)
+def test_sections_of_a_config_file_must_exist_though_they_are_empty(tmp_path, tree, message):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        f"from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({tree})\n"
+    )
+    with pytest.raises(InputError, match=message):
+        parse(DefendTextConfig, [*as_flags(REQUIRED), "--config", str(file)])
+
+
+def test_texts_that_read_as_something_else_stay_texts():
+    for text in ("True", "False", "7", "-1", "a b,c", "'True'"):
+        given = [*as_flags(REQUIRED), "--set", f"train.target={text}"]
+        assert parse(DefendTextConfig, given).train.target == text.strip("'")
+    for flag in ("--train.random-target", "--train.random_target=True"):
+        given = [*as_flags(REQUIRED), flag, "--train.backdoor", "target"]
+        assert parse(DefendTextConfig, given).train.random_target is True
+
+
+def test_what_a_dataclass_refuses_is_said_whole():
+    path = "x" * 30 + "-" * 30 + "y" * 90
+    with pytest.raises(InputError, match=f"^`train.variants` .='{path}'. must be of last, "):
+        build(DefendTextConfig, REQUIRED, {"train": {"variants": (path,)}})
+    with pytest.raises(InputError, match="^nothing to evaluate: give `captions`"):
+        build(EvaluateConfig, {"out": "o", "model": {"path": "m"}, "teacher": "t"})
+    with pytest.raises(InputError, match="^missing: DST"):
+        parse(ConvertConfig, ["m", "--to", "hf"])
 
 
 def test_what_is_missing_is_named():

@@ -1,7 +1,7 @@
 """Settings of the benchmarks; the fields of each are the parameters of its function."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -100,7 +100,7 @@ class End2endConfig(_Photos, _Texts, _Timed):
 class ScaleConfig:
     """`jaxdefense bench scale`."""
 
-    axis: tyro.conf.Positional[str]
+    axis: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="AXIS")]
     """What grows: identities, captions, candidates, batch or size."""
     sizes: str = ""
     """Its sizes, with commas between; presets for size; without, some that suit it."""

@@ -23,7 +23,7 @@ from jaxdefense.data.sampling import evened
 from jaxdefense.data.sources import Images, describe_images, photo_digest, read_images
 from jaxdefense.defense.defend import run
 from jaxdefense.defense.losses import DISTANCES, Distance, beyond
-from jaxdefense.defense.people import People, gather_people, trained_on
+from jaxdefense.defense.people import People, describe_kept, gather_people, trained_on
 from jaxdefense.defense.plan import (
     Encoder,
     Plan,
@@ -215,6 +215,7 @@ def plan_image(cfg: DefendImageConfig, console: Console) -> Plan:
         "model_sha256": model_sha256,
         "faces_sha256": digest(f"{name}\t{sha}" for name in photos for sha in photos[name]),
         "names_sha256": digest("\t".join(names) for names in people.names),
+        "kept_sha256": describe_kept(people, digest_of),
         "images_sha256": describe_images(images),
         "dtype": resolve_dtype(cfg.model.dtype),
     }
@@ -344,6 +345,8 @@ def _lines(cfg: DefendImageConfig, people: People, num_images: int, mesh: Mesh) 
         )
     else:
         lines.append("keeping nobody: other people's faces will move too")
+    if t.mined and t.num_keep and not t.validate.every:
+        lines.append("`train.mined` has no effect: validations say who moved, and there are none")
     if t.validate.every and not people.kept:
         lines.append("ordinary photos say where strangers are: there is nobody else's face")
     pairs = zip(faces.listed, faces.held_listed, strict=True) if t.validate.every else ()

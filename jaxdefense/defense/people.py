@@ -20,6 +20,7 @@ from jaxdefense.data.sources import Note, Photo, photo_digest
 from jaxdefense.defense.plan import check_all_come_up
 from jaxdefense.defense.recognise import Faces, hold_out
 from jaxdefense.errors import InputError
+from jaxdefense.files import digest
 from jaxdefense.words import folded_words, some
 
 _NAMELESS, _DRAWN = "(people without a name)", 11  # stream of random numbers
@@ -98,6 +99,16 @@ def trained_on(people: People, digest_of: Callable[[Photo], str]) -> dict[str, d
     for person in itertools.chain(*people.kept):
         found.setdefault(person.name or _NAMELESS, {}).update(_digests(person, digest_of))
     return found
+
+
+def describe_kept(people: People, digest_of: Callable[[Photo], str]) -> str:
+    """Hash who must stay, group by group: who comes up how often depends on it; SHA-256."""
+    return digest(
+        f"{i}\t{person.name}\t{digest_of(photo)}"
+        for i, group in enumerate(people.kept)
+        for person in group
+        for photo in person.files
+    )
 
 
 def _listed(cfg: DefendImageConfig, people: list[Folder]) -> list[Folder]:

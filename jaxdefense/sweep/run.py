@@ -29,7 +29,13 @@ from jaxdefense.convert.directory import (
 )
 from jaxdefense.data.captions import read_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
-from jaxdefense.data.people import choose_people, describe_people, read_labelled, read_people
+from jaxdefense.data.people import (
+    choose_people,
+    describe_people,
+    read_faces,
+    read_labelled,
+    read_people,
+)
 from jaxdefense.data.sources import describe_images, quiet, read_images
 from jaxdefense.data.templates import read_templates
 from jaxdefense.defense.defend import run
@@ -183,17 +189,19 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
 
 
 def _read_text(cfg: SweepTextConfig, directory: ModelDirectory) -> tuple[list[Identity], str, str]:
-    """Read what a text sweep trains on: people, where they are from, digest of the captions."""
+    """Read what a text sweep trains on: people, where they are from, digest of the rest."""
     d = cfg.data
     people, where = read_identities(d.names), f"names file `{d.names}`"
     check_fits(people, directory.tokenizer(cfg.model.tokenizer), where)
-    kept_names(people, [name for person in people for name in person.names], d, cfg.train)
+    listed = [name for person in people for name in person.names]
+    groups, held = kept_names(people, listed, d, cfg.train)
     read_captions(clean(cfg), d.tfds_dir)
-    return people, where, digest(read_captions(d.captions, d.tfds_dir))
+    kept = [name for group in (*groups, held) for name in group]
+    return people, where, digest([*read_captions(d.captions, d.tfds_dir), *kept])
 
 
 def _read_image(cfg: SweepImageConfig) -> tuple[list[Identity], str, str]:
-    """Read what an image sweep trains on: people, where they are from, digest of the photos."""
+    """Read what an image sweep trains on: people, where they are from, digest of the rest."""
     d = cfg.data
     folders, where = read_people(d.faces, d.tfds_dir, note=quiet), f"faces `{d.faces}`"
     people = [Identity(folder.name) for folder in folders]
@@ -207,7 +215,9 @@ def _read_image(cfg: SweepImageConfig) -> tuple[list[Identity], str, str]:
             "is left to keep; give smaller numbers, or `data.keep`."
         )
     read_images(clean(cfg), d.tfds_dir, quiet)
-    return people, where, describe_images(read_images(d.images, d.tfds_dir, quiet))
+    kept = read_faces(d.keep, d.tfds_dir, "keep", quiet) if d.keep else []
+    images = describe_images(read_images(d.images, d.tfds_dir, quiet))
+    return people, where, digest([images, describe_people(folders), describe_people(kept)])
 
 
 def _attack_before(cfg: SweepConfig, path: Path, console: Console, cache: ArrayCache) -> None:
