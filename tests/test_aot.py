@@ -223,7 +223,7 @@ _DEMO = ["--arch", "demo", "--tower", "text", "--topology", "v5e:2x2"]
         (["--tower", "speech"], "'text', 'image'"),
         (["--batch", "0"], "above 0"),
         (["--remat", "some"], "'dots'"),
-        (["--mesh.rows", "2"], "mesh.data, --mesh.fsdp, --mesh.tensor"),
+        (["--mesh.rows", "2"], "unknown: --mesh.rows"),
         (["--set", "caption_tokens=1"], "at least 3"),
         (["--preset", "ViT-B-32/text/v5e:1024x1024"], "ViT-B-32/text/v5e:2x2"),
     ],

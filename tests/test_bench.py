@@ -84,7 +84,7 @@ def here(monkeypatch):
     # A fork of this process would take JAX's threads along.
     monkeypatch.setattr("jaxdefense.bench.pipeline.num_cores", lambda: 0)
     # The text bench measures it.
-    monkeypatch.setattr("jaxdefense.bench.ours.Contestant.matmul_rate", lambda self: 1e9)
+    monkeypatch.setattr("jaxdefense.bench.machine.JaxImplementation.matmul_rate", lambda self: 1e9)
     kept = jax.config.values["jax_enable_compilation_cache"]
     yield
     jax.config.update("jax_enable_compilation_cache", kept)  # `end2end` does without
@@ -178,7 +178,7 @@ def test_bench_measures(capsys, monkeypatch, here, photos, kind, torch):
     monkeypatch.setattr(comparison, "has_torch", lambda: torch)
     if kind == "image":  # its three steps compile sooner; `pipeline` has all devices
         one_device = make_mesh(devices=jax.devices()[:1])
-        monkeypatch.setattr("jaxdefense.bench.ours.make_mesh", lambda: one_device)
+        monkeypatch.setattr("jaxdefense.bench.jax_steps.make_mesh", lambda: one_device)
     found = bench(capsys, kind, "--json", *(photos if kind in ("image", "pipeline") else []))
     others = ["torch"] if torch else []
     parts = {

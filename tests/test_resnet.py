@@ -461,8 +461,10 @@ def test_weight_term_is_a_sum_over_tensors_of_the_checkpoint(trained):
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)])
 def test_step_losses_are_those_of_one_device_on_any_mesh(mesh, trained):
     (first, second), (first_1, second_1) = train(2, mesh)[2], trained[2]
-    for name in ("utility", "total", "grad_norm"):
-        np.testing.assert_allclose(first[name], first_1[name], rtol=1e-5, err_msg=name)
+    # The norm of a residual network's gradient sums over batch norms in another order: 1e-5 is its
+    # rounding.
+    for name, rtol in (("utility", 1e-5), ("total", 1e-5), ("grad_norm", 3e-5)):
+        np.testing.assert_allclose(first[name], first_1[name], rtol=rtol, err_msg=name)
     # AdamW's first step turns rounding of gradients near 0 into whole steps.
     for name, rtol in (("utility", 1e-3), ("total", 1e-3), ("weight", 1e-2)):
         np.testing.assert_allclose(second[name], second_1[name], rtol=rtol, err_msg=name)
