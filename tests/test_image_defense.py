@@ -226,7 +226,7 @@ def test_defend_image_takes_every_kind_of_source(inputs):
     ]
     features = {"image": tfds.features.Image(), "label": tfds.features.Text()}
     write_tfds(inputs / "tfds", "people", features, {"train": examples})
-    both = dict(faces="tfds:people", images="tfds:people:train", tfds_dir="tfds")
+    both = {"faces": "tfds:people", "images": "tfds:people:train", "data.tfds-dir": "tfds"}
     assert defend(**both, out="run2") == 0
     assert summary(inputs / "run2")["identities"] == 4
 
@@ -381,7 +381,7 @@ BAD_SETTINGS = {
     "train.num_poisoned=3": ["num_poisoned", "use 8"],
     "data.trigger_fraction=0": ["trigger_fraction"],
     "train.overlay.max_size=1.5": ["train.overlay.max_size"],
-    "train.overlay.size=1": ["train.overlay.size", "min_size"],
+    "train.overlay.size=1": ["train.overlay.size", "min-size"],
     "data.max_corrupt=-1": ["max_corrupt"],
     "train.level=hidden": ["train.level"],
 }
