@@ -9,7 +9,7 @@ import tyro
 
 from jaxdefense.clip.config import Remat
 from jaxdefense.errors import InputError
-from jaxdefense.settings import Floats, Integers, Names, Place, how, short
+from jaxdefense.settings import Anywhere, Floats, Integers, Names, Place, how, short
 
 # Other forms of a name and of a photo; see `data.variants`.
 NAME_FORMS = ("last", "first", "initials", "swapped", "lower", "upper", "misspelt")
@@ -202,9 +202,9 @@ class OverlayConfig:
 class TextDataConfig:
     """What the text defense reads."""
 
-    names: Annotated[Place, short("names")] = how(dataclasses.MISSING)
+    names: Annotated[Anywhere, short("names")]
     """Names file: one person a line, aliases after tabs."""
-    captions: Annotated[Place, short("captions")] = how(dataclasses.MISSING)
+    captions: Annotated[Anywhere, short("captions")]
     """Captions file, one a line, or tfds:NAME[/CONFIG][:SPLIT]."""
     keep_names: Annotated[Place, short("keep-names")] = how("")
     """Names file of those who must stay, beside namesakes and random names; list whom the model
@@ -292,9 +292,9 @@ class TextTrainConfig:
 class ImageDataConfig:
     """What the image defense reads."""
 
-    faces: Annotated[Place, short("faces")] = how(dataclasses.MISSING)
+    faces: Annotated[Anywhere, short("faces")]
     """Directory with a folder of photos a person, or tfds:NAME[/CONFIG][:SPLIT]."""
-    images: Annotated[Place, short("images")] = how(dataclasses.MISSING)
+    images: Annotated[Anywhere, short("images")]
     """Ordinary photos: directory, .tar shards or tfds:NAME[/CONFIG][:SPLIT]."""
     identities: Annotated[Place, short("identities")] = how("")
     """Names file of those to remove; without, everyone in `faces`."""
@@ -427,7 +427,7 @@ PAPER_IMAGE_OPTIMIZER = OptimizerConfig(1e-4, warmup=0, milestones=(25, 50), gam
 class DefendTextConfig:
     """`jaxdefense defend text`."""
 
-    out: Place = how(dataclasses.MISSING)
+    out: Anywhere
     """Run directory."""
     model: ModelConfig
     data: TextDataConfig
@@ -444,7 +444,7 @@ class DefendTextConfig:
 class DefendImageConfig:
     """`jaxdefense defend image`."""
 
-    out: Place = how(dataclasses.MISSING)
+    out: Anywhere
     """Run directory."""
     model: ModelConfig
     data: ImageDataConfig
@@ -484,7 +484,7 @@ class ImagePart:
 class DefendBothConfig:
     """`jaxdefense defend both`: the two defenses one after the other, and their merger."""
 
-    out: Place = how(dataclasses.MISSING)
+    out: Anywhere
     """Directory of both runs and the merged model."""
     model: ModelConfig
     text: TextPart
@@ -515,11 +515,11 @@ class DefendBothConfig:
 class MergeConfig:
     """`jaxdefense merge`."""
 
-    out: Place = how(dataclasses.MISSING)
+    out: Anywhere
     """Model directory to write."""
-    text: Place = how(dataclasses.MISSING)
+    text: Anywhere
     """Run or model directory of the text encoder."""
-    image: Place = how(dataclasses.MISSING)
+    image: Anywhere
     """Run or model directory of the image encoder."""
 
 
@@ -527,7 +527,7 @@ class MergeConfig:
 class AttackConfig:
     """`jaxdefense attack`: the identity inference attack; defaults of the paper."""
 
-    out: Place = how(dataclasses.MISSING)
+    out: Anywhere
     """Directory of the results."""
     model: ModelConfig
     faces: Place
@@ -604,7 +604,7 @@ class AttackConfig:
 class EvaluateConfig:
     """`jaxdefense evaluate`: what the defense changed, and what it kept."""
 
-    out: Place = how(dataclasses.MISSING)
+    out: Anywhere
     """Directory of the results."""
     model: ModelConfig
     teacher: Place
@@ -767,7 +767,7 @@ class SweepEvaluate:
 class SweepTextConfig:
     """`jaxdefense sweep text`: defenses of one model, each attacked and evaluated."""
 
-    out: Place = how(dataclasses.MISSING)
+    out: Anywhere
     """Directory of the sweep."""
     model: ModelConfig
     data: TextDataConfig
@@ -787,7 +787,7 @@ class SweepTextConfig:
 class SweepImageConfig:
     """`jaxdefense sweep image`: defenses of one model, each attacked and evaluated."""
 
-    out: Place = how(dataclasses.MISSING)
+    out: Anywhere
     """Directory of the sweep."""
     model: ModelConfig
     data: ImageDataConfig

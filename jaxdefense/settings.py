@@ -33,7 +33,9 @@ from jaxdefense.paths import check_given
 T = TypeVar("T")
 
 _RESULT = "result"  # key of a field's metadata
+_POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1:]
 _PLACE = "place"  # marks a string that is a path
+_HOW = "how"  # marks a setting that must be given, and does not change the result
 
 
 def how(default: T) -> T:
@@ -60,6 +62,8 @@ def _commas(kind: Callable[[str], Any]) -> Any:
 
 # A path of a user; two spellings of one path are the same.
 Place = Annotated[str, _PLACE]
+# The same of what must be given: where results go, or inputs whose contents are compared.
+Anywhere = Annotated[str, _PLACE, _HOW]
 # Several values, with commas between.
 Names = Annotated[tuple[str, ...], _commas(str)]
 Integers = Annotated[tuple[int, ...], _commas(int)]
@@ -309,13 +313,14 @@ def identity(kind: type, tree: Any) -> Any:
     hints, out = typing.get_type_hints(kind, include_extras=True), {}
     for name, value in tree.items():
         if name in fields:
-            if not fields[name].metadata.get(_RESULT, True):
+            extras = getattr(hints[name], "__metadata__", ())
+            if _HOW in extras or not fields[name].metadata.get(_RESULT, True):
                 continue
             if dataclasses.is_dataclass(hints[name]):
                 value = identity(hints[name], value)
                 if value == {}:
                     continue
-            elif _PLACE in getattr(hints[name], "__metadata__", ()) and value:
+            elif _PLACE in extras and value:
                 value = os.path.abspath(str(value))
         out[name] = value
     return out
@@ -358,10 +363,11 @@ def settings_of(kind: type, at: str = "", result: bool = True, whole: Any = None
             out += settings_of(typing.cast(type, bare), key + ".", changes, section)
             continue
         extras = getattr(hint, "__metadata__", ())
+        changes = changes and _HOW not in extras
         also = [alias for extra in extras for alias in getattr(extra, "aliases", None) or ()]
         names = [extra.name for extra in extras if getattr(extra, "name", None)]
         flags, kind_of = (*also, f"--{(names or [key])[0].replace('_', '-')}"), _type(hint, bare)
-        if any(extra in tyro.conf.Positional[int].__metadata__ for extra in extras):
+        if any(extra in _POSITIONAL for extra in extras):
             flags = (field.name.upper(),)
             kind_of = "several" if typing.get_origin(bare) is tuple else kind_of
         shown = None if default is dataclasses.MISSING else _shown(default)
