@@ -231,11 +231,11 @@ def _switches(kind: type, flags: Sequence[str]) -> list[str]:
     Raises:
         InputError: it has another value.
     """
-    yes_or_no, out = {x.key for x in settings_of(kind) if x.type == "flag"}, list[str]()
+    out = list[str]()
     for flag in flags:
         name, equals, value = flag.partition("=")
         key = name.removeprefix("--").replace("-", "_")
-        if not equals or key not in yes_or_no:
+        if not equals or not _is_switch(kind, key):
             out.append(flag)
             continue
         if value not in ("True", "False"):
@@ -243,6 +243,13 @@ def _switches(kind: type, flags: Sequence[str]) -> list[str]:
         *section, last = key.split(".")
         out.append(f"--{'.'.join([*section, 'no_' * (value == 'False') + last])}")
     return out
+
+
+def _is_switch(kind: Any, key: str) -> bool:
+    """Tell whether a setting is true or false, from its type alone: help is not read for it."""
+    for name in key.split("."):
+        kind = typing.get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
+    return kind is bool
 
 
 def _check_sections(kind: type, tree: Mapping[str, Any], at: str = "") -> None:

@@ -116,7 +116,7 @@ def _grow(xs: Sequence[float]) -> bool:
 
 
 def count_parameters(names: Sequence[str]) -> list[tuple[int, int]]:
-    """Count the parameters of text encoders: all, and all without the table of token embeddings."""
+    """Count the parameters of text encoders, with and without the token embedding table."""
     from flax import nnx
 
     from jaxdefense.bench.flops import num_params
