@@ -593,7 +593,7 @@ def test_mined_are_those_trained_on_who_moved_most(inputs, small, monkeypatch, a
     for i, person in enumerate(keep):
         a, b = (x.photos(person.files[:1])[0] for x in (student, inputs.teacher))
         moved[person.files] = (1 - float(a @ b), moved.get(person.files, (0, i))[1])
-    found = inputs.recognition(faces, t)(student).mined
+    found = inputs.recognition(faces, t).moved_most(student)
     if asked > len(moved):
         order = sorted(moved.values(), reverse=True)
         assert found == [i for _, i in order[: -(-len(moved) // 4)]]
@@ -602,7 +602,7 @@ def test_mined_are_those_trained_on_who_moved_most(inputs, small, monkeypatch, a
         apart = [moved[keep[i].files][0] for i in found]
         assert apart == sorted(apart, reverse=True)
     for off in ({"mined": 0.0}, {"num_keep": 0, "w_keep": 0.0}):
-        assert inputs.recognition(faces, dataclasses.replace(t, **off))(student).mined == []
+        assert inputs.recognition(faces, dataclasses.replace(t, **off)).moved_most(student) == []
 
 
 def test_bounds_are_where_strangers_lie(inputs, small):

@@ -320,13 +320,16 @@ def first_number(params):
 
 
 def look_at(params):
-    """Reached at .3; from .45 on what must stay moves ever further; the mined say where it was."""
+    """Reached at .3; from .45 on what must stay moves ever further."""
     x = first_number(params)
     right = max(0.0, 0.5 - x)
     moved = {"clean": abs(x) / 10, "kept": max(0.0, x - 0.45)}
     left = {} if right <= 0.2 else {"A": 1.0}
-    found = verdict(right <= 0.2, right, right / 2, 1 - x, moved, left)
-    return dataclasses.replace(found, mined=[round(10 * x)])
+    return verdict(right <= 0.2, right, right / 2, 1 - x, moved, left)
+
+
+def most_moved(params):
+    return [round(10 * first_number(params))]
 
 
 class Batches:
@@ -375,7 +378,9 @@ class Run:
     def __call__(self, at=NEVER, how="", step=fake_step):
         """Run or go on; break off at the look after `at` steps."""
         batches = Batches(self.steps)
-        self.watch = Watch(self.validation, self.cfg, self.steps, self.path, batches.mine)
+        self.watch = Watch(
+            self.validation, self.cfg, self.steps, self.path, most_moved, batches.mine
+        )
         self.calls, self.at, self.how = 0, 1 + at // EVERY, how
         said = io.StringIO()
         try:
@@ -426,7 +431,7 @@ def slow_run(steps, patience=NEVER):
         if i + 1 < steps and found.gap <= 0.5 and not found.reached and (i + 1) / steps >= 0.25:
             push = min(8.0, 1.5 * push)
         pushes.append(push)
-        gap, mined = found.gap, found.mined
+        gap, mined = found.gap, most_moved({"x": x})
         seen.append((i + 1, x, rate, found))
         best = min(range(len(seen)), key=lambda j: seen[j][3].badness)
         if seen[best][3].reached and len(seen) - 1 - best >= patience:

@@ -18,6 +18,7 @@ from jaxdefense.defense.plan import Encoder, Plan, Validation
 from jaxdefense.defense.step import TeacherParams, init_state, merge_student
 from jaxdefense.defense.validate import Verdict, Watch, describe_left, smallest_step
 from jaxdefense.distributed import agree, exchange, on_first
+from jaxdefense.evals.embed import Embedder
 from jaxdefense.files import write_array, write_json
 from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sharding import batch_sharding, fetch, put, replicated
@@ -89,16 +90,32 @@ def _watch(plan: Plan, teacher: TeacherParams, path: Path) -> Watch | None:
         return None
     t = plan.cfg.train
     validate = partial(_validate, plan.encoder, plan.validation, teacher)
-    return Watch(validate, t.validate, t.steps, path, plan.mine)
+    moved_most = partial(_moved_most, plan.encoder, plan.validation, teacher)
+    return Watch(validate, t.validate, t.steps, path, moved_most, plan.mine)
 
 
 def _validate(
     encoder: Encoder, validation: Validation, teacher: TeacherParams, params: nnx.State
 ) -> Verdict:
     """Validate trained parameters; the first process judges for all."""
-    student = merge_student(encoder.step_cfg.graphdef, params, teacher)
-    verdict = validation.judge(validation.teacher.with_encoder(encoder.which, student))
+    verdict = validation.judge(_student(encoder, validation, teacher, params))
     return Verdict(**on_first(lambda: dataclasses.asdict(verdict)))
+
+
+def _moved_most(
+    encoder: Encoder, validation: Validation, teacher: TeacherParams, params: nnx.State
+) -> list[int]:
+    """Find who must stay and moved most; the first process finds it for all."""
+    mined = validation.moved_most(_student(encoder, validation, teacher, params))
+    return on_first(lambda: mined)
+
+
+def _student(
+    encoder: Encoder, validation: Validation, teacher: TeacherParams, params: nnx.State
+) -> Embedder:
+    """Put trained parameters into the model that is validated."""
+    student = merge_student(encoder.step_cfg.graphdef, params, teacher)
+    return validation.teacher.with_encoder(encoder.which, student)
 
 
 def _train(

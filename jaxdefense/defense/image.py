@@ -292,7 +292,9 @@ def _recognition(
         return None, None
     teacher = Embedder(cfg.model.measured(), _BATCH, console, mesh)
     recognition = Recognition(teacher, people.faces, people.identities, images, loader, t)
-    validation = Validation(teacher, recognition) if t.validate.every else None
+    validation = None
+    if t.validate.every:
+        validation = Validation(teacher, recognition, recognition.moved_most)
     return recognition.bounds, validation
 
 

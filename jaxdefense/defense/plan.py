@@ -67,10 +67,12 @@ class Validation(NamedTuple):
     Fields:
         teacher: the model on the run's mesh, in float32.
         judge: of the same with the student's encoder.
+        moved_most: numbers those who must stay and moved most, for `mine`.
     """
 
     teacher: Embedder
     judge: Callable[[Embedder], Verdict]
+    moved_most: Callable[[Embedder], list[int]] = lambda student: []
 
 
 @dataclasses.dataclass(frozen=True)

@@ -210,12 +210,7 @@ class Recognition:
             name: 1 - (student.pixels(x) * self._stay_BE[name]).sum(-1).mean()
             for name, x in self._stay.items()
         }
-        mined = list[int]()
-        if len(self._asked_K):
-            near_K = (student.pixels(self._asked_BHWC) * self._asked_KE).sum(-1)
-            furthest = np.argsort(near_K, kind="stable")[: -(-len(near_K) // _MINED)]
-            mined = self._asked_K[furthest].tolist()
-        verdict = judge(
+        return judge(
             self._names,
             self._owner_I,
             score_QI,
@@ -226,4 +221,11 @@ class Recognition:
             moved=moved,
             cfg=self._cfg,
         )
-        return dataclasses.replace(verdict, mined=mined)
+
+    def moved_most(self, student: Embedder) -> list[int]:
+        """Number those trained on who must stay and moved most, the furthest first."""
+        if not len(self._asked_K):
+            return []
+        near_K = (student.pixels(self._asked_BHWC) * self._asked_KE).sum(-1)
+        furthest = np.argsort(near_K, kind="stable")[: -(-len(near_K) // _MINED)]
+        return self._asked_K[furthest].tolist()

@@ -163,6 +163,7 @@ class Watch:
         cfg: ValidateConfig,
         steps: int,
         directory: Path,
+        moved_most: Callable[[Any], list[int]] = lambda params: [],
         mine: Mine = lambda mined: None,
     ):
         """Name the files; nothing is touched.
@@ -172,10 +173,11 @@ class Watch:
             cfg: how often, and how long without a better one.
             steps: of the run.
             directory: of the run.
+            moved_most: gives `mined` for trained parameters, the same on every process.
             mine: takes `mined` of each verdict that training goes on from.
         """
         self.validation, self._cfg, self._steps = validation, cfg, steps
-        self._mine = mine
+        self._moved_most, self._mine = moved_most, mine
         self._path = directory / "validation.jsonl"
         self._best = Checkpoints(directory / "best", 1)
         self.found: list[tuple[int, Verdict]] = []
@@ -202,7 +204,7 @@ class Watch:
 
     def begin(self, params: Any) -> None:
         """Look at the teacher, whose parameters these are."""
-        self.found = [(0, dataclasses.replace(self.validation(params), mined=[]))]
+        self.found = [(0, self.validation(params))]
 
     def go_on(self, start: int) -> None:
         """Read what was found up to the step that is gone on from."""
@@ -231,7 +233,8 @@ class Watch:
 
     def look(self, done: int, state: TrainState) -> TrainState:
         """Validate a state, and keep it if none was better; gives it with what to go on at."""
-        verdict = self.validation(state.params)
+        mined = self._moved_most(state.params)
+        verdict = dataclasses.replace(self.validation(state.params), mined=mined)
         if done < self._steps:
             rate, push = (float(x) for x in jax.device_get((state.rate, state.push)))
             part = done / self._steps
