@@ -5,9 +5,12 @@
 set -euo pipefail
 if [[ -n "${GPUS:-}" ]]; then export CUDA_VISIBLE_DEVICES="$GPUS"; fi
 read -ra command <<<"${JAXDEFENSE:-jaxdefense}"
-for ((left = ${RETRIES:-2}; ; left--)); do
+for ((left = ${RETRIES:-2}, before = 0; ; left--)); do
   code=0
   "${command[@]}" defend "$@" || code=$?
+  # Refused after it had run: that run was finished, and said what is wrong with it.
+  if ((code == 2 && before)); then exit "$before"; fi
+  before=$code
   # 0 is done, 2 a wrong input, above 128 a signal: only the rest may go better the next time.
   if ((code == 0 || code == 2 || code > 128 || left <= 0)); then exit "$code"; fi
   echo "one_host.sh: exit code $code; going on from the last checkpoint, $left left" >&2

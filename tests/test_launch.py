@@ -165,6 +165,11 @@ def test_one_host_does_not_repeat_what_would_end_the_same(tmp_path, code):
     assert one_host(tmp_path, [code, 0]) == (1, code)
 
 
+def test_one_host_tells_how_a_finished_run_ended(tmp_path):
+    """A defense that was not reached is finished: to start it again is refused."""
+    assert one_host(tmp_path, [1, 2, 0]) == (2, 1)
+
+
 def test_one_host_gives_up(tmp_path):
     assert one_host(tmp_path, [1, 1, 1, 0], RETRIES="1") == (2, 1)
 
