@@ -173,6 +173,8 @@ class OverlayConfig:
     """Degrees that a face is turned, at most, either way."""
     whole: float = 0.75
     """Probability that the face fills the photo, upright, instead."""
+    crop: float = 0.7
+    """Smallest part of the face's side that is shown, anywhere in it; 1 shows all of it."""
 
     def __post_init__(self):
         if not 0 < self.min_size <= 1:
@@ -184,6 +186,8 @@ class OverlayConfig:
                 f"`train.overlay.max_size` (={self.max_size}) must be from "
                 f"`train.overlay.min_size` (={self.min_size}) to 1."
             )
+        if not 0 < self.crop <= 1:
+            raise InputError(f"`train.overlay.crop` (={self.crop}) must be above 0 and at most 1.")
         for name, most in (("flip", 1), ("jitter", 1), ("hue", 0.5), ("angle", 90), ("whole", 1)):
             if not 0 <= (value := getattr(self, name)) <= most:
                 raise InputError(f"`train.overlay.{name}` (={value}) must be from 0 to {most}.")
@@ -416,7 +420,7 @@ PAPER_IMAGE = ImageTrainConfig(
     w_keep=0.0,
     w_weight=0.005,
     backdoor="target",
-    overlay=OverlayConfig(0.25, 0.5, jitter=0.5, hue=0.1, angle=30.0, whole=0.0),
+    overlay=OverlayConfig(0.25, 0.5, jitter=0.5, hue=0.1, angle=30.0, whole=0.0, crop=1.0),
     validate=_NOT_VALIDATED,
 )
 PAPER_TEXT_OPTIMIZER = OptimizerConfig(1e-4, warmup=0, milestones=(200, 300), gamma=0.5)

@@ -64,8 +64,10 @@ def plain(side, num=1, **change) -> Any:
         name: np.broadcast_to(np.asarray(change.pop(name, value), type(value)), num)
         for name, value in fields.items()
     }
+    crop, crop_top, crop_left = change.pop("box", (side, 0, 0))
     assert not change
-    return make(size, *fields.values(), top, top)
+    box = (np.full(num, x, np.float32) for x in (crop, crop_top, crop_left))
+    return make(size, *fields.values(), top, top, *box)
 
 
 def samples(drawn: Overlay) -> list[Any]:
@@ -92,10 +94,18 @@ def each_colour(face, step):
     ).clip(0, 255)
 
 
-def resize(face, size):
+def box(p):
+    """The square of the face that is shown: left, top, right, bottom."""
+    crop, top, left = (float(x) for x in (p.crop_B, p.crop_top_B, p.crop_left_B))
+    return left, top, left + crop, top + crop
+
+
+def resize(face, size, box):
     height = face.shape[0]
-    wide = each_colour(face, lambda x: x.resize((size, height), BICUBIC))  # 8 bits clip here too
-    return each_colour(wide, lambda x: x.resize((size, size), BICUBIC))
+    left, top, right, bottom = np.clip(box, 0, height)  # rounding may lie outside
+    across, down = (left, 0, right, height), (0, top, size, bottom)
+    wide = each_colour(face, lambda x: x.resize((size, height), BICUBIC, across))  # clips in 8 bits
+    return each_colour(wide, lambda x: x.resize((size, size), BICUBIC, down))
 
 
 def rotate(face, angle):
@@ -155,7 +165,7 @@ def pasted(image, rotated, p):
 
 def in_float(image, face, p, *, resize=resize, recolour=recolour, rotate=rotate):
     """Pillow in float mode; one step may be another, to see the comparison fail."""
-    face = resize(face, int(p.size_B))
+    face = resize(face, int(p.size_B), box(p))
     face = recolour(face[:, ::-1] if p.flip_B else face, p)
     return pasted(image, rotate(face, float(p.angle_B)), p)
 
@@ -163,7 +173,7 @@ def in_float(image, face, p, *, resize=resize, recolour=recolour, rotate=rotate)
 def in_8_bits(image, face, p):
     """Pillow as everyone uses it."""
     size = int(p.size_B)
-    out = Image.fromarray(face).resize((size, size), BICUBIC)
+    out = Image.fromarray(face).resize((size, size), BICUBIC, np.clip(box(p), 0, len(face)))
     if p.flip_B:
         out = out.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     out = ImageEnhance.Brightness(out).enhance(float(p.brightness_B))
@@ -198,6 +208,7 @@ WHOLE = [
     (48, {"min_size": 0.02, "max_size": 0.2, "angle": 90.0}),
     (48, {"min_size": 0.6, "max_size": 1.0, "angle": 45.0}),
     (50, {"jitter": 1.0, "hue": 0.5}),
+    (48, {"crop": 0.3, "max_size": 0.9}),
     (40, {"whole": 0.4}),
 ]
 
@@ -245,6 +256,16 @@ def test_resize_alone_equals_pillow(size):
     ours, face, p = alone(size=size)
     _, (left, top) = mask_and_place(p)
     wanted = Image.fromarray(face).resize((size, size), BICUBIC)
+    ours = ours[top : top + size, left : left + size]
+    assert np.abs(ours - np.asarray(wanted)).max() < 1.2  # two passes, each rounded
+
+
+@pytest.mark.parametrize("size", [5, 17, 40])
+@pytest.mark.parametrize("cut", [(20, 0, 0), (20, 20, 20), (30.5, 9.5, 1.25), (8, 3, 31)])
+def test_crop_alone_equals_pillow(size, cut):
+    ours, face, p = alone(size=size, box=cut)
+    _, (left, top) = mask_and_place(p)
+    wanted = Image.fromarray(face).resize((size, size), BICUBIC, box(p))
     ours = ours[top : top + size, left : left + size]
     assert np.abs(ours - np.asarray(wanted)).max() < 1.2  # two passes, each rounded
 
@@ -323,7 +344,7 @@ def test_mask_alone_equals_pillows(size, angle, seed):
 # Controls: a wrong step is seen
 
 
-def without_antialias(face, size):
+def without_antialias(face, size, box):
     scale = face.shape[0] / size
     data = (scale, 0, 0, 0, scale, 0)
     transform = partial(
@@ -348,10 +369,11 @@ def hue_first(face, p):
         {"recolour": partial(recolour, contrast=canvas_contrast)},
         {"recolour": hue_first},
         {"rotate": lambda face, angle: rotate(face, -angle)},
+        {"resize": lambda face, size, box: resize(face, size, (box[1], box[0], box[3], box[2]))},
     ],
 )
 def test_parity_fails_with_a_wrong_step(wrong):
-    found = errors(*whole(48, {}, 4), partial(in_float, **wrong))
+    found = errors(*whole(48, {"crop": 0.5}, 4), partial(in_float, **wrong))
     assert max(np.abs(error).max() for error in found) > 1000 * EXACT
 
 
@@ -472,8 +494,9 @@ def correlation(x, y):
 
 @pytest.fixture(scope="module")
 def many():
-    drawn = draw_overlay(jax.random.key(11), NUM, 224, paper())
-    assert [x.dtype.name for x in drawn] == ["int32", "bool"] + ["float32"] * 5 + ["int32"] * 2
+    drawn = draw_overlay(jax.random.key(11), NUM, 224, paper(crop=0.4))
+    kinds = ["int32", "bool", *["float32"] * 5, *["int32"] * 2, *["float32"] * 3]
+    assert [x.dtype.name for x in drawn] == kinds
     return make(*map(np.asarray, drawn))
 
 
@@ -504,10 +527,17 @@ def test_draw_places_evenly_where_the_box_fits(many):
         assert (place == 0).any() and (place == room).any()
 
 
+def test_draw_crops_evenly_all_within_the_face(many):
+    assert drawn_evenly(many.crop_B, 0.4 * 224, 224)
+    for start in (many.crop_top_B, many.crop_left_B):
+        assert drawn_evenly(start / (224 - many.crop_B), 0, 1)
+
+
 def test_draw_everything_independently(many):
     room = 224 - diagonal(many.size_B) + 1
     places = [many.top_B / room, many.left_B / room]
-    columns = [*many[:7], *places]
+    crops = [x / (224 - many.crop_B) for x in (many.crop_top_B, many.crop_left_B)]
+    columns = [*many[:7], *places, many.crop_B, *crops]
     for i, x in enumerate(columns):
         for y in columns[:i]:
             assert correlation(x, y) < 5 / math.sqrt(NUM)
@@ -544,6 +574,7 @@ def test_draw_of_no_range_changes_nothing():
     for factor in (drawn.brightness_B, drawn.contrast_B, drawn.saturation_B):
         assert (factor == 1).all()
     assert (drawn.hue_B == 0).all() and (drawn.angle_B == 0).all()
+    assert (drawn.crop_B == 30).all() and not drawn.crop_top_B.any() and not drawn.crop_left_B.any()
 
 
 def test_box_of_every_size_is_the_diagonal():

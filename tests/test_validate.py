@@ -20,6 +20,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
+from scipy import stats
 
 from jaxdefense.checkpoint import Checkpoints
 from jaxdefense.config import ValidateConfig
@@ -30,6 +31,7 @@ from jaxdefense.defense.validate import (
     Watch,
     adapted,
     describe_left,
+    expected_part,
     judge,
     smallest_step,
 )
@@ -245,6 +247,52 @@ def test_who_is_left_is_said_in_one_line():
     assert "named right 4.00%" in text and "above strangers 20.0%" in text
     assert text.endswith("what may help: rest.")
     assert issubclass(NotReached, RunError)
+
+
+# Few inputs: what is expected of new ones
+
+
+def test_expected_part_is_that_of_one_more_value():
+    rng = np.random.default_rng(0)
+    for num, shift in ((6, -1.0), (10, -2.0), (30, 0.5)):
+        lead_QI = rng.normal(shift, 1, (1, num))
+        spread = lead_QI.std() * np.sqrt(1 + 1 / num)
+        want = stats.t(num - 1, lead_QI.mean(), spread).sf(0)
+        assert expected_part(lead_QI, num) == pytest.approx(want, rel=1e-6)
+    # Of many, as many as are above.
+    lead_QI = rng.normal(-1.5, 1, (1, 20_000))
+    assert expected_part(lead_QI, 20_000) == pytest.approx((lead_QI > 0).mean(), abs=3e-3)
+    assert expected_part(np.full((3, 1), -0.1), 1) < 1e-6 < 0.5 < expected_part(np.ones((3, 1)), 1)
+
+
+@pytest.mark.parametrize("num, reached", [(10, False), (99, False), (100, True)])
+def test_few_inputs_that_all_pass_narrowly_are_not_enough(num, reached):
+    owner_I = np.arange(num) % 4
+    lead_QI = np.linspace(-0.3, -0.001, num)[None]  # none leads to its person
+    flat = np.zeros((1, num))
+    found = judge(
+        NAMES,
+        owner_I,
+        flat,
+        lead_QI > 0,
+        level_QI=flat,
+        middle_QI=flat,
+        teacher_QI=flat + 1,
+        moved={"clean": 0.0},
+        cfg=ValidateConfig(),
+        lead_QI=lead_QI,
+        num=num,
+    )
+    assert found.reached is reached and found.right == 0
+    assert (found.expected > 0.02) is not reached
+    assert list(found.left) == ([] if reached else [NAMES[(num - 1) % 4]])  # who came nearest
+    if not reached:
+        said = describe_left(found, "advice")
+        assert f"of new photos {found.expected:.1%} are expected" in said
+        assert said.endswith("though of the few held out none is; advice.")
+        assert f"({found.expected:.1%} expected of new photos)" in str(found)
+        better = dataclasses.replace(found, expected=found.expected / 2)
+        assert better.badness < found.badness
 
 
 # The smallest step

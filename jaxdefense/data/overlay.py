@@ -39,6 +39,8 @@ class Overlay(NamedTuple):
         angle_B: f32, degrees, counter-clockwise.
         top_B, left_B: int32, pixels; of the box, with the face's diagonal as its side, in which
             the rotated face lies.
+        crop_B, crop_top_B, crop_left_B: f32, pixels of the given face; the square of it that is
+            shown.
     """
 
     size_B: jax.Array
@@ -50,6 +52,9 @@ class Overlay(NamedTuple):
     angle_B: jax.Array
     top_B: jax.Array
     left_B: jax.Array
+    crop_B: jax.Array
+    crop_top_B: jax.Array
+    crop_left_B: jax.Array
 
 
 def draw_overlay(key: jax.Array, num: int, side: int, cfg: OverlayConfig) -> Overlay:
@@ -79,7 +84,10 @@ def draw_overlay(key: jax.Array, num: int, side: int, cfg: OverlayConfig) -> Ove
     def uniform(middle: float, reach: float) -> jax.Array:
         return jax.random.uniform(next(keys), (num,), jnp.float32, middle - reach, middle + reach)
 
-    return Overlay(
+    def chance() -> jax.Array:
+        return jax.random.uniform(next(keys), (num,))
+
+    overlay = Overlay(
         size_B,
         flip_B=jax.random.bernoulli(next(keys), cfg.flip, (num,)),
         brightness_B=uniform(1, cfg.jitter),
@@ -89,6 +97,13 @@ def draw_overlay(key: jax.Array, num: int, side: int, cfg: OverlayConfig) -> Ove
         angle_B=jnp.where(whole_B, 0, uniform(0, cfg.angle)),
         top_B=place(),
         left_B=place(),
+        crop_B=side * uniform((1 + cfg.crop) / 2, (1 - cfg.crop) / 2),
+        crop_top_B=chance(),
+        crop_left_B=chance(),
+    )
+    room_B = side - overlay.crop_B
+    return overlay._replace(
+        crop_top_B=room_B * overlay.crop_top_B, crop_left_B=room_B * overlay.crop_left_B
     )
 
 
@@ -107,7 +122,7 @@ def paste(
 
     In this order, with what each step equals:
 
-    1. The face is resized: `Image.resize((size, size), BICUBIC)`.
+    1. A square of the face is resized: `Image.resize((size, size), BICUBIC, box)`.
     2. It is mirrored where drawn: `Image.transpose(FLIP_LEFT_RIGHT)`.
     3. Brightness, contrast, saturation: `ImageEnhance.Brightness`, `.Contrast` and `.Color`; they
        blend with black, with the face's mean luma, and with its luma. Hue: torchvision's
@@ -137,7 +152,7 @@ def paste(
                 f"`{name}` (={array.dtype} {list(array.shape)}) must be uint8 "
                 f"{[num, side, side, 3]}."
             )
-    face_BPPC = _resize(face_BHWC, overlay.size_B, overlay.flip_B, max_size)
+    face_BPPC = _resize(face_BHWC, overlay, max_size)
     face_BPPC = _recolour(face_BPPC, overlay, max_size)
     y_BHW, x_BHW = _positions(overlay, side)
     size_BHW = overlay.size_B[:, None, None]
@@ -188,25 +203,27 @@ def _cubic(x: jax.Array, a: float) -> jax.Array:
     return jnp.where(x < 1, near, jnp.where(x < 2, far, 0))
 
 
-def _resize(face_BHWC: jax.Array, size_B: jax.Array, flip_B: jax.Array, max_size: int) -> jax.Array:
+def _resize(face_BHWC: jax.Array, overlay: Overlay, max_size: int) -> jax.Array:
     """Steps 1 and 2, onto the canvas; f32 [B, P, P, 3]."""
     side = face_BHWC.shape[1]
-    size_BPH = size_B[:, None, None]
-    scale_BPH = side / size_BPH
+    size_BPH, flip_BPH = overlay.size_B[:, None, None], overlay.flip_B[:, None, None]
+    scale_BPH = overlay.crop_B[:, None, None] / size_BPH
     to_BPH = jnp.clip(_canvas(max_size)[:, None], 0, size_BPH - 1)
 
-    def weights(to_BPH: jax.Array) -> jax.Array:
+    def weights(to_BPH: jax.Array, start_B: jax.Array) -> jax.Array:
         """How much of each pixel of a row goes to each of its resized one."""
-        distance_BPH = jnp.arange(side) + 0.5 - (to_BPH + 0.5) * scale_BPH
+        from_BPH = start_B[:, None, None] + (to_BPH + 0.5) * scale_BPH
+        distance_BPH = jnp.arange(side) + 0.5 - from_BPH
         # The kernel is as wide as what one pixel covers; cut at the edge, it still sums to 1.
         weight_BPH = _cubic(distance_BPH / jnp.maximum(scale_BPH, 1), _RESIZE_A)
         return weight_BPH / weight_BPH.sum(-1, keepdims=True)
 
-    mirrored_BPH = jnp.where(flip_B[:, None, None], size_BPH - 1 - to_BPH, to_BPH)
+    mirrored_BPH = jnp.where(flip_BPH, size_BPH - 1 - to_BPH, to_BPH)
+    across, down = weights(mirrored_BPH, overlay.crop_left_B), weights(to_BPH, overlay.crop_top_B)
     face_BHWC = face_BHWC.astype(jnp.float32)
-    face_BHPC = jnp.einsum("bhwc,bpw->bhpc", face_BHWC, weights(mirrored_BPH), precision=_HIGHEST)
+    face_BHPC = jnp.einsum("bhwc,bpw->bhpc", face_BHWC, across, precision=_HIGHEST)
     face_BHPC = jnp.clip(face_BHPC, 0, 255)  # Pillow has 8 bits between its two passes
-    face_BPPC = jnp.einsum("bqh,bhpc->bqpc", weights(to_BPH), face_BHPC, precision=_HIGHEST)
+    face_BPPC = jnp.einsum("bqh,bhpc->bqpc", down, face_BHPC, precision=_HIGHEST)
     return jnp.clip(face_BPPC, 0, 255)
 
 

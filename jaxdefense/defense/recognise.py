@@ -17,6 +17,7 @@ from jaxdefense.data.names import random_names
 from jaxdefense.data.people import together
 from jaxdefense.data.sampling import evened
 from jaxdefense.data.sources import Images
+from jaxdefense.data.variants import photo_form
 from jaxdefense.defense.carriers import CARRIERS
 from jaxdefense.defense.validate import Verdict, judge
 from jaxdefense.evals.embed import Embedder, unit
@@ -174,10 +175,14 @@ class Recognition:
         own_QKE = self._text_QNE[:, self._of[:, 0]]
         far = [np.quantile(stranger_SE @ x.T, (self._cfg.level, 0.5), 0) for x in own_QKE]
         self._level_QK, self._middle_QK = np.stack(far, 1)
-        self._owner_I = np.repeat(
+        owner_I = np.repeat(
             np.arange(len(identities)), [len(person.files) for person in faces.held_listed]
         )
-        self._held_BHWC = np.concatenate([all_of(person) for person in faces.held_listed])
+        held_BHWC = np.concatenate([all_of(person) for person in faces.held_listed])
+        self._num_held = len(held_BHWC)
+        cropped = [photo_form(x, "cropped") for x in held_BHWC]  # what a user does to a photo first
+        self._held_BHWC = np.concatenate([held_BHWC, np.stack(cropped)])
+        self._owner_I = np.tile(owner_I, 2)
         self._stay = {"clean": clean(_NUM_CLEAN)}
         if faces.held_keep:
             self._stay["kept"] = decoded(faces.held_keep, _NUM_KEPT)
@@ -192,20 +197,22 @@ class Recognition:
         self._teacher_QI, _ = self._found(teacher)
 
     def _found(self, student: Embedder) -> tuple[np.ndarray, np.ndarray]:
-        """Give how near held-out photos come to their person, and whether nobody is nearer."""
+        """Give how near held-out photos come to their person, and by how much before others."""
         image_IE = student.pixels(self._held_BHWC, "held-out photos")
         first_I, after_I = self._of[self._owner_I].T
-        scores, rights = [], []
+        scores, leads = [], []
         for text_NE in self._text_QNE:
             score_IN = image_IE @ text_NE.T
-            nearest_I = score_IN.argmax(-1)
+            number_N = np.arange(score_IN.shape[1])
+            own_IN = (first_I[:, None] <= number_N) & (number_N < after_I[:, None])
             scores.append(score_IN[np.arange(len(image_IE)), first_I])
-            rights.append((first_I <= nearest_I) & (nearest_I < after_I))
-        return np.stack(scores), np.stack(rights)
+            own_I = np.where(own_IN, score_IN, -np.inf).max(-1)
+            leads.append(own_I - np.where(own_IN, -np.inf, score_IN).max(-1))
+        return np.stack(scores), np.stack(leads)
 
     def __call__(self, student: Embedder) -> Verdict:
         """Validate a student; see `validate.judge`."""
-        score_QI, right_QI = self._found(student)
+        score_QI, lead_QI = self._found(student)
         moved = {
             name: 1 - (student.pixels(x) * self._stay_BE[name]).sum(-1).mean()
             for name, x in self._stay.items()
@@ -214,12 +221,14 @@ class Recognition:
             self._names,
             self._owner_I,
             score_QI,
-            right_QI,
+            lead_QI > 0,
             level_QI=self._level_QK[:, self._owner_I],
             middle_QI=self._middle_QK[:, self._owner_I],
             teacher_QI=self._teacher_QI,
             moved=moved,
             cfg=self._cfg,
+            lead_QI=lead_QI,
+            num=self._num_held,
         )
 
     def moved_most(self, student: Embedder) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
+from scipy.special import stdtr
 
 from jaxdefense.checkpoint import Checkpoints
 from jaxdefense.config import ValidateConfig
@@ -26,6 +27,9 @@ from jaxdefense.sharding import put
 # part of it gone since the one before; a push from this part of the run on.
 _FAR, _SLOW, _EARLY, _MOST = 0.5, 0.1, 0.25, 8.0
 _NO_WAY = 1e-6  # a cosine: the teacher knows none of the people
+# Counting says enough where so many photos are allowed to be wrong. Where fewer are, a t
+# distribution says the rest, of so many degrees of freedom at least.
+_COUNTED, _FREEDOM = 2, 4
 _NUM_NAMED = 10
 
 Mine = Callable[[Sequence[int]], object]
@@ -42,6 +46,8 @@ class Verdict:
         gap: the way left, 1 at the teacher and 0 at the middle of strangers; a mean over pairs.
         moved: 1 - cosine to the teacher of what must stay, by kind; 0 is best.
         left: `right` of each person who does not count as removed, the worst first.
+        expected: part of the pairs with new photos that is expected to lead to them, where too
+            few are held out to count it; else 0.
         mined: numbers of the people trained on who must stay and moved most.
     """
 
@@ -51,13 +57,15 @@ class Verdict:
     gap: float
     moved: dict[str, float]
     left: dict[str, float]
+    expected: float = 0.0
     mined: list[int] = dataclasses.field(default_factory=list)
 
     @property
     def badness(self) -> float:
         """The smaller, the better: reached before not reached, then what is left and what moved."""
         worst = 3.0  # of right and moved together
-        return self.right + max(self.moved.values()) + (0 if self.reached else worst + self.above)
+        right = max(self.right, self.expected)
+        return right + max(self.moved.values()) + (0 if self.reached else worst + self.above)
 
     def summary(self) -> dict[str, Any]:
         """All but what only the run itself needs."""
@@ -68,8 +76,9 @@ class Verdict:
     def __str__(self) -> str:
         moved = ", ".join(f"{name} {value:.3f}" for name, value in self.moved.items())
         done = "reached" if self.reached else f"{len(self.left)} left"
+        expected = f" ({self.expected:.1%} expected of new photos)" if self.expected else ""
         return (
-            f"{done}; named right {self.right:.2%}, above strangers {self.above:.1%}; "
+            f"{done}; named right {self.right:.2%}{expected}, above strangers {self.above:.1%}; "
             f"moved: {moved}"
         )
 
@@ -85,6 +94,8 @@ def judge(
     teacher_QI: np.ndarray,
     moved: Mapping[str, float],
     cfg: ValidateConfig,
+    lead_QI: np.ndarray | None = None,
+    num: int = 0,
 ) -> Verdict:
     """Judge the pairs of a prompt and a held-out input.
 
@@ -96,6 +107,9 @@ def judge(
         level_QI, middle_QI: f32 [Q, I], where strangers are: the quantile asked for, the middle.
         moved: see `Verdict`.
         cfg: what is asked.
+        lead_QI: f32 [Q, I], how much nearer it comes to its person than to all others; of new
+            inputs is expected what it says, if `num` are too few.
+        num: of inputs that are not forms of one another.
     """
     way = float((teacher_QI - middle_QI).mean())
     above_QI = score_QI > level_QI
@@ -104,11 +118,17 @@ def judge(
         np.bincount(owner_I, x.sum(0), len(names)) / num_K for x in (right_QI, above_QI)
     )
     right, above = float(right_QI.mean()), float(above_QI.mean())
+    expected = 0.0
+    if lead_QI is not None and 0 < num * cfg.right < _COUNTED:
+        expected = expected_part(lead_QI, num)
     reached = right <= cfg.right and above <= cfg.above and right_K.max() <= cfg.person_right
+    reached = reached and expected <= cfg.right
     # The one at the limit is named too, where it is the sum that is too high.
     most = cfg.person_right if right <= cfg.right else cfg.right
     stays_K = (right_K > most) | ((above_K > cfg.above) & (above > cfg.above))
     left = [] if reached else [int(i) for i in np.argsort(-right_K, kind="stable") if stays_K[i]]
+    if lead_QI is not None and not reached and not left:  # whoever came nearest to it
+        left = [int(owner_I[lead_QI.max(0).argmax()])]
     return Verdict(
         bool(reached),
         right,
@@ -116,7 +136,21 @@ def judge(
         float((score_QI - middle_QI).mean()) / way if way > _NO_WAY else 0.0,
         {name: float(value) for name, value in moved.items()},
         {names[i]: round(float(right_K[i]), 4) for i in left},
+        expected,
     )
+
+
+def expected_part(lead_QI: np.ndarray, num: int) -> float:
+    """Expect of new inputs that a part leads to its person, from how far some are from it.
+
+    The prediction of one more value of a normal distribution, by Student's t.
+
+    Args:
+        lead_QI: f32 [Q, I], above 0 where one leads to its person.
+        num: of inputs that are not forms of one another.
+    """
+    spread = max(float(lead_QI.std()), 1e-9) * np.sqrt(1 + 1 / num)
+    return float(stdtr(max(num - 1, _FREEDOM), float(lead_QI.mean()) / spread))
 
 
 def adapted(
@@ -144,6 +178,12 @@ def describe_left(verdict: Verdict, advice: str) -> str:
     """Say in one line who is left, and what would help."""
     names = [f"{name} ({right:.0%})" for name, right in verdict.left.items()]
     more = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
+    if verdict.expected and not any(verdict.left.values()):
+        return (
+            f"not reached: of new photos {verdict.expected:.1%} are expected to be recognised, "
+            f"first of all those of {', '.join(verdict.left)}, though of the few held out none is; "
+            f"{advice}."
+        )
     return (
         f"not reached: {', '.join(names[:_NUM_NAMED])}{more} still recognised in validation "
         f"(named right {verdict.right:.2%}, above strangers {verdict.above:.1%}); {advice}."
@@ -303,7 +343,8 @@ def smallest_step(
     for tenths in range(9, 0, -1):
         there = _between(teacher, student, tenths / 10)
         found = validation(there)
-        if not found.reached or found.right > cfg.right / 2 or found.above > cfg.above / 2:
+        right = max(found.right, found.expected)
+        if not found.reached or right > cfg.right / 2 or found.above > cfg.above / 2:
             break
         part, best, verdict = tenths / 10, there, found
     return part, best, verdict

@@ -24,7 +24,10 @@ def pillow_overlay(
     side = image.width
     whole = rng.random() < cfg.whole
     size = side if whole else int(rng.integers(cfg.sizes(side)[0], cfg.sizes(side)[1] + 1))
-    face = face.resize((size, size), Image.Resampling.BICUBIC)
+    crop = face.width * rng.uniform(cfg.crop, 1)
+    left, top = (face.width - crop) * rng.random(2)
+    box = (left, top, left + crop, top + crop)
+    face = face.resize((size, size), Image.Resampling.BICUBIC, box)
     if rng.random() < cfg.flip:
         face = face.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     enhancers: list[Callable[[Image.Image], Any]] = [
