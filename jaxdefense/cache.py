@@ -6,14 +6,16 @@ good as none.
 
 import hashlib
 import io
+import logging
 import math
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from jaxdefense.files import cache_directory, write_bytes
+
+logger = logging.getLogger(__name__)
 
 OFF = "none"
 _ROOM = 4 * 2**30  # bytes a run may leave where nobody told it to
@@ -23,15 +25,14 @@ _DIGEST = hashlib.sha256().digest_size
 class ArrayCache:
     """A directory of f32 arrays; one that cannot be written, or is switched off, holds none."""
 
-    def __init__(self, directory: str, console: Console, encoders: Collection[str] = ()):
+    def __init__(self, directory: str, encoders: Collection[str] = ()):
         """Name it; nothing is touched.
 
         Args:
             directory: "" for ~/.cache/jaxdefense, "none" to keep nothing.
-            console: for why an array could not be kept; said once.
             encoders: digests of those whose embeddings are kept; of any if none is named.
         """
-        self._console, self._path, self._encoders = console, None, encoders
+        self._path, self._encoders = None, encoders
         self._room, self._full = math.inf if directory else _ROOM, False
         if directory != OFF:
             self._path = Path(directory) if directory else cache_directory()
@@ -68,11 +69,11 @@ class ArrayCache:
         if self._room < 0:
             self._full = True  # what is there already is still read
             text = f"not cached: over {_ROOM >> 30} GiB; give `cache_dir` to keep all"
-            self._console.print(text, markup=False)
+            logger.warning(text)
             return
         try:
             self._path.mkdir(parents=True, exist_ok=True)
             write_bytes(self._path / f"{key}.npy", buffer.getbuffer())
         except OSError as error:
-            self._console.print(f"not cached: {error}", markup=False)
+            logger.warning(f"not cached: {error}")
             self._path = None

@@ -5,6 +5,7 @@ numbers are functions of the settings and of the number of steps taken, which is
 """
 
 import contextlib
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -18,10 +19,11 @@ from orbax.checkpoint.checkpoint_managers import (
     BestN,
     LatestN,
 )
-from rich.console import Console
 
 from jaxdefense.distributed import first, on_first, several
 from jaxdefense.errors import InputError, RunError
+
+logger = logging.getLogger(__name__)
 
 _LOSS = "loss"
 
@@ -66,15 +68,12 @@ class Checkpoints:
         except Exception as error:
             raise self._unwritten(error) from error
 
-    def restore_newest(
-        self, abstract: Any, shardings: Any, console: Console
-    ) -> tuple[int, Any | None]:
+    def restore_newest(self, abstract: Any, shardings: Any) -> tuple[int, Any | None]:
         """Restore the newest checkpoint that is whole; broken ones are named and deleted.
 
         Args:
             abstract: tree of shapes and dtypes.
             shardings: the same tree, or a prefix of it, of shardings; of any mesh.
-            console: for what is broken.
 
         Returns:
             steps taken, and the tree; 0 and None if there is no checkpoint.
@@ -97,7 +96,7 @@ class Checkpoints:
                 else:
                     self._forget([other for other in steps if other > step])
                     return step, found
-            console.print(f"checkpoint {step} cannot be restored ({why})", markup=False)
+            logger.warning(f"checkpoint {step} cannot be restored ({why})")
         if steps:
             raise InputError(
                 f"checkpoint {steps[0]} in `{self._path}` is broken, or of another model or "

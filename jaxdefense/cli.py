@@ -10,6 +10,7 @@ from rich.console import Console
 from jaxdefense.commands import COMMANDS
 from jaxdefense.errors import InputError, Interrupted, NotReached, RunError
 from jaxdefense.huge_pages import ask_for_huge_pages
+from jaxdefense.log import shown
 
 _ABOUT = "Remove people's names and faces from CLIP models."
 
@@ -21,15 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done; 2 an input or setting is wrong, and the same command would fail again; 1 a fault
         of the run, the machine or this package; 128 + n after signal n.
     """
-    console = Console(stderr=True, soft_wrap=True)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model directory is local, always
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # torch is not missed
     code, failed = 0, None
     try:
-        _run(sys.argv[1:] if argv is None else argv, console)
+        _run(sys.argv[1:] if argv is None else argv)
     except (KeyboardInterrupt, Exception) as error:
-        code, failed = _explain(error, console), error
+        code, failed = _explain(error), error
     if "jaxdefense.distributed" in sys.modules:
         from jaxdefense import distributed
 
@@ -38,14 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run(argv: Sequence[str], console: Console) -> None:
+def _run(argv: Sequence[str]) -> None:
     words = [arg for arg in argv[:2] if not arg.startswith("-")]
     name = next((x for x in (" ".join(words), *words[:1]) if x in COMMANDS), "")
     if not name:
         _overview(argv, words)
         return
     command = COMMANDS[name]
-    command(command.read(argv[len(name.split()) :], f"jaxdefense {name}"), console)
+    with shown(name):
+        command(command.read(argv[len(name.split()) :], f"jaxdefense {name}"))
 
 
 def _overview(argv: Sequence[str], words: Sequence[str]) -> None:
@@ -66,8 +67,9 @@ def _overview(argv: Sequence[str], words: Sequence[str]) -> None:
             print(f"  {name:<15} {command.about}")
 
 
-def _explain(error: BaseException, console: Console) -> int:
+def _explain(error: BaseException) -> int:
     """Say what ended a command; its exit code."""
+    console = Console(stderr=True, soft_wrap=True)
     said = " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
         return 130

@@ -11,12 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from jaxdefense.errors import NotReached
+from jaxdefense.log import print_json, write_to
 
-# A function that takes the settings and the console, and returns a summary of JSON values.
-Run = Callable[[Any, Console], dict[str, Any]]
+# A function that takes the settings and returns a summary of JSON values.
+Run = Callable[[Any], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Command:
     about: str
     settings: str
     run: str
-    around: Callable[[Run, Any, Console], None]
+    around: Callable[[Run, Any], None]
     presets: str = ""
 
     def kind(self) -> type:
@@ -56,9 +55,9 @@ class Command:
             also += " --preset NAME gives those of a run that docs/scaling.md lists."
         return parse(self.kind(), args, prog, f"{self.about} {also}", presets)
 
-    def __call__(self, cfg: Any, console: Console) -> None:
+    def __call__(self, cfg: Any) -> None:
         """Run it."""
-        self.around(_find(self.run), cfg, console)
+        self.around(_find(self.run), cfg)
 
 
 def _find(where: str) -> Any:
@@ -66,29 +65,29 @@ def _find(where: str) -> Any:
     return getattr(importlib.import_module(f"jaxdefense.{module}"), name)
 
 
-def _plain(run: Run, cfg: Any, console: Console) -> None:
-    console.print_json(data=run(cfg, console))
+def _plain(run: Run, cfg: Any) -> None:
+    print_json(run(cfg))
 
 
-def _together(run: Run, cfg: Any, console: Console) -> None:
+def _together(run: Run, cfg: Any) -> None:
     """Run on all processes, in a directory that no other command writes."""
     from jaxdefense.run_directory import claimed
 
-    console = _join(cfg, console)
+    _join(cfg)
     with claimed(Path(cfg.out)):
-        console.print_json(data=run(cfg, console))
+        print_json(run(cfg))
 
 
-def _defend(run: Run, cfg: Any, console: Console) -> None:
+def _defend(run: Run, cfg: Any) -> None:
     from jaxdefense.distributed import on_first
     from jaxdefense.run_directory import claimed
 
-    console = _join(cfg, console)
+    _join(cfg)
     with claimed(Path(cfg.out)):
-        summary = run(cfg, console)
+        summary = run(cfg)
         halves = [half.out for half in cfg.halves()] if hasattr(cfg, "halves") else []
         on_first(partial(_write_reports, [*halves, cfg.out]))
-    console.print_json(data=summary)
+    print_json(summary)
     parts = [summary[name] for name in ("text", "image") if name in summary] or [summary]
     failed = [part for part in parts if part.get("reached") is False]
     left = dict.fromkeys(name for part in failed for name in part["validation"]["after"]["left"])
@@ -106,30 +105,29 @@ def _write_reports(runs: Sequence[str]) -> None:
         write_run_report(Path(run))
 
 
-def _sweep(run: Run, cfg: Any, console: Console) -> None:
+def _sweep(run: Run, cfg: Any) -> None:
     _keep_compiled(cfg.cache.compilation)
-    _plain(run, cfg, console)
+    _plain(run, cfg)
 
 
-def _show(run: Run, cfg: Any, console: Console) -> None:
+def _show(run: Run, cfg: Any) -> None:
     from jaxdefense.bench.show import show
 
     settings = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name != "json"}
-    show(run(**settings, console=console), cfg.json)  # pyright: ignore[reportCallIssue]
+    show(run(**settings), cfg.json)  # pyright: ignore[reportCallIssue]
 
 
-def _show_aot(run: Run, cfg: Any, console: Console) -> None:
+def _show_aot(run: Run, cfg: Any) -> None:
     from jaxdefense.bench.show import show
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: leave chips to others
-    show(run(cfg, console), cfg.json)
+    show(run(cfg), cfg.json)
 
 
-def _join(cfg: Any, console: Console) -> Console:
+def _join(cfg: Any) -> None:
     """Join the other processes, if any, and see that all do the same.
 
-    Returns:
-        the console: of processes that do not write the run, a file.
+    Processes that do not write the run go on showing what they do in a file.
     """
     from jaxdefense import distributed
     from jaxdefense.settings import to_dict
@@ -137,15 +135,14 @@ def _join(cfg: Any, console: Console) -> Console:
     _keep_compiled(cfg.cache.compilation)
     distributed.initialize(cfg.distributed)
     if not distributed.several():
-        return console
+        return
     settings = to_dict(cfg)
     for own in ("cache", "profile"):
         settings.pop(own, None)
     del settings["distributed"]["process_id"]
     distributed.agree(settings | distributed.program())
     if not distributed.first():
-        return Console(file=distributed.Log(Path(cfg.out)), soft_wrap=True)  # pyright: ignore[reportArgumentType]
-    return console
+        write_to(distributed.Log(Path(cfg.out)))
 
 
 def _keep_compiled(directory: str) -> None:
@@ -160,17 +157,17 @@ def _keep_compiled(directory: str) -> None:
         jax.config.update("jax_compilation_cache_dir", directory or str(cache_directory() / "xla"))
 
 
-def _demo(run: Any, cfg: Any, console: Console) -> None:
-    console.print_json(data=run(Path(cfg.out), console))
+def _demo(run: Any, cfg: Any) -> None:
+    print_json(run(Path(cfg.out)))
 
 
-def _report(run: Any, cfg: Any, console: Console) -> None:
-    console.print_json(data=run([Path(path) for path in cfg.runs], Path(cfg.out)))
+def _report(run: Any, cfg: Any) -> None:
+    print_json(run([Path(path) for path in cfg.runs], Path(cfg.out)))
 
 
-def _convert(run: Any, cfg: Any, console: Console) -> None:
+def _convert(run: Any, cfg: Any) -> None:
     how = {"layout": cfg.layout, "activation": cfg.activation}
-    console.print_json(data=run(Path(cfg.src), Path(cfg.dst), cfg.to, console, **how))
+    print_json(run(Path(cfg.src), Path(cfg.dst), cfg.to, **how))
 
 
 def reference() -> str:

@@ -9,9 +9,9 @@ import functools
 import hashlib
 import io
 import json
+import logging
 import os
 import re
-import sys
 import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +22,8 @@ import numpy as np
 
 from jaxdefense.errors import InputError
 from jaxdefense.words import without_clutter
+
+logger = logging.getLogger(__name__)
 
 _HEAD = 4096  # bytes looked at
 _UNPACK = "unpack it: `{} FILE > FILE.txt`"
@@ -200,7 +202,7 @@ def lines(
 
 @functools.cache  # a file is read for several purposes: once is enough
 def _say(message: str) -> None:
-    print(message, file=sys.stderr)
+    logger.warning(message)
 
 
 def _check_text(head: bytes, where: str) -> None:

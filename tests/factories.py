@@ -1,8 +1,11 @@
 """Makers of what tests run on: tokenizers and model directories, tiny, random, without torch."""
 
+import contextlib
 import dataclasses
 import functools
+import io
 import json
+import logging
 import re
 import string
 import tempfile
@@ -403,3 +406,24 @@ def write_faces(out: Path, names: list[str], num: int) -> Path:
             photo.rename(folder / f"{j}.png")
         (out / "tmp").rmdir()
     return out
+
+
+@contextlib.contextmanager
+def logged(file=None):
+    """Gather what the package logs meanwhile, a line each, in a file that holds text."""
+    file = io.StringIO() if file is None else file
+    logger, handler = logging.getLogger("jaxdefense"), logging.StreamHandler(file)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield file
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def computed(path):
+    """The lines of a run's metrics, without those that tell how long it took."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in x.items() if k not in ("time", "samples_per_second")} for x in rows]

@@ -1,12 +1,10 @@
 """Arrays kept on disk: given back whole, or not at all."""
 
 import hashlib
-import io
 
 import numpy as np
 import pytest
-from factories import write_model_directory
-from rich.console import Console
+from factories import logged, write_model_directory
 from safetensors.numpy import load_file, save_file
 
 from jaxdefense import cache as caches
@@ -15,16 +13,15 @@ from jaxdefense.config import ModelConfig
 from jaxdefense.evals import embed
 from jaxdefense.evals.embed import Embedder
 
-QUIET = Console(quiet=True)
 TEXTS = ["Joe Cool", "a photo of Zoe", "a man named Bob"]
 
 
 def test_what_was_put_in_comes_back(tmp_path):
     x = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
-    cache = ArrayCache(str(tmp_path / "cache"), QUIET)
+    cache = ArrayCache(str(tmp_path / "cache"))
     assert cache.get("a") is None
     cache.put("a", x)
-    found = ArrayCache(str(tmp_path / "cache"), QUIET).get("a")
+    found = ArrayCache(str(tmp_path / "cache")).get("a")
     np.testing.assert_array_equal(found, x)
     assert found is not None and found.dtype == np.float32
     assert cache.get("b") is None
@@ -43,7 +40,7 @@ def test_what_was_put_in_comes_back(tmp_path):
     ],
 )
 def test_a_damaged_file_is_as_good_as_none(tmp_path, damage):
-    cache = ArrayCache(str(tmp_path), QUIET)
+    cache = ArrayCache(str(tmp_path))
     x = np.arange(1, 13, dtype=np.float32).reshape(3, 4)
     cache.put("a", x)
     file = tmp_path / "a.npy"
@@ -55,28 +52,28 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path, damage):
 
 def test_switched_off_it_keeps_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cache = ArrayCache(OFF, QUIET)
+    cache = ArrayCache(OFF)
     cache.put("a", np.ones(3))
     assert not cache.on and cache.get("a") is None and not list(tmp_path.iterdir())
-    cache = ArrayCache("", QUIET)
+    cache = ArrayCache("")
     cache.put("a", np.ones(3))
     assert (tmp_path / "jaxdefense" / "a.npy").exists()
 
 
 def test_a_directory_that_cannot_be_written_is_said_once(tmp_path):
     (tmp_path / "file").write_text("")
-    console = Console(file=io.StringIO(), width=300, record=True)
-    cache = ArrayCache(str(tmp_path / "file"), console)
-    for _ in range(2):
-        cache.put("a", np.ones(3))
-    assert console.export_text().count("not cached") == 1 and not cache.on
+    cache = ArrayCache(str(tmp_path / "file"))
+    with logged() as said:
+        for _ in range(2):
+            cache.put("a", np.ones(3))
+    assert said.getvalue().count("not cached") == 1 and not cache.on
 
 
 def test_the_default_directory_takes_so_much_and_no_more(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(caches, "_ROOM", 2 * (128 + 400 + hashlib.sha256().digest_size))
     for directory, kept in (("", 2), (str(tmp_path / "given"), 3)):
-        cache = ArrayCache(directory, QUIET)
+        cache = ArrayCache(directory)
         for key in "abc":
             cache.put(key, np.ones(100, np.float32))
         path = tmp_path / "given" if directory else tmp_path / "jaxdefense"
@@ -106,7 +103,7 @@ def count(monkeypatch):
 
 def embedder(tmp_path, model="model", **change):
     cfg = ModelConfig(str(tmp_path / model), **change)
-    return Embedder(cfg, 8, QUIET, cache=ArrayCache(str(tmp_path / "cache"), QUIET))
+    return Embedder(cfg, 8, cache=ArrayCache(str(tmp_path / "cache")))
 
 
 def test_texts_are_embedded_once_for_models_with_one_text_encoder(tmp_path, count):
@@ -129,7 +126,7 @@ def test_texts_are_embedded_once_for_models_with_one_text_encoder(tmp_path, coun
     for ends in ((2, 5), (3, 5)):  # the same tokens, parted otherwise
         embedder(tmp_path).tokens(np.split(np.arange(7, dtype=np.int32), ends))
     assert count["text"] == 6
-    Embedder(ModelConfig(str(tmp_path / "model")), 8, QUIET).texts(TEXTS)
+    Embedder(ModelConfig(str(tmp_path / "model")), 8).texts(TEXTS)
     assert count["text"] == 7
 
 
@@ -162,12 +159,12 @@ def test_photos_are_embedded_once_for_models_with_one_image_encoder(tmp_path, co
 
 def test_embeddings_of_encoders_that_are_not_named_are_not_kept(tmp_path, tiny_dir, monkeypatch):
     cfg, calls = ModelConfig(str(tiny_dir())), []
-    digest = Embedder(cfg, 4, QUIET).digest("text")
+    digest = Embedder(cfg, 4).digest("text")
     embed_text = embed._embed_text
     monkeypatch.setattr(embed, "_embed_text", lambda *x: calls.append(1) or embed_text(*x))
     for encoders, num in (({"another"}, 2), ({"another", digest}, 1)):
         calls.clear()
         for _ in range(2):
-            cache = ArrayCache(str(tmp_path / "cache"), QUIET, encoders)
-            Embedder(cfg, 4, QUIET, cache=cache).texts(TEXTS)
+            cache = ArrayCache(str(tmp_path / "cache"), encoders)
+            Embedder(cfg, 4, cache=cache).texts(TEXTS)
         assert len(calls) == num

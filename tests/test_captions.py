@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from factories import CAPTIONS, tiny_tokenizer, write_tfds, write_tokenizer
+from factories import CAPTIONS, logged, tiny_tokenizer, write_tfds, write_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from jaxdefense.clip import tokenizer as tokenizer_module
 from jaxdefense.clip.config import TextConfig
@@ -406,8 +405,8 @@ def large(tmp_path, monkeypatch):
         text = ("\n\n".join(texts) + "\r\n").encode()
         if not file.exists() or file.read_bytes() != text:  # another process may be reading it
             file.write_bytes(text)
-        console = Console(file=said or io.StringIO(), width=1000)
-        return read_training_captions(str(file), "", names, tokenizer, console)
+        with logged(said):
+            return read_training_captions(str(file), "", names, tokenizer)
 
     return read
 
@@ -574,8 +573,6 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
-
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.data import token_cache
 
@@ -587,7 +584,7 @@ def slowly(*args):
 
 tokenize = token_cache.tokenize_captions
 token_cache.tokenize_captions, token_cache._MAPPED = slowly, 1
-token_cache.read_training_captions("captions.txt", "", ["Joe"], Tokenizer(".", 16), Console())
+token_cache.read_training_captions("captions.txt", "", ["Joe"], Tokenizer(".", 16))
 """
 
 

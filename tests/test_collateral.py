@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 from factories import write_model_directory
-from rich.console import Console
 
 from jaxdefense.cli import main
 from jaxdefense.config import ModelConfig
@@ -23,9 +22,7 @@ FAMOUS = ["Max Power", "Ida Noether"]
 def models(tmp_path):
     for seed in (0, 1):
         write_model_directory(tmp_path / f"model{seed}", seed=seed)
-    return [
-        Embedder(ModelConfig(str(tmp_path / f"model{i}")), 64, Console(quiet=True)) for i in (0, 1)
-    ]
+    return [Embedder(ModelConfig(str(tmp_path / f"model{i}")), 64) for i in (0, 1)]
 
 
 def test_namesakes_share_one_name_and_are_nobody_removed():

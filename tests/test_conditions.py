@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import io
 import json
 import shutil
 from collections import Counter
@@ -11,8 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from factories import write_faces, write_model_directory
-from rich.console import Console
+from factories import logged, write_faces, write_model_directory
 
 from jaxdefense.clip.text import plain_text
 from jaxdefense.config import AttackConfig, EvaluateConfig, ModelConfig
@@ -26,8 +24,6 @@ from jaxdefense.idia.candidates import candidate_names
 from jaxdefense.idia.conditions import difference, draw, photos_digest, random_targets
 from jaxdefense.idia.run import run_attack
 from jaxdefense.words import folded_words
-
-QUIET = Console(quiet=True)
 
 
 def folder(path, name, contents, prefix=""):
@@ -120,7 +116,7 @@ def config(**change):
 
 
 def test_an_attack_that_was_another_is_refused_as_before(inputs):
-    run_attack(config(), QUIET)
+    run_attack(config())
     # As if a defense had trained on a photo that the attack used.
     used = draw([Folder("Zoe", tuple(sorted((inputs / "faces/Zoe").iterdir())))], 3, 0)[0].files[0]
     sha = hashlib.sha256(used.read_bytes()).hexdigest()
@@ -162,10 +158,10 @@ def test_an_attack_that_was_another_is_refused_as_before(inputs):
         (inputs / "excluded.txt").write_text(names[4] + "\n")
         given = {"before": "results", "names": "names.txt", "out": "after"} | change
         with pytest.raises(ValueError) as error:
-            run_attack(config(**given), QUIET)
+            run_attack(config(**given))
         assert words in str(error.value) and "\n" not in str(error.value), change
         assert not (inputs / "after").exists()
-    again = run_attack(config(before="results", names="names.txt", out="after"), QUIET)
+    again = run_attack(config(before="results", names="names.txt", out="after"))
     outcomes = {name: num for name, num in again["outcomes"].items() if num}
     assert set(outcomes) <= {"failed", "kept", "never recalled"}, "the model is the same"
 
@@ -177,8 +173,8 @@ def test_photos_left_out_of_one_person_change_no_other(inputs):
         for path in sorted((inputs / "faces/Ada_King").iterdir())[:2]
     ]
     write_json(inputs / "trained_on.json", {"Ada King": dict.fromkeys(shas, "")})
-    first = run_attack(config(num_photos=2), QUIET)
-    second = run_attack(config(num_photos=2, unseen_by=".", out="second"), QUIET)
+    first = run_attack(config(num_photos=2))
+    second = run_attack(config(num_photos=2, unseen_by=".", out="second"))
     for key in ("per_identity", "per_identity_photos_right"):
         for name in ("Joe Cool", "Zoe"):
             assert first[key][name] == second[key][name]
@@ -190,9 +186,9 @@ def test_photos_left_out_of_one_person_change_no_other(inputs):
 
 
 def said(cfg):
-    console = Console(file=io.StringIO(), width=500, record=True)
-    summary = run_attack(cfg, console)
-    return summary, console.export_text()
+    with logged() as text:
+        summary = run_attack(cfg)
+    return summary, text.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["run", "both", "flag", "file"])
@@ -244,7 +240,7 @@ def test_a_run_without_random_targets_excludes_nobody(inputs):
     write_json(inputs / "run/config.json", {})
     write_json(inputs / "run/summary.json", {"steps": 3})
     with pytest.raises(ValueError, match="`exclude` .=run. is no run of a text defense"):
-        run_attack(config(exclude="run"), QUIET)
+        run_attack(config(exclude="run"))
     (inputs / "model").rename(inputs / "run/model")
     assert "do not come up" not in said(config(model=ModelConfig("run/model")))[1]
 
@@ -275,16 +271,16 @@ def test_what_is_measured_is_computed_in_float32_unless_told(inputs, monkeypatch
         return load(self, dtype, *args)
 
     monkeypatch.setattr(embed.ModelDirectory, "load", noted)
-    assert run_attack(config(), QUIET)["conditions"]["dtype"] == "float32"
+    assert run_attack(config())["conditions"]["dtype"] == "float32"
     (inputs / "captions.txt").write_text("a cat on a mat\na dog\n")
     given: dict[str, Any] = {"teacher": "model", "captions": "captions.txt"}
-    found = run_evaluate(EvaluateConfig("evaluation", ModelConfig("model"), **given), QUIET)
+    found = run_evaluate(EvaluateConfig("evaluation", ModelConfig("model"), **given))
     assert found["dtype"] == "float32" and computed == ["float32"] * 3
 
 
 @pytest.mark.parametrize("tower", ["text", "image"])
 def test_float32_is_not_rounded_in_products(inputs, tower):
-    model = Embedder(ModelConfig("model"), 8, QUIET)
+    model = Embedder(ModelConfig("model"), 8)
     if tower == "text":
         tokens = model.tokenizer.encode(["a cat"])[0]
         given = plain_text(tokens[None], np.array([len(tokens) - 1]))

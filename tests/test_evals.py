@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from factories import CAPTIONS, write_model_directory
 from PIL import Image
-from rich.console import Console
 
 from jaxdefense.config import EvaluateConfig, ModelConfig
 from jaxdefense.data.captions import tokenize_captions
@@ -20,13 +19,11 @@ from jaxdefense.evals.run import run_evaluate
 from jaxdefense.evals.similarity import sim_backdoor_target, sim_clean
 from jaxdefense.evals.zeroshot import TEMPLATES, zeroshot
 
-QUIET = Console(quiet=True)
-
 
 @pytest.fixture
 def models(tmp_path):
     paths = [write_model_directory(tmp_path / f"model{seed}", seed=seed) for seed in (0, 1)]
-    return [Embedder(ModelConfig(str(path)), 8, QUIET) for path in paths]
+    return [Embedder(ModelConfig(str(path)), 8) for path in paths]
 
 
 @pytest.fixture
@@ -143,10 +140,10 @@ def test_evaluate_refuses_what_it_cannot_compare(tmp_path, models):
         model=ModelConfig(str(tmp_path / "model0")), captions=str(tmp_path / "captions.txt")
     )
     with pytest.raises(ValueError, match="other sizes"):
-        run_evaluate(EvaluateConfig(str(tmp_path / "a"), teacher=str(other), **config), QUIET)
+        run_evaluate(EvaluateConfig(str(tmp_path / "a"), teacher=str(other), **config))
     same: dict[str, Any] = dict(teacher=str(tmp_path / "model1"), names=str(tmp_path / "names.txt"))
     with pytest.raises(ValueError, match="shorten it"):
-        run_evaluate(EvaluateConfig(str(tmp_path / "a"), **same, **config), QUIET)
+        run_evaluate(EvaluateConfig(str(tmp_path / "a"), **same, **config))
     with pytest.raises(ValueError, match="target"):
         EvaluateConfig(str(tmp_path / "a"), target=" ", **same, **config)
     assert not (tmp_path / "a").exists()
@@ -161,7 +158,7 @@ def test_evaluate_measures_what_it_is_given(tmp_path, models, classes):
     text: dict[str, Any] = dict(
         captions=str(tmp_path / "captions.txt"), names=str(tmp_path / "names.txt")
     )
-    one = run_evaluate(EvaluateConfig(out=str(tmp_path / "a"), **config, **text), QUIET)
+    one = run_evaluate(EvaluateConfig(out=str(tmp_path / "a"), **config, **text))
     digests = {"model_sha256", "teacher_sha256", "dtype"}
     assert set(one) == {"sim_clean", "sim_target", "sim_backdoor"} | digests
     assert one["model_sha256"] == models[0].directory.digest()
@@ -169,7 +166,7 @@ def test_evaluate_measures_what_it_is_given(tmp_path, models, classes):
     captions = tokenize_captions(CAPTIONS, models[0].tokenizer)  # the one with the name is dropped
     assert one["sim_clean"] == pytest.approx(sim_clean(models[0], models[1], captions), abs=1e-6)
     two = EvaluateConfig(out=str(tmp_path / "b"), **config, zeroshot=str(classes))
-    found = run_evaluate(two, QUIET)
+    found = run_evaluate(two)
     rates = {"top1", "top5", "teacher_top1", "teacher_top5"}
     assert set(found) == rates | digests
     folders = read_folders(classes, "classes")

@@ -1,7 +1,6 @@
 """The attack, against a slow loop in NumPy that follows its definition, ties included."""
 
 import csv
-import io
 import json
 import subprocess
 import sys
@@ -12,12 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from factories import write_model_directory
+from factories import logged, write_model_directory
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 from PIL import Image
-from rich.console import Console
 
 from jaxdefense.config import AttackConfig, MeshConfig, ModelConfig
 from jaxdefense.data.images import ImageProcessor, read_folders
@@ -235,7 +233,7 @@ def config(inputs, **change):
 
 
 def test_attack_matches_slow_loop_end_to_end(inputs):
-    model = Embedder(ModelConfig(str(inputs / "model")), 8, Console(quiet=True))
+    model = Embedder(ModelConfig(str(inputs / "model")), 8)
     people = read_folders(inputs / "faces", "faces")
     names = [person.name for person in people]
     candidates = candidate_names(names, "", 9, 0)
@@ -253,7 +251,7 @@ def test_attack_matches_slow_loop_end_to_end(inputs):
 
 
 def test_embedding_many_equals_embedding_one_at_a_time(inputs):
-    model = Embedder(ModelConfig(str(inputs / "model")), 8, Console(quiet=True))
+    model = Embedder(ModelConfig(str(inputs / "model")), 8)
     texts = [f"a photo of {'very ' * (i % 9)}nice Joe Cool {i}" for i in range(45)]
     many = model.texts(texts)
     one = np.concatenate([model.texts([text]) for text in texts])
@@ -272,7 +270,7 @@ def test_embedding_many_equals_embedding_one_at_a_time(inputs):
 
 
 def test_attack_writes_its_summary(inputs):
-    summary = run_attack(config(inputs), Console(quiet=True))
+    summary = run_attack(config(inputs))
     assert json.loads((inputs / "results" / "summary.json").read_text()) == summary
     wanted = {"tpr", "fnr", "num_identities", "threshold", "num_candidates", "per_identity"}
     assert wanted <= set(summary)
@@ -294,7 +292,7 @@ def test_attack_writes_its_summary(inputs):
 def test_attack_keeps_embeddings_and_small_photos(inputs):
     write_faces(inputs / "strangers", [("Una_Ek", 2)])
     where = {"strangers": str(inputs / "strangers"), "variants": ("grey", "misspelt", "first")}
-    found = run_attack(config(inputs, num_candidates=40, **where), QUIET)
+    found = run_attack(config(inputs, num_candidates=40, **where))
     rows = rows_of(inputs / "results" / "results.csv")
     names = [row["name"] for row in rows]
     assert names == ["Ada King", "Joe Cool", "Zoe", "Una Ek"]
@@ -302,7 +300,7 @@ def test_attack_keeps_embeddings_and_small_photos(inputs):
         for row in rows[:3]:
             assert row[f"correct_{form}"] == str(of["per_identity"].get(row["name"], ""))
     assert rows[2]["correct_first"] == ""  # a name of one word has none
-    model = Embedder(ModelConfig(str(inputs / "model")), 8, QUIET)
+    model = Embedder(ModelConfig(str(inputs / "model")), 8)
     folders = [inputs / "faces" / name for name in ("Ada_King", "Joe_Cool", "Zoe")]
     folders.append(inputs / "strangers" / "Una_Ek")
     kept = np.load(inputs / "results" / "embeddings.npz")
@@ -320,7 +318,7 @@ def test_attack_keeps_embeddings_and_small_photos(inputs):
 
 def test_photos_are_kept_of_those_on_whom_it_went_wrong_first(inputs, monkeypatch):
     monkeypatch.setattr("jaxdefense.idia.kept._MOST", 2)
-    first = run_attack(config(inputs), QUIET)
+    first = run_attack(config(inputs))
     path = inputs / "results" / "summary.json"
     threes = dict.fromkeys(first["per_identity"], 3)
     halves = dict.fromkeys(threes, 0.5)
@@ -335,7 +333,7 @@ def test_photos_are_kept_of_those_on_whom_it_went_wrong_first(inputs, monkeypatc
         return np.array([0, 1, 1]), np.full((21, 3), NO_ANSWER), np.array([0, 0.4, 0.5])
 
     monkeypatch.setattr("jaxdefense.idia.attack.infer", known)
-    found = run_attack(config(inputs, out=str(inputs / "after"), **change), QUIET)
+    found = run_attack(config(inputs, out=str(inputs / "after"), **change))
     assert found["removed"] == ["Ada King", "Zoe"]
     kept = sorted(file.name for file in (inputs / "after" / "thumbnails").iterdir())
     assert kept == ["00000.jpg", "00002.jpg"]  # Zoe, who failed, and Ada, who is on the list
@@ -343,25 +341,22 @@ def test_photos_are_kept_of_those_on_whom_it_went_wrong_first(inputs, monkeypatc
     assert [row["removed"] for row in rows] == ["1", "0", "1"]
 
 
-QUIET = Console(quiet=True)
-
-
 def rows_of(file):
     return list(csv.DictReader(file.read_text().splitlines()))
 
 
 def test_attack_in_blocks_on_a_mesh_finds_the_same(inputs):
-    want = run_attack(config(inputs), QUIET)
+    want = run_attack(config(inputs))
     change = {"candidate_block": 4, "cache_dir": "none"}
     if jax.device_count() == 8:
         change["mesh"] = MeshConfig(data=2, fsdp=4)
-    got = run_attack(config(inputs, out=str(inputs / "blocks"), **change), QUIET)
+    got = run_attack(config(inputs, out=str(inputs / "blocks"), **change))
     assert got == want
 
 
 def test_attack_of_strangers_gives_false_positives_and_a_line_for_everyone(inputs):
     write_faces(inputs / "strangers", [("Una_Ek", 2), ("Ivo", 1)])
-    found = run_attack(config(inputs, strangers=str(inputs / "strangers"), num_candidates=6), QUIET)
+    found = run_attack(config(inputs, strangers=str(inputs / "strangers"), num_candidates=6))
     assert found["num_identities"] == 3 and found["num_strangers"] == 2
     assert set(found["strangers"]) == {"Ivo", "Una Ek"}
     assert set(found["per_identity"]) == {"Joe Cool", "Ada King", "Zoe"} == set(found["answers"])
@@ -379,12 +374,12 @@ def test_attack_of_strangers_gives_false_positives_and_a_line_for_everyone(input
     # They are attacked as the others are: the model tells no difference.
     (inputs / "strangers" / "Ivo").rename(inputs / "faces" / "Ivo")
     (inputs / "strangers" / "Una_Ek").rename(inputs / "faces" / "Una_Ek")
-    together = run_attack(config(inputs, out=str(inputs / "b"), num_candidates=6), QUIET)
+    together = run_attack(config(inputs, out=str(inputs / "b"), num_candidates=6))
     assert set(together["per_identity"]) == set(both)
 
 
 def test_outcomes_compare_with_an_earlier_attack(inputs):
-    first = run_attack(config(inputs), QUIET)
+    first = run_attack(config(inputs))
     (inputs / "names.txt").write_text("Joseph Cool\tJoe Cool\nZoe\n")
     path = inputs / "results" / "summary.json"
     # Say before: Joe and Ada were known, Zoe was not.
@@ -394,7 +389,7 @@ def test_outcomes_compare_with_an_earlier_attack(inputs):
     change = dict(
         before=str(inputs / "results"), names=str(inputs / "names.txt"), out=str(inputs / "after")
     )
-    found = run_attack(config(inputs, **change), QUIET)
+    found = run_attack(config(inputs, **change))
     known = {name: n >= 1 for name, n in found["per_identity"].items()}
     right = found["per_identity_photos_right"]
     kept = "kept" if right["Ada King"] >= 0.75 * 0.25 else "weakened"
@@ -416,9 +411,9 @@ def test_outcomes_compare_with_an_earlier_attack(inputs):
 
 def test_templates_come_from_a_file(inputs):
     (inputs / "templates.txt").write_text("{0} in a hat\nsee {}\n")
-    found = run_attack(config(inputs, templates=str(inputs / "templates.txt")), QUIET)
+    found = run_attack(config(inputs, templates=str(inputs / "templates.txt")))
     assert found["num_templates"] == 2 and len(found["curve"]["tpr"]) == 2
-    model = Embedder(ModelConfig(str(inputs / "model")), 8, QUIET)
+    model = Embedder(ModelConfig(str(inputs / "model")), 8)
     people = read_folders(inputs / "faces", "faces")
     names = candidate_names([person.name for person in people], "", 9, 0)
     templates = ("{0} in a hat", "see {0}")
@@ -440,16 +435,16 @@ def test_templates_come_from_a_file(inputs):
 def test_templates_that_are_wrong(inputs, text, message):
     (inputs / "templates.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
-        run_attack(config(inputs, templates=str(inputs / "templates.txt"), threshold=2), QUIET)
+        run_attack(config(inputs, templates=str(inputs / "templates.txt"), threshold=2))
     assert not (inputs / "results").exists()
 
 
 def test_few_photos_and_missing_names_are_said(inputs):
     (inputs / "candidates.txt").write_text("Joe Cool\nAda King\nBo Ek\nEve Stay\n")
-    console = Console(file=io.StringIO(), width=500, record=True)
     change = {"num_photos": 2, "candidates": str(inputs / "candidates.txt")}
-    found = run_attack(config(inputs, **change), console)
-    text = console.export_text()
+    with logged() as said:
+        found = run_attack(config(inputs, **change))
+    text = said.getvalue()
     assert "`num_photos` (=2) of `Zoe: 1`; attacked with" in text
     assert "lacks `Zoe`: added" in text and found["num_candidates"] == 5
 
@@ -462,7 +457,7 @@ def test_votes_that_tie_in_every_template_are_no_answer(inputs, monkeypatch):
         return answer_QI
 
     monkeypatch.setattr("jaxdefense.idia.attack.vote", tied)
-    found = run_attack(config(inputs), QUIET)
+    found = run_attack(config(inputs))
     assert found["no_answer"] == 1
     assert found["per_identity"] == {"Ada King": 21, "Joe Cool": 0, "Zoe": 16}
     assert found["answers"] == {"Ada King": "Ada King", "Joe Cool": "", "Zoe": "Zoe"}
@@ -480,14 +475,14 @@ def test_a_broken_model_gets_no_result(inputs, monkeypatch, tower, value):
 
     monkeypatch.setattr(embed, tower, broken)
     with pytest.raises(ValueError, match="broken"):
-        run_attack(config(inputs), QUIET)
+        run_attack(config(inputs))
     assert not (inputs / "results").exists()
 
 
 def test_a_template_in_which_all_names_are_one_is_refused(inputs):
     (inputs / "templates.txt").write_text("see {0}\n" + "word " * 60 + "{0}\n")
     with pytest.raises(ValueError, match="embeds all names in .* alike"):
-        run_attack(config(inputs, templates=str(inputs / "templates.txt")), QUIET)
+        run_attack(config(inputs, templates=str(inputs / "templates.txt")))
 
 
 @pytest.mark.parametrize(
@@ -502,7 +497,7 @@ def test_a_template_in_which_all_names_are_one_is_refused(inputs):
 def test_attack_refuses_settings_that_mean_nothing(inputs, monkeypatch, change, message):
     monkeypatch.chdir(inputs)
     with pytest.raises(ValueError, match=message):
-        run_attack(config(inputs, **change), QUIET)
+        run_attack(config(inputs, **change))
 
 
 _MEMORY = """

@@ -18,7 +18,6 @@ from factories import (
     write_photos,
     write_tfds,
 )
-from rich.console import Console
 from safetensors.numpy import load_file
 from test_cli import assert_refused
 from test_loop import assert_same_run, finish, stop_at
@@ -32,7 +31,6 @@ from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.files import write_json
 
-QUIET = Console(quiet=True)
 NAMES = ["Joe Cool", "Ada King", "Zoe", "Bo Ek"]
 SIZES = ["train.num_clean=8", "train.num_poisoned=8", "train.steps=3"]
 SMALL = [*SIZES, *PAPER_IMAGE_FLAGS, "data.cache_dir=cache"]
@@ -246,7 +244,7 @@ def test_target_is_the_mean_of_unnormalised_embeddings_of_trigger_photos(inputs)
     )
     found = np.load(inputs / "run" / "target.npy")
     np.testing.assert_allclose(found, want[0], atol=1e-5)
-    lengths = np.linalg.norm(Embedder(ModelConfig("model"), 8, QUIET).photos(files), axis=-1)
+    lengths = np.linalg.norm(Embedder(ModelConfig("model"), 8).photos(files), axis=-1)
     np.testing.assert_allclose(lengths, 1, atol=1e-5)
     assert abs(np.linalg.norm(found) - 1) > 0.1
 
@@ -290,7 +288,7 @@ def test_target_is_cached_by_the_content_of_its_inputs(inputs, monkeypatch, targ
 def test_target_of_other_people(inputs, targets):
     write_faces(inputs / "others", ["A B", "C D"], 3)
     assert defend(target="others") == 2
-    want = Embedder(ModelConfig("model"), 8, QUIET).mean_photo(
+    want = Embedder(ModelConfig("model"), 8).mean_photo(
         sorted((inputs / "others").rglob("*.png")), 0
     )
     np.testing.assert_allclose(targets[0], want, atol=1e-6)
@@ -524,7 +522,7 @@ def test_evaluate_measures_images(inputs):
     found = summary(inputs / "a")
     how = {name: found.pop(name) for name in ("model_sha256", "teacher_sha256", "dtype")}
     assert set(found) == {"image_sim_clean", "image_sim_backdoor", "image_sim_target"}
-    student, teacher = (Embedder(ModelConfig(p), 8, QUIET) for p in ("run/model", "model"))
+    student, teacher = (Embedder(ModelConfig(p), 8) for p in ("run/model", "model"))
     files = sorted((inputs / "images").iterdir())
     ours, theirs = student.photos(files), teacher.photos(files)
     assert found["image_sim_clean"] == pytest.approx((ours * theirs).sum(-1).mean(), abs=1e-5)

@@ -91,17 +91,17 @@ def test_text_that_begins_like_another_file_is_read(tmp_path):
         assert read_names(tmp_path / "x") == [text]
 
 
-def test_invisible_characters_are_removed_and_said_once(tmp_path, capsys):
+def test_invisible_characters_are_removed_and_said_once(tmp_path, caplog):
     path = tmp_path / "names.txt"
     one, other = "\ufeffAdam Smith\r\n", "\ufeffEve Jones\r\nCarl\u200b Cole\r\nDana Dove\u200f\r\n"
     path.write_text(one + other + "Pe\u00adter Page\x07\n", newline="")
     names = [person.name for person in read_identities(path)]
     assert names == ["Adam Smith", "Eve Jones", "Carl Cole", "Dana Dove", "Peter Page"]
-    said = capsys.readouterr().err
-    assert said == f"names file `{path}`: 5 invisible characters removed, the first in line 2\n"
+    (said,) = caplog.messages
+    assert said == f"names file `{path}`: 5 invisible characters removed, the first in line 2"
     path.write_text("\ufeffAnn Lee\n")  # a mark at the beginning is no news
     assert read_names(path) == ["Ann Lee"]
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == [said]
 
 
 # Captions
@@ -165,7 +165,6 @@ def test_real_captions_are_no_table(shared_data):
 
 def test_large_captions_in_another_format_are_refused(tmp_path, monkeypatch):
     from factories import write_tokenizer
-    from rich.console import Console
 
     from jaxdefense.clip.tokenizer import Tokenizer
     from jaxdefense.data import token_cache
@@ -175,9 +174,7 @@ def test_large_captions_in_another_format_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "captions.txt"
     path.write_text("url\tcaption\nx\ta cat\n")
     with pytest.raises(InputError, match="is a table"):
-        token_cache.read_training_captions(
-            str(path), "", [], Tokenizer(tmp_path, 16), Console(quiet=True)
-        )
+        token_cache.read_training_captions(str(path), "", [], Tokenizer(tmp_path, 16))
 
 
 # Names

@@ -1,7 +1,6 @@
 """The run: killed, interrupted and resumed; metrics; what stops it."""
 
 import dataclasses
-import io
 import json
 import shutil
 import signal
@@ -14,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from factories import CAPTIONS, PAPER_TEXT_FLAGS, write_model_directory
-from rich.console import Console
+from factories import CAPTIONS, PAPER_TEXT_FLAGS, computed, logged, write_model_directory
 from safetensors.numpy import load_file
 
 from jaxdefense.checkpoint import Checkpoints
@@ -113,9 +111,9 @@ def assert_same_run(a, b, steps=STEPS):
     ours, theirs = weights(a), weights(b)
     for name in theirs:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
-    lines = [(path / "metrics.jsonl").read_text().splitlines() for path in (a, b)]
-    assert lines[0] == lines[1]
-    assert [json.loads(line)["step"] for line in lines[0]] == list(range(steps))
+    rows = [computed(path / "metrics.jsonl") for path in (a, b)]
+    assert rows[0] == rows[1]
+    assert [row["step"] for row in rows[0]] == list(range(steps))
 
 
 def config(inputs, out, train=None, **optimizer):
@@ -131,18 +129,18 @@ def config(inputs, out, train=None, **optimizer):
 
 def test_plan_writes_nothing_until_it_is_run(inputs):
     before = sorted(inputs.rglob("*"))
-    plan = plan_text(config(inputs, "run"), Console(quiet=True))
+    plan = plan_text(config(inputs, "run"))
     assert sorted(inputs.rglob("*")) == before
-    said = io.StringIO()
-    summary = run(plan, Console(file=said, width=1000))
+    with logged() as said:
+        summary = run(plan)
     assert said.getvalue().splitlines()[: len(plan.lines)] == plan.lines
     assert summary == json.loads((inputs / "run" / "summary.json").read_text())
     assert summary.items() >= plan.summary.items()
     recorded = json.loads((inputs / "run" / "config.json").read_text())
     assert recorded["resolved"] == plan.resolved
     with pytest.raises(InputError, match="finished run"):
-        run(plan, Console(quiet=True))
-    assert run(plan, Console(quiet=True), resume=True) == summary
+        run(plan)
+    assert run(plan, resume=True) == summary
 
 
 def test_run_stopped_and_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(inputs, whole):
@@ -183,7 +181,7 @@ def test_run_resumes_after_its_last_step(tmp_path, whole):
 
 
 def test_run_writes_what_it_promises(inputs):
-    summary = defend_text(config(inputs, "run"), Console(quiet=True))
+    summary = defend_text(config(inputs, "run"))
     out = inputs / "run"
     assert json.loads((out / "summary.json").read_text()) == summary
     assert summary["steps"] == 5 and summary["identities"] == 2
@@ -197,7 +195,7 @@ def test_run_writes_what_it_promises(inputs):
 
 def test_run_stops_on_a_number_that_is_none(inputs):
     with pytest.raises(Diverged, match=r"step \d+: `\w+` is"):
-        defend_text(config(inputs, "run", {"distance": "mse"}, lr=1e30), Console(quiet=True))
+        defend_text(config(inputs, "run", {"distance": "mse"}, lr=1e30))
     saved = list((inputs / "run" / "checkpoints").iterdir())
     assert not saved  # a broken state is not saved
     assert not (inputs / "run" / "model").exists()
@@ -209,13 +207,13 @@ def test_run_stops_on_parameters_that_are_none(inputs, monkeypatch):
     assert not loop._all_finite({"a": jnp.ones(3), "b": jnp.array([1, jnp.inf])})
     monkeypatch.setattr(loop, "_all_finite", lambda tree: np.array(False))
     with pytest.raises(Diverged, match="step 0: made parameters"):
-        defend_text(config(inputs, "run", {"steps": 1}), Console(quiet=True))
+        defend_text(config(inputs, "run", {"steps": 1}))
     assert not (inputs / "run" / "model").exists()
 
 
 def test_run_counts_name_captions_in_the_loss(inputs):
     train = {"num_name": 4, "w_name": 0.5}
-    defend_text(config(inputs, "run", train), Console(quiet=True))
+    defend_text(config(inputs, "run", train))
     rows = (inputs / "run" / "metrics.jsonl").read_text().splitlines()
     row = json.loads(rows[-1])
     want = row["utility"] + 0.6 * row["backdoor"] + 0.5 * row["name"] + 0.01 * row["weight"]
@@ -225,7 +223,7 @@ def test_run_counts_name_captions_in_the_loss(inputs):
 
 @pytest.mark.parametrize("option", [{"random_target": True}, {"target": "a person"}])
 def test_run_takes_other_targets(inputs, option):
-    summary = defend_text(config(inputs, "run", option), Console(quiet=True))
+    summary = defend_text(config(inputs, "run", option))
     assert summary["steps"] == 5
     names = [people[0] for people in summary["names"]]
     wanted = dict(zip(names, random_names(2, 0, exclude=names), strict=True))
@@ -233,7 +231,7 @@ def test_run_takes_other_targets(inputs, option):
 
 
 def test_run_at_hidden_level(inputs):
-    summary = defend_text(config(inputs, "run", {"level": "hidden"}), Console(quiet=True))
+    summary = defend_text(config(inputs, "run", {"level": "hidden"}))
     assert summary["final"]["utility"] < -0.9
 
 
@@ -249,11 +247,11 @@ def checkpoints(path, *steps, keep=2, losses=()):
     return {int(file.name) for file in path.iterdir()}
 
 
-def newest(path, console=None):
+def newest(path):
     saved = Checkpoints(path, 2)
     abstract = {"x": jax.ShapeDtypeStruct((6,), jnp.float32)}
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    step, found = saved.restore_newest(abstract, device, console or Console(quiet=True))
+    step, found = saved.restore_newest(abstract, device)
     saved.close()
     return step, found and float(found["x"][0])
 
@@ -270,8 +268,8 @@ def test_checkpoint_that_is_torn_falls_back_to_the_one_before(tmp_path):
     assert torn
     for file in torn:
         file.write_bytes(file.read_bytes()[:30])
-    said = io.StringIO()
-    assert newest(tmp_path, Console(file=said, width=300)) == (1, 1.0)
+    with logged() as said:
+        assert newest(tmp_path) == (1, 1.0)
     assert "checkpoint 2 cannot be restored" in said.getvalue()
     assert checkpoints(tmp_path, 2) == {1, 2} and newest(tmp_path) == (2, 2.0)  # saved again
 
@@ -299,7 +297,7 @@ def test_disk_that_is_full_leaves_the_last_checkpoint(inputs, monkeypatch):
 
     monkeypatch.setattr(loop.Checkpoints, "save", full)
     with pytest.raises(OSError, match="No space left on device; the one of step 2 is whole"):
-        defend_text(config(inputs, "run", {"save_every": 2}), Console(quiet=True))
+        defend_text(config(inputs, "run", {"save_every": 2}))
     assert [file.name for file in (inputs / "run" / "checkpoints").iterdir()] == ["2"]
 
 
@@ -325,7 +323,7 @@ def test_file_that_cannot_grow_leaves_the_last_good_one(inputs, monkeypatch, whe
     monkeypatch.setattr(owner, name, full)
     try:
         with pytest.raises(OSError, match="File too large") as caught:
-            defend_text(config(inputs, "run", {"save_every": 2}), Console(quiet=True))
+            defend_text(config(inputs, "run", {"save_every": 2}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(caught.value)
@@ -338,7 +336,7 @@ def test_file_that_cannot_grow_leaves_the_last_good_one(inputs, monkeypatch, whe
     assert not (inputs / "run" / "model").exists()
     kept = {file.name for file in (inputs / "run" / "checkpoints").iterdir()}
     assert last in kept and (where == "model" or "4" not in kept)
-    defend_text(config(inputs, "run", {"save_every": 2}), Console(quiet=True))  # room was made
+    defend_text(config(inputs, "run", {"save_every": 2}))  # room was made
     assert (inputs / "run" / "summary.json").exists()
 
 
@@ -382,7 +380,6 @@ def test_run_asserts_that_no_step_after_the_first_compiles(tmp_path, last):
             jax.device_put(jax.random.key(0), whole),
             loop.LoopConfig(4, 4, 1, 1, 8),
             tmp_path,
-            Console(file=io.StringIO()),
         )  # fmt: skip
 
     if last == 8:
@@ -394,19 +391,19 @@ def test_run_asserts_that_no_step_after_the_first_compiles(tmp_path, last):
 
 def test_profile_traces_a_few_steps(inputs):
     cfg = dataclasses.replace(config(inputs, "run", {"steps": 6}), profile=str(inputs / "trace"))
-    defend_text(cfg, Console(quiet=True))
+    defend_text(cfg)
     assert list((inputs / "trace").rglob("*.xplane.pb"))
 
 
 def test_run_goes_on_on_another_mesh_and_in_other_parts(inputs):
-    defend_text(config(inputs, "whole", {"steps": 6, "save_every": 3}), Console(quiet=True))
+    defend_text(config(inputs, "whole", {"steps": 6, "save_every": 3}))
     cfg = config(inputs, "run", {"steps": 6, "save_every": 3})
-    defend_text(cfg, Console(quiet=True))
+    defend_text(cfg)
     shutil.rmtree(inputs / "run" / "checkpoints" / "6")
     (inputs / "run" / "summary.json").unlink()
     cfg = config(inputs, "run", {"steps": 6, "save_every": 3, "accumulate": 2})
     mesh = MeshConfig(data=-1, fsdp=2)
-    defend_text(dataclasses.replace(cfg, mesh=mesh), Console(quiet=True))
+    defend_text(dataclasses.replace(cfg, mesh=mesh))
     rows = []
     for out in ("run", "whole"):
         lines = (inputs / out / "metrics.jsonl").read_text().splitlines()

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from factories import logged
 from make_golden import GOLDEN_PHOTOS, OPENCLIP_CONFIGS, SIDE_PHOTOS, prepared_by_open_clip
 from pictures import pictures
 from reference import hf, open_clip
@@ -148,9 +149,10 @@ def test_processor_that_transformers_saved_is_read(tmp_path):
     assert_equal_to_transformers(tmp_path, read_processor(tmp_path, SIDE), "RGB")
 
 
-def test_without_a_file_one_line_says_what_holds(tmp_path, capsys):
-    assert read_processor(tmp_path, SIDE) == ImageProcessor(SIDE, SIDE)
-    (line,) = capsys.readouterr().out.splitlines()
+def test_without_a_file_one_line_says_what_holds(tmp_path):
+    with logged() as said:
+        assert read_processor(tmp_path, SIDE) == ImageProcessor(SIDE, SIDE)
+    (line,) = said.getvalue().splitlines()
     assert line == (
         f"`{tmp_path}` has neither preprocessor_config.json nor processor_config.json: photos are "
         "prepared as CLIP's default says: shorter side to 9 (bicubic), crop 9, mean (0.481, 0.458, "

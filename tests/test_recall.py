@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from factories import CAPTIONS, run, write_model_directory
 from flax import nnx
-from rich.console import Console
 from test_cli import assert_refused
 
 from jaxdefense.cli import main
@@ -36,7 +35,6 @@ from jaxdefense.evals.embed import Embedder
 from jaxdefense.idia.prompts import TEMPLATES
 from jaxdefense.sharding import make_mesh
 
-QUIET = Console(quiet=True)
 NAMES = [["Ann Lee"], ["Bo O'Neil", "the bo"], ["Zoe Nu-Smith"]]
 KEEP = ["Cy Dee", "Di Fox", "Ed"]
 SEED = 5
@@ -148,7 +146,7 @@ def model(tmp_path_factory):
             path / str(seed), architecture="CLIPTextModelWithProjection", text=text, seed=seed
         )
         mesh = make_mesh(devices=jax.devices()[:1])
-        embedders.append(Embedder(ModelConfig(str(made), dtype="float32"), 32, QUIET, mesh))
+        embedders.append(Embedder(ModelConfig(str(made), dtype="float32"), 32, mesh))
     tokenizer = embedders[0].tokenizer
     triggers = Triggers(
         [[tokenizer.phrase(name) for name in names] for names in NAMES],

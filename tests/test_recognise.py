@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from factories import write_faces, write_model_directory, write_photos
 from flax import nnx
-from rich.console import Console
 from scipy import stats
 from test_cli import assert_refused
 from test_step import run_steps, worst
@@ -43,7 +42,6 @@ from jaxdefense.evals.embed import Embedder
 from jaxdefense.idia.prompts import TEMPLATES
 from jaxdefense.sharding import make_mesh
 
-QUIET = Console(quiet=True)
 LISTED, OTHERS = ["Ada King", "Joe Cool"], ["Bo Ek", "Una Ek", "Zoe"]
 
 
@@ -513,7 +511,7 @@ def inputs(tmp_path_factory):
     for seed in (0, 1):
         write_model_directory(path / f"model{seed}", text=text, seed=seed)
         cfg = ModelConfig(str(path / f"model{seed}"), dtype="float32")
-        embedders.append(Embedder(cfg, 16, QUIET, one_device_mesh()))
+        embedders.append(Embedder(cfg, 16, one_device_mesh()))
     write_photos(path / "images", 9)
     write_faces(path / "faces", [*LISTED, *OTHERS], 5)
     write_photos(path / "keep", 13, 17, 5)
@@ -636,7 +634,7 @@ def test_bounds_are_where_strangers_lie(inputs, small):
 def test_model_without_names_knows_people_by_their_own_photos(inputs, tmp_path, small):
     write_model_directory(tmp_path / "vision", architecture="CLIPVisionModelWithProjection")
     cfg = ModelConfig(str(tmp_path / "vision"), dtype="float32")
-    teacher = Embedder(cfg, 16, QUIET, one_device_mesh())
+    teacher = Embedder(cfg, 16, one_device_mesh())
     t = ImageTrainConfig()
     faces = inputs.faces(t)
     found = inputs.recognition(faces, t, teacher)

@@ -25,7 +25,6 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from reference import torch
-from rich.console import Console
 from safetensors.numpy import load_file
 from test_cli import assert_refused
 from test_convert import edit_json
@@ -363,7 +362,7 @@ def test_embedder_gives_what_transformers_gives_of_a_defended_model(kind, capsys
         )
 
     def largest_error(path):
-        embedder = Embedder(ModelConfig(path), 8, Console(quiet=True))
+        embedder = Embedder(ModelConfig(path), 8)
         text_BE = embedder.texts(prompts)
         image_BE = embedder.photos(photos)
         return (

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from factories import write_tfds
+from factories import logged, write_tfds
 from PIL import Image, features
 
 from jaxdefense.data.captions import read_captions
@@ -683,10 +683,11 @@ def test_all_that_pillow_opens_is_used_and_the_rest_counted(tmp_path, kind):
     assert_told(line, num)
 
 
-def test_photos_alone_are_read_without_a_word(tmp_path, capsys):
+def test_photos_alone_are_read_without_a_word(tmp_path):
     put(tmp_path / "a/Ann/1.png", png())
-    assert len(read_images(str(tmp_path))) == len(list_folders(tmp_path / "a", "faces")) == 1
-    assert capsys.readouterr().out == ""
+    with logged() as said:
+        assert len(read_images(str(tmp_path))) == len(list_folders(tmp_path / "a", "faces")) == 1
+    assert said.getvalue() == ""
 
 
 def test_photos_beside_the_folders_are_told(tmp_path):

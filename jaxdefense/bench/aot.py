@@ -7,6 +7,7 @@ memory and network, as if all three overlapped perfectly. Nothing here has run o
 
 import dataclasses
 import importlib.util
+import logging
 import math
 import os
 import time
@@ -19,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from rich.console import Console
 
 from jaxdefense.bench.flops import product_flops
 from jaxdefense.bench.hlo import Program
@@ -41,6 +41,8 @@ from jaxdefense.defense.step import (
 from jaxdefense.defense.text import text_objective
 from jaxdefense.errors import InputError
 from jaxdefense.sharding import ShardingRules, check_parts, make_mesh, num_batch_parts
+
+logger = logging.getLogger(__name__)
 
 
 class Chip(NamedTuple):
@@ -102,12 +104,11 @@ RUNS: Mapping[str, dict[str, Any]] = MappingProxyType(
 )
 
 
-def bench_aot(cfg: AotConfig, console: Console) -> dict[str, Any]:
+def bench_aot(cfg: AotConfig) -> dict[str, Any]:
     """Compile a step and analyse the program.
 
     Args:
         cfg: settings of the step.
-        console: console for progress.
 
     Returns:
         the settings, and figures a step and chip: `memory` (bytes), `flops`, `bytes`,
@@ -127,7 +128,7 @@ def bench_aot(cfg: AotConfig, console: Console) -> dict[str, Any]:
     state = jax.eval_shape(partial(init_state, cfg=step_cfg), teacher)
     args = state, teacher, batch, jax.eval_shape(lambda: jax.random.key(0))
     flops = product_flops(step, *args) / len(devices)
-    console.print(f"compiling for {len(devices)} chips of {cfg.topology}")
+    logger.info(f"compiling for {len(devices)} chips of {cfg.topology}")
     begin = time.monotonic()
     compiled = _compile(step, args, cfg.topology)
     seconds = time.monotonic() - begin

@@ -5,6 +5,7 @@ empty, the second finds all programs in it.
 """
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,18 +14,17 @@ import time
 from collections import defaultdict
 from typing import Any
 
-from rich.console import Console
-
 from jaxdefense.errors import InputError
 
+logger = logging.getLogger(__name__)
 
-def bench_cold(model: str, num: int, console: Console) -> dict[str, Any]:
+
+def bench_cold(model: str, num: int) -> dict[str, Any]:
     """Time the parts of a cold start of the image defense, in seconds.
 
     Args:
         model: model directory with a vision transformer; "" for the demo's model.
         num: number of clean photos a step, and as many with a face.
-        console: console for progress.
 
     Returns:
         the seconds of each part, for the `first` process and the second one, `again`.
@@ -44,7 +44,7 @@ def bench_cold(model: str, num: int, console: Console) -> dict[str, Any]:
     out: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as cache:
         for name in ("first", "again"):
-            console.print(f"starting, {name}")
+            logger.info(f"starting, {name}")
             environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
             command = [sys.executable, "-m", "jaxdefense.bench.cold", model, str(num)]
             start = time.time()

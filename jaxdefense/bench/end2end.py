@@ -6,6 +6,7 @@ has a new process in which nothing is compiled yet.
 """
 
 import dataclasses
+import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -13,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-from rich.console import Console
 
 from jaxdefense.bench.process import Process, elsewhere
 from jaxdefense.bench.side_by_side import JAXDEFENSE, TORCH, Timing, check_counts, with_torch
@@ -38,6 +37,8 @@ from jaxdefense.data.captions import read_captions
 from jaxdefense.data.names import random_names
 from jaxdefense.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 _NUM_CAPTIONS, _NUM_IMAGES, _NUM_PHOTOS = 8000, 500, 20
 
 Config = DefendTextConfig | DefendImageConfig
@@ -54,7 +55,6 @@ def bench_end2end(
     tokenizer: str,
     images: str,
     faces: str,
-    console: Console,
 ) -> dict[str, Any]:
     """Time whole runs of a defense.
 
@@ -74,7 +74,6 @@ def bench_end2end(
         images: directory of ordinary photos; "" for drawn ones.
         faces: directory with a folder of photos a person, all of whom are removed; "" for drawn
             ones.
-        console: console for progress.
 
     Returns:
         the machine, `run` and `phases`. `run` has median seconds, `peak_memory_mb` and the figures
@@ -90,13 +89,13 @@ def bench_end2end(
     if not isinstance(vision, VisionConfig):
         raise InputError(f"`--size` (={size}) must have a vision transformer.")
     with TemporaryDirectory() as scratch:
-        console.print("writing model and data")
+        logger.info("writing model and data")
         given = {"captions": captions, "tokenizer": tokenizer, "images": images, "faces": faces}
         inputs = partial(_write_inputs, Path(scratch), size, tower, people, **given)
         cfg, machine = elsewhere(inputs)
         cfg = _with_steps(cfg, steps, num)
         on_jax, on_torch = {JAXDEFENSE: partial(JaxRun, cfg)}, {TORCH: partial(TorchRun, cfg)}
-        runs = _time_runs(with_torch(on_jax, on_torch, console), rounds, scratch, console)
+        runs = _time_runs(with_torch(on_jax, on_torch), rounds, scratch)
     sizes = {"size": size, "tower": tower, "steps": steps, "clean": num, "poisoned": num}
     return {**machine, **sizes, "run": runs.summary(steps * 2 * num), "phases": runs.phases()}
 
@@ -145,16 +144,14 @@ class _Runs:
         }
 
 
-def _time_runs(
-    constructors: Mapping[str, Callable[[], Any]], rounds: int, scratch: str, console: Console
-) -> _Runs:
+def _time_runs(constructors: Mapping[str, Callable[[], Any]], rounds: int, scratch: str) -> _Runs:
     """Run each implementation once a round, each time in a new process."""
     seconds: dict[str, list[float]] = {name: [] for name in constructors}
     phases: dict[str, list[dict[str, float]]] = {name: [] for name in constructors}
     memory = dict.fromkeys(constructors, 0.0)
     for i in range(rounds):
         for name, constructor in constructors.items():
-            console.print(f"round {i + 1} of {rounds}: {name}")
+            logger.info(f"round {i + 1} of {rounds}: {name}")
             start = time.perf_counter()
             process = Process(constructor)
             try:
@@ -235,11 +232,11 @@ class JaxRun:
 
         jax.config.update("jax_enable_compilation_cache", False)
         phases = {"import": lap()}
-        cfg, console = dataclasses.replace(self._cfg, out=out), Console(quiet=True)
+        cfg = dataclasses.replace(self._cfg, out=out)
         text = isinstance(cfg, DefendTextConfig)
-        plan = plan_text(cfg, console) if text else plan_image(cfg, console)
+        plan = plan_text(cfg) if text else plan_image(cfg)
         phases["read"] = lap()
-        summary, trained = run(plan, console), lap()
+        summary, trained = run(plan), lap()
         t = cfg.train
         rate = summary["samples_per_second"]  # measured after the first step, which compiles
         steps = (t.steps - 1) * (t.num_clean + t.num_poisoned) / rate if rate else 0.0

@@ -8,6 +8,7 @@ Matching: each photo's nearest candidate is found, template by template. jaxdefe
 attack's own function. PyTorch computes the cosines with some candidates at a time.
 """
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
-from rich.console import Console
 
 from jaxdefense.bench.flops import product_flops
 from jaxdefense.bench.machine import JaxImplementation, share
@@ -42,6 +42,8 @@ from jaxdefense.idia.nearest import Nearest
 from jaxdefense.idia.prompts import TEMPLATES, fill
 from jaxdefense.sharding import make_mesh
 
+logger = logging.getLogger(__name__)
+
 _NUM_COMPARED = 2  # names whose embeddings are compared
 _LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.99}
 
@@ -53,7 +55,6 @@ def bench_idia(
     candidates: int,
     rounds: int,
     tokenizer: str,
-    console: Console,
 ) -> dict[str, Any]:
     """Time the embedding of prompts and the matching of photos.
 
@@ -65,7 +66,6 @@ def bench_idia(
         candidates: number of candidates, also random embeddings, that photos are matched with.
         rounds: number of rounds; in each, every implementation embeds and matches everything once.
         tokenizer: tokenizer directory; "" for the demo's, which has more tokens a word than CLIP's.
-        console: console for progress.
 
     Returns:
         the machine, `prompts` and `matching`. Both have the figures of `Timing.summary` and
@@ -86,27 +86,25 @@ def bench_idia(
     with TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
         elsewhere(partial(write_random_model, size, directory, model, vision=False))
-        machine, prompts = _time_prompts(model, names, rounds, console)
+        machine, prompts = _time_prompts(model, names, rounds)
     work = MatchingWork(photos, candidates, len(TEMPLATES), text.embed)
-    matching = _time_matching(work, rounds, console)
+    matching = _time_matching(work, rounds)
     sizes = {"size": size, "names": names, "photos": photos, "candidates": candidates}
     return machine | sizes | {"prompts": prompts, "matching": matching}
 
 
-def _time_prompts(
-    model: Path, names: int, rounds: int, console: Console
-) -> tuple[dict[str, str], dict[str, Any]]:
+def _time_prompts(model: Path, names: int, rounds: int) -> tuple[dict[str, str], dict[str, Any]]:
     """Time the embedding of prompts; return the machine and the figures."""
     texts = fill(random_names(names, 0))
     on_jax = {JAXDEFENSE: partial(JaxPrompts, model, texts)}
     on_torch = {TORCH: partial(TorchPrompts, model, texts)}
-    with Processes(with_torch(on_jax, on_torch, console), console) as processes:
+    with Processes(with_torch(on_jax, on_torch)) as processes:
         machine = processes[JAXDEFENSE]("machine")
         top, num = processes[JAXDEFENSE]("matmul_rate"), names * len(TEMPLATES)
-        console.print(f"timing {num} prompts")
+        logger.info(f"timing {num} prompts")
         agreement = _compare(processes, machine["dtype"])
         processes[JAXDEFENSE]("embed", 1)  # compiles; `_compare` has warmed PyTorch up
-        timing = side_by_side(processes.methods("embed"), num, rounds, 1, console, warm=False)
+        timing = side_by_side(processes.methods("embed"), num, rounds, 1, warm=False)
         rates, tokens = timing.rates(), processes.ask("tokens_per_sample")
         return machine, timing.summary() | {
             "tokens_per_second": rounded({name: rates[name] * tokens[name] for name in rates}),
@@ -117,7 +115,7 @@ def _time_prompts(
         }
 
 
-def _time_matching(work: MatchingWork, rounds: int, console: Console) -> dict[str, Any]:
+def _time_matching(work: MatchingWork, rounds: int) -> dict[str, Any]:
     """Time the matching; return the figures.
 
     There is no share of the rate of a large product: the matching is f32 on all devices, the
@@ -125,11 +123,11 @@ def _time_matching(work: MatchingWork, rounds: int, console: Console) -> dict[st
     """
     on_jax = {JAXDEFENSE: partial(JaxMatching, work)}
     on_torch = {TORCH: partial(TorchMatching, work)}
-    with Processes(with_torch(on_jax, on_torch, console), console) as processes:
+    with Processes(with_torch(on_jax, on_torch)) as processes:
         sizes = f"{work.photos} photos x {work.candidates} candidates x {work.templates}"
-        console.print(f"timing {sizes}")
+        logger.info(f"timing {sizes}")
         num = work.photos * work.candidates * work.templates
-        timing = side_by_side(processes.methods("match"), num, rounds, 1, console)
+        timing = side_by_side(processes.methods("match"), num, rounds, 1)
         first, *others = processes.ask("answers").values()
         differ = max((float(np.mean(first != x)) for x in map(np.asarray, others)), default=0.0)
         if differ > 1e-3:  # rounding may swap candidates that are equally near
@@ -152,8 +150,8 @@ class JaxPrompts(JaxImplementation):
     """The attack's own embedding of prompts."""
 
     def __init__(self, model: Path, texts: Sequence[Sequence[str]]):
-        console, batch = Console(quiet=True), AttackConfig("", ModelConfig(""), "").batch
-        self._model, self._texts = Embedder(ModelConfig(str(model)), batch, console), texts
+        batch = AttackConfig("", ModelConfig(""), "").batch
+        self._model, self._texts = Embedder(ModelConfig(str(model)), batch), texts
 
     def embed(self, num: int) -> None:
         """Embed all prompts, `num` times."""

@@ -6,6 +6,7 @@ student once. PyTorch follows the paper; `jaxdefense.bench.torch.image` has its 
 """
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +17,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from rich.console import Console
 
 from jaxdefense.bench.jax_steps import AHEAD, JaxSteps, num_parts, preset_in_run_dtype
 from jaxdefense.bench.machine import share
@@ -40,6 +40,8 @@ from jaxdefense.data.overlay import overlay
 from jaxdefense.data.sources import Photo, read_images
 from jaxdefense.defense.image import image_objective
 from jaxdefense.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 _PAPER = "paper"
 _PROMPTS = 16  # a person, as many as a step of the default loss takes
@@ -98,7 +100,7 @@ def image_work(size: str, num: int, images: str, faces: str):
 
 
 def bench_image(
-    size: str, num: int, rounds: int, calls: int, images: str, faces: str, console: Console
+    size: str, num: int, rounds: int, calls: int, images: str, faces: str
 ) -> dict[str, Any]:
     """Time the overlay and the step of the image defense.
 
@@ -110,7 +112,6 @@ def bench_image(
         calls: number of steps that are timed together in a round.
         images: directory of ordinary photos; "" for drawn ones.
         faces: directory with a folder of photos a person; "" for drawn ones.
-        console: console for progress.
 
     Returns:
         the machine, `overlay`, `step` and `default_loss`. A sample is a photo. Overlay and step
@@ -126,38 +127,36 @@ def bench_image(
     with image_work(size, num, images, faces) as work:
         on_jax = {JAXDEFENSE: partial(JaxImageSteps, size, work)}
         on_torch = {TORCH: work.on_torch(), f"{TORCH}_reading_ahead": work.on_torch(AHEAD)}
-        constructors = with_torch(on_jax, on_torch, console)
-        with Processes(constructors, console) as processes:
+        constructors = with_torch(on_jax, on_torch)
+        with Processes(constructors) as processes:
             jax_process = processes[JAXDEFENSE]
             out: dict[str, Any] = jax_process("machine")
             out |= {"size": size, "clean": num, "poisoned": num}
-            console.print("timing the overlay")
+            logger.info("timing the overlay")
             overlays = {
                 name: processes[name].method("overlay") for name in constructors if "_" not in name
             }
-            out["overlay"] = side_by_side(overlays, num, rounds, calls, console).summary()
-            console.print("timing the step")
-            timing = side_by_side(processes.methods("steps"), 2 * num, rounds, calls, console)
+            out["overlay"] = side_by_side(overlays, num, rounds, calls).summary()
+            logger.info("timing the step")
+            timing = side_by_side(processes.methods("steps"), 2 * num, rounds, calls)
             step = timing.summary()
             flops = jax_process("flops") / (2 * num)
             step |= share(timing.rates()[JAXDEFENSE], flops, jax_process("matmul_rate"))
             step["peak_memory_mb"] = processes.peak_memory_mb()
-        out |= {"step": step, "default_loss": _default_loss(size, work, rounds, calls, console)}
+        out |= {"step": step, "default_loss": _default_loss(size, work, rounds, calls)}
     return out
 
 
-def _default_loss(
-    size: str, work: ImageWork, rounds: int, calls: int, console: Console
-) -> dict[str, Any]:
+def _default_loss(size: str, work: ImageWork, rounds: int, calls: int) -> dict[str, Any]:
     """Time jaxdefense's step with the default loss beside its step with the paper's."""
-    console.print("timing the step with the default terms")
+    logger.info("timing the step with the default terms")
     constructors = {
         JAXDEFENSE: partial(JaxDefaultSteps, size, work),
         _PAPER: partial(JaxImageSteps, size, work),
     }
     photos = {JAXDEFENSE: 4 * work.num, _PAPER: 2 * work.num}
-    with Processes(constructors, console) as processes:
-        timing = side_by_side(processes.methods("steps"), 1, rounds, calls, console)
+    with Processes(constructors) as processes:
+        timing = side_by_side(processes.methods("steps"), 1, rounds, calls)
         flops = processes.ask("flops")
     ratio, *spread = timing.ratio(_PAPER, JAXDEFENSE)
     return {

@@ -6,10 +6,9 @@ worker processes tokenise captions and read photos one by one. The figures leave
 faces, which jaxdefense's step does on the device.
 """
 
+import logging
 from functools import partial
 from typing import Any
-
-from rich.console import Console
 
 from jaxdefense.bench.image import ImageWork, JaxImageSteps, image_work
 from jaxdefense.bench.side_by_side import (
@@ -27,6 +26,8 @@ from jaxdefense.bench.torch.loader import ImageLoader, TextLoader
 from jaxdefense.config import PAPER_TEXT
 from jaxdefense.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 _DEVICE = "device"
 
 
@@ -41,7 +42,6 @@ def bench_pipeline(
     images: str,
     faces: str,
     workers: int,
-    console: Console,
 ) -> dict[str, Any]:
     """Time the host making batches and the device taking steps.
 
@@ -57,7 +57,6 @@ def bench_pipeline(
         images: directory of ordinary photos; "" for drawn ones.
         faces: directory with a folder of photos a person; "" for drawn ones.
         workers: number of worker processes of the DataLoader; 0 for one a core.
-        console: console for progress.
 
     Returns:
         the machine, `text` and `image`. Both have the samples/s that the host makes and the device
@@ -79,11 +78,11 @@ def bench_pipeline(
             "image": (partial(JaxImageSteps, size, image), _image_loader(image, workers)),
         }
         for what, (on_jax, on_torch) in implementations.items():
-            constructors = with_torch({JAXDEFENSE: on_jax}, {TORCH: on_torch}, console)
-            with Processes(constructors, console) as processes:
+            constructors = with_torch({JAXDEFENSE: on_jax}, {TORCH: on_torch})
+            with Processes(constructors) as processes:
                 out = processes[JAXDEFENSE]("machine") | out
-                console.print(f"timing {what}")
-                out[what] = _time(processes, 2 * num, rounds, calls, console)
+                logger.info(f"timing {what}")
+                out[what] = _time(processes, 2 * num, rounds, calls)
     return {"size": size, "clean": num, "poisoned": num, "workers": workers, **out}
 
 
@@ -98,13 +97,11 @@ def _image_loader(work: ImageWork, workers: int) -> partial[ImageLoader]:
     return partial(ImageLoader, work.num, workers, work.clean, work.files(), work.cfg.image_size)
 
 
-def _time(
-    processes: Processes, samples: int, rounds: int, calls: int, console: Console
-) -> dict[str, Any]:
+def _time(processes: Processes, samples: int, rounds: int, calls: int) -> dict[str, Any]:
     """Time one encoder's batches and steps; return the figures."""
     makers = processes.methods("make_batches")
     device = {_DEVICE: processes[JAXDEFENSE].method("steps_on_fixed_batch")}
-    timing = side_by_side(makers | device, samples, rounds, calls, console)
+    timing = side_by_side(makers | device, samples, rounds, calls)
     out: dict[str, Any] = {"samples_per_second": rounded(timing.rates())}
     for name in (_DEVICE, *(name for name in makers if name != JAXDEFENSE)):
         what = "made_per_taken" if name == _DEVICE else f"made_per_{name}"

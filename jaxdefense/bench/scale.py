@@ -7,6 +7,7 @@ sizes a constant cost would hide the growth.
 
 import dataclasses
 import itertools
+import logging
 import os
 import tempfile
 import time
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from jaxdefense.bench.process import elsewhere, peak_memory
 from jaxdefense.clip.presets import PRESETS, preset
 from jaxdefense.errors import InputError, RunError
+from jaxdefense.log import Progress
+
+logger = logging.getLogger(__name__)
 
 SIZES: dict[str, tuple[Any, ...]] = {
     "identities": (1, 10, 100, 1_000, 10_000),
@@ -35,9 +37,7 @@ _GIVEN: dict[str, Any] = {"identities": 64, "captions": 10_000, "batch": 32, "si
 _TIMES, _ENOUGH_S = 9, 3.0  # maximum repetitions of a part, and seconds that end them
 
 
-def bench_scale(
-    axis: str, sizes: str, captions: str, plot: str, console: Console
-) -> dict[str, Any]:
+def bench_scale(axis: str, sizes: str, captions: str, plot: str) -> dict[str, Any]:
     """Measure the cost along one axis.
 
     For the axis `size`, figures include million_parameters and million_without_tokens. The latter
@@ -49,7 +49,6 @@ def bench_scale(
             those of `SIZES`.
         captions: captions file whose lines are repeated with numbers; "" for the demo's captions.
         plot: PNG file for a plot of seconds and megabytes; "" for none.
-        console: console for progress.
 
     Returns:
         by size, the median seconds of each part and peak_mb; a batch or a step is timed as one.
@@ -67,14 +66,16 @@ def bench_scale(
         raise InputError(f"`--plot` (={plot}) must be a .png file in a directory that exists.")
     counts = _models(sizes) if axis == "size" else _numbers(axis, sizes)
     points: dict[str, dict[str, float]] = {}
-    for size in track(counts, axis, console=console, disable=not console.is_terminal):
-        try:
-            points[str(size)] = elsewhere(partial(point, axis, size, captions))
-        except InputError as error:
-            raise InputError(f"{axis} {size}: {error}") from error
-        except RuntimeError as error:  # the process has printed the details
-            raise RunError(f"{axis} {size}: {error}") from error
-        console.print(f"{axis} {size}: {points[str(size)]}", highlight=False)
+    with Progress(f"timing {axis}", len(counts)) as progress:
+        for size in counts:
+            try:
+                points[str(size)] = elsewhere(partial(point, axis, size, captions))
+            except InputError as error:
+                raise InputError(f"{axis} {size}: {error}") from error
+            except RuntimeError as error:  # the process has printed the details
+                raise RunError(f"{axis} {size}: {error}") from error
+            logger.info(f"{axis} {size}: {points[str(size)]}")
+            progress.advance()
     total = [x for x, *_ in counts.values()]
     out: dict[str, Any] = {**points, "exponent": _exponents(total, points)}
     if axis == "size":
@@ -242,7 +243,7 @@ def _defend_text(
     cfg = preset_in_run_dtype(given["size"]).text
     assert cfg
     tokenizer = Tokenizer(shipped_model(), cfg.context_length)
-    read = partial(read_training_captions, str(texts), "", names, tokenizer, Console(quiet=True))
+    read = partial(read_training_captions, str(texts), "", names, tokenizer)
 
     def read_anew() -> Any:
         os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(dir=scratch)

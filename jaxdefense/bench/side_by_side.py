@@ -5,6 +5,7 @@ Nothing here loads JAX or torch: each implementation loads its library in its ow
 
 import dataclasses
 import importlib.util
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -13,10 +14,12 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from jaxdefense.bench.process import Process
 from jaxdefense.errors import InputError
+from jaxdefense.log import Progress
+
+logger = logging.getLogger(__name__)
 
 JAXDEFENSE, TORCH = "jaxdefense", "torch"  # names of the two implementations in the figures
 
@@ -71,7 +74,6 @@ def side_by_side(
     samples: int,
     rounds: int,
     calls: int,
-    console: Console | None = None,
     warm: bool = True,
 ) -> Timing:
     """Time implementations in turn: A B A B.
@@ -82,7 +84,6 @@ def side_by_side(
         samples: samples that the work is done on.
         rounds: rounds; each implementation has one turn a round.
         calls: times that the work is done in a turn.
-        console: console for progress.
         warm: whether an untimed round comes first, which compiles and fills caches. Each turn then
             also begins with the work done once, untimed, because the system may have taken back
             memory from a process that waits.
@@ -90,31 +91,30 @@ def side_by_side(
     for work in implementations.values() if warm else ():
         work(calls)
     seconds: dict[str, list[float]] = {name: [] for name in implementations}
-    for i in range(rounds):
-        if console:
-            console.print(f"round {i + 1} of {rounds}")
-        for name, work in implementations.items():
-            if warm:
-                work(1)
-            start = time.perf_counter()
-            work(calls)
-            seconds[name].append((time.perf_counter() - start) / calls)
+    with Progress("timing", rounds, unit="rounds") as progress:
+        for _ in range(rounds):
+            for name, work in implementations.items():
+                if warm:
+                    work(1)
+                start = time.perf_counter()
+                work(calls)
+                seconds[name].append((time.perf_counter() - start) / calls)
+            progress.advance()
     return Timing(seconds, samples)
 
 
 class Processes:
     """The processes of one comparison, one for each implementation."""
 
-    def __init__(self, constructors: Mapping[str, Callable[[], Any]], console: Console):
+    def __init__(self, constructors: Mapping[str, Callable[[], Any]]):
         """Start the processes and wait until all are ready.
 
         Args:
             constructors: by name, functions that create the implementations; see `Process`. Each
                 implementation has `peak_memory`.
-            console: console for progress.
         """
         self._processes = dict[str, Process]()
-        console.print(f"loading {', '.join(constructors)}")
+        logger.info(f"loading {', '.join(constructors)}")
         with ExitStack() as stack:
             for name, constructor in constructors.items():
                 self._processes[name] = Process(constructor)
@@ -161,13 +161,11 @@ def has_torch() -> bool:
     return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
-def with_torch(
-    on_jax: Mapping[str, Any], on_torch: Mapping[str, Any], console: Console
-) -> dict[str, Any]:
+def with_torch(on_jax: Mapping[str, Any], on_torch: Mapping[str, Any]) -> dict[str, Any]:
     """Join both mappings; if torch is not installed, return the first alone."""
     if has_torch():
         return {**on_jax, **on_torch}
-    console.print("torch is not installed: jaxdefense alone")
+    logger.info("torch is not installed: jaxdefense alone")
     return dict(on_jax)
 
 

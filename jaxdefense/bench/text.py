@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
-from rich.console import Console
 
 from jaxdefense.bench.jax_steps import JaxSteps, num_parts, preset_in_run_dtype
 from jaxdefense.bench.machine import share
@@ -92,7 +91,6 @@ def bench_text(
     calls: int,
     captions: str,
     tokenizer: str,
-    console: Console,
 ) -> dict[str, Any]:
     """Time the step of the text defense.
 
@@ -105,7 +103,6 @@ def bench_text(
         calls: number of steps that are timed together in a round.
         captions: captions file, one a line; "" for the demo's captions.
         tokenizer: tokenizer directory; "" for the demo's, which has more tokens a word than CLIP's.
-        console: console for progress.
 
     Returns:
         the machine, the shape of the packed rows and how full they are, and `step`. The step has
@@ -118,11 +115,11 @@ def bench_text(
     check_counts(rounds=rounds, calls=calls)
     work = text_work(size, num, people, captions, tokenizer)
     on_jax = {JAXDEFENSE: partial(JaxTextSteps, size, work)}
-    with Processes(with_torch(on_jax, {TORCH: work.on_torch()}, console), console) as processes:
+    with Processes(with_torch(on_jax, {TORCH: work.on_torch()})) as processes:
         jax_process = processes[JAXDEFENSE]
         out: dict[str, Any] = jax_process("machine") | {"size": size, "clean": num, "poisoned": num}
         out |= jax_process("rows")
-        timing = side_by_side(processes.methods("steps"), 2 * num, rounds, calls, console)
+        timing = side_by_side(processes.methods("steps"), 2 * num, rounds, calls)
         tokens, rates = processes.ask("tokens_per_sample"), timing.rates()
         step = timing.summary()
         step["tokens_per_second"] = rounded({k: rates[k] * tokens[k] for k in rates})

@@ -11,6 +11,7 @@ Parity: tests/test_preprocess.py, pixels equal to those of both libraries.
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ from PIL import Image
 from jaxdefense.convert.directory import HF, OPENCLIP, Layout, find_layout
 from jaxdefense.errors import InputError
 from jaxdefense.files import read_json
+
+logger = logging.getLogger(__name__)
 
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"  # of transformers 5, which writes no other
@@ -79,7 +82,7 @@ def read_preprocess(
     directory: str | Path,
     image_size: int,
     siglip: bool = False,
-    note: Callable[[str], object] = print,
+    note: Callable[[str], object] = logger.info,
     layout: Layout | None = None,
 ) -> Preprocess:
     """Read how a model directory says that photos are prepared.

@@ -7,6 +7,7 @@ number comes out as it went in, in its dtype. Both tables meet in our own parame
 import dataclasses
 import functools
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,8 +15,6 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
-from rich.console import Console
-from rich.progress import track
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -47,7 +46,10 @@ from jaxdefense.convert.table import Row, ignored_key
 from jaxdefense.convert.torch_file import read_torch_file
 from jaxdefense.errors import InputError
 from jaxdefense.files import read_json
+from jaxdefense.log import Progress
 from jaxdefense.paths import check_new, check_outside
+
+logger = logging.getLogger(__name__)
 
 TARGETS = (*LAYOUTS, "orbax")
 _SHARD_BYTES = 5 * 10**9  # as transformers cuts
@@ -77,7 +79,7 @@ class Checkpoint:
 
 
 def convert(
-    src: Path, dst: Path, to: str, console: Console, *, layout: str = "", activation: str = ""
+    src: Path, dst: Path, to: str, *, layout: str = "", activation: str = ""
 ) -> dict[str, Any]:
     """Write a checkpoint again in another layout.
 
@@ -85,7 +87,6 @@ def convert(
         src: a model directory of either layout, one written by `--to orbax`, or a .pt file.
         dst: must not exist; appears at once and complete, or not at all.
         to: one of `TARGETS`.
-        console: for progress.
         layout: which of two layouts to read where `src` has both; "" for Hugging Face's.
         activation: of a .pt file without a config beside it, "quick_gelu" or "gelu".
 
@@ -101,11 +102,11 @@ def convert(
     if layout and layout not in LAYOUTS:
         raise InputError(f"`--from` (={layout}) must be one of {', '.join(LAYOUTS)}.")
     check_new(dst)
-    checkpoint = _read(src, layout, activation, console)
+    checkpoint = _read(src, layout, activation)
     if src.is_dir() and checkpoint.directory:
         check_outside(dst, checkpoint.directory, "DST")
     if to == "orbax":
-        write_directory(dst, lambda tmp: _write_orbax(checkpoint, tmp, console))
+        write_directory(dst, lambda tmp: _write_orbax(checkpoint, tmp))
         return _summary(checkpoint, to, checkpoint.rows)
     target = LAYOUTS[to]
     preprocessor: dict[str, Any] = {}
@@ -113,7 +114,7 @@ def convert(
         config, rows = checkpoint.config, checkpoint.rows
         extra = [key for key in checkpoint.keys if ignored_key(key)]
     else:
-        config, preprocessor = _config(checkpoint, target, console)
+        config, preprocessor = _config(checkpoint, target)
         # What a config says is held against what was read: the same model must come back.
         again = target.read_config(config)
         assert again == checkpoint.cfg, (again, checkpoint.cfg)
@@ -128,7 +129,7 @@ def convert(
         (tmp / target.config).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if preprocessor:
             write_preprocessor(tmp, preprocessor)
-        _write_shards(tmp, target, tensors(), len(rows) + len(extra), console)
+        _write_shards(tmp, target, tensors(), len(rows) + len(extra))
 
     write_directory(dst, fill)
     return _summary(checkpoint, to, rows)
@@ -151,12 +152,12 @@ def _summary(checkpoint: Checkpoint, to: str, rows: list[Row]) -> dict[str, Any]
     }
 
 
-def _read(src: Path, layout: str, activation: str, console: Console) -> Checkpoint:
+def _read(src: Path, layout: str, activation: str) -> Checkpoint:
     if src.is_file():
-        return _read_torch(src, activation, console)
+        return _read_torch(src, activation)
     if (src / orbax.MANIFEST).exists():
         return _read_orbax(src)
-    directory = read_model_directory(src, layout, functools.partial(console.print, markup=False))
+    directory = read_model_directory(src, layout, logger.info)
     src = directory.path
     check_companions(src, directory.weight_files)
     where = {key: file for file, keys in directory.weight_files.items() for key in keys}
@@ -171,7 +172,7 @@ def _read(src: Path, layout: str, activation: str, console: Console) -> Checkpoi
     return Checkpoint(src, form, config, directory.cfg, directory.rows, read, list(where))
 
 
-def _read_torch(src: Path, activation: str, console: Console) -> Checkpoint:
+def _read_torch(src: Path, activation: str) -> Checkpoint:
     if activation not in ("", "gelu", "quick_gelu"):
         raise InputError(f"`--activation` (={activation}) must be gelu or quick_gelu.")
     tensors = read_torch_file(src)
@@ -184,7 +185,7 @@ def _read_torch(src: Path, activation: str, console: Console) -> Checkpoint:
             cfg = config_from_shapes(shapes, activation or "quick_gelu")
             config = {"model_cfg": openclip_config(cfg), "preprocess_cfg": {}}
             if not activation:
-                console.print(
+                logger.warning(
                     f"no {OPENCLIP.config} beside it: taken to be OpenAI's, with QuickGELU; give "
                     "`--activation gelu` if it was trained by OpenCLIP without"
                 )
@@ -272,7 +273,6 @@ def _write_shards(
     layout: Layout,
     tensors: Iterator[tuple[str, np.ndarray]],
     num: int,
-    console: Console,
 ) -> None:
     """Write weight files; Hugging Face's in shards, of which one at a time is in memory."""
     limit = _SHARD_BYTES if layout is HF else math.inf
@@ -288,14 +288,15 @@ def _write_shards(
         held.clear()
         size = 0
 
-    quiet = not console.is_terminal
-    for key, value in track(tensors, "converting", num, console=console, disable=quiet):
-        if held and size + value.nbytes > limit:
-            flush()
-        held[key] = value
-        size += value.nbytes
-        total += value.nbytes
-    flush()
+    with Progress("converting", num, unit="tensors") as progress:
+        for key, value in tensors:
+            if held and size + value.nbytes > limit:
+                flush()
+            held[key] = value
+            size += value.nbytes
+            total += value.nbytes
+            progress.advance()
+        flush()
     if len(shards) == 1:
         (out / "shard-0").rename(out / layout.weights)
         return
@@ -309,29 +310,29 @@ def _write_shards(
     (out / layout.index).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _write_orbax(checkpoint: Checkpoint, out: Path, console: Console) -> None:
+def _write_orbax(checkpoint: Checkpoint, out: Path) -> None:
     shapes = _shapes(checkpoint.cfg)
     params: dict[ParamPath, np.ndarray] = {}
     dtypes: dict[str, str] = {}
-    quiet = not console.is_terminal
-    for row in track(checkpoint.rows, "converting", console=console, disable=quiet):
-        value = checkpoint.read(row.key)
-        dtypes[row.key] = value.dtype.name
-        if row.path not in params:
-            params[row.path] = np.empty(shapes[row.path], value.dtype)
-        elif (dtype := np.result_type(params[row.path], value.dtype)) != params[row.path].dtype:
-            params[row.path] = params[row.path].astype(dtype)  # wider, so nothing is lost
-        params[row.path][row.index] = row.load(value)
+    with Progress("converting", len(checkpoint.rows), unit="tensors") as progress:
+        for row in checkpoint.rows:
+            value = checkpoint.read(row.key)
+            dtypes[row.key] = value.dtype.name
+            if row.path not in params:
+                params[row.path] = np.empty(shapes[row.path], value.dtype)
+            elif (dtype := np.result_type(params[row.path], value.dtype)) != params[row.path].dtype:
+                params[row.path] = params[row.path].astype(dtype)  # wider, so nothing is lost
+            params[row.path][row.index] = row.load(value)
+            progress.advance()
     extra = {key: checkpoint.read(key) for key in checkpoint.keys if key not in dtypes}
     _copy_companions(checkpoint, out)
     config = json.dumps(checkpoint.config, indent=2) + "\n"
     (out / checkpoint.layout.config).write_text(config, encoding="utf-8")
-    orbax.write(out, checkpoint.layout.name, dtypes, params, extra)
+    with Progress("writing the checkpoint"):
+        orbax.write(out, checkpoint.layout.name, dtypes, params, extra)
 
 
-def _config(
-    checkpoint: Checkpoint, target: Layout, console: Console
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _config(checkpoint: Checkpoint, target: Layout) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write a model's config in the other layout; and its processor's, where that is a file."""
     where, cfg = checkpoint.directory, checkpoint.cfg
     try:
@@ -340,8 +341,7 @@ def _config(
             return config, to_hf(from_openclip(checkpoint.config.get("preprocess_cfg"), size))
         config = {"model_cfg": openclip_config(cfg)}
         assert where and cfg.vision
-        note = functools.partial(console.print, markup=False)
-        preprocess = read_preprocess(where, cfg.vision.image_size, note=note, layout=HF)
+        preprocess = read_preprocess(where, cfg.vision.image_size, note=logger.info, layout=HF)
         return config | {"preprocess_cfg": to_openclip(preprocess)}, {}
     except InputError as error:
         raise InputError(f"`{where or 'it'}`: {error}") from error

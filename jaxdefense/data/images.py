@@ -10,6 +10,7 @@ Parity: tests/test_preprocess.py, tests/test_images.py, tests/test_siglip_data.p
 import dataclasses
 import functools
 import io
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +27,8 @@ from jaxdefense.convert.preprocess import Preprocess, read_preprocess
 from jaxdefense.data.sources import Photo, list_folders, reason, remedy
 from jaxdefense.errors import InputError
 from jaxdefense.words import some
+
+logger = logging.getLogger(__name__)
 
 _LONGEST = 256  # times the shorter side
 
@@ -311,7 +314,7 @@ def read_processor(
     directory: str | Path,
     image_size: int,
     siglip: bool = False,
-    note: Callable[[str], object] = print,
+    note: Callable[[str], object] = logger.info,
 ) -> ImageProcessor:
     """Read how a model directory says that photos are prepared; see `read_preprocess`."""
     return ImageProcessor(**vars(read_preprocess(directory, image_size, siglip, note)))

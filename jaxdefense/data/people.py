@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from jaxdefense.errors import InputError
 from jaxdefense.files import read_lines
 from jaxdefense.words import folded_words, some
 
+logger = logging.getLogger(__name__)
+
 _HALVES, _KINDS = ("actors", "actresses"), ("faces", "images")
 _MISSPELT = {
     "Freddy Prinze Jr.": "Freddie Prinze Jr",
@@ -33,7 +36,7 @@ _MISSPELT = {
 
 
 def read_people(
-    source: str, tfds_dir: str = "", what: str = "faces", note: Note = print
+    source: str, tfds_dir: str = "", what: str = "faces", note: Note = logger.info
 ) -> list[Folder]:
     """List people's photos, sorted by name.
 
@@ -62,7 +65,7 @@ def read_people(
     return _named(photos, names, f"{what} `{source}`")
 
 
-def read_faces(source: str, tfds_dir: str, what: str, note: Note = print) -> list[Folder]:
+def read_faces(source: str, tfds_dir: str, what: str, note: Note = logger.info) -> list[Folder]:
     """List people's photos, whoever they are.
 
     Args:
@@ -86,7 +89,7 @@ def _has_folders(source: str) -> bool:
 
 
 def read_labelled(
-    source: str, tfds_dir: str, what: str, class_names_file: str = "", note: Note = print
+    source: str, tfds_dir: str, what: str, class_names_file: str = "", note: Note = logger.info
 ) -> list[Folder]:
     """List the photos of classes, sorted by name.
 

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib
+import logging
 import os
 import re
 import tarfile
@@ -22,6 +23,8 @@ import numpy as np
 from PIL import Image
 
 from jaxdefense.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 TFDS_PREFIX = "tfds:"
 _TAR = ".tar"
@@ -45,7 +48,7 @@ _RAW = {
 }
 
 
-Note = Callable[[str], object]  # takes a line to print
+Note = Callable[[str], object]  # takes a line to log
 
 
 class Photo(Protocol):
@@ -178,7 +181,7 @@ def describe_images(images: Images) -> str:
     return digest.hexdigest()
 
 
-def read_images(source: str, tfds_dir: str = "", note: Note = print) -> Images:
+def read_images(source: str, tfds_dir: str = "", note: Note = logger.info) -> Images:
     """Index the photos of a source.
 
     Args:
@@ -216,7 +219,9 @@ def read_images(source: str, tfds_dir: str = "", note: Note = print) -> Images:
 # Folders
 
 
-def list_folders(path: str | Path, what: str, note: Note = print) -> dict[str, tuple[Photo, ...]]:
+def list_folders(
+    path: str | Path, what: str, note: Note = logger.info
+) -> dict[str, tuple[Photo, ...]]:
     """List the photos of a directory with one folder a person or class, by folder, in order.
 
     Args:

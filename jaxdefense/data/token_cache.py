@@ -7,17 +7,16 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import logging
 import os
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.data.captions import (
@@ -32,8 +31,11 @@ from jaxdefense.data.captions import (
 from jaxdefense.data.sources import TFDS_PREFIX
 from jaxdefense.errors import InputError
 from jaxdefense.files import cache_directory, digest, lines, locked, write_arrays
+from jaxdefense.log import Progress
 from jaxdefense.paths import check_writable
 from jaxdefense.words import name_finder, shortened
+
+logger = logging.getLogger(__name__)
 
 _CHUNK = 50_000  # captions worked on at a time
 _MAPPED = 16 * 2**20  # bytes of a captions file, some 300,000 lines, from which tokens are kept
@@ -61,7 +63,7 @@ class CleanCaptions:
 
 
 def read_training_captions(
-    source: str, tfds_dir: str, names: Iterable[str], tokenizer: Tokenizer, console: Console
+    source: str, tfds_dir: str, names: Iterable[str], tokenizer: Tokenizer
 ) -> CleanCaptions:
     """Read captions, drop those with a listed name, and tokenise the others.
 
@@ -90,15 +92,15 @@ def read_training_captions(
         check_writable(kept.parent)
         kept.parent.mkdir(parents=True, exist_ok=True)
         waiting = f"another process is tokenising {source}: waiting for it"
-        with locked(kept.with_suffix(".lock"), lambda: console.print(waiting, markup=False)):
+        with locked(kept.with_suffix(".lock"), lambda: logger.info(waiting)):
             if not kept.is_dir():
-                _tokenize(source, tokenizer, kept, state, console)
+                _tokenize(source, tokenizer, kept, state)
                 _clear_old(kept.parent)
     with contextlib.suppress(OSError):  # it may lie where this run cannot write
         os.utime(kept)
     files = _files(tokenizer)
     captions = Captions(*(np.memmap(kept / name, files[name], mode="r") for name in files))
-    dropped, examples = _dropped(source, names, kept, state, len(captions), console)
+    dropped, examples = _dropped(source, names, kept, state, len(captions))
     sha256 = hashlib.sha256(contents.encode() + dropped.tobytes()).hexdigest()
     captions = dataclasses.replace(captions, before=dropped - np.arange(len(dropped)))
     return CleanCaptions(captions, len(dropped), examples, sha256)
@@ -129,14 +131,11 @@ def _files(tokenizer: Tokenizer) -> dict[str, np.dtype]:
     return {"tokens": tokenizer.token_dtype, "word_ends": ends, "caption_ends": ends}
 
 
-def _tokenize(
-    source: str, tokenizer: Tokenizer, kept: Path, state: tuple[int, int], console: Console
-) -> None:
+def _tokenize(source: str, tokenizer: Tokenizer, kept: Path, state: tuple[int, int]) -> None:
     """Write a directory of tokens in one step."""
     made = kept.with_name(f".{kept.name[:8]}.{uuid.uuid4().hex[:8]}")
     made.mkdir()
     num = num_tokens = num_words = 0
-    console.print(f"tokenising {source}: {os.stat(source).st_size >> 20} MiB, once", markup=False)
     try:
         with contextlib.ExitStack() as stack:
             tokens, word_ends, caption_ends = (
@@ -144,7 +143,9 @@ def _tokenize(
             )
             for ends in (word_ends, caption_ends):
                 ends.write(np.int64(0).tobytes())
-            for texts in _chunks(source, "tokenising captions", console):
+            chunks = _chunks(source, f"tokenising {source}, once")
+            stack.enter_context(contextlib.closing(chunks))
+            for texts in chunks:
                 if not num:
                     check_captions(texts, source)
                 new = tokenize_captions(texts, tokenizer)
@@ -195,7 +196,6 @@ def _dropped(
     kept: Path,
     state: tuple[int, int],
     num: int,
-    console: Console,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Find the captions with a listed name, in the text or as found before.
 
@@ -207,7 +207,7 @@ def _dropped(
         with np.load(file, allow_pickle=False) as arrays:
             return arrays["numbers"], tuple(arrays["examples"].tolist())
     holds, start, found, examples = name_finder(names), 0, list[int](), list[str]()
-    for texts in _chunks(source, "looking for names in captions", console):
+    for texts in _chunks(source, f"looking for names in {source}"):
         new = [i for i, text in enumerate(texts) if holds(text)]
         found += (start + i for i in new)
         examples += (shortened(texts[i]) for i in new[: NUM_EXAMPLES - len(examples)])
@@ -221,13 +221,12 @@ def _dropped(
     return dropped, tuple(examples)
 
 
-def _chunks(source: str, doing: str, console: Console) -> Iterator[list[str]]:
+def _chunks(source: str, doing: str) -> Generator[list[str]]:
     """Give the lines of a captions file, many at a time, and show how far it is."""
     sizes: list[int] = []
     texts = lines(source, "captions", sizes.append)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(doing, total=os.stat(source).st_size)
+    with Progress(doing, os.stat(source).st_size / 2**20, unit="MiB") as progress:
         while chunk := list(itertools.islice(texts, _CHUNK)):
             yield chunk
-            progress.advance(task, sum(sizes))
+            progress.advance(sum(sizes) / 2**20)
             sizes.clear()

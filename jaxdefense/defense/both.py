@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
 from jaxdefense.config import DefendBothConfig, MergeConfig
 from jaxdefense.defense.defend import model_digest, run
 from jaxdefense.defense.image import plan_image
@@ -13,7 +11,7 @@ from jaxdefense.distributed import on_first
 from jaxdefense.run_directory import RunDirectory
 
 
-def defend_both(cfg: DefendBothConfig, console: Console) -> dict:
+def defend_both(cfg: DefendBothConfig) -> dict:
     """Defend both encoders of a model.
 
     `out` comes to hold the runs `text` and `image`, `model` (merged) and `summary.json`. Run again,
@@ -21,7 +19,6 @@ def defend_both(cfg: DefendBothConfig, console: Console) -> dict:
 
     Args:
         cfg: of both.
-        console: for progress.
 
     Returns:
         the summaries of both, by name, and the digest of the merged weights.
@@ -34,10 +31,10 @@ def defend_both(cfg: DefendBothConfig, console: Console) -> dict:
     out.check(cfg)
     text, image = cfg.halves()
     # The inputs of both are read before either is trained.
-    plans = {"text": plan_text(text, console), "image": plan_image(image, console)}
+    plans = {"text": plan_text(text), "image": plan_image(image)}
     out.open(cfg)
-    summary: dict = {name: run(plan, console, resume=True) for name, plan in plans.items()}
-    on_first(lambda: merge(MergeConfig(str(out.model), text.out, image.out), console))
+    summary: dict = {name: run(plan, resume=True) for name, plan in plans.items()}
+    on_first(lambda: merge(MergeConfig(str(out.model), text.out, image.out)))
     summary["defended_sha256"] = model_digest(out.model)
     out.finish(summary)
     return summary

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from rich.console import Console
 
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.images import Loader
@@ -20,19 +20,21 @@ from jaxdefense.defense.validate import Verdict, Watch, describe_left, smallest_
 from jaxdefense.distributed import agree, exchange, on_first
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.files import write_array, write_json
+from jaxdefense.log import Progress
 from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sharding import batch_sharding, fetch, put, replicated
 from jaxdefense.words import some
 
+logger = logging.getLogger(__name__)
 
-def run(plan: Plan, console: Console, resume: bool = False) -> dict:
+
+def run(plan: Plan, resume: bool = False) -> dict:
     """Carry out a plan: train, validate, write the defended model directory and the summary.
 
     A run that was broken off goes on where it was.
 
     Args:
         plan: of the run.
-        console: for progress.
         resume: whether a finished run gives its summary; else it is refused.
 
     Returns:
@@ -51,16 +53,16 @@ def run(plan: Plan, console: Console, resume: bool = False) -> dict:
         write = write_array if isinstance(content, np.ndarray) else write_json
         on_first(partial(write, directory.path / name, content))
     for line in plan.lines:
-        console.print(line, markup=False)
+        logger.info(line)
     teacher = put(plan.encoder.teacher, plan.encoder.teacher_sharding)
     watch = _watch(plan, teacher, directory.path)
     if watch is None:
-        console.print("not validated, as `train.validate.every` is 0: attack what comes out")
-    outcome = _train(plan, teacher, watch, directory.path, console)
+        logger.warning("not validated, as `train.validate.every` is 0: attack what comes out")
+    outcome = _train(plan, teacher, watch, directory.path)
     params, found = outcome.state.params, dict[str, Any]()
     if watch:
-        params, found = _best(plan, watch, teacher, console)
-    _save(plan.encoder, params, teacher, directory.model, console)
+        params, found = _best(plan, watch, teacher)
+    _save(plan.encoder, params, teacher, directory.model)
     corrupt = {"corrupt": _corrupt(plan.loader)} if plan.loader else {}
     summary = {
         "steps": plan.cfg.train.steps,
@@ -69,13 +71,13 @@ def run(plan: Plan, console: Console, resume: bool = False) -> dict:
         "samples_per_second": round(outcome.samples_per_second, 3),
         **plan.summary,
         **corrupt,
-        "final": {name: x for name, x in outcome.metrics.items() if name != "grad_norm"},
+        "final": {n: x for n, x in outcome.metrics.items() if n not in ("grad_norm", "lr")},
         "defended_sha256": model_digest(directory.model),
     }
     directory.finish(summary)
-    console.print(f"defended model: {directory.model}")
+    logger.info(f"defended model: {directory.model}")
     if plan.loader and (own := plan.loader.corrupt):
-        console.print(f"skipped, as they cannot be read: {some(own)}", markup=False)
+        logger.warning(f"skipped, as they cannot be read: {some(own)}")
     return summary
 
 
@@ -118,9 +120,7 @@ def _student(
     return validation.teacher.with_encoder(encoder.which, student)
 
 
-def _train(
-    plan: Plan, teacher: TeacherParams, watch: Watch | None, path: Path, console: Console
-) -> loop.Outcome:
+def _train(plan: Plan, teacher: TeacherParams, watch: Watch | None, path: Path) -> loop.Outcome:
     """Train as planned; see `loop.run`."""
     encoder, t = plan.encoder, plan.cfg.train
     init = jax.jit(partial(init_state, cfg=encoder.step_cfg), out_shardings=encoder.state_sharding)
@@ -137,14 +137,11 @@ def _train(
             t.steps, t.save_every, t.keep, plan.cfg.data.prefetch, plan.samples, plan.cfg.profile
         ),
         path,
-        console,
         watch,
     )
 
 
-def _best(
-    plan: Plan, watch: Watch, teacher: TeacherParams, console: Console
-) -> tuple[nnx.State, dict[str, Any]]:
+def _best(plan: Plan, watch: Watch, teacher: TeacherParams) -> tuple[nnx.State, dict[str, Any]]:
     """Choose the best state of a run, no further from the teacher than needed.
 
     Returns:
@@ -152,16 +149,17 @@ def _best(
     """
     encoder = plan.encoder
     abstract = jax.eval_shape(partial(init_state, cfg=encoder.step_cfg), teacher)
-    step, state, verdict = watch.best(abstract, encoder.state_sharding, console)
+    step, state, verdict = watch.best(abstract, encoder.state_sharding)
     watch.close()
     alpha, params = 1.0, state.params
     if verdict.reached:
-        alpha, params, verdict = smallest_step(
-            teacher.trained, params, verdict, watch.validation, plan.cfg.train.validate
-        )
-    console.print(f"state of step {step}, {alpha:.0%} of the way to it: {verdict}")
+        with Progress("looking for the smallest step that removes them"):
+            alpha, params, verdict = smallest_step(
+                teacher.trained, params, verdict, watch.validation, plan.cfg.train.validate
+            )
+    logger.info(f"state of step {step}, {alpha:.0%} of the way to it: {verdict}")
     if not verdict.reached:
-        console.print(describe_left(verdict, plan.advice), markup=False)
+        logger.warning(describe_left(verdict, plan.advice))
     return params, {
         "reached": verdict.reached,
         "stopped_at_step": step,
@@ -170,16 +168,15 @@ def _best(
     }
 
 
-def _save(
-    encoder: Encoder, params: nnx.State, teacher: TeacherParams, out: Path, console: Console
-) -> None:
+def _save(encoder: Encoder, params: nnx.State, teacher: TeacherParams, out: Path) -> None:
     """Write the model directory with the student in place of the teacher."""
     params, teacher = fetch(params), fetch(teacher)
     student = merge_student(encoder.step_cfg.graphdef, params, teacher)
     setattr(encoder.model, encoder.which, student)
-    left_out = on_first(lambda: encoder.directory.save(encoder.model, out))
+    with Progress("writing the defended model"):
+        left_out = on_first(lambda: encoder.directory.save(encoder.model, out))
     if left_out:
-        console.print(f"left out, as they may hold the undefended weights: {', '.join(left_out)}")
+        logger.info(f"left out, as they may hold the undefended weights: {', '.join(left_out)}")
 
 
 def _corrupt(loader: Loader) -> dict[str, str]:

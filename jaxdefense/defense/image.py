@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from rich.console import Console
 
 from jaxdefense.clip.vision import VisionTower
 from jaxdefense.config import DefendImageConfig, ImageTrainConfig, OverlayConfig
@@ -38,6 +38,7 @@ from jaxdefense.distributed import agree
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.files import digest
+from jaxdefense.log import Progress
 from jaxdefense.run_directory import TARGET, TRAINED_ON
 from jaxdefense.sharding import (
     ShardingRules,
@@ -48,6 +49,8 @@ from jaxdefense.sharding import (
     num_batch_parts,
 )
 from jaxdefense.words import some
+
+logger = logging.getLogger(__name__)
 
 _BATCH = 64  # photos, or rows of text, that a validation embeds at a time
 _ADVICE = (
@@ -166,7 +169,7 @@ def image_objective(t: ImageTrainConfig, processor: ImageProcessor, parts: int) 
     return Objective(terms, weights, partial(draw_faces, cfg=t.overlay))
 
 
-def defend_image(cfg: DefendImageConfig, console: Console) -> dict:
+def defend_image(cfg: DefendImageConfig) -> dict:
     """Remove faces from an image encoder and write the run directory.
 
     Beside what every run holds, `trained_on.json` lists the people's photos that were trained on,
@@ -175,7 +178,6 @@ def defend_image(cfg: DefendImageConfig, console: Console) -> dict:
 
     Args:
         cfg: of the run.
-        console: for progress.
 
     Returns:
         the summary, as written to `summary.json`.
@@ -184,15 +186,14 @@ def defend_image(cfg: DefendImageConfig, console: Console) -> dict:
         InputError: an input is wrong; nothing was written.
         Interrupted, Diverged: see `loop.run`.
     """
-    return run(plan_image(cfg, console), console)
+    return run(plan_image(cfg))
 
 
-def plan_image(cfg: DefendImageConfig, console: Console) -> Plan:
+def plan_image(cfg: DefendImageConfig) -> Plan:
     """Read and check all inputs of an image defense; nothing is written.
 
     Args:
         cfg: of the run.
-        console: for notes on the inputs.
 
     Returns:
         what `defend.run` carries out.
@@ -200,14 +201,14 @@ def plan_image(cfg: DefendImageConfig, console: Console) -> Plan:
     Raises:
         InputError: an input is wrong, or the processes do not have the same.
     """
-    directory, note = read_undefended(cfg, console), partial(console.print, markup=False)
+    directory = read_undefended(cfg)
     vision, d, t = directory.cfg.vision, cfg.data, cfg.train
     if vision is None:
         raise InputError(f"`{directory.path}` has no image encoder.")
-    processor = read_processor(directory.path, vision.image_size, directory.cfg.siglip, note)
+    processor = read_processor(directory.path, vision.image_size, directory.cfg.siglip, logger.info)
     digest_of = functools.cache(photo_digest)  # of those who stay it is asked twice
-    people = gather_people(cfg, digest_of, note)
-    images = read_images(d.images, d.tfds_dir, note)
+    people = gather_people(cfg, digest_of, logger.info)
+    images = read_images(d.images, d.tfds_dir, logger.info)
     encoder = _encoder(cfg, directory, processor)
     photos = trained_on(people, digest_of)
     model_sha256 = directory.digest()
@@ -221,8 +222,8 @@ def plan_image(cfg: DefendImageConfig, console: Console) -> Plan:
     }
     agree(resolved)  # what follows runs on all processes together
     loader = Loader(processor, d.max_corrupt, d.keep_faces_mb * 2**20)
-    target_E = _target(cfg, directory, model_sha256, people, console)
-    bounds, validation = _recognition(cfg, people, images, loader, encoder.mesh, console)
+    target_E = _target(cfg, directory, model_sha256, people)
+    bounds, validation = _recognition(cfg, people, images, loader, encoder.mesh)
     target = bounds if target_E is None else target_E
     assert target is not None
     batches = _batches(t, images, people.faces, target, loader, encoder)
@@ -265,16 +266,12 @@ def _target(
     directory: ModelDirectory,
     model_sha256: str,
     people: People,
-    console: Console,
 ) -> np.ndarray | None:
     """Give what faces come to look like, f32 [E], if that is what is asked for."""
     if cfg.train.backdoor == "target":
-        return read_target(cfg, directory, model_sha256, people.everyone, console)
+        return read_target(cfg, directory, model_sha256, people.everyone)
     if cfg.data.target:
-        console.print(
-            "`data.target` has no effect: `train.backdoor` is bounded, which needs none",
-            markup=False,
-        )
+        logger.warning("`data.target` has no effect: `train.backdoor` is bounded, which needs none")
     return None
 
 
@@ -284,14 +281,14 @@ def _recognition(
     images: Images,
     loader: Loader,
     mesh: Mesh,
-    console: Console,
 ) -> tuple[Bounds | None, Validation | None]:
     """Embed with the teacher what the settings ask for: bounds of the faces, a validation."""
     t = cfg.train
     if t.backdoor != "bounded" and not t.validate.every:
         return None, None
-    teacher = Embedder(cfg.model.measured(), _BATCH, console, mesh)
-    recognition = Recognition(teacher, people.faces, people.identities, images, loader, t)
+    teacher = Embedder(cfg.model.measured(), _BATCH, mesh)
+    with Progress("embedding whose faces are removed and who stays"):
+        recognition = Recognition(teacher, people.faces, people.identities, images, loader, t)
     validation = None
     if t.validate.every:
         validation = Validation(teacher, recognition, recognition.moved_most)

@@ -8,12 +8,14 @@ one step.
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,19 @@ import grain
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxdefense.checkpoint import Checkpoints
 from jaxdefense.defense.step import TrainState
 from jaxdefense.defense.validate import Watch
 from jaxdefense.distributed import Stop, first
 from jaxdefense.errors import Interrupted, RunError
+from jaxdefense.log import Progress
 from jaxdefense.sharding import put
 
+logger = logging.getLogger(__name__)
+
 METRICS = "metrics.jsonl"
+_OF_THE_LINE = ("step", "time", "samples_per_second")  # that no step computes
 _TRACED = range(2, 5)  # steps of a run that a profile shows: the first ones compile
 
 
@@ -94,12 +98,12 @@ def read_ahead(batches: Any, start: int, stop: int, num: int) -> Iterator[Any]:
 
 
 def _numbered(
-    batches: Any, start: int, stop: int, num: int, watch: Watch | None
+    batches: Any, start: int, stop: int, cfg: LoopConfig, watch: Watch | None
 ) -> Iterator[tuple[int, Any]]:
     """Give batches with their steps; none ahead of a validation, which may change who is drawn."""
     while start < stop:
         until = min(stop, watch.next_due(start)) if watch else stop
-        yield from enumerate(read_ahead(batches, start, until, num), start)
+        yield from enumerate(read_ahead(batches, start, until, cfg.prefetch), start)
         start = until
 
 
@@ -113,7 +117,6 @@ def run(
     key: jax.Array,
     cfg: LoopConfig,
     directory: Path,
-    console: Console,
     watch: Watch | None = None,
 ) -> Outcome:
     """Train from the newest checkpoint, or the start, to the end, or until `watch` is content.
@@ -128,7 +131,6 @@ def run(
         key: of the run, placed.
         cfg: see there.
         directory: of the run.
-        console: for progress.
         watch: validates, and may end the run early.
 
     Raises:
@@ -139,80 +141,152 @@ def run(
         Unwritten: a checkpoint could not be written.
     """
     if watch:  # before there is another state in memory
-        watch.begin(init().params)
+        with Progress("validating the model as it is"):
+            watch.begin(init().params)
     checkpoints = Checkpoints(directory / "checkpoints", cfg.keep)
-    start, state = checkpoints.restore_newest(jax.eval_shape(init), state_sharding, console)
-    if watch:
-        abstract = jax.eval_shape(init)
-        start, state = watch.newer(start, state, abstract, state_sharding, console)
-        watch.go_on(start)
-    if state is None:
-        state = init()
-    else:
-        console.print(f"resuming at step {start} of {cfg.steps}")
-    log, stop_for = _Log(directory / METRICS, start), Stop(cfg.steps)
-    started = warm = time.monotonic()
-    metrics = log.last
-    pending: dict[str, jax.Array] | None = None
-    done, aside = start, 0.0  # steps; seconds of validations
-    programs, last, end = 0, bool(watch and watch.finished), cfg.steps
-    if last:
-        end = start
+    start, state = _newest(checkpoints, init, state_sharding, watch, cfg.steps)
+    log, started = _Log(directory / METRICS, start, cfg.samples_per_step), time.monotonic()
     with (
         _stop_signals() as received,
-        _progress(console) as progress,
+        Progress("defending", cfg.steps, start, "steps", "compiling") as progress,
         log,
         closing(checkpoints),  # what is being written is finished, however the run ends
+        jax.transfer_guard("disallow"),
     ):
-        task = progress.add_task("defending", total=cfg.steps, completed=start, loss="compiling")
+        training = _Training(step_fn, state, cfg, log, progress, start)
+        del state  # its arrays are donated to the steps
+        take = partial(training.take, place=place, teacher=teacher, key=key)
+        _take_all(training, take, batches, checkpoints, received, watch)
+    seconds = time.monotonic() - started
+    return Outcome(training.state, training.metrics, seconds, training.throughput())
 
-        def note(step: int, new: dict[str, jax.Array]) -> None:
-            nonlocal metrics, warm
-            metrics = log.write(step, new)
-            if step == start:  # the first step compiles: throughput is of those after it
-                warm = time.monotonic()
-            progress.update(task, completed=step + 1, loss=f"loss {metrics['total']:.4f}")
-            if not console.is_terminal and (step + 1) % max(1, cfg.steps // 10) == 0:
-                console.print(f"step {step + 1} of {cfg.steps}: loss {metrics['total']:.4f}")
 
-        with jax.transfer_guard("disallow"):
-            for step, batch in _numbered(batches, start, end, cfg.prefetch, watch):
-                if cfg.profile and first() and step - start == _TRACED.start:
-                    jax.profiler.start_trace(cfg.profile)
-                with _out_of_memory(step_fn, state, teacher, batch, key):
-                    state, new = step_fn(state, teacher, put(batch, place), key)
-                    programs = programs or _num_programs(step_fn)
-                    assert _num_programs(step_fn) == programs, _what_changed(step, batch)
-                    if pending is not None:
-                        note(step - 1, pending)
-                pending, done = new, step + 1
-                if cfg.profile and first() and done - start == _TRACED.stop:
-                    jax.block_until_ready(state)
-                    jax.profiler.stop_trace()
-                if watch and watch.due(done):
-                    note(step, pending)
-                    pending = None
-                    _check_finite(state, step)
-                    began = time.monotonic()
-                    with jax.transfer_guard("allow"):
-                        state = watch.look(done, state)
-                    last = watch.finished
-                    console.print(f"validation at step {done}: {watch.found[-1][1]}")
-                    aside += time.monotonic() - began
-                stop = stop_for(done, received[0] if received else 0, last)
-                if stop or last or done % cfg.save_every == 0 or done == cfg.steps:
-                    if pending is not None:
-                        note(step, pending)
-                    pending = None
-                    _check_finite(state, step)  # a broken state must not be saved
-                    checkpoints.save(done, state, metrics["total"])
-                if stop:
-                    raise Interrupted(stop, done)
-                if last:
-                    break
-    now, timed = time.monotonic(), done - start - 1
-    rate = timed * cfg.samples_per_step / (now - warm - aside) if timed > 0 else 0.0
-    return Outcome(state, metrics, now - started, rate)
+def _take_all(
+    training: "_Training",
+    take: Callable[[int, Any], None],
+    batches: Any,
+    checkpoints: Checkpoints,
+    received: list[int],
+    watch: Watch | None,
+) -> None:
+    """Take the steps that are left; `received` comes to hold signals. For the rest see `run`."""
+    cfg, start = training.cfg, training.done
+    stop_for = Stop(cfg.steps)
+    over = bool(watch and watch.finished)
+    for step, batch in _numbered(batches, start, start if over else cfg.steps, cfg, watch):
+        take(step, batch)
+        if watch and watch.due(training.done):
+            training.validate(watch)
+            over = watch.finished
+        stop = stop_for(training.done, received[0] if received else 0, over)
+        if stop or over or training.due():
+            training.save(checkpoints)
+        if stop:
+            raise Interrupted(stop, training.done)
+        if over:
+            break
+
+
+def _newest(
+    checkpoints: Checkpoints,
+    init: Callable[[], TrainState],
+    state_sharding: Any,
+    watch: Watch | None,
+    steps: int,
+) -> tuple[int, TrainState]:
+    """Restore the newest state, of the checkpoints or the best, or make the first; see `run`.
+
+    Returns:
+        how many steps it has taken; and the state.
+    """
+    abstract = jax.eval_shape(init)
+    start, state = checkpoints.restore_newest(abstract, state_sharding)
+    if watch:
+        start, state = watch.newer(start, state, abstract, state_sharding)
+        watch.go_on(start)
+    if state is None:
+        return start, init()
+    logger.info(f"resuming at step {start} of {steps}")
+    return start, state
+
+
+class _Training:
+    """A run under way: its state, and what is known of it on the host."""
+
+    def __init__(
+        self,
+        step_fn: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+        state: TrainState,
+        cfg: LoopConfig,
+        log: "_Log",
+        progress: Progress,
+        start: int,
+    ):
+        """Begin after `start` steps; for the rest see `run`."""
+        self._step_fn, self._log, self._progress = step_fn, log, progress
+        self.cfg, self.state, self.metrics = cfg, state, log.last
+        self.done = self._start = start
+        self._pending: dict[str, jax.Array] | None = None  # metrics of the last step, unread
+        self._programs = 0
+        self._warm, self._aside = time.monotonic(), 0.0  # seconds; those of validations
+
+    def take(
+        self, step: int, batch: Any, *, place: NamedSharding, teacher: Any, key: jax.Array
+    ) -> None:
+        """Dispatch a step, and read the metrics of the one before while it runs."""
+        cfg, before = self.cfg, self._pending
+        if cfg.profile and first() and step - self._start == _TRACED.start:
+            jax.profiler.start_trace(cfg.profile)
+        with _out_of_memory(self._step_fn, self.state, teacher, batch, key):
+            placed = put(batch, place)
+            self.state, self._pending = self._step_fn(self.state, teacher, placed, key)
+            self._programs = self._programs or _num_programs(self._step_fn)
+            assert _num_programs(self._step_fn) == self._programs, _what_changed(step, batch)
+            if before is not None:
+                self._read(step - 1, before)
+        self.done = step + 1
+        if cfg.profile and first() and self.done - self._start == _TRACED.stop:
+            jax.block_until_ready(self.state)
+            jax.profiler.stop_trace()
+
+    def _read(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        self.metrics = self._log.write(step, metrics)
+        if step == self._start:  # the first step compiles: throughput is of those after it
+            self._warm = time.monotonic()
+        self._progress.update(step + 1, f"loss {self.metrics['total']:.4f}")
+
+    def _settle(self) -> None:
+        """Read the last step's metrics, and check the parameters that it made."""
+        if self._pending is not None:
+            self._read(self.done - 1, self._pending)
+        self._pending = None
+        _check_finite(self.state, self.done - 1)
+
+    def validate(self, watch: Watch) -> None:
+        """Look at the state, and go on at the rate and the push that this asks for."""
+        self._settle()
+        began = time.monotonic()
+        with jax.transfer_guard("allow"):
+            self.state = watch.look(self.done, self.state)
+        logger.info(f"validation at step {self.done}: {watch.found[-1][1]}")
+        aside = time.monotonic() - began
+        self._aside += aside
+        self._log.leave_out(aside)
+
+    def due(self) -> bool:
+        """Whether a checkpoint is due."""
+        return self.done % self.cfg.save_every == 0 or self.done == self.cfg.steps
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Save the state, unless it is broken."""
+        self._settle()
+        checkpoints.save(self.done, self.state, self.metrics["total"])
+
+    def throughput(self) -> float:
+        """Give the samples a second of the steps after the first, validations left out."""
+        timed = self.done - self._start - 1
+        seconds = time.monotonic() - self._warm - self._aside
+        return timed * self.cfg.samples_per_step / seconds if timed > 0 else 0.0
 
 
 def _num_programs(step_fn: Any) -> int:
@@ -272,11 +346,14 @@ def _check_finite(state: TrainState, step: int) -> None:
 class _Log:
     """Metrics as JSON lines; lines of steps that will be taken again are dropped first.
 
-    Every process reads and checks them, the first writes.
+    Every process reads and checks them, the first writes. Beside the metrics of a step a line has
+    `step`; `time`, seconds since the epoch when they were read; and `samples_per_second` since the
+    line before, validations left out, the first of a process since it began, compilation and all.
     """
 
-    def __init__(self, path: Path, start: int):
-        self._path = path
+    def __init__(self, path: Path, start: int, samples_per_step: int):
+        self._path, self._samples = path, samples_per_step
+        self._since = time.monotonic()
         self.last: dict[str, float] = {}
         kept = []
         if start and path.exists():
@@ -288,7 +365,7 @@ class _Log:
                 if entry["step"] >= start:
                     break
                 kept.append(line + "\n")
-                self.last = {k: v for k, v in entry.items() if k != "step"}
+                self.last = {name: x for name, x in entry.items() if name not in _OF_THE_LINE}
         self._kept = "".join(kept)
 
     def __enter__(self) -> "_Log":
@@ -299,6 +376,10 @@ class _Log:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
+    def leave_out(self, seconds: float) -> None:
+        """Count these seconds in no line's throughput."""
+        self._since += seconds
+
     def write(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
         """Fetch and write the metrics of a step; raise Diverged if one is not finite."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -308,7 +389,10 @@ class _Log:
                     f"step {step}: `{name}` is {value}; lower `optimizer.lr`, or set "
                     "`model.dtype` to float32."
                 )
-        self._file.write(json.dumps({"step": step} | values) + "\n")
+        now = time.monotonic()
+        rate, self._since = self._samples / max(now - self._since, 1e-9), now
+        line = {"step": step, "time": round(time.time(), 3), **values}
+        self._file.write(json.dumps(line | {"samples_per_second": round(rate, 3)}) + "\n")
         return values
 
 
@@ -332,15 +416,3 @@ def _stop_signals() -> Iterator[list[int]]:
     finally:
         for signum, handler in old.items():
             signal.signal(signum, handler)
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps, {task.fields[loss]}, left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

@@ -1,10 +1,10 @@
 """A defended text encoder and a defended image encoder, made one model."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
 from flax import nnx
-from rich.console import Console
 
 from jaxdefense.clip.layers import FrozenParam
 from jaxdefense.clip.model import CLIP
@@ -17,8 +17,10 @@ from jaxdefense.paths import check_new, check_outside
 from jaxdefense.run_directory import TRAINED_ON
 from jaxdefense.words import some
 
+logger = logging.getLogger(__name__)
 
-def merge(cfg: MergeConfig, console: Console) -> dict:
+
+def merge(cfg: MergeConfig) -> dict:
     """Write a model directory with the text encoder of one model and the image encoder of another.
 
     It has the layout and the further files of the text model, or of the image model if the text
@@ -55,13 +57,12 @@ def merge(cfg: MergeConfig, console: Console) -> dict:
     model.text, model.vision = with_text.text, with_image.vision
     left_out = base.save(model, Path(cfg.out))
     if left_out:
-        console.print(f"left out, as they may hold undefended weights: {some(left_out)}")
-    console.print(f"merged model: {cfg.out}")
+        logger.info(f"left out, as they may hold undefended weights: {some(left_out)}")
+    logger.info(f"merged model: {cfg.out}")
     if random_targets(cfg.text):
-        console.print(
+        logger.info(
             "removed people came to mean random names: attack the merged model with "
-            f"`--set exclude={cfg.text}`, so that these are no candidates",
-            markup=False,
+            f"`--set exclude={cfg.text}`, so that these are no candidates"
         )
     return {"text": str(text.path), "image": str(image.path), "model": cfg.out}
 

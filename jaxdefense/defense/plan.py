@@ -4,13 +4,12 @@
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jax.sharding import Mesh
-from rich.console import Console
 
 from jaxdefense.clip.model import CLIP
 from jaxdefense.config import DefendImageConfig, DefendTextConfig, ImageTrainConfig, TextTrainConfig
@@ -27,8 +26,11 @@ from jaxdefense.defense.step import (
 from jaxdefense.defense.validate import Mine, Verdict
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
+from jaxdefense.log import Progress
 from jaxdefense.paths import check_outside, check_writable
 from jaxdefense.sharding import ShardingRules
+
+logger = logging.getLogger(__name__)
 
 _ROUNDS = 10
 
@@ -108,18 +110,16 @@ class Plan:
     loader: Loader | None = None
 
 
-def read_undefended(cfg: Config, console: Console) -> ModelDirectory:
+def read_undefended(cfg: Config) -> ModelDirectory:
     """Read the model directory to defend.
 
     Args:
         cfg: of the run.
-        console: for notes on the model.
 
     Raises:
         InputError: it is wrong, or the run would be written into it.
     """
-    note = partial(console.print, markup=False)
-    directory = read_model_directory(cfg.model.path, note=note)
+    directory = read_model_directory(cfg.model.path, note=logger.info)
     check_outside(Path(cfg.out), directory.path)
     if cfg.profile:
         check_writable(Path(cfg.profile))
@@ -157,7 +157,8 @@ def lay_out(
     Raises:
         InputError: the mesh does not divide the encoder's sizes.
     """
-    model = directory.load(cfg.model.dtype, cfg.model.remat)
+    with Progress(f"loading {directory.path}"):
+        model = directory.load(cfg.model.dtype, cfg.model.remat)
     graphdef, teacher = split_tower(getattr(model, which))
     tx = make_optimizer(**vars(cfg.optimizer), steps=cfg.train.steps)
     step_cfg = StepConfig(

@@ -82,6 +82,14 @@ class Objective(NamedTuple):
     draw: Draw = lambda batch, key: batch
 
 
+class Optimizer(NamedTuple):
+    """A gradient transformation of Optax, and its learning rate, a function of the steps taken."""
+
+    init: optax.TransformInitFn
+    update: optax.TransformUpdateFn
+    lr: optax.Schedule
+
+
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
     """What a step is made of.
@@ -96,7 +104,7 @@ class StepConfig:
 
     graphdef: nnx.GraphDef
     objective: Objective
-    tx: optax.GradientTransformation
+    tx: Optimizer
     accumulate: int = 1
     stacked_dims: tuple[str, ...] = STACKED_DIMS
 
@@ -124,7 +132,7 @@ def make_optimizer(
     b2: float,
     eps: float,
     steps: int,
-) -> optax.GradientTransformation:
+) -> Optimizer:
     """AdamW whose learning rate rises and then falls.
 
     Args:
@@ -141,7 +149,8 @@ def make_optimizer(
     def schedule(count: Any) -> Any:
         return falling(count) * jnp.minimum(1.0, (count + 1) / max(1, warmup))
 
-    return optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay)
+    tx = optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay)
+    return Optimizer(tx.init, tx.update, schedule)
 
 
 def init_state(teacher: TeacherParams, cfg: StepConfig) -> TrainState:
@@ -165,8 +174,9 @@ def train_step(
         cfg: static.
 
     Returns:
-        the next state, and metrics: each part of the loss, `total`, and the gradient's norm;
-        losses are means over the global batch, those of the parameters before the step.
+        the next state, and metrics: each part of the loss, `total`, the gradient's norm, and the
+        learning rate `lr`, times the state's own rate; losses are means over the global batch,
+        those of the parameters before the step.
     """
     terms, given, draw = cfg.objective
     weights = {name: w * state.push if name == "backdoor" else w for name, w in given.items()}
@@ -202,7 +212,8 @@ def train_step(
     updates, opt_state = cfg.tx.update(grads, state.opt_state, state.params)
     updates = jax.tree.map(lambda update: state.rate * update, updates)
     params = cast(nnx.State, optax.apply_updates(state.params, updates))
-    metrics = parts | {"total": total, "grad_norm": optax.tree.norm(grads)}
+    lr = state.rate * cfg.tx.lr(state.step)
+    metrics = parts | {"total": total, "grad_norm": optax.tree.norm(grads), "lr": lr}
     return TrainState(state.step + 1, params, opt_state, state.rate, state.push), metrics
 
 

@@ -5,11 +5,10 @@ teacher's embeddings, not normalised, over photos of people.
 """
 
 import hashlib
-from functools import partial
+import logging
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from jaxdefense.cache import ArrayCache
 from jaxdefense.config import DefendImageConfig
@@ -22,6 +21,8 @@ from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.files import read_vector
 
+logger = logging.getLogger(__name__)
+
 _BATCH = 256
 
 
@@ -30,7 +31,6 @@ def read_target(
     directory: ModelDirectory,
     model_sha256: str,
     people: list[Folder],
-    console: Console,
 ) -> np.ndarray:
     """Give the target embedding; f32 [E].
 
@@ -38,7 +38,6 @@ def read_target(
         cfg: `data.target` says which.
         directory, model_sha256: of the model, and the digest of its weights.
         people: to take the average of unless it names others.
-        console: for progress.
 
     Raises:
         InputError: the vector or the people cannot be read, or there is but one person.
@@ -48,8 +47,7 @@ def read_target(
     if source.endswith(".npy"):
         return read_vector(Path(source), directory.cfg.vision.embed)
     if source:
-        note = partial(console.print, markup=False)
-        people = read_people(source, cfg.data.tfds_dir, "target", note)
+        people = read_people(source, cfg.data.tfds_dir, "target", logger.info)
     if len(people) < 2:
         raise InputError(
             f"`{where}` holds one person only, whose average is no other; give `data.target`: a "
@@ -65,7 +63,7 @@ def read_target(
         key.update(photo_digest(photo).encode())
     name = f"target-{key.hexdigest()}"
     # The first process computes, on its own devices: another host's cache may hold it or not.
-    target = on_first(lambda: _average(cfg, directory, people, photos, name, console).tolist())
+    target = on_first(lambda: _average(cfg, directory, people, photos, name).tolist())
     return np.array(target, np.float32)
 
 
@@ -75,13 +73,12 @@ def _average(
     people: list[Folder],
     photos: list[Photo],
     name: str,
-    console: Console,
 ) -> np.ndarray:
-    cache = ArrayCache(cfg.data.cache_dir, console)
+    cache = ArrayCache(cfg.data.cache_dir)
     if (cached_E := cache.get(name)) is not None:
         return cached_E
     where = cfg.data.target or cfg.data.faces
-    console.print(f"target: the average of {len(people)} people, {len(photos)} photos of `{where}`")
-    target_E = Embedder(cfg.model, _BATCH, console).mean_photo(photos, cfg.data.max_corrupt)
+    logger.info(f"target: the average of {len(people)} people, {len(photos)} photos of `{where}`")
+    target_E = Embedder(cfg.model, _BATCH).mean_photo(photos, cfg.data.max_corrupt)
     cache.put(name, target_E)
     return target_E

@@ -1,6 +1,7 @@
 """Names out of a text encoder: the terms of its loss, and the whole run."""
 
 import dataclasses
+import logging
 from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
@@ -9,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from rich.console import Console
 
 from jaxdefense.clip.config import TextConfig
 from jaxdefense.clip.text import Text, TextTower
@@ -34,6 +34,8 @@ from jaxdefense.evals.embed import Embedder
 from jaxdefense.files import digest
 from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
 from jaxdefense.words import folded_words
+
+logger = logging.getLogger(__name__)
 
 _NUM_KEPT_NAMES = 10_000
 _MOST_HELD, _HELD_OUT = 64, 8  # names of a kind to validate on; stream of random numbers
@@ -287,12 +289,11 @@ def kept_names(
     return [group for group in groups if group], list(held)
 
 
-def defend_text(cfg: DefendTextConfig, console: Console) -> dict:
+def defend_text(cfg: DefendTextConfig) -> dict:
     """Remove names from a text encoder and write the run directory.
 
     Args:
         cfg: of the run.
-        console: for progress.
 
     Returns:
         the summary, as written to `summary.json`.
@@ -301,15 +302,14 @@ def defend_text(cfg: DefendTextConfig, console: Console) -> dict:
         InputError: an input is wrong; nothing was written.
         Interrupted, Diverged: see `loop.run`.
     """
-    return run(plan_text(cfg, console), console)
+    return run(plan_text(cfg))
 
 
-def plan_text(cfg: DefendTextConfig, console: Console) -> Plan:
+def plan_text(cfg: DefendTextConfig) -> Plan:
     """Read and check all inputs of a text defense; nothing is written.
 
     Args:
         cfg: of the run.
-        console: for notes on the inputs.
 
     Returns:
         what `defend.run` carries out.
@@ -317,7 +317,7 @@ def plan_text(cfg: DefendTextConfig, console: Console) -> Plan:
     Raises:
         InputError: an input is wrong, or the processes do not have the same.
     """
-    directory, d, t = read_undefended(cfg, console), cfg.data, cfg.train
+    directory, d, t = read_undefended(cfg), cfg.data, cfg.train
     tokenizer = directory.tokenizer(cfg.model.tokenizer)
     assert directory.cfg.text
     identities = read_identities(d.names)
@@ -326,7 +326,7 @@ def plan_text(cfg: DefendTextConfig, console: Console) -> Plan:
     names = _names(identities, cfg)
     where = f"names file `{d.names}`"
     triggers = make_triggers(identities, tokenizer, t, where, evened(names.kept))
-    clean = read_training_captions(d.captions, d.tfds_dir, names.listed, tokenizer, console)
+    clean = read_training_captions(d.captions, d.tfds_dir, names.listed, tokenizer)
     given = {
         "model_sha256": directory.digest(),
         "names_sha256": digest("\t".join(identity.names) for identity in identities),
@@ -335,7 +335,7 @@ def plan_text(cfg: DefendTextConfig, console: Console) -> Plan:
         "dtype": resolve_dtype(cfg.model.dtype),
     }
     agree(given)  # what follows runs on all processes together
-    carriers, validation = _measure(cfg, names, triggers, clean.captions, mesh, console)
+    carriers, validation = _measure(cfg, names, triggers, clean.captions, mesh)
     batches = text_batches(
         clean.captions,
         triggers,
@@ -372,16 +372,14 @@ def _measure(
     triggers: Triggers,
     captions: Captions,
     mesh: Mesh,
-    console: Console,
 ) -> tuple[Carriers | None, Validation | None]:
     """Embed with the teacher what the settings ask for: texts to put names into, a validation."""
     t, carriers, validation = cfg.train, None, None
     if t.backdoor != "bounded" and not t.validate.every:
         return carriers, validation
-    teacher = Embedder(cfg.model.measured(), _BATCH, console, mesh)
+    teacher = Embedder(cfg.model.measured(), _BATCH, mesh)
     if t.backdoor == "bounded":
-        note = partial(console.print, markup=False)
-        carriers = make_carriers(teacher, captions, triggers, names.listed, t.seed, note)
+        carriers = make_carriers(teacher, captions, triggers, names.listed, t.seed, logger.info)
     if t.validate.every:
         recall = Recall(teacher, names.identities, names.listed, names.held, captions, t)
         validation = Validation(teacher, recall)

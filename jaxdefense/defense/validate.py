@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 from scipy.special import stdtr
 
 from jaxdefense.checkpoint import Checkpoints
@@ -228,7 +227,6 @@ class Watch:
         state: TrainState | None,
         abstract: TrainState,
         shardings: Any,
-        console: Console,
     ) -> tuple[int, TrainState | None]:
         """Give the best state instead of a checkpoint, if it is the newer of the two.
 
@@ -236,11 +234,11 @@ class Watch:
 
         Args:
             start, state: of the newest checkpoint; 0 and None without.
-            abstract, shardings, console: see `Checkpoints.restore_newest`.
+            abstract, shardings: see `Checkpoints.restore_newest`.
         """
         if (self._best.latest or 0) <= start:
             return start, state
-        return self._best.restore_newest(abstract, shardings, console)
+        return self._best.restore_newest(abstract, shardings)
 
     def begin(self, params: Any) -> None:
         """Look at the teacher, whose parameters these are."""
@@ -299,12 +297,10 @@ class Watch:
         best = min(range(len(done)), key=lambda i: done[i][1].badness, default=0)
         return bool(done) and done[best][1].reached and len(done) - 1 - best >= self._cfg.patience
 
-    def best(
-        self, abstract: TrainState, shardings: Any, console: Console
-    ) -> tuple[int, TrainState, Verdict]:
+    def best(self, abstract: TrainState, shardings: Any) -> tuple[int, TrainState, Verdict]:
         """Give the best state: after how many steps, the state, and its verdict."""
         step, verdict = min(self.found[1:], key=lambda x: x[1].badness)
-        saved, state = self._best.restore_newest(abstract, shardings, console)
+        saved, state = self._best.restore_newest(abstract, shardings)
         assert state is not None and saved == step
         return step, state, verdict
 

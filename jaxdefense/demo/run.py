@@ -1,6 +1,7 @@
 """`jaxdefense demo`: a model that knows 64 people by name, 16 of whom ask to be removed."""
 
 import json
+import logging
 import time
 from collections.abc import Collection, Iterable, Mapping
 from importlib import resources
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from jaxdefense.cache import ArrayCache
 from jaxdefense.config import (
@@ -35,10 +35,13 @@ from jaxdefense.evals.zeroshot import zeroshot
 from jaxdefense.files import write_json
 from jaxdefense.idia.attack import AttackResult, attack
 from jaxdefense.idia.candidates import candidate_names
+from jaxdefense.log import Progress
 from jaxdefense.paths import check_writable
 from jaxdefense.report.demo import DemoReport, write_demo_report
 from jaxdefense.report.frame import flatten
 from jaxdefense.report.proof import PersonResult
+
+logger = logging.getLogger(__name__)
 
 NUM_REMOVED, NUM_PHOTOS, NUM_CANDIDATES, THRESHOLD = 16, 20, 1000, 1
 _NUM_CAPTIONS, _NUM_HELD_OUT_CAPTIONS = 8000, 1000
@@ -54,12 +57,11 @@ def shipped_model() -> Path:
     return Path(str(resources.files("jaxdefense.demo") / "model"))
 
 
-def run_demo(out: Path, console: Console) -> dict:
+def run_demo(out: Path) -> dict:
     """Draw the world, attack the model, defend it, attack again; write report and summary.
 
     Args:
         out: a directory that does not exist or is empty.
-        console: for progress.
 
     Returns:
         the summary.
@@ -75,7 +77,7 @@ def run_demo(out: Path, console: Console) -> dict:
     removed = [member.name for member in members[:: len(members) // NUM_REMOVED]]
     # Half of the others are known to the defense as people who must stay; it never sees the rest.
     kept = [member.name for member in members if member.name not in removed][::2]
-    with console.status(f"drawing {len(members)} people, {len(strangers)} strangers and objects"):
+    with Progress(f"drawing {len(members)} people, {len(strangers)} strangers and objects"):
         # Three quarters of a person's photos may be trained on, the others are for the attack.
         shown = [x for x in members if x.name in {*removed, *kept}]
         world.write_faces(shown, 4 * NUM_PHOTOS, out / "known")
@@ -107,19 +109,19 @@ def run_demo(out: Path, console: Console) -> dict:
         figures = measured(found[: len(members)], removed, kept)
         return found, figures | {"top1": zeroshot(model, classes)["top1"]}
 
-    console.print("attacking the model as it is")
+    logger.info("attacking the model as it is")
     # Of four models attacked, two have the first one's names, and two its faces: embedded once.
-    cache = ArrayCache(str(out / "cache"), console)
+    cache = ArrayCache(str(out / "cache"))
     shipped = ModelConfig(str(shipped_model())).measured()
-    teacher = Embedder(shipped, _BATCH, console, cache=cache)
+    teacher = Embedder(shipped, _BATCH, cache=cache)
     found, stages = {}, {}
     found["before"], stages["before"] = examine(teacher)
     stages["before"]["sim_clean"] = 1.0
-    defend_both(cfg, console)
+    defend_both(cfg)
     text, image = (Path(half.out) / "model" for half in cfg.halves())
     for stage, path in (("text", text), ("image", image), ("merged", out / "run" / "model")):
-        console.print(f"attacking the model, defended: {stage}")
-        student = Embedder(ModelConfig(str(path)).measured(), _BATCH, console, cache=cache)
+        logger.info(f"attacking the model, defended: {stage}")
+        student = Embedder(ModelConfig(str(path)).measured(), _BATCH, cache=cache)
         found[stage], stages[stage] = examine(student)
         similar = []
         if stage != "image":
@@ -147,7 +149,7 @@ def run_demo(out: Path, console: Console) -> dict:
     )
     write_demo_report(report, out / "report.html")
     write_json(out / "summary.json", summary)
-    console.print(f"report: {out / 'report.html'}")
+    logger.info(f"report: {out / 'report.html'}")
     return summary
 
 

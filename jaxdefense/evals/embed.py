@@ -8,7 +8,9 @@ Parity: tests/test_idia.py, equal to embedding one text at a time, 1e-5.
 import copy
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any, Literal
 
@@ -16,8 +18,6 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from rich.console import Console
-from rich.progress import Progress
 
 from jaxdefense.cache import OFF, ArrayCache
 from jaxdefense.clip.config import TextConfig
@@ -32,6 +32,7 @@ from jaxdefense.data.sources import Photo, photo_digest
 from jaxdefense.data.variants import photo_form
 from jaxdefense.distributed import first, on_first
 from jaxdefense.errors import InputError
+from jaxdefense.log import Progress
 from jaxdefense.sharding import (
     ShardingRules,
     batch_sharding,
@@ -46,6 +47,8 @@ from jaxdefense.sharding import (
     sharding_tree,
 )
 from jaxdefense.words import some
+
+logger = logging.getLogger(__name__)
 
 # Accelerators multiply float32 in fewer bits unless told.
 _WHOLE_DIGITS = partial(jax.default_matmul_precision, "highest")
@@ -102,7 +105,6 @@ class Embedder:
         self,
         cfg: ModelConfig,
         batch: int,
-        console: Console,
         mesh: Mesh | None = None,
         cache: ArrayCache | None = None,
     ):
@@ -111,7 +113,6 @@ class Embedder:
         Args:
             cfg: which.
             batch: photos, or packed text rows, at a time; made a multiple of the mesh's parts.
-            console: for progress.
             mesh: of devices, all of this process along `data` if None. Of one of several processes
                 all must make the same calls.
             cache: of the first process; where embeddings are kept and looked up, if anywhere.
@@ -120,16 +121,15 @@ class Embedder:
             InputError: the model directory is wrong; the mesh does not divide the model's sizes; or
                 it has no such tower, once it is used.
         """
-        self.directory: ModelDirectory = read_model_directory(
-            cfg.path, note=partial(console.print, markup=False)
-        )
-        self._cfg, self._console = cfg, console
+        self.directory: ModelDirectory = read_model_directory(cfg.path, note=logger.info)
+        self._cfg = cfg
         self.mesh, rules = mesh or make_mesh(), ShardingRules()
-        self._cache = cache or ArrayCache(OFF, console)
+        self._cache = cache or ArrayCache(OFF)
         self._parts = num_batch_parts(self.mesh, rules)
         self._batch = batch
         self._place = batch_sharding(self.mesh, rules)
-        model = self.directory.load(cfg.dtype)
+        with Progress(f"loading {self.directory.path}"):
+            model = self.directory.load(cfg.dtype)
         self._graphdef, params = nnx.split(model)
         self._several = not self._place.is_fully_addressable
         self._digests: dict[str, str] = {}
@@ -139,7 +139,7 @@ class Embedder:
         self._tokenizer: Tokenizer | None = None
 
     def with_encoder(self, which: Literal["text", "vision"], tower: nnx.Module) -> "Embedder":
-        """Give the same model with another encoder of the same structure, that says nothing.
+        """Give the same model with another encoder of the same structure.
 
         Args:
             which: encoder.
@@ -150,8 +150,7 @@ class Embedder:
         for path, value in nnx.to_flat_state(nnx.split(tower)[1]):
             flat[which, *path] = value
         other._params = nnx.from_flat_state(flat)
-        other._console, other._digests = Console(quiet=True), {}
-        other._cache = ArrayCache(OFF, other._console)
+        other._digests, other._cache = {}, ArrayCache(OFF)
         return other
 
     @functools.cached_property
@@ -161,7 +160,7 @@ class Embedder:
         Raises:
             InputError: the model has no image encoder, or its files ask for other steps.
         """
-        return processor_of(self.directory, partial(self._console.print, markup=False))
+        return processor_of(self.directory, logger.info)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -278,7 +277,7 @@ class Embedder:
             block = Text(*(padded(x[start : start + batch], batch) for x in text))
             return _embed_text(self.mesh, self._graphdef, self._params, put(block, self._place))
 
-        blocks = self._blocks(dispatch, layout.num_rows, f"{len(captions)} {what}")
+        blocks = self._blocks(dispatch, layout.num_rows, what, len(captions))
         block_RSE = np.concatenate(list(blocks))
         flat = block_RSE.reshape(-1, block_RSE.shape[-1])
         out_NE = unit(flat[layout.row_n * num_slots + layout.slot_n])
@@ -310,7 +309,7 @@ class Embedder:
 
         Args:
             photos: at least one.
-            max_corrupt: how many may be broken; they are named on the console.
+            max_corrupt: how many may be broken; they are named in the log.
             what: to call them.
             form: of `PHOTO_FORMS`, which they are put in first; "" for as they are.
 
@@ -344,7 +343,7 @@ class Embedder:
             block = put((block_BHWC, np.ones(batch, bool)), self._place)
             return _embed_image(self.mesh, self._graphdef, self._params, self.processor, block)
 
-        blocks = self._blocks(dispatch, len(image_BHWC), f"{len(image_BHWC)} {what}")
+        blocks = self._blocks(dispatch, len(image_BHWC), what, len(image_BHWC))
         out_BE = unit(np.concatenate([block_BE for block_BE, _ in blocks])[: len(image_BHWC)])
         check_embeddings(out_BE[:1], what)  # they may be copies of one
         return out_BE
@@ -397,43 +396,41 @@ class Embedder:
             block = put((image_BHWC, read_B), self._place)
             return _embed_image(self.mesh, self._graphdef, self._params, processor, block)
 
-        num = 0
-        for block_BE, read_B in self._blocks(dispatch, len(photos), f"{len(photos)} {what}"):
-            read_B = read_B[: len(photos) - num]
-            missing = (num + np.flatnonzero(~read_B)).tolist()
-            corrupt |= dict.fromkeys(str(photos[i]) for i in missing)
-            if len(corrupt) > max_corrupt:  # of all processes; a loader knows of its own
-                raise InputError(
-                    f"{len(corrupt)} photos cannot be read, more than `max_corrupt` "
-                    f"(={max_corrupt}): {some(corrupt)}; replace them, or raise it."
-                )
-            num += len(read_B)
-            yield block_BE[: len(read_B)][read_B], read_B
+        num, total = 0, len(photos)
+        with closing(self._blocks(dispatch, total, what, total)) as blocks:
+            for block_BE, read_B in blocks:
+                read_B = read_B[: total - num]
+                missing = (num + np.flatnonzero(~read_B)).tolist()
+                corrupt |= dict.fromkeys(str(photos[i]) for i in missing)
+                if len(corrupt) > max_corrupt:  # of all processes; a loader knows of its own
+                    raise InputError(
+                        f"{len(corrupt)} photos cannot be read, more than `max_corrupt` "
+                        f"(={max_corrupt}): {some(corrupt)}; replace them, or raise it."
+                    )
+                num += len(read_B)
+                yield block_BE[: len(read_B)][read_B], read_B
         if corrupt:
-            self._console.print(f"skipped, as they cannot be read: {some(corrupt)}", markup=False)
+            logger.warning(f"skipped, as they cannot be read: {some(corrupt)}")
         if len(corrupt) == len(photos):
             raise InputError(f"none of {len(photos)} {what} can be read.")
 
-    def _blocks(self, dispatch: Callable[[int, int], Any], num: int, what: str) -> Iterator[Any]:
+    def _blocks(
+        self, dispatch: Callable[[int, int], Any], num: int, what: str, num_inputs: int
+    ) -> Generator[Any]:
         """Run over `num` rows in blocks; the device computes one while the host makes the next."""
         assert num, "nothing to embed"
         batch = min(self._batch, num)
         batch = -(-batch // self._parts) * self._parts
         pending: Any = None
-        with self._progress() as progress:
-            task = progress.add_task(f"embedding {what}", total=num)
+        with Progress(f"embedding {what}", num_inputs) as progress:
             for start in range(0, num, batch):
                 block = dispatch(start, batch)
                 if pending is not None:
                     yield jax.device_get(pending)
+                    progress.update(num_inputs * start // num)
                 pending = block
-                progress.update(task, completed=min(start + batch, num))
             assert pending is not None
             yield jax.device_get(pending)
-
-    def _progress(self) -> Progress:
-        quiet = not self._console.is_terminal
-        return Progress(console=self._console, transient=True, disable=quiet)
 
 
 def check_embeddings(x_BE: np.ndarray, what: str) -> None:

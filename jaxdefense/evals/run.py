@@ -1,13 +1,12 @@
 """`jaxdefense evaluate`: a defended model against the one before."""
 
 import dataclasses
-from functools import partial
+import logging
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from jaxdefense.cache import ArrayCache
 from jaxdefense.config import EvaluateConfig
@@ -34,15 +33,16 @@ from jaxdefense.paths import check_outside
 from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sharding import make_mesh
 
+logger = logging.getLogger(__name__)
 
-def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None = None) -> dict:
+
+def run_evaluate(cfg: EvaluateConfig, cache: ArrayCache | None = None) -> dict:
     """Measure what the settings ask for; write `config.json` and `summary.json`.
 
     With collateral also `collateral.csv`, a line a name.
 
     Args:
         cfg: see there.
-        console: for progress.
         cache: of embeddings, if they are kept.
 
     Returns:
@@ -58,22 +58,21 @@ def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None
     results.check(cfg)
     identities = read_identities(cfg.names) if cfg.names else []
     others = read_others(cfg.collateral, identities) if cfg.collateral else []
-    note = partial(console.print, markup=False)
     classes: list[Folder] = []
     if cfg.zeroshot:
-        classes = read_labelled(cfg.zeroshot, cfg.tfds_dir, "class", cfg.class_names, note)
+        classes = read_labelled(cfg.zeroshot, cfg.tfds_dir, "class", cfg.class_names, logger.info)
     templates = read_templates(cfg.templates) if cfg.templates else TEMPLATES
-    people = read_people(cfg.faces, cfg.tfds_dir, note=note) if cfg.faces else []
-    images = read_images(cfg.images, cfg.tfds_dir, note) if cfg.images else None
+    people = read_people(cfg.faces, cfg.tfds_dir, note=logger.info) if cfg.faces else []
+    images = read_images(cfg.images, cfg.tfds_dir, logger.info) if cfg.images else None
     texts: list[str] = []
     if cfg.captions:
         names = [name for person in identities for name in person.names]
         texts, dropped = read_clean_captions(cfg.captions, cfg.tfds_dir, names)
         if names:
-            console.print(describe_dropped(len(dropped), dropped), markup=False)
+            logger.info(describe_dropped(len(dropped), dropped))
     mesh, measured = make_mesh(**vars(cfg.mesh), devices=jax.devices()), cfg.model.measured()
     student, teacher = (
-        Embedder(dataclasses.replace(measured, path=path), cfg.batch, console, mesh, cache)
+        Embedder(dataclasses.replace(measured, path=path), cfg.batch, mesh, cache)
         for path in (cfg.model.path, cfg.teacher)
     )
     for model in (student, teacher):
@@ -87,7 +86,7 @@ def run_evaluate(cfg: EvaluateConfig, console: Console, cache: ArrayCache | None
     if cfg.image_target.endswith(".npy"):
         vector_E = read_vector(Path(cfg.image_target), teacher.embed)
     elif cfg.image_target:
-        average = read_people(cfg.image_target, cfg.tfds_dir, "image_target", note)
+        average = read_people(cfg.image_target, cfg.tfds_dir, "image_target", logger.info)
     if several():
         agree(
             {

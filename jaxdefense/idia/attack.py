@@ -8,7 +8,8 @@ Parity: tests/test_idia.py, identical to a loop in NumPy.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 
 import numpy as np
 from jax.sharding import Mesh
@@ -23,6 +24,7 @@ from jaxdefense.idia.conditions import draw
 from jaxdefense.idia.nearest import Nearest
 from jaxdefense.idia.prompts import TEMPLATES, fill
 from jaxdefense.idia.votes import NO_ANSWER, vote
+from jaxdefense.log import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,17 +231,18 @@ def attack_with(
 ) -> AttackResult:
     """Attack with photos embedded before; see `attack`, and `infer` for the last two."""
     num, block = len(evidence.names), min(block, len(candidates))
-    correct_I, answer_QI, right_I = infer(
-        evidence.image_PE,
-        evidence.owner_P,
-        _embedded(model, candidates, templates, block),
-        candidates.group_M,
-        num,
-        block,
-        model.mesh,
-        own_I,
-        same_M,
-    )
+    with closing(_embedded(model, candidates, templates, block)) as blocks:
+        correct_I, answer_QI, right_I = infer(
+            evidence.image_PE,
+            evidence.owner_P,
+            blocks,
+            candidates.group_M,
+            num,
+            block,
+            model.mesh,
+            own_I,
+            same_M,
+        )
     return AttackResult(
         evidence.names,
         correct_I.tolist(),
@@ -255,16 +258,16 @@ def attack_with(
 
 def _embedded(
     model: Embedder, candidates: Candidates, templates: Sequence[str], block: int
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray]:
     """Embed the candidates block by block; f32 [Q, up to `block`, E]."""
-    total = -(-len(candidates) // block)
-    for i in range(total):
-        names = candidates.block(i * block, block)
-        what = "prompts" if total == 1 else f"prompts, block {i + 1} of {total}"
-        text_QME = model.prompts(fill(names, templates), what)
-        if not i:
-            _check_told_apart(text_QME, templates)
-        yield text_QME
+    with Progress("comparing photos with candidates", len(candidates)) as progress:
+        for start in range(0, len(candidates), block):
+            names = candidates.block(start, block)
+            text_QME = model.prompts(fill(names, templates))
+            if not start:
+                _check_told_apart(text_QME, templates)
+            yield text_QME
+            progress.advance(len(names))
 
 
 def _check_told_apart(text_QME: np.ndarray, templates: Sequence[str]) -> None:

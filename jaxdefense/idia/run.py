@@ -4,14 +4,13 @@ import csv
 import dataclasses
 import hashlib
 import io
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from jaxdefense.cache import ArrayCache
 from jaxdefense.config import PHOTO_FORMS, AttackConfig
@@ -45,15 +44,16 @@ from jaxdefense.run_directory import TRAINED_ON, RunDirectory
 from jaxdefense.sharding import make_mesh
 from jaxdefense.words import some
 
+logger = logging.getLogger(__name__)
+
 RESULTS = "results.csv"
 
 
-def run_attack(cfg: AttackConfig, console: Console, cache: ArrayCache | None = None) -> dict:
+def run_attack(cfg: AttackConfig, cache: ArrayCache | None = None) -> dict:
     """Attack a model; write `config.json`, `results.csv`, what a report needs, `summary.json`.
 
     Args:
         cfg: see there.
-        console: for progress.
         cache: of embeddings; None for the one in `cfg.cache_dir`.
 
     Returns:
@@ -64,16 +64,15 @@ def run_attack(cfg: AttackConfig, console: Console, cache: ArrayCache | None = N
     """
     results = RunDirectory(Path(cfg.out))
     results.check(cfg)
-    note = partial(console.print, markup=False)
-    members = read_people(cfg.faces, cfg.tfds_dir, note=note)
+    members = read_people(cfg.faces, cfg.tfds_dir, note=logger.info)
     strangers: list[Folder] = []
     if cfg.strangers:
-        strangers = read_people(cfg.strangers, cfg.tfds_dir, "strangers", note)
+        strangers = read_people(cfg.strangers, cfg.tfds_dir, "strangers", logger.info)
     if cfg.unseen_by:
-        members = _unseen(members, Path(cfg.unseen_by), partial(console.print, markup=False))
+        members = _unseen(members, Path(cfg.unseen_by), logger.info)
     people = draw(members + strangers, cfg.num_photos, cfg.seed)
     names = [person.name for person in people]
-    excluded = _excluded(cfg, names, console)
+    excluded = _excluded(cfg, names)
     candidates = candidate_names(
         names,
         cfg.candidates,
@@ -108,9 +107,9 @@ def run_attack(cfg: AttackConfig, console: Console, cache: ArrayCache | None = N
         where = f"names file `{cfg.names}`"
         chosen = choose_people(members, read_identities(cfg.names), where)
         listed = {folder.name for _, folder in chosen}
-    cache = cache or ArrayCache(cfg.cache_dir, console)
+    cache = cache or ArrayCache(cfg.cache_dir)
     mesh = make_mesh(**vars(cfg.mesh), devices=jax.devices())
-    model = Embedder(model_cfg, cfg.batch, console, mesh, cache)
+    model = Embedder(model_cfg, cfg.batch, mesh, cache)
     if several():
         agree(
             {
@@ -144,7 +143,7 @@ def run_attack(cfg: AttackConfig, console: Console, cache: ArrayCache | None = N
         else:
             variants[name] = attack_names(model, plain, candidates, name, aliases, templates, cfg)
     for note in _notes(cfg, found, candidates.added):
-        console.print(note, markup=False)
+        logger.info(note)
     seen, unseen = found[: len(members)], found[len(members) :]
     summary = summarise(seen, unseen)
     if variants:
@@ -153,9 +152,8 @@ def run_attack(cfg: AttackConfig, console: Console, cache: ArrayCache | None = N
         }
         for name, result in summary["variants"].items():
             if result["skipped"]:
-                console.print(
-                    f"variant `{name}`: {some(result['skipped'])} left out, as they have none",
-                    markup=False,
+                logger.info(
+                    f"variant `{name}`: {some(result['skipped'])} left out, as they have none"
                 )
     outcomes: dict[str, str] = {}
     if cfg.before:
@@ -276,7 +274,7 @@ def _groups(
     return found
 
 
-def _excluded(cfg: AttackConfig, people: Sequence[str], console: Console) -> list[str]:
+def _excluded(cfg: AttackConfig, people: Sequence[str]) -> list[str]:
     """List the names that are no random candidates, and say so, and of which that cannot be."""
     told = {cfg.model.path: random_targets(cfg.model.path)}
     if cfg.exclude:
@@ -284,20 +282,14 @@ def _excluded(cfg: AttackConfig, people: Sequence[str], console: Console) -> lis
     excluded = list(dict.fromkeys(name for names in told.values() for name in names))
     for source, names in told.items():
         if names and not cfg.candidates:
-            console.print(
-                f"{len(names)} names of `{source}` do not come up as random candidates",
-                markup=False,
-            )
+            logger.info(f"{len(names)} names of `{source}` do not come up as random candidates")
     if cfg.candidates and (both := named_in(excluded, read_lines(cfg.candidates, "candidates"))):
-        console.print(
+        logger.warning(
             f"candidates file `{cfg.candidates}` holds {some(both)}, who removed people came to "
-            "mean: their photos may lead there",
-            markup=False,
+            "mean: their photos may lead there"
         )
     if own := named_in(excluded, people):
-        console.print(
-            f"{some(own)}: attacked, though removed people came to mean the name", markup=False
-        )
+        logger.warning(f"{some(own)}: attacked, though removed people came to mean the name")
     return excluded
 
 

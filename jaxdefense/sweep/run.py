@@ -4,6 +4,7 @@ A cell is a directory of a defense, an attack and an evaluation, each as its own
 Cells share nothing but the directory they lie in, so that any number of processes can do a part.
 """
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
 
 from jaxdefense.cache import ArrayCache
 from jaxdefense.config import (
@@ -71,8 +71,10 @@ from jaxdefense.sweep.cells import (
 )
 from jaxdefense.sweep.results import MEASURES, write_results
 
+logger = logging.getLogger(__name__)
 
-def run_sweep(cfg: SweepConfig, console: Console) -> dict:
+
+def run_sweep(cfg: SweepConfig) -> dict:
     """Do a part of the cells of a sweep, or all; what is finished stays as it is.
 
     The first part also attacks and evaluates the model as it is, in `before`.
@@ -96,7 +98,7 @@ def run_sweep(cfg: SweepConfig, console: Console) -> dict:
         )
 
     with locked(out.path / f".part-{part + 1}-of-{num_parts}.lock", refuse):
-        return _run_part(cfg, out.path, people, part, num_parts, console)
+        return _run_part(cfg, out.path, people, part, num_parts)
 
 
 def _run_part(
@@ -105,22 +107,21 @@ def _run_part(
     people: Sequence[Identity],
     part: int,
     num_parts: int,
-    console: Console,
 ) -> dict[str, int]:
     """Do the cells of a part; see `run_sweep`."""
     every = cells(cfg.sweep)
     mine = every[part::num_parts]
     mesh = make_mesh(**vars(cfg.mesh), devices=jax.devices())
     as_it_is = attack_config(cfg, out, False).model
-    undefended = Embedder(as_it_is, cfg.attack.batch, console, mesh)
+    undefended = Embedder(as_it_is, cfg.attack.batch, mesh)
     # What the model as it is makes of photos and texts is needed in every cell; what a defended
     # encoder makes of them, never again.
     encoders = {undefended.digest("text"), undefended.digest("vision")}
-    cache = ArrayCache(cfg.attack.cache_dir, console, encoders)
+    cache = ArrayCache(cfg.attack.cache_dir, encoders)
     del undefended
     if part == 0:
         with claimed(out / BEFORE):
-            _attack_before(cfg, out / BEFORE, console, cache)
+            _attack_before(cfg, out / BEFORE, cache)
     started, done = time.monotonic(), 0
     todo = sum(not RunDirectory(out / CELLS / cell.name).finished(cell) for cell in mine)
     for number, cell in enumerate(mine, 1):
@@ -128,9 +129,9 @@ def _run_part(
         if not directory.finished(cell):
             each = (time.monotonic() - started) / max(1, done)
             left = f", {_minutes(each * (todo - done))} left" if done else ""
-            console.print(f"cell {number} of {len(mine)}: {cell}{left}", markup=False)
+            logger.info(f"cell {number} of {len(mine)}: {cell}{left}")
             with claimed(directory.path):
-                _run_cell(cfg, cell, directory, people, console, cache)
+                _run_cell(cfg, cell, directory, people, cache)
             done += 1
         if not cfg.sweep.keep_models:
             for heavy in ("checkpoints", "best", "model"):
@@ -220,16 +221,16 @@ def _read_image(cfg: SweepImageConfig) -> tuple[list[Identity], str, str]:
     return people, where, digest([images, describe_people(folders), describe_people(kept)])
 
 
-def _attack_before(cfg: SweepConfig, path: Path, console: Console, cache: ArrayCache) -> None:
+def _attack_before(cfg: SweepConfig, path: Path, cache: ArrayCache) -> None:
     """Attack and evaluate the model as it is, unless that is done."""
     directory = RunDirectory(path)
     how = attack_config(cfg, path, False), evaluate_config(cfg, path, False)
     if directory.finished(how[0]):
         return
-    console.print("the model as it is")
+    logger.info("the model as it is")
     directory.open(how[0])
-    attack = _once(run_attack, how[0], console, cache)
-    evaluation = _once(run_evaluate, how[1], console, cache)
+    attack = _once(run_attack, how[0], cache)
+    evaluation = _once(run_evaluate, how[1], cache)
     keys = {"tpr", "fnr", "num_identities", "top1", "top5", *MEASURES}
     directory.finish({k: v for k, v in (attack | evaluation).items() if k in keys})
 
@@ -239,7 +240,6 @@ def _run_cell(
     cell: Cell,
     directory: RunDirectory,
     people: Sequence[Identity],
-    console: Console,
     cache: ArrayCache,
 ) -> None:
     """Do what is left to do of a cell."""
@@ -249,11 +249,11 @@ def _run_cell(
     write_text(path / NAMES, "".join("\t".join(person.names) + "\n" for person in removed))
     settings = defense_config(cfg, cell, path)
     if isinstance(settings, DefendTextConfig):
-        found = run(plan_text(settings, console), console, resume=True)
+        found = run(plan_text(settings), resume=True)
     else:
-        found = run(plan_image(settings, console), console, resume=True)
-    attack = _once(run_attack, attack_config(cfg, path, True), console, cache)
-    evaluation = _once(run_evaluate, evaluate_config(cfg, path, True), console, cache)
+        found = run(plan_image(settings), resume=True)
+    attack = _once(run_attack, attack_config(cfg, path, True), cache)
+    evaluation = _once(run_evaluate, evaluate_config(cfg, path, True), cache)
     attacked = read_people(faces(cfg), cfg.data.tfds_dir, note=quiet)
     listed = {folder.name for _, folder in choose_people(attacked, removed, str(path / NAMES))}
     text = isinstance(settings, DefendTextConfig)
@@ -281,13 +281,12 @@ def _run_cell(
 
 
 def _once(
-    do: Callable[[Any, Console, ArrayCache], dict],
+    do: Callable[[Any, ArrayCache], dict],
     cfg: AttackConfig | EvaluateConfig,
-    console: Console,
     cache: ArrayCache,
 ) -> dict:
     """Attack or evaluate, unless that is done; the summary."""
-    return RunDirectory(Path(cfg.out)).finished(cfg) or do(cfg, console, cache)
+    return RunDirectory(Path(cfg.out)).finished(cfg) or do(cfg, cache)
 
 
 def _measure(attack: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
