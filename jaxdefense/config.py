@@ -296,7 +296,7 @@ class ImageDataConfig:
     """Directory with a folder of photos a person, or tfds:NAME[/CONFIG][:SPLIT]."""
     images: Annotated[Anywhere, short("images")]
     """Ordinary photos: directory, .tar shards or tfds:NAME[/CONFIG][:SPLIT]."""
-    identities: Annotated[Place, short("identities")] = how("")
+    names: Annotated[Place, short("names")] = how("")
     """Names file of those to remove; without, everyone in `faces`."""
     keep: Annotated[Place, short("keep")] = how("")
     """Faces of people who must stay, beside those in `faces` who are not listed: a folder a person,
@@ -472,10 +472,18 @@ class TextPart:
 
 
 @dataclasses.dataclass(frozen=True)
+class ImagePartDataConfig(ImageDataConfig):
+    """What the image half of a defense of both encoders reads."""
+
+    names: Place = how("")
+    """Names file of those whose faces are removed; without, `text.data.names`."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ImagePart:
     """The image half of a defense of both encoders."""
 
-    data: ImageDataConfig
+    data: ImagePartDataConfig
     train: ImageTrainConfig = ImageTrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
 
@@ -498,8 +506,8 @@ class DefendBothConfig:
     def halves(self) -> tuple[DefendTextConfig, DefendImageConfig]:
         """Give each defense its own settings; faces go by the names file unless told otherwise."""
         text, image, out = self.text, self.image, Path(self.out)
-        identities = image.data.identities or text.data.names
-        data = dataclasses.replace(image.data, identities=identities)
+        names = image.data.names or text.data.names
+        data = ImageDataConfig(**{**vars(image.data), "names": names})
         how = (self.mesh, self.distributed, self.cache, self.profile)
         return (
             DefendTextConfig(

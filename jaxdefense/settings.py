@@ -36,6 +36,7 @@ _RESULT = "result"  # key of a field's metadata
 _POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1:]
 _PLACE = "place"  # marks a string that is a path
 _HOW = "how"  # marks a setting that must be given, and does not change the result
+_RENAMED = {"identities": "names"}  # last part of a former key -> of today's
 
 
 def how(default: T) -> T:
@@ -102,6 +103,7 @@ def parse(
     for tree in trees:
         _check_sections(kind, tree)
     flags = [*itertools.chain(*map(as_flags, trees)), *map(_assignment, given["--set"]), *rest]
+    _check_renamed(flags)
     _check_values(flags)
     said = io.StringIO()
     try:
@@ -262,6 +264,15 @@ def _check_sections(kind: type, tree: Mapping[str, Any], at: str = "") -> None:
             known = [key for key, hint in hints.items() if dataclasses.is_dataclass(hint)]
             raise InputError(f"unknown section `{at}{name}`; there are {', '.join(known)}.")
         _check_sections(typing.cast(type, section), value, f"{at}{name}.")
+
+
+def _check_renamed(flags: Sequence[str]) -> None:
+    """Raise InputError if a setting goes by a former name."""
+    for flag in flags:
+        key = flag.partition("=")[0].removeprefix("--")
+        *section, last = key.split(".")
+        if flag.startswith("--") and (new := _RENAMED.get(last)):
+            raise InputError(f"`{key}` is called `{'.'.join([*section, new])}` now; rename it.")
 
 
 def _check_values(flags: Sequence[str]) -> None:

@@ -60,7 +60,7 @@ def runs(tmp_path_factory):
     path = write_inputs(tmp_path_factory.mktemp("runs"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
-        assert defend(identities="names.txt") == 0
+        assert defend(names="names.txt") == 0
         assert defend_text("train.target=object") == 0
         assert defend_both() == 0
     return path
@@ -110,7 +110,7 @@ def test_defend_image_names_the_photos_it_trained_on_and_what_it_did_not_use(inp
     (inputs / "faces/Joe_Cool/x.heic").write_bytes(b"x")
     (inputs / "images/notes.txt").write_text("x")
     (inputs / "model/preprocessor_config.json").unlink()
-    assert defend(identities="names.txt") == 0
+    assert defend(names="names.txt") == 0
     told = " ".join(capsys.readouterr().err.split())
     assert "not used: 1 .heic (first `Joe_Cool/x.heic`, which needs a plugin: " in told
     assert "images `images`: not used: 1 .txt (first `notes.txt`)" in told
@@ -313,12 +313,12 @@ WRONG = {
     ),
     "a listed person without folder": (
         lambda i: (i / "names.txt").write_text("Joe Cool\nAda Kimg\n"),
-        {"identities": "names.txt"},
+        {"names": "names.txt"},
         ["Ada Kimg", "Ada King"],
     ),
     "no one listed": (
         lambda i: (i / "names.txt").write_text("# none\n"),
-        {"identities": "names.txt"},
+        {"names": "names.txt"},
         ["names.txt", "nobody"],
     ),
     "images missing": (lambda i: (i / "images").rename(i / "gone"), {}, ["images", "not exist"]),

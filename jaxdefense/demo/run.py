@@ -13,8 +13,8 @@ from rich.console import Console
 from jaxdefense.cache import ArrayCache
 from jaxdefense.config import (
     DefendBothConfig,
-    ImageDataConfig,
     ImagePart,
+    ImagePartDataConfig,
     ImageTrainConfig,
     ModelConfig,
     OptimizerConfig,
@@ -202,7 +202,7 @@ def demo_config(out: Path) -> DefendBothConfig:
             OptimizerConfig(lr=1e-3),
         ),
         image=ImagePart(
-            ImageDataConfig(
+            ImagePartDataConfig(
                 faces=str(out / "known"),
                 images=str(out / "images"),
                 keep=str(out / "passers-by"),

@@ -205,8 +205,8 @@ def _read_image(cfg: SweepImageConfig) -> tuple[list[Identity], str, str]:
     d = cfg.data
     folders, where = read_people(d.faces, d.tfds_dir, note=quiet), f"faces `{d.faces}`"
     people = [Identity(folder.name) for folder in folders]
-    if d.identities:
-        people, where = read_identities(d.identities), f"names file `{d.identities}`"
+    if d.names:
+        people, where = read_identities(d.names), f"names file `{d.names}`"
         choose_people(folders, people, where)
     most = max(cfg.sweep.num_identities)
     if cfg.train.num_keep and not d.keep and most >= len(folders):
