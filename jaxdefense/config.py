@@ -16,6 +16,7 @@ NAME_FORMS = ("last", "first", "initials", "swapped", "lower", "upper", "misspel
 PHOTO_FORMS = ("mirrored", "blurred", "grey", "cropped", "low_resolution")
 ALIAS, PROMPTS = "alias", ("languages", "sentence")
 VARIANTS = (*NAME_FORMS, ALIAS, *PROMPTS, *PHOTO_FORMS)  # of an attack
+REMOVED = {"text": "names", "image": "faces"}  # by encoder, what a defense removes
 
 
 def _positive(**values: float) -> None:

@@ -500,14 +500,18 @@ def test_defend_both_goes_on_where_it_was_broken_off(done, capsys):
     assert defend_both() == 0
     err = capsys.readouterr().err
     assert err.count("defended model") == 1 and "resuming at step 3" in err
+    halves = [err.index(f"{x}: defending the ") for x in ("names", "faces")]
+    assert halves == sorted(halves) and halves[1] < err.index("resuming at step 3")
     for name, value in load_file(done / "both" / "model" / "model.safetensors").items():
         np.testing.assert_array_equal(value, want[name], err_msg=name)
     assert_refused(capsys, defend_both(), "both", "finished run")
 
 
 def test_defend_both_reads_all_inputs_before_it_trains(inputs, capsys):
-    assert_refused(capsys, defend_both(images="none"), "none", "not exist")
-    assert not (inputs / "both").exists()
+    for what, wrong in (("names", {"captions": "none"}), ("faces", {"images": "none"})):
+        code = defend_both(**wrong)
+        assert_refused(capsys, code, f"error: {what}: ", "none", "not exist")
+        assert not (inputs / "both").exists()
 
 
 # Measuring

@@ -1,15 +1,19 @@
 """Names and faces out of a model: the two defenses one after the other, and their merger."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from jaxdefense.config import DefendBothConfig, MergeConfig
+from jaxdefense.config import REMOVED, DefendBothConfig, MergeConfig
 from jaxdefense.defense.defend import model_digest, run
 from jaxdefense.defense.image import plan_image
 from jaxdefense.defense.merge import merge
+from jaxdefense.defense.plan import Plan
 from jaxdefense.defense.text import plan_text
 from jaxdefense.distributed import on_first
+from jaxdefense.errors import InputError
 from jaxdefense.run_directory import RunDirectory
 
 
@@ -34,10 +38,24 @@ def defend_both(cfg: DefendBothConfig, console: Console) -> dict:
     out.check(cfg)
     text, image = cfg.halves()
     # The inputs of both are read before either is trained.
-    plans = {"text": plan_text(text, console), "image": plan_image(image, console)}
+    plans = {
+        "text": _planned("text", partial(plan_text, text, console)),
+        "image": _planned("image", partial(plan_image, image, console)),
+    }
     out.open(cfg)
-    summary: dict = {name: run(plan, console, resume=True) for name, plan in plans.items()}
+    summary: dict = {}
+    for encoder, plan in plans.items():
+        console.print(f"{REMOVED[encoder]}: defending the {encoder} encoder")
+        summary[encoder] = run(plan, console, resume=True)
     on_first(lambda: merge(MergeConfig(str(out.model), text.out, image.out), console))
     summary["defended_sha256"] = model_digest(out.model)
     out.finish(summary)
     return summary
+
+
+def _planned(encoder: str, plan: Callable[[], Plan]) -> Plan:
+    """Make the plan of a half; an error says which half it concerns."""
+    try:
+        return plan()
+    except InputError as error:
+        raise InputError(f"{REMOVED[encoder]}: {error}") from error
