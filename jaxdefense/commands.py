@@ -164,8 +164,12 @@ def _keep_compiled(directory: str) -> None:
         jax.config.update("jax_compilation_cache_dir", directory or str(cache_directory() / "xla"))
 
 
-def _demo(run: Any, cfg: Any, console: Console) -> None:
-    console.print_json(data=run(Path(cfg.out), console))
+def _alone(run: Run, cfg: Any, console: Console) -> None:
+    """Run in one process, in a directory that no other command writes."""
+    from jaxdefense.run_directory import claimed
+
+    with claimed(Path(cfg.out)):
+        console.print_json(data=run(cfg, console))
 
 
 def _report(run: Any, cfg: Any, console: Console) -> None:
@@ -219,7 +223,7 @@ COMMANDS = {
         "Show it all on a small model that ships with this.",
         "config:DemoConfig",
         "demo.run:run_demo",
-        _demo,
+        _alone,
     ),
     "defend text": Command(
         "Remove names from the text encoder.",

@@ -862,6 +862,9 @@ class DemoConfig:
 
     out: Place = how("jaxdefense-demo")
     """Directory of the results."""
+    people: Literal[16, 64] = 64
+    """People whom the model knows, a quarter of whom is removed. With 16 all else is smaller too:
+    quick, and rougher in what it keeps."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -400,7 +400,7 @@ def _shown(value: Any) -> str:
 
 def _type(hint: Any, bare: Any) -> str:
     if typing.get_origin(bare) is typing.Literal:
-        return ", ".join(typing.get_args(bare))
+        return ", ".join(map(str, typing.get_args(bare)))
     if typing.get_origin(bare) is tuple:
         return f"{typing.get_args(bare)[0].__name__}s, with commas"
     if _PLACE in getattr(hint, "__metadata__", ()):
