@@ -3,7 +3,7 @@
 docs/settings.md lists all settings with their defaults.
 
 Run:   jaxdefense defend image --config configs/defend_image.py --model clip-vit-base-patch32 \
-           --faces faces --identities names.txt --images images --out run
+           --faces faces --names names.txt --images images --out run
 """
 
 from ml_collections import ConfigDict

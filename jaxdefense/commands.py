@@ -79,22 +79,26 @@ def _together(run: Run, cfg: Any) -> None:
 
 
 def _defend(run: Run, cfg: Any) -> None:
+    from jaxdefense.config import REMOVED
     from jaxdefense.distributed import on_first
     from jaxdefense.run_directory import claimed
 
     _join(cfg)
     with claimed(Path(cfg.out)):
         summary = run(cfg)
-        halves = [half.out for half in cfg.halves()] if hasattr(cfg, "halves") else []
-        on_first(partial(_write_reports, [*halves, cfg.out]))
+        runs = [half.out for half in cfg.halves()] if hasattr(cfg, "halves") else []
+        on_first(partial(_write_reports, [*runs, cfg.out]))
     print_json(summary)
-    parts = [summary[name] for name in ("text", "image") if name in summary] or [summary]
-    failed = [part for part in parts if part.get("reached") is False]
-    left = dict.fromkeys(name for part in failed for name in part["validation"]["after"]["left"])
+    halves = {what: summary[name] for name, what in REMOVED.items() if name in summary}
+    found = halves or {"": summary}
+    failed = [what for what, half in found.items() if half.get("reached") is False]
+    left = {name for what in failed for name in found[what]["validation"]["after"]["left"]}
     if failed:
+        which = f" ({' and '.join(failed)})" if halves else ""
         raise NotReached(
-            f"not reached: of those to remove, {len(left)} are still recognised in validation; the "
-            f"model was written all the same, and the report in `{cfg.out}` says who is left."
+            f"not reached{which}: of those to remove, {len(left)} are still recognised in "
+            f"validation; the model was written all the same, and the report in `{cfg.out}` says "
+            "who is left."
         )
 
 
@@ -157,8 +161,12 @@ def _keep_compiled(directory: str) -> None:
         jax.config.update("jax_compilation_cache_dir", directory or str(cache_directory() / "xla"))
 
 
-def _demo(run: Any, cfg: Any) -> None:
-    print_json(run(Path(cfg.out)))
+def _alone(run: Run, cfg: Any) -> None:
+    """Run in one process, in a directory that no other command writes."""
+    from jaxdefense.run_directory import claimed
+
+    with claimed(Path(cfg.out)):
+        print_json(run(cfg))
 
 
 def _report(run: Any, cfg: Any) -> None:
@@ -212,7 +220,7 @@ COMMANDS = {
         "Show it all on a small model that ships with this.",
         "config:DemoConfig",
         "demo.run:run_demo",
-        _demo,
+        _alone,
     ),
     "defend text": Command(
         "Remove names from the text encoder.",

@@ -16,6 +16,7 @@ NAME_FORMS = ("last", "first", "initials", "swapped", "lower", "upper", "misspel
 PHOTO_FORMS = ("mirrored", "blurred", "grey", "cropped", "low_resolution")
 ALIAS, PROMPTS = "alias", ("languages", "sentence")
 VARIANTS = (*NAME_FORMS, ALIAS, *PROMPTS, *PHOTO_FORMS)  # of an attack
+REMOVED = {"text": "names", "image": "faces"}  # by encoder, what a defense removes
 
 
 def _positive(**values: float) -> None:
@@ -238,7 +239,7 @@ class TextTrainConfig:
     num_name: int = 128
     """Texts a step with a name that must stay, for the name loss."""
     accumulate: int = how(1)
-    """Parts a step is computed in, one in memory at a time."""
+    """Micro-batches a step is computed in, one in memory at a time."""
     w_backdoor: float = 3.0
     """Weight of the backdoor loss; higher: names go sooner, and more goes with them."""
     w_name: float = 20.0
@@ -300,7 +301,7 @@ class ImageDataConfig:
     """Directory with a folder of photos a person, or tfds:NAME[/CONFIG][:SPLIT]."""
     images: Annotated[Anywhere, short("images")]
     """Ordinary photos: directory, .tar shards or tfds:NAME[/CONFIG][:SPLIT]."""
-    identities: Annotated[Place, short("identities")] = how("")
+    names: Annotated[Place, short("names")] = how("")
     """Names file of those to remove; without, everyone in `faces`."""
     keep: Annotated[Place, short("keep")] = how("")
     """Faces of people who must stay, beside those in `faces` who are not listed: a folder a person,
@@ -345,7 +346,7 @@ class ImageTrainConfig:
     mined: float = 0.5
     """Part of these faces that is of the people whom a validation found to have moved most."""
     accumulate: int = how(1)
-    """Parts a step is computed in, one in memory at a time."""
+    """Micro-batches a step is computed in, one in memory at a time."""
     w_backdoor: float = 0.75
     """Weight of the backdoor loss; higher: faces go sooner, and more goes with them."""
     w_keep: float = 1.65
@@ -476,10 +477,18 @@ class TextPart:
 
 
 @dataclasses.dataclass(frozen=True)
+class ImagePartDataConfig(ImageDataConfig):
+    """What the image half of a defense of both encoders reads."""
+
+    names: Place = how("")
+    """Names file of those whose faces are removed; without, `text.data.names`."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ImagePart:
     """The image half of a defense of both encoders."""
 
-    data: ImageDataConfig
+    data: ImagePartDataConfig
     train: ImageTrainConfig = ImageTrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
 
@@ -502,8 +511,8 @@ class DefendBothConfig:
     def halves(self) -> tuple[DefendTextConfig, DefendImageConfig]:
         """Give each defense its own settings; faces go by the names file unless told otherwise."""
         text, image, out = self.text, self.image, Path(self.out)
-        identities = image.data.identities or text.data.names
-        data = dataclasses.replace(image.data, identities=identities)
+        names = image.data.names or text.data.names
+        data = ImageDataConfig(**{**vars(image.data), "names": names})
         how = (self.mesh, self.distributed, self.cache, self.profile)
         return (
             DefendTextConfig(
@@ -838,7 +847,7 @@ class AotConfig:
     caption_tokens: float = 13.6
     """Tokens of a caption on average, both ends included; COCO has 13.6. For text alone."""
     accumulate: int = 1
-    """Parts a step is computed in, one in memory at a time."""
+    """Micro-batches a step is computed in, one in memory at a time."""
     mesh: MeshConfig = MeshConfig()
     json: bool = False
     """Print the figures as one JSON object."""
@@ -857,6 +866,9 @@ class DemoConfig:
 
     out: Place = how("jaxdefense-demo")
     """Directory of the results."""
+    people: Literal[16, 64] = 64
+    """People whom the model knows, a quarter of whom is removed. With 16 all else is smaller too:
+    quick, and rougher in what it keeps."""
 
 
 @dataclasses.dataclass(frozen=True)

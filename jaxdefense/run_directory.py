@@ -11,7 +11,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,19 @@ class RunDirectory:
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary."""
         distributed.on_first(lambda: write_json(self._summary, summary))
+
+
+def once(do: Callable[..., dict[str, Any]], cfg: Any, *args: Any) -> dict[str, Any]:
+    """Carry out a run, unless its directory holds it finished.
+
+    Args:
+        do: takes the settings and `args`; gives the summary.
+        cfg: settings with the directory in `out`.
+
+    Returns:
+        the summary.
+    """
+    return RunDirectory(Path(cfg.out)).finished(cfg) or do(cfg, *args)
 
 
 def run_settings(path: Path) -> dict[str, Any]:

@@ -36,6 +36,7 @@ _RESULT = "result"  # key of a field's metadata
 _POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1:]
 _PLACE = "place"  # marks a string that is a path
 _HOW = "how"  # marks a setting that must be given, and does not change the result
+_RENAMED = {"identities": "names"}  # last part of a former key -> of today's
 
 
 def how(default: T) -> T:
@@ -102,6 +103,7 @@ def parse(
     for tree in trees:
         _check_sections(kind, tree)
     flags = [*itertools.chain(*map(as_flags, trees)), *map(_assignment, given["--set"]), *rest]
+    _check_renamed(flags)
     _check_values(flags)
     said = io.StringIO()
     try:
@@ -264,6 +266,15 @@ def _check_sections(kind: type, tree: Mapping[str, Any], at: str = "") -> None:
         _check_sections(typing.cast(type, section), value, f"{at}{name}.")
 
 
+def _check_renamed(flags: Sequence[str]) -> None:
+    """Raise InputError if a setting goes by a former name."""
+    for flag in flags:
+        key = flag.partition("=")[0].removeprefix("--")
+        *section, last = key.split(".")
+        if flag.startswith("--") and (new := _RENAMED.get(last)):
+            raise InputError(f"`{key}` is called `{'.'.join([*section, new])}` now; rename it.")
+
+
 def _check_values(flags: Sequence[str]) -> None:
     """Raise InputError if a value is an address, or a path that cannot be looked at."""
     name = ""
@@ -389,7 +400,7 @@ def _shown(value: Any) -> str:
 
 def _type(hint: Any, bare: Any) -> str:
     if typing.get_origin(bare) is typing.Literal:
-        return ", ".join(typing.get_args(bare))
+        return ", ".join(map(str, typing.get_args(bare)))
     if typing.get_origin(bare) is tuple:
         return f"{typing.get_args(bare)[0].__name__}s, with commas"
     if _PLACE in getattr(hint, "__metadata__", ()):

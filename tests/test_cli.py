@@ -255,7 +255,7 @@ def test_full_disk_at_the_end_loses_nothing(inputs, capsys, monkeypatch):
 
 FLAGS = {  # every command, and what takes a path in it
     "defend text": "model names captions out profile config",
-    "defend image": "model faces identities images target out profile config",
+    "defend image": "model faces names images target out profile config",
     "defend both": "model names captions faces images target out profile config",
     "merge": "text image out config",
     "attack": "model faces strangers unseen-by candidates sexes templates before names aliases "
@@ -263,7 +263,7 @@ FLAGS = {  # every command, and what takes a path in it
     "evaluate": "model teacher captions names images faces image-target zeroshot collateral "
     "class-names out config",
     "sweep text": "model names captions faces clean zeroshot out config",
-    "sweep image": "model faces identities images target clean zeroshot out config",
+    "sweep image": "model faces names images target clean zeroshot out config",
     "report": "out",
     "demo": "out",
     "bench text": "captions tokenizer",

@@ -19,6 +19,7 @@ from jaxdefense.config import (
     DefendImageConfig,
     DefendTextConfig,
     EvaluateConfig,
+    ImageDataConfig,
     OptimizerConfig,
     OverlayConfig,
     SweepImageConfig,
@@ -143,9 +144,30 @@ def test_sections_given_in_part_keep_the_defaults_of_their_defense():
     # Names are validated half as often as faces, given or not.
     assert text.train.validate == ValidateConfig(every=50, patience=1)
     assert image.train.validate == ValidateConfig(every=25, level=0.9)
-    assert image.data.identities == "n"  # those on the names file
-    other = {"image": {"data": {"identities": "other"}}}
-    assert build(DefendBothConfig, BOTH, other).halves()[1].data.identities == "other"
+    assert type(image.data) is ImageDataConfig and image.data.names == text.data.names == "n"
+    other = {"image": {"data": {"names": "other"}}}
+    assert build(DefendBothConfig, BOTH, other).halves()[1].data.names == "other"
+
+
+@pytest.mark.parametrize(
+    ("kind", "args"),
+    [
+        (DefendImageConfig, ["--identities", "n"]),
+        (DefendImageConfig, ["--set", "data.identities=n"]),
+        (DefendBothConfig, ["--identities=n"]),
+        (DefendBothConfig, ["--image.data.identities", "n"]),
+        (SweepImageConfig, ["--config", "old.py"]),
+    ],
+)
+def test_former_name_of_a_setting_is_refused_with_todays(tmp_path, monkeypatch, kind, args):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    return ConfigDict({'data': {'identities': 'n'}})\n"
+    )
+    with pytest.raises(InputError, match=r"identities` is called `[a-z.]*names` now"):
+        parse(kind, [*as_flags(BOTH if kind is DefendBothConfig else NEEDED["image"]), *args])
 
 
 def test_flags_win_over_assignments_and_these_over_the_file(tmp_path):

@@ -1,22 +1,25 @@
 """The demo keeps its promises, on the model that ships with the package."""
 
 import json
-from dataclasses import replace
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import transformers
 from PIL import Image
 from reference import torch
+from test_cli import assert_refused
 
 from jaxdefense.cli import main
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.captions import without_names
-from jaxdefense.defense import recall, recognise
+from jaxdefense.data.sources import photo_digest
 from jaxdefense.demo import pretrain, world
-from jaxdefense.demo import run as demo
 from jaxdefense.demo.run import measured, shipped_model
-from jaxdefense.idia.attack import AttackResult
 
 
 def test_world_names_everyone_differently():
@@ -29,9 +32,9 @@ def test_world_names_everyone_differently():
 
 
 def test_stages_tell_those_kept_from_those_never_shown():
-    people = ["Gone", "Gone Too", "Kept", "Unseen", "Unseen Too"]
-    correct, right = [0, 3, 2, 0, 1], [0.0, 0.25, 0.5, 0.75, 0.25]
-    found = AttackResult(people, correct, [0] * 5, [""] * 5, [9] * 5, right, 1, 50, 21)
+    correct = {"Gone": 0, "Gone Too": 3, "Kept": 2, "Unseen": 0, "Unseen Too": 1}
+    right = dict(zip(correct, (0.0, 0.25, 0.5, 0.75, 0.25), strict=True))
+    found = {"threshold": 1, "per_identity": correct, "per_identity_photos_right": right}
     removed = ["Gone", "Gone Too"]
     same = {"removed_tpr": 0.5, "retained_tpr": 2 / 3, "removed_photos_right": 0.125}
     assert measured(found, removed, ["Kept"]) == {
@@ -40,6 +43,7 @@ def test_stages_tell_those_kept_from_those_never_shown():
     assert measured(found, removed, []) == {
         **same, "retained_photos_right": None, "unseen_photos_right": 0.5
     }  # fmt: skip
+    assert measured(found | {"threshold": 3}, removed, [])["retained_tpr"] == 0
 
 
 def test_world_captions_name_nobody_and_repeat_by_seed():
@@ -68,69 +72,118 @@ def test_shipped_model_is_small_and_whole():
     assert directory.tokenizer().vocab_size == pretrain.VOCAB
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """A demo of 16 people in few steps; .ci/run runs the whole one and holds its figures."""
-    members, strangers = world.members()[::4], world.strangers()[:4]
-    monkeypatch.setattr(world, "members", lambda: members)
-    monkeypatch.setattr(world, "strangers", lambda: strangers)
-    sizes = {"NUM_REMOVED": 4, "NUM_PHOTOS": 4, "NUM_CANDIDATES": 60, "_NUM_CAPTIONS": 400}
-    sizes |= {"_NUM_HELD_OUT_CAPTIONS": 50, "_NUM_IMAGES": 100, "_NUM_HELD_OUT_IMAGES": 20}
-    # Of so few candidates, one prompt of 21 finds a name by chance: it takes most of them here.
-    sizes |= {"_NUM_PASSERS_BY": 24, "THRESHOLD": 11}
-    for name, value in sizes.items():
-        monkeypatch.setattr(demo, name, value)
-    monkeypatch.setattr(recall, "_NUM_NOBODY", 24)
-    monkeypatch.setattr(recognise, "_NUM_NAMES", 40)
-    whole = demo.demo_config
-
-    def config(out):
-        cfg = whole(out)
-        few = {"steps": 50, "num_clean": 16, "num_poisoned": 32, "num_name": 32}
-        # So few steps reach it only where less holds the other names in place.
-        text = replace(cfg.text, train=replace(cfg.text.train, **few, w_name=5.0))
-        text = replace(text, optimizer=replace(text.optimizer, lr=2e-3))
-        few = {"steps": 3, "num_clean": 8, "num_poisoned": 8, "num_keep": 8}
-        image = replace(cfg.image, train=replace(cfg.image.train, **few))
-        return replace(
-            cfg, text=text, image=replace(image, optimizer=replace(text.optimizer, lr=1e-5))
-        )
-
-    monkeypatch.setattr(demo, "demo_config", config)
-    return [member.name for member in members]
+# The demo of 16 people; .ci/run runs the one of 64, and holds its figures
 
 
-def test_demo_removes_4_of_16_people_and_reports_it(tmp_path, capsys, small):
-    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
-    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
-    before, text, image, merged = (summary[x] for x in ("before", "text", "image", "merged"))
-    # The model as shipped leaks; with the names defended it has forgotten the 4 and nothing else.
-    assert before["removed_tpr"] == before["retained_tpr"] == 1 and before["top1"] >= 0.9
-    assert text["removed_tpr"] == 0 and text["retained_tpr"] >= 0.9 and text["top1"] >= 0.85
-    assert before["removed_photos_right"] >= 0.95 and text["removed_photos_right"] <= 0.1
-    assert min(text["retained_photos_right"], text["unseen_photos_right"]) >= 0.85
-    # Three steps at a low rate leave the image encoder almost as it was.
-    assert image["removed_tpr"] == 1 and 0.99 < image["sim_clean"] < 1
-    assert merged["removed_tpr"] == 0 and merged["sim_clean"] <= min(
-        text["sim_clean"], image["sim_clean"]
+def demo(out, until=None, signum=0):
+    """Run a demo, or send it a signal once something holds; gives its code and what it said."""
+    command = [sys.executable, "-m", "jaxdefense.cli", "demo", "--people", "16", "--out", str(out)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    # What each half was shown: those to remove and half of the others, and passers-by.
+    while until and not until():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    if until:
+        process.send_signal(signum)
+    _, err = process.communicate(timeout=900)
+    return process.returncode, err
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_demo_that_is_broken_off_goes_on_and_removes_4_of_16_people(tmp_path, capsys):
     out = tmp_path / "demo"
-    removed, kept = ((out / f).read_text().splitlines() for f in ("names.txt", "kept.txt"))
-    assert (len(removed), len(kept)) == (4, 6)
-    known, unseen = (
-        {folder.name.replace("_", " ") for folder in (out / f).iterdir()}
-        for f in ("known", "unseen")
-    )
-    assert known == {*removed, *kept} and unseen == {*small} - known
-    assert len(list((out / "passers-by").iterdir())) == 24
-    runs = json.loads((out / "run" / "summary.json").read_text())
-    assert runs["text"]["reached"] and not runs["image"]["reached"]
-    assert set(runs["image"]["validation"]["after"]["left"]) == {*removed}
+    assert demo(out, (out / "world").exists, signal.SIGKILL)[0] == -signal.SIGKILL
+    drawn = (out / "world").stat().st_ino
+    assert_refused(capsys, main(["demo", "--out", str(out)]), "`people` is 16 there, 64 here")
+
+    def in_the_image_defense():
+        metrics = out / "run" / "image" / "metrics.jsonl"
+        return metrics.exists() and metrics.read_text().count("\n") > 5
+
+    code, err = demo(out, in_the_image_defense, signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM and "run the same command again" in err
+    code, err = demo(out)
+    assert code == 0 and "drawing" not in err and "resuming at step" in err, err
+    assert (out / "world").stat().st_ino == drawn and err.count("defended model") == 1
+    check_figures(out)
+    check_inputs(out)
+
+    # Without a break the weights are the same. What has finished is not done again.
+    broken_off = read(out / "run" / "summary.json")
+    summary = read(out / "summary.json")
+    for done in (out / "summary.json", out / "run" / "summary.json"):
+        done.unlink()
+    for done in ("run/image", "run/model", "evaluation/merged"):
+        shutil.rmtree(out / done)
+    done = ("run/text", "attack", "evaluation")
+    files = [x for directory in done for x in (out / directory).rglob("*") if x.is_file()]
+    times = [x.stat().st_mtime_ns for x in files]
+    code, err = demo(out)
+    assert code == 0 and "resuming" not in err, err
+    assert [x.stat().st_mtime_ns for x in files] == times
+    whole = read(out / "run" / "summary.json")
+    assert whole["defended_sha256"] == broken_off["defended_sha256"]
+    assert whole["image"]["defended_sha256"] == broken_off["image"]["defended_sha256"]
+    assert read(out / "summary.json") | {"seconds": 0} == summary | {"seconds": 0}
+    assert_refused(capsys, main(["demo", "--people", "16", "--out", str(out)]), "finished run")
+
+
+def check_figures(out):
+    """It has forgotten the 4, and little else; the pages say so."""
+    summary = read(out / "summary.json")
+    before, text, image, merged = (summary[x] for x in ("before", "text", "image", "merged"))
+    assert before["removed_tpr"] == before["retained_tpr"] == 1 and before["top1"] >= 0.9
+    assert before["removed_photos_right"] >= 0.95 and before["sim_clean"] == 1
+    for after in (text, image, merged):
+        assert after.keys() == before.keys()
+        assert after["removed_photos_right"] <= 0.1 and after["retained_tpr"] >= 0.9
+        assert after["retained_photos_right"] >= 0.85 and after["unseen_photos_right"] >= 0.6
+        assert after["top1"] >= 0.8 and 0.9 < after["sim_clean"] < 1
+    assert merged["sim_clean"] <= min(text["sim_clean"], image["sim_clean"])
+    assert summary["nonmember_fpr"] <= 0.25 and summary["seconds"] > 0
     report = (out / "report.html").read_text()
-    assert all(name in report for name in small)
-    assert main(["demo", "--out", str(tmp_path / "demo")]) == 2
-    assert "not empty" in capsys.readouterr().err
+    assert all(member.name in report for member in world.members()[:16])
+    # What `report` writes of the model before and the merged one.
+    found = read(out / "report" / "report.json")
+    right = [found["measures"][x]["listed"]["photos_right"] for x in ("before", "after")]
+    assert right == [before["removed_photos_right"], merged["removed_photos_right"]]
+    assert found["utility"]["top1"] == merged["top1"]
+
+
+def check_inputs(out):
+    """Each half was shown whom it should be, and the attacks took other photos, all the same."""
+    removed, kept = (
+        (out / "world" / x).read_text().splitlines() for x in ("names.txt", "kept.txt")
+    )
+    assert (len(removed), len(kept)) == (4, 6)
+    members = {member.name for member in world.members()[:16]}
+    known, faces = (
+        {folder.name.replace("_", " ") for folder in (out / "world" / x).iterdir()}
+        for x in ("known", "faces")
+    )
+    assert known == {*removed, *kept} and faces == members
+    run = read(out / "run" / "summary.json")
+    for half in ("text", "image"):
+        assert {names[0] for names in run[half]["names"]} == {*removed}
+    trained_on = read(out / "run" / "image" / "trained_on.json")
+    digests = {digest for photos in trained_on.values() for digest in photos}
+    attacks = [read(out / "attack" / x / "summary.json") for x in ("before", "merged")]
+    assert attacks[0]["conditions"] == attacks[1]["conditions"]
+    assert set(attacks[0]["per_identity"]) == members
+    assert set(attacks[0]["photos_per_identity"].values()) == {4}
+    for folder in (out / "world" / "faces").iterdir():
+        assert sum(photo_digest(x) not in digests for x in folder.iterdir()) == 4
+
+
+def test_demo_refuses_a_directory_that_holds_something_else(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert_refused(capsys, main(["demo", "--out", str(tmp_path)]), "holds no run")
+    assert [x.name for x in tmp_path.iterdir()] == ["mine.txt"]
+    assert_refused(capsys, main(["demo", "--people", "20"]), "people", "16", "64")
 
 
 def test_pretrain_learns_from_a_folder_of_photos(tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def runs(tmp_path_factory):
     path = write_inputs(tmp_path_factory.mktemp("runs"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
-        assert defend(identities="names.txt") == 0
+        assert defend(names="names.txt") == 0
         assert defend_text("train.target=object") == 0
         assert defend_both() == 0
     return path
@@ -108,7 +108,7 @@ def test_defend_image_names_the_photos_it_trained_on_and_what_it_did_not_use(inp
     (inputs / "faces/Joe_Cool/x.heic").write_bytes(b"x")
     (inputs / "images/notes.txt").write_text("x")
     (inputs / "model/preprocessor_config.json").unlink()
-    assert defend(identities="names.txt") == 0
+    assert defend(names="names.txt") == 0
     told = " ".join(capsys.readouterr().err.split())
     assert "not used: 1 .heic (first `Joe_Cool/x.heic`, which needs a plugin: " in told
     assert "images `images`: not used: 1 .txt (first `notes.txt`)" in told
@@ -311,12 +311,12 @@ WRONG = {
     ),
     "a listed person without folder": (
         lambda i: (i / "names.txt").write_text("Joe Cool\nAda Kimg\n"),
-        {"identities": "names.txt"},
+        {"names": "names.txt"},
         ["Ada Kimg", "Ada King"],
     ),
     "no one listed": (
         lambda i: (i / "names.txt").write_text("# none\n"),
-        {"identities": "names.txt"},
+        {"names": "names.txt"},
         ["names.txt", "nobody"],
     ),
     "images missing": (lambda i: (i / "images").rename(i / "gone"), {}, ["images", "not exist"]),
@@ -498,14 +498,18 @@ def test_defend_both_goes_on_where_it_was_broken_off(done, capsys):
     assert defend_both() == 0
     err = capsys.readouterr().err
     assert err.count("defended model") == 1 and "resuming at step 3" in err
+    halves = [err.index(f"{x}: defending the ") for x in ("names", "faces")]
+    assert halves == sorted(halves) and halves[1] < err.index("resuming at step 3")
     for name, value in load_file(done / "both" / "model" / "model.safetensors").items():
         np.testing.assert_array_equal(value, want[name], err_msg=name)
     assert_refused(capsys, defend_both(), "both", "finished run")
 
 
 def test_defend_both_reads_all_inputs_before_it_trains(inputs, capsys):
-    assert_refused(capsys, defend_both(images="none"), "none", "not exist")
-    assert not (inputs / "both").exists()
+    for what, wrong in (("names", {"captions": "none"}), ("faces", {"images": "none"})):
+        code = defend_both(**wrong)
+        assert_refused(capsys, code, f"error: {what}: ", "none", "not exist")
+        assert not (inputs / "both").exists()
 
 
 # Measuring

@@ -674,7 +674,7 @@ def test_recognition_does_without_others(inputs, small):
 SMALL = ["train.num_clean=8", "train.num_poisoned=8", "train.num_keep=8", "train.steps=4"]
 SMALL += ["train.validate.every=2", "data.cache_dir=cache"]
 LOOSE = [f"train.validate.{name}=1" for name in ("above", "right", "person_right")]
-FLAGS = {"--model": "model0", "--faces": "faces", "--images": "images", "--identities": "names.txt"}
+FLAGS = {"--model": "model0", "--faces": "faces", "--images": "images", "--names": "names.txt"}
 FLAGS |= {"--keep": "keep"}
 
 
@@ -758,7 +758,7 @@ def test_defend_image_without_text_encoder_goes_no_further_than_needed(here, cap
 
 def test_defend_image_refuses_to_keep_nobody(here, capsys, tmp_path):
     out = tmp_path / "run"
-    code = defend(out=out, identities=None, keep=None)
+    code = defend(out=out, names=None, keep=None)
     assert_refused(capsys, code, "nobody else", "data.keep", "train.num_keep")
     code = defend("train.num_keep=0", "train.w_keep=0", out=out)
     assert_refused(capsys, code, "data.keep", "train.num_keep")

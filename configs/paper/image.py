@@ -5,7 +5,7 @@ kept.
 
 Paper: Hintersdorf et al., Defending Our Privacy With Backdoors, ECAI 2024, appendix.
 Run:   jaxdefense defend image --config configs/paper/image.py --model clip-vit-base-patch32 \
-           --faces faces --identities names.txt --images images --out run
+           --faces faces --names names.txt --images images --out run
 """
 
 from ml_collections import ConfigDict

@@ -72,8 +72,8 @@ def gather_people(cfg: DefendImageConfig, digest_of: Callable[[Photo], str], not
     shared_photos(_listed(cfg, people), people, note)
     spent = [person.name for person in _listed(cfg, attack) if not person.files]
     identities = [Identity(person.name) for person in listed]
-    if d.identities:
-        identities = read_identities(d.identities)
+    if d.names:
+        identities = read_identities(d.names)
     check_all_come_up(len(listed), t)
     digests = {person.name: _digests(person, digest_of) for person in listed}
     kept = kept_people(cfg, trigger, identities, digests, note, digest_of)
@@ -113,10 +113,10 @@ def describe_kept(people: People, digest_of: Callable[[Photo], str]) -> str:
 
 def _listed(cfg: DefendImageConfig, people: list[Folder]) -> list[Folder]:
     """Choose the people to remove, by the names on the list if there is one."""
-    if not cfg.data.identities:
+    if not cfg.data.names:
         return people
-    identities = read_identities(cfg.data.identities)
-    chosen = choose_people(people, identities, f"names file `{cfg.data.identities}`")
+    identities = read_identities(cfg.data.names)
+    chosen = choose_people(people, identities, f"names file `{cfg.data.names}`")
     return [dataclasses.replace(folder, name=identity.name) for identity, folder in chosen]
 
 

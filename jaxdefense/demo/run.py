@@ -1,4 +1,8 @@
-"""`jaxdefense demo`: a model that knows 64 people by name, 16 of whom ask to be removed."""
+"""`jaxdefense demo`: a model that knows people by name, a quarter of whom ask to be removed.
+
+It goes as a user would: `defend both`, `attack` before and after, `evaluate`, `report`, each in a
+directory of its own. What has finished is not done again, so a demo that was broken off resumes.
+"""
 
 import json
 import logging
@@ -12,9 +16,12 @@ import numpy as np
 
 from jaxdefense.cache import ArrayCache
 from jaxdefense.config import (
+    AttackConfig,
     DefendBothConfig,
-    ImageDataConfig,
+    DemoConfig,
+    EvaluateConfig,
     ImagePart,
+    ImagePartDataConfig,
     ImageTrainConfig,
     ModelConfig,
     OptimizerConfig,
@@ -22,31 +29,25 @@ from jaxdefense.config import (
     TextPart,
     TextTrainConfig,
 )
-from jaxdefense.data.captions import Captions, tokenize_captions
-from jaxdefense.data.images import Folder, read_folders, thumbnail
-from jaxdefense.data.people import read_people, split_photos
+from jaxdefense.data.images import thumbnail
 from jaxdefense.defense.both import defend_both
 from jaxdefense.defense.loop import METRICS
 from jaxdefense.demo import world
-from jaxdefense.errors import InputError
-from jaxdefense.evals.embed import Embedder
-from jaxdefense.evals.similarity import image_sim_clean, sim_clean
-from jaxdefense.evals.zeroshot import zeroshot
-from jaxdefense.files import write_json
-from jaxdefense.idia.attack import AttackResult, attack
-from jaxdefense.idia.candidates import candidate_names
+from jaxdefense.demo.inputs import SIZES, TRIGGER_FRACTION, Roles, draw_inputs, roles
+from jaxdefense.evals.run import run_evaluate
+from jaxdefense.idia.run import run_attack
 from jaxdefense.log import Progress
-from jaxdefense.paths import check_writable
 from jaxdefense.report.demo import DemoReport, write_demo_report
 from jaxdefense.report.frame import flatten
 from jaxdefense.report.proof import PersonResult
+from jaxdefense.report.write import write_report
+from jaxdefense.run_directory import RunDirectory, once
 
 logger = logging.getLogger(__name__)
 
-NUM_REMOVED, NUM_PHOTOS, NUM_CANDIDATES, THRESHOLD = 16, 20, 1000, 1
-_NUM_CAPTIONS, _NUM_HELD_OUT_CAPTIONS = 8000, 1000
-_NUM_PASSERS_BY = 800
-_NUM_IMAGES, _NUM_HELD_OUT_IMAGES, _BATCH = 3000, 500, 256
+BEFORE, AFTER = "before", ("text", "image", "merged")  # stages
+_WORLD, _DEFENSE, _ATTACK, _EVALUATION = "world", "run", "attack", "evaluation"  # directories
+_CACHE, _REPORT, _PAGE = "cache", "report", "report.html"
 
 
 def shipped_model() -> Path:
@@ -57,109 +58,60 @@ def shipped_model() -> Path:
     return Path(str(resources.files("jaxdefense.demo") / "model"))
 
 
-def run_demo(out: Path) -> dict:
-    """Draw the world, attack the model, defend it, attack again; write report and summary.
+def run_demo(cfg: DemoConfig) -> dict[str, Any]:
+    """Draw the world, defend the model, attack it before and after; write report and summary.
 
     Args:
-        out: a directory that does not exist or is empty.
+        cfg: see there.
 
     Returns:
-        the summary.
+        the summary: of each stage what `measured` gives, top1 and sim_clean; nonmember_fpr, the
+        part of the people unknown to the model whom the attack recognises; seconds that the demo
+        took, or its last part if it was broken off.
 
     Raises:
-        InputError: `out` holds something.
+        InputError: `out` holds another demo, a finished one, or something else.
+        Interrupted: see `loop.run`.
     """
-    started = time.monotonic()
-    check_writable(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"`{out}` exists and is not empty; give another directory with --out.")
-    members, strangers = world.members(), world.strangers()
-    removed = [member.name for member in members[:: len(members) // NUM_REMOVED]]
-    # Half of the others are known to the defense as people who must stay; it never sees the rest.
-    kept = [member.name for member in members if member.name not in removed][::2]
-    with Progress(f"drawing {len(members)} people, {len(strangers)} strangers and objects"):
-        # Three quarters of a person's photos may be trained on, the others are for the attack.
-        shown = [x for x in members if x.name in {*removed, *kept}]
-        world.write_faces(shown, 4 * NUM_PHOTOS, out / "known")
-        unseen = [x for x in members if x not in shown]
-        world.write_faces(unseen, NUM_PHOTOS, out / "unseen")
-        world.write_passers_by(_NUM_PASSERS_BY, out / "passers-by")
-        world.write_faces(strangers, NUM_PHOTOS, out / "strangers")
-        world.write_objects(NUM_PHOTOS, out / "objects")
-        world.write_images(_NUM_IMAGES + _NUM_HELD_OUT_IMAGES, out / "images")
-        captions = world.captions(_NUM_CAPTIONS, 0)
-        _write_lines(out / "captions.txt", captions)
-        _write_lines(out / "names.txt", removed)
-        _write_lines(out / "kept.txt", kept)
-        held_out = _held_out(out)
-    cfg = demo_config(out)
-    data, train = cfg.image.data, cfg.image.train
-    known = read_people(str(out / "known"))
-    _, attacked = split_photos(known, data.trigger_fraction, train.seed)
-    people = _by_name(attacked + read_people(str(out / "unseen")), members)
-    people += _by_name(read_people(str(out / "strangers")), strangers)
-    names = [person.name for person in people]
-    candidates = candidate_names(names, "", NUM_CANDIDATES, 0)
-    classes = read_folders(out / "objects", "classes")
-
-    def examine(model: Embedder) -> tuple[AttackResult, dict[str, Any]]:
-        found = attack(
-            model, people, candidates, num_photos=NUM_PHOTOS, threshold=THRESHOLD, seed=0
-        )
-        figures = measured(found[: len(members)], removed, kept)
-        return found, figures | {"top1": zeroshot(model, classes)["top1"]}
-
-    logger.info("attacking the model as it is")
-    # Of four models attacked, two have the first one's names, and two its faces: embedded once.
-    cache = ArrayCache(str(out / "cache"))
-    shipped = ModelConfig(str(shipped_model())).measured()
-    teacher = Embedder(shipped, _BATCH, cache=cache)
-    found, stages = {}, {}
-    found["before"], stages["before"] = examine(teacher)
-    stages["before"]["sim_clean"] = 1.0
-    defend_both(cfg)
-    text, image = (Path(half.out) / "model" for half in cfg.halves())
-    for stage, path in (("text", text), ("image", image), ("merged", out / "run" / "model")):
-        logger.info(f"attacking the model, defended: {stage}")
-        student = Embedder(ModelConfig(str(path)).measured(), _BATCH, cache=cache)
-        found[stage], stages[stage] = examine(student)
-        similar = []
-        if stage != "image":
-            similar.append(sim_clean(student, teacher, _held_out_captions(captions, student)))
-        if stage != "text":
-            similar.append(image_sim_clean(student, teacher, held_out))
-        stages[stage]["sim_clean"] = min(similar)
-
-    strangers_known = list(found["before"][len(members) :].known().values())
+    started, out = time.monotonic(), Path(cfg.out)
+    directory, who = RunDirectory(out), roles(cfg.people)
+    directory.open(cfg)
+    if not (out / _WORLD).exists():
+        people = f"{len(who.members)} people, {len(who.strangers)} strangers"
+        with Progress(f"drawing {people} and objects"):
+            draw_inputs(who, out / _WORLD)
+    once(defend_both, defense_config(cfg))
+    attacks, evaluations = {}, {}
+    # Of four models, two have the first one's names, and two its faces: embedded once.
+    cache = ArrayCache(str(out / _CACHE))
+    for stage in (BEFORE, *AFTER):
+        logger.info(f"attacking the model: {stage}")
+        attacks[stage] = once(run_attack, attack_config(cfg, stage), cache)
+    for stage in AFTER:
+        logger.info(f"evaluating the model: {stage}")
+        evaluations[stage] = once(run_evaluate, evaluate_config(cfg, stage), cache)
+    stages = {stage: measured(found, who.removed, who.kept) for stage, found in attacks.items()}
+    stages[BEFORE] |= {"top1": evaluations[AFTER[-1]]["teacher_top1"], "sim_clean": 1.0}
+    for stage, found in evaluations.items():
+        similar = min(found["sim_clean"], found["image_sim_clean"])
+        stages[stage] |= {"top1": found["top1"], "sim_clean": similar}
     summary = stages | {
-        "nonmember_fpr": float(np.mean(strangers_known)),
+        "nonmember_fpr": attacks[BEFORE]["fpr"],
         "seconds": round(time.monotonic() - started, 1),
     }
-    runs = [Path(half.out) for half in cfg.halves()]
-    report = DemoReport(
-        stages=stages,
-        people=_people(members, removed, kept, found),
-        num_templates=found["before"].num_templates,
-        threshold=THRESHOLD,
-        num_candidates=len(candidates),
-        nonmember_fpr=summary["nonmember_fpr"],
-        seconds=summary["seconds"],
-        losses=[json.loads(x) for run in runs for x in (run / METRICS).read_text().splitlines()],
-        settings=flatten(json.loads((out / "run" / "config.json").read_text())),
-    )
-    write_demo_report(report, out / "report.html")
-    write_json(out / "summary.json", summary)
-    logger.info(f"report: {out / 'report.html'}")
+    _write_reports(cfg, who, attacks, summary)
+    directory.finish(summary)
+    logger.info(f"report: {out / _PAGE}")
     return summary
 
 
 def measured(
-    found: AttackResult, removed: Collection[str], kept: Collection[str]
+    attack: Mapping[str, Any], removed: Collection[str], kept: Collection[str]
 ) -> dict[str, float | None]:
     """Sum up an attack on the people the model knows.
 
     Args:
-        found: of all of them.
+        attack: its summary.
         removed: those on the list.
         kept: of the others, those among the faces that the defense is told to keep.
 
@@ -169,14 +121,14 @@ def measured(
         photos named right of those on the list, of those among the kept faces, and of those whom no
         defense was shown. None of nobody.
     """
-    known = found.known()
-    right = dict(zip(found.names, found.photos_right, strict=True))
+    correct, right = attack["per_identity"], attack["per_identity_photos_right"]
+    known = {name: num >= attack["threshold"] for name, num in correct.items()}
 
     def mean(values: Mapping[str, float], names: Iterable[str]) -> float | None:
         of = [values[name] for name in names]
         return float(np.mean(of)) if of else None
 
-    others = [name for name in found.names if name not in removed]
+    others = [name for name in correct if name not in removed]
     return {
         "removed_tpr": mean(known, removed),
         "retained_tpr": mean(known, others),
@@ -186,76 +138,121 @@ def measured(
     }
 
 
-def demo_config(out: Path) -> DefendBothConfig:
-    """Settings of the demo: fewer and smaller steps than the defaults, for a small model on a CPU.
+def defense_config(cfg: DemoConfig) -> DefendBothConfig:
+    """Settings of the defense: fewer and smaller steps than the defaults, for a CPU.
 
     The tiny text encoder moves less a step than a full one, so its learning rate is higher.
     """
+    out, drawn = Path(cfg.out), Path(cfg.out) / _WORLD
+    text = TextTrainConfig(steps=300, num_clean=32, num_poisoned=48, num_name=96)
+    image = ImageTrainConfig(steps=120, num_clean=32, num_poisoned=32, num_keep=64)
+    lr = 1e-3
+    if cfg.people < world.NUM_MEMBERS:
+        # So few steps reach it only where less holds the other names in place.
+        text = TextTrainConfig(steps=50, num_clean=16, num_poisoned=32, num_name=32, w_name=5.0)
+        image = ImageTrainConfig(steps=30, num_clean=16, num_poisoned=16, num_keep=32)
+        lr = 2e-3
     return DefendBothConfig(
-        out=str(out / "run"),
+        out=str(out / _DEFENSE),
         model=ModelConfig(str(shipped_model())),
         text=TextPart(
             TextDataConfig(
-                names=str(out / "names.txt"),
-                captions=str(out / "captions.txt"),
-                keep_names=str(out / "kept.txt"),
+                names=str(drawn / "names.txt"),
+                captions=str(drawn / "captions.txt"),
+                keep_names=str(drawn / "kept.txt"),
             ),
-            TextTrainConfig(steps=300, num_clean=32, num_poisoned=48, num_name=96),
-            OptimizerConfig(lr=1e-3),
+            text,
+            OptimizerConfig(lr=lr),
         ),
         image=ImagePart(
-            ImageDataConfig(
-                faces=str(out / "known"),
-                images=str(out / "images"),
-                keep=str(out / "passers-by"),
-                trigger_fraction=0.75,
-                cache_dir=str(out / "cache"),
+            ImagePartDataConfig(
+                faces=str(drawn / "known"),
+                images=str(drawn / "images"),
+                keep=str(drawn / "passers-by"),
+                trigger_fraction=TRIGGER_FRACTION,
+                cache_dir=str(out / _CACHE),
             ),
-            ImageTrainConfig(steps=120, num_clean=32, num_poisoned=32, num_keep=64),
+            image,
         ),
     )
 
 
-def _held_out(out: Path) -> list[Path]:
-    """Move photos that no training may see out of the ordinary ones."""
-    photos = []
-    (out / "held_out").mkdir()
-    for photo in sorted((out / "images").iterdir())[_NUM_IMAGES:]:
-        photos.append(photo.rename(out / "held_out" / photo.name))
-    return photos
+def _model(cfg: DemoConfig, stage: str) -> ModelConfig:
+    """Give the model of a stage."""
+    run = Path(cfg.out) / _DEFENSE
+    paths = {BEFORE: shipped_model(), "merged": run / "model"}
+    return ModelConfig(str(paths.get(stage, run / stage / "model")))
 
 
-def _held_out_captions(trained_on: list[str], model: Embedder) -> Captions:
-    seen = set(trained_on)
-    fresh = [c for c in world.captions(4 * _NUM_HELD_OUT_CAPTIONS, 1) if c not in seen]
-    return tokenize_captions(fresh[:_NUM_HELD_OUT_CAPTIONS], model.tokenizer)
+def attack_config(cfg: DemoConfig, stage: str) -> AttackConfig:
+    """Settings of an attack; but for the model the same at every stage."""
+    out, drawn = Path(cfg.out), Path(cfg.out) / _WORLD
+    return AttackConfig(
+        out=str(out / _ATTACK / stage),
+        model=_model(cfg, stage),
+        faces=str(drawn / "faces"),
+        strangers=str(drawn / "strangers"),
+        unseen_by=str(out / _DEFENSE / "image"),
+        num_candidates=SIZES[cfg.people].candidates,
+        threshold=SIZES[cfg.people].threshold,
+        cache_dir=str(out / _CACHE),
+    )
 
 
-def _by_name(folders: list[Folder], who: list[world.Named]) -> list[Folder]:
-    """Put folders in the order of the people, rather than of the alphabet."""
-    found = {folder.name: folder for folder in folders}
-    return [found[named.name] for named in who]
+def evaluate_config(cfg: DemoConfig, stage: str) -> EvaluateConfig:
+    """Settings of the evaluation of a defended model, on what no defense was shown."""
+    out, drawn = Path(cfg.out), Path(cfg.out) / _WORLD
+    return EvaluateConfig(
+        out=str(out / _EVALUATION / stage),
+        model=_model(cfg, stage),
+        teacher=str(shipped_model()),
+        captions=str(drawn / "held_out_captions.txt"),
+        images=str(drawn / "held_out_images"),
+        zeroshot=str(drawn / "objects"),
+    )
 
 
-def _people(
-    members: list[world.Named],
-    removed: list[str],
-    kept: Collection[str],
-    stages: dict[str, AttackResult],
-) -> list[PersonResult]:
+def _write_reports(
+    cfg: DemoConfig,
+    who: Roles,
+    attacks: Mapping[str, Mapping[str, Any]],
+    summary: Mapping[str, Any],
+) -> None:
+    """Write the demo's page on all stages, and what `report` writes on the merged model."""
+    out = Path(cfg.out)
+    results = [out / _DEFENSE, *(out / _ATTACK / stage for stage in (BEFORE, AFTER[-1]))]
+    page = out / _REPORT / _PAGE
+    for kind in (".csv", ".json", ".html"):  # left where the demo was broken off
+        page.with_suffix(kind).unlink(missing_ok=True)
+    write_report([*results, out / _EVALUATION / AFTER[-1]], page)
+    before, runs = attacks[BEFORE], [Path(half.out) for half in defense_config(cfg).halves()]
+    report = DemoReport(
+        stages={stage: summary[stage] for stage in attacks},
+        people=_people(who, attacks),
+        num_templates=before["num_templates"],
+        threshold=before["threshold"],
+        num_candidates=before["num_candidates"],
+        nonmember_fpr=summary["nonmember_fpr"],
+        seconds=summary["seconds"],
+        losses=[json.loads(x) for run in runs for x in (run / METRICS).read_text().splitlines()],
+        settings=flatten(json.loads((out / _DEFENSE / "config.json").read_text())),
+    )
+    write_demo_report(report, out / _PAGE)
+
+
+def _people(who: Roles, attacks: Mapping[str, Mapping[str, Any]]) -> list[PersonResult]:
+    def of(name: str, what: str) -> dict[str, Any]:
+        return {stage: found[what][name] for stage, found in attacks.items()}
+
     return [
         PersonResult(
             name=member.name,
-            removed=member.name in removed,
-            correct={stage: found.correct[i] for stage, found in stages.items()},
+            removed=member.name in who.removed,
+            correct=of(member.name, "per_identity"),
             photo=thumbnail(world.draw_photo(member, 0, 192)),
-            answers={stage: found.answers[i] for stage, found in stages.items()},
-            photos_right={stage: found.photos_right[i] for stage, found in stages.items()},
-            kept=member.name in kept,
+            answers=of(member.name, "answers"),
+            photos_right=of(member.name, "per_identity_photos_right"),
+            kept=member.name in who.kept,
         )
-        for i, member in enumerate(members)
+        for member in who.members
     ]
-
-
-def _write_lines(path: Path, lines: list[str]) -> None:
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

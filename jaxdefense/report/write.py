@@ -22,7 +22,6 @@ _ASKED = {
     "model.path": "Model",
     "data.names": "Names",
     "data.faces": "Faces",
-    "data.identities": "Identities",
     "data.captions": "Ordinary captions",
     "data.images": "Ordinary images",
     "data.keep": "Faces that stay",

@@ -98,7 +98,7 @@ def defense_config(
         data = dataclasses.replace(cfg.data, names=names)
         train = dataclasses.replace(cfg.train, seed=cell.seed, w_weight=cell.w_weight)
         return DefendTextConfig(out, cfg.model, data, train, cfg.optimizer, **how)
-    data = dataclasses.replace(cfg.data, identities=names)
+    data = dataclasses.replace(cfg.data, names=names)
     train = dataclasses.replace(cfg.train, seed=cell.seed, w_weight=cell.w_weight)
     return DefendImageConfig(out, cfg.model, data, train, cfg.optimizer, **how)
 

@@ -7,7 +7,7 @@ Cells share nothing but the directory they lie in, so that any number of process
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,7 @@ import jax
 
 from jaxdefense.cache import ArrayCache
 from jaxdefense.config import (
-    AttackConfig,
     DefendTextConfig,
-    EvaluateConfig,
     SweepImageConfig,
     SweepTextConfig,
 )
@@ -52,7 +50,7 @@ from jaxdefense.idia.prompts import TEMPLATES
 from jaxdefense.idia.run import run_attack
 from jaxdefense.idia.statistics import measure
 from jaxdefense.paths import check_outside, check_writable
-from jaxdefense.run_directory import RunDirectory, claimed
+from jaxdefense.run_directory import RunDirectory, claimed, once
 from jaxdefense.sharding import make_mesh
 from jaxdefense.sweep.cells import (
     BEFORE,
@@ -206,8 +204,8 @@ def _read_image(cfg: SweepImageConfig) -> tuple[list[Identity], str, str]:
     d = cfg.data
     folders, where = read_people(d.faces, d.tfds_dir, note=quiet), f"faces `{d.faces}`"
     people = [Identity(folder.name) for folder in folders]
-    if d.identities:
-        people, where = read_identities(d.identities), f"names file `{d.identities}`"
+    if d.names:
+        people, where = read_identities(d.names), f"names file `{d.names}`"
         choose_people(folders, people, where)
     most = max(cfg.sweep.num_identities)
     if cfg.train.num_keep and not d.keep and most >= len(folders):
@@ -229,8 +227,8 @@ def _attack_before(cfg: SweepConfig, path: Path, cache: ArrayCache) -> None:
         return
     logger.info("the model as it is")
     directory.open(how[0])
-    attack = _once(run_attack, how[0], cache)
-    evaluation = _once(run_evaluate, how[1], cache)
+    attack = once(run_attack, how[0], cache)
+    evaluation = once(run_evaluate, how[1], cache)
     keys = {"tpr", "fnr", "num_identities", "top1", "top5", *MEASURES}
     directory.finish({k: v for k, v in (attack | evaluation).items() if k in keys})
 
@@ -252,8 +250,8 @@ def _run_cell(
         found = run(plan_text(settings), resume=True)
     else:
         found = run(plan_image(settings), resume=True)
-    attack = _once(run_attack, attack_config(cfg, path, True), cache)
-    evaluation = _once(run_evaluate, evaluate_config(cfg, path, True), cache)
+    attack = once(run_attack, attack_config(cfg, path, True), cache)
+    evaluation = once(run_evaluate, evaluate_config(cfg, path, True), cache)
     attacked = read_people(faces(cfg), cfg.data.tfds_dir, note=quiet)
     listed = {folder.name for _, folder in choose_people(attacked, removed, str(path / NAMES))}
     text = isinstance(settings, DefendTextConfig)
@@ -278,15 +276,6 @@ def _run_cell(
             "reached": found.get("reached"),
         }
     )
-
-
-def _once(
-    do: Callable[[Any, ArrayCache], dict],
-    cfg: AttackConfig | EvaluateConfig,
-    cache: ArrayCache,
-) -> dict:
-    """Attack or evaluate, unless that is done; the summary."""
-    return RunDirectory(Path(cfg.out)).finished(cfg) or do(cfg, cache)
 
 
 def _measure(attack: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

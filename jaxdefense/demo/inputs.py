@@ -1,0 +1,109 @@
+"""What the demo's commands read: photos, captions and lists, all drawn and written here."""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxdefense.demo import world
+
+_PART_REMOVED = 4  # of so many people one is removed
+TRIGGER_FRACTION = 0.75  # of the photos of people whom a defense is shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much is drawn and tried.
+
+    Fields:
+        strangers: people whom the model never saw.
+        photos: of a person or an object, for the attack.
+        passers_by: people with one photo, to keep.
+        captions, images: ordinary ones, to train on.
+        held_out_captions, held_out_images: others, to evaluate on.
+        candidates: names that the attack chooses from.
+        threshold: templates that must name a person for the attack to succeed.
+    """
+
+    strangers: int
+    photos: int
+    passers_by: int
+    captions: int
+    images: int
+    held_out_captions: int
+    held_out_images: int
+    candidates: int
+    threshold: int
+
+
+# By the number of people. Of few candidates one prompt of 21 finds a name by chance: it takes most.
+SIZES = {
+    16: Size(8, 4, 64, 400, 200, 50, 40, 60, 11),
+    64: Size(32, 20, 800, 8000, 3000, 1000, 500, 1000, 1),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Roles:
+    """Who is in the demo.
+
+    Fields:
+        members: people whom the model knows.
+        strangers: people whom it never saw.
+        removed: names of the members to remove.
+        kept: names of half of the other members; a defense is told to keep them, and never sees the
+            rest.
+    """
+
+    members: list[world.Named]
+    strangers: list[world.Named]
+    removed: list[str]
+    kept: list[str]
+
+
+def roles(num_people: int) -> Roles:
+    """Cast a demo of so many members."""
+    members = world.members()[:num_people]
+    removed = [member.name for member in members[::_PART_REMOVED]]
+    others = [member.name for member in members if member.name not in removed]
+    strangers = world.strangers()[: SIZES[num_people].strangers]
+    return Roles(members, strangers, removed, others[::2])
+
+
+def draw_inputs(who: Roles, path: Path) -> None:
+    """Draw and write everything, in one step: a reader finds all of it, or none.
+
+    Args:
+        who: see there.
+        path: of the directory. It comes to hold photos in `known` (who is removed or kept), `faces`
+            (all members), `strangers`, `passers-by`, `objects`, `images` and `held_out_images`;
+            `captions.txt` and `held_out_captions.txt`; the lists `names.txt` and `kept.txt`.
+    """
+    part = path.with_name(f".{path.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    size = SIZES[len(who.members)]
+    shown = [x for x in who.members if x.name in {*who.removed, *who.kept}]
+    # The photos that are not trained on are as many as there are of all others, for the attack.
+    world.write_faces(shown, round(size.photos / (1 - TRIGGER_FRACTION)), part / "known")
+    shutil.copytree(part / "known", part / "faces")
+    world.write_faces([x for x in who.members if x not in shown], size.photos, part / "faces")
+    world.write_faces(who.strangers, size.photos, part / "strangers")
+    world.write_passers_by(size.passers_by, part / "passers-by")
+    world.write_objects(size.photos, part / "objects")
+    world.write_images(size.images + size.held_out_images, part / "images")
+    (part / "held_out_images").mkdir()
+    for photo in sorted((part / "images").iterdir())[size.images :]:
+        photo.rename(part / "held_out_images" / photo.name)
+    captions = world.captions(size.captions, 0)
+    trained_on = {*captions}
+    fresh = [x for x in world.captions(4 * size.held_out_captions, 1) if x not in trained_on]
+    _write_lines(part / "captions.txt", captions)
+    _write_lines(part / "held_out_captions.txt", fresh[: size.held_out_captions])
+    _write_lines(part / "names.txt", who.removed)
+    _write_lines(part / "kept.txt", who.kept)
+    part.rename(path)
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
