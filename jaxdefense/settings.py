@@ -117,7 +117,8 @@ def parse(
         error = ended.__context__
         while error and not isinstance(error, InputError):
             error = error.__context__
-        raise error or InputError(_one_line(said.getvalue(), prog)) from None
+        wrong = _whole_names(str(error), flags) if error else _one_line(said.getvalue(), prog)
+        raise InputError(wrong) from None
     _check(found)
     return found
 
@@ -197,6 +198,17 @@ def as_flags(tree: Mapping[str, Any], at: str = "") -> list[str]:
             raise InputError(f"`{key}` (={value!r}) must be a number, a text or a list of these.")
         flags.append(f"--{key}={','.join(map(str, items))}")
     return flags
+
+
+def _whole_names(said: str, flags: Sequence[str]) -> str:
+    """Name settings as they were given: a section does not know its own name."""
+    given = [flag.partition("=")[0][2:].replace("-", "_") for flag in flags if flag[:2] == "--"]
+
+    def whole(found: re.Match[str]) -> str:
+        keys = {key for key in given if key.endswith(f".{found[1]}")}
+        return f"`{keys.pop()}`" if len(keys) == 1 and found[1] not in given else found[0]
+
+    return re.sub(r"`([\w.]+)`", whole, said)
 
 
 def _one_line(said: str, prog: str) -> str:
