@@ -179,7 +179,7 @@ class Checkpoints:
         return Unwritten(
             f"checkpoint in `{self._path}` not written: {why}; "
             + (f"the one of step {last} is whole: " if last else "")
-            + "make room and run the same command again to go on."
+            + "make room and run the same command again to resume."
         )
 
 

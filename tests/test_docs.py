@@ -13,6 +13,7 @@ import pytest
 from jaxdefense.cli import main
 from jaxdefense.commands import COMMANDS
 from jaxdefense.config import DefendBothConfig, ValidateConfig
+from jaxdefense.defense import recall, recognise
 from jaxdefense.demo import world
 from jaxdefense.demo.run import shipped_model
 from jaxdefense.idia import run as attacks
@@ -133,6 +134,8 @@ def short(monkeypatch):
     def fewer(names, file, num, *args):
         return candidates(names, file, 40, *args)
 
+    monkeypatch.setattr(recall, "_NUM_NOBODY", 24)
+    monkeypatch.setattr(recognise, "_NUM_NAMES", 40)
     monkeypatch.setattr(DefendBothConfig, "halves", few)
     monkeypatch.setattr(attacks, "candidate_names", fewer)
 

@@ -146,7 +146,7 @@ class Transformers:
             self._reset()
 
     def describe(self) -> str:
-        """Write out all that tokens hang on."""
+        """Write out all that tokens depend on."""
         return f"{self.name} {self.clean.__name__} {self._backend.to_str()}"
 
 
@@ -294,7 +294,7 @@ class OpenClips:
         return [x if len(x) <= length else [*x[: length - 1], self._eos] for x in made]
 
     def describe(self) -> str:
-        """Write out all that tokens hang on."""
+        """Write out all that tokens depend on."""
         import ftfy
 
         about = f"{self.name} {self.clean.__name__} {ftfy.__version__}"

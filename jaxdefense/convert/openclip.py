@@ -1,7 +1,7 @@
 """CLIP in OpenAI's names, as OpenCLIP saves it: the config, and the parameter for each tensor.
 
 Source: open_clip `model.py` (CLIPVisionCfg, CLIPTextCfg, CLIP, CustomTextCLIP), `transformer.py`;
-OpenAI CLIP `model.py` (`build_model`: sizes told from the shapes of tensors).
+OpenAI CLIP `model.py` (`build_model`: sizes from the shapes of tensors).
 Parity: tests/test_openclip.py, live against open_clip; round trip bit for bit.
 """
 
