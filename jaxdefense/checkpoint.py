@@ -69,7 +69,7 @@ class Checkpoints:
     def restore_newest(
         self, abstract: Any, shardings: Any, console: Console
     ) -> tuple[int, Any | None]:
-        """Restore the newest whole checkpoint; names and deletes broken ones.
+        """Restore the newest checkpoint that is whole; broken ones are named and deleted.
 
         Args:
             abstract: tree of shapes and dtypes.

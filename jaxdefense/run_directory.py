@@ -1,6 +1,6 @@
 """The directory of one run: what was asked, how it went, what came out.
 
-Of several processes only the first reads and writes it, and tells the others what it found.
+Of several processes the first alone looks at it and writes it; the others hear what it found.
 `summary.json` is written last: a directory that has one is finished.
 """
 

@@ -114,7 +114,7 @@ def convert(
         extra = [key for key in checkpoint.keys if ignored_key(key)]
     else:
         config, preprocessor = _config(checkpoint, target, console)
-        # The written config must describe the model that was read.
+        # What a config says is held against what was read: the same model must come back.
         again = target.read_config(config)
         assert again == checkpoint.cfg, (again, checkpoint.cfg)
         rows, extra = target.table(again, ()), []

@@ -222,7 +222,7 @@ def _dropped(
 
 
 def _chunks(source: str, doing: str, console: Console) -> Iterator[list[str]]:
-    """Give the lines of a captions file, many at a time, and show progress."""
+    """Give the lines of a captions file, many at a time, and show how far it is."""
     sizes: list[int] = []
     texts = lines(source, "captions", sizes.append)
     with Progress(console=console, disable=not console.is_terminal) as progress:

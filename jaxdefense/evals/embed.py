@@ -112,8 +112,8 @@ class Embedder:
             cfg: which.
             batch: photos, or packed text rows, at a time; made a multiple of the mesh's parts.
             console: for progress.
-            mesh: of devices; None for all of this process along `data`. On a mesh of several
-                processes all must make the same calls.
+            mesh: of devices, all of this process along `data` if None. Of one of several processes
+                all must make the same calls.
             cache: of the first process; where embeddings are kept and looked up, if anywhere.
 
         Raises:
@@ -139,7 +139,7 @@ class Embedder:
         self._tokenizer: Tokenizer | None = None
 
     def with_encoder(self, which: Literal["text", "vision"], tower: nnx.Module) -> "Embedder":
-        """Give the same model with another encoder of the same structure; it prints nothing.
+        """Give the same model with another encoder of the same structure, that says nothing.
 
         Args:
             which: encoder.
@@ -402,7 +402,7 @@ class Embedder:
             read_B = read_B[: len(photos) - num]
             missing = (num + np.flatnonzero(~read_B)).tolist()
             corrupt |= dict.fromkeys(str(photos[i]) for i in missing)
-            if len(corrupt) > max_corrupt:  # of all processes; a loader knows only its own
+            if len(corrupt) > max_corrupt:  # of all processes; a loader knows of its own
                 raise InputError(
                     f"{len(corrupt)} photos cannot be read, more than `max_corrupt` "
                     f"(={max_corrupt}): {some(corrupt)}; replace them, or raise it."
@@ -415,7 +415,7 @@ class Embedder:
             raise InputError(f"none of {len(photos)} {what} can be read.")
 
     def _blocks(self, dispatch: Callable[[int, int], Any], num: int, what: str) -> Iterator[Any]:
-        """Run over `num` rows in blocks; the host prepares one while the device runs another."""
+        """Run over `num` rows in blocks; the device computes one while the host makes the next."""
         assert num, "nothing to embed"
         batch = min(self._batch, num)
         batch = -(-batch // self._parts) * self._parts
