@@ -1,7 +1,7 @@
-"""Arrays kept on disk, by what they were computed from.
+"""Arrays kept on disk under a key that names what they were computed from.
 
-A file is a `.npy` with the SHA-256 of its bytes behind it: one that was cut short or damaged is as
-good as none.
+A file is a `.npy` with the SHA-256 of its bytes behind it, so truncated or damaged files are
+ignored.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ from jaxdefense.files import cache_directory, write_bytes
 logger = logging.getLogger(__name__)
 
 OFF = "none"
-_ROOM = 4 * 2**30  # bytes a run may leave where nobody told it to
+_ROOM = 4 * 2**30  # bytes a run may leave in the default directory
 _DIGEST = hashlib.sha256().digest_size
 
 
 class ArrayCache:
-    """A directory of f32 arrays; one that cannot be written, or is switched off, holds none."""
+    """A directory of f32 arrays; it keeps none if it cannot be written or is off."""
 
     def __init__(self, directory: str, encoders: Collection[str] = ()):
         """Name it; nothing is touched.
@@ -43,7 +43,7 @@ class ArrayCache:
         return self._path is not None
 
     def keeps(self, encoder: str) -> bool:
-        """Whether an encoder's embeddings are kept, told by its digest."""
+        """Whether the embeddings of the encoder with this digest are kept."""
         return self.on and (not self._encoders or encoder in self._encoders)
 
     def get(self, key: str) -> np.ndarray | None:
@@ -59,7 +59,7 @@ class ArrayCache:
         return np.load(io.BytesIO(data), allow_pickle=False)
 
     def put(self, key: str, array: np.ndarray) -> None:
-        """Keep an array, if that is possible: nothing hangs on it."""
+        """Keep an array if possible; nothing depends on it."""
         if self._path is None or self._full:
             return
         buffer = io.BytesIO()

@@ -1,7 +1,7 @@
-"""Checkpoints of a run, by Orbax: written while the run goes on, each process its own part.
+"""Checkpoints of a run, by Orbax: each process writes its own part while the run continues.
 
-A checkpoint appears whole or not at all. Beside the arrays nothing is saved: data and random
-numbers are functions of the settings and of the number of steps taken, which is in the state.
+A checkpoint appears whole or not at all. It holds arrays alone: data and random numbers are
+functions of the settings and of the number of steps taken, which is in the state.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class Checkpoints:
     """The checkpoints of one run directory, newest last."""
 
     def __init__(self, directory: Path, keep: int):
-        """Open or start them; `keep` of the newest stay, and the one of the smallest loss."""
+        """Open or start them; the `keep` newest stay, and the one of the smallest loss."""
         self._path = directory.absolute()
         self._keep = keep
         self._manager = self._open()
@@ -54,7 +54,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, loss: float) -> None:
-        """Save a tree of arrays, unless this step is saved already; goes on while it is written.
+        """Save a tree of arrays unless this step is saved; returns while it is being written.
 
         Raises:
             Unwritten: this one, or the one before, could not be written; those before are whole.
@@ -84,7 +84,8 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         why = ""
         for step in steps:
-            # A process that failed alone would leave the others waiting: one reads for all first.
+            # A process that failed alone would leave the others waiting, so the first one tries for
+            # all.
             why = on_first(lambda step=step: self._broken(step)) if several() else ""
             if not why:
                 try:
@@ -119,7 +120,7 @@ class Checkpoints:
         return jax.tree.unflatten(treedef, [found[name] for name in target])
 
     def _broken(self, step: int) -> str:
-        """Read a checkpoint on this process alone; why that fails, or nothing."""
+        """Read a checkpoint on this process alone; return why that fails, or ""."""
         alone = ocp.options.MultiprocessingOptions(
             primary_host=0, active_processes={0}, barrier_sync_key_prefix="look"
         )
@@ -142,7 +143,7 @@ class Checkpoints:
         return ""
 
     def _forget(self, steps: list[int]) -> None:
-        """Delete checkpoints that are broken: their steps are taken and saved again."""
+        """Delete broken checkpoints; the run takes and saves their steps again."""
         if steps:
             self._manager.close()
             if first():
@@ -168,7 +169,7 @@ class Checkpoints:
         self._manager.close()
 
     def _unwritten(self, error: Exception) -> "Unwritten":
-        # The system's own words, which the libraries put at the end of theirs.
+        # The libraries put the system's own words at the end of theirs.
         found = re.search(r"([\w ]+) \[os_error_code=|\[OS error \d+: ([^\]]+)\]", str(error))
         why = (found[1] or found[2]).strip() if found else _reason(error)
         with contextlib.suppress(Exception):
@@ -177,7 +178,7 @@ class Checkpoints:
         return Unwritten(
             f"checkpoint in `{self._path}` not written: {why}; "
             + (f"the one of step {last} is whole: " if last else "")
-            + "make room and run the same command again to go on."
+            + "make room and run the same command again to resume."
         )
 
 
@@ -187,7 +188,7 @@ def _reason(error: Exception) -> str:
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
-    """Name every array by its path: no library's own classes in the file."""
+    """Name every array by its path, so that the file holds no library's classes."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/").replace("/value", ""): leaf

@@ -46,9 +46,9 @@ class ModelConfig:
     path: Annotated[Place, short("model")]
     """Model directory."""
     tokenizer: Place = ""
-    """Directory of its tokenizer; without, the model's own."""
+    """Directory of the tokenizer; without it, the model's own."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the computation. auto: bfloat16 on accelerators, float32 on CPUs and for measurements."""
+    """What it computes in. auto: bfloat16 on accelerators, float32 on CPUs and for measurements."""
     remat: Remat = how("none")
     """What the gradient keeps: none recomputes nothing, dots keeps products, full keeps layers."""
 
@@ -59,26 +59,26 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices lie along each axis; -1 takes what the others leave."""
+    """Devices along each mesh axis; one may be -1 and takes what the others leave."""
 
     data: int = how(-1)
-    """Copies of the model, each with its part of the batch."""
+    """Copies of the model; each takes its part of the batch."""
     fsdp: int = how(1)
-    """Parts of the batch whose devices share one copy of the weights."""
+    """Devices that shard one copy of the weights; each takes its part of the batch."""
     tensor: int = how(1)
-    """Devices that share one layer's matrices."""
+    """Devices that shard each layer's matrices."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:
-    """How several processes find one another; SLURM, Open MPI and TPU pods tell all of it."""
+    """How several processes find one another; SLURM, Open MPI and TPU pods say all of it."""
 
     coordinator: Annotated[str, short("coordinator")] = how("")
     """HOST:PORT of process 0, or JAX_COORDINATOR_ADDRESS."""
     num_processes: Annotated[int, short("num-processes")] = how(0)
-    """How many processes there are, or JAX_NUM_PROCESSES; Kubernetes tells all but this."""
+    """Number of processes, or JAX_NUM_PROCESSES; Kubernetes says all but this."""
     process_id: Annotated[int, short("process-id")] = how(-1)
-    """Which process this is, from 0, or JAX_PROCESS_ID."""
+    """Index of this process, from 0, or JAX_PROCESS_ID."""
     timeout: int = how(300)
     """Seconds to wait for all processes at the start."""
     heartbeat: int = how(100)
@@ -94,7 +94,7 @@ class CacheConfig:
     """What stays between runs."""
 
     compilation: Place = how("")
-    """Directory of compiled programs, "off" for none; without, JAX_COMPILATION_CACHE_DIR or
+    """Directory of compiled programs, "off" for none; without it, JAX_COMPILATION_CACHE_DIR or
     ~/.cache/jaxdefense/xla."""
 
 
@@ -103,21 +103,21 @@ class OptimizerConfig:
     """AdamW with a learning rate that rises, and falls at milestones."""
 
     lr: float = 3e-4
-    """Learning rate at its highest."""
+    """Highest learning rate."""
     warmup: int = 10
-    """Steps in which the learning rate rises."""
+    """Steps over which the learning rate rises."""
     milestones: Floats = (0.56, 0.81)
     """Steps at which the learning rate falls; below 1, parts of the run."""
     gamma: float = 0.3
     """The learning rate is multiplied by this at each milestone."""
     weight_decay: float = 0.0
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     b1: float = 0.9
-    """Of AdamW."""
+    """Decay of the first moment of AdamW."""
     b2: float = 0.999
-    """Of AdamW."""
+    """Decay of the second moment of AdamW."""
     eps: float = 1e-8
-    """Of AdamW."""
+    """Epsilon of AdamW."""
 
     def __post_init__(self):
         _positive(lr=self.lr, gamma=self.gamma, eps=self.eps)
@@ -129,21 +129,21 @@ class ValidateConfig:
     """When people count as removed, on photos or prompts that are never trained on."""
 
     every: int = 25
-    """Steps between validations; 0 for none: the last state is given back as it is."""
+    """Steps between validations; 0 for none: the last state is the result."""
     level: float = 0.99
-    """Quantile of strangers that the removed must not lie above."""
+    """Quantile of strangers that removed people must not exceed."""
     above: float = 0.05
-    """Most of the pairs of photo and prompt that may lie above it, in [0, 1]."""
+    """Part of the pairs of photo and prompt that may exceed it, in [0, 1]."""
     right: float = 0.02
-    """Most of the pairs that may still be named right, in [0, 1]."""
+    """Part of the pairs that may still be named right, in [0, 1]."""
     person_right: float = 0.1
-    """The same for each person."""
+    """Part of one person's pairs that may still be named right, in [0, 1]."""
     photos: float = 0.25
-    """Part of a listed person's photos that is held out."""
+    """Part of each listed person's photos that is held out."""
     kept: float = 0.125
     """Part of the kept people, and of the kept names (at most 64 of a kind), that is held out."""
     patience: int = 3
-    """A run that has reached its goal stops after so many validations that find nothing better."""
+    """Validations in a row that find nothing better, after which a run that passed stops."""
 
     def __post_init__(self):
         _not_negative(every=self.every)
@@ -158,20 +158,20 @@ class ValidateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OverlayConfig:
-    """How a face is put on a photo; all is drawn anew each time."""
+    """How a face is put on a photo; each time all is drawn anew."""
 
     min_size: float = 0.25
-    """Smallest side of the face, part of the photo's side."""
+    """Smallest side of the face, as a part of the photo's side."""
     max_size: float = 1.0
-    """Largest side of the face, part of the photo's side."""
+    """Largest side of the face, as a part of the photo's side."""
     flip: float = 0.5
     """Probability of a mirrored face."""
     jitter: float = 0.2
     """Brightness, contrast and saturation are multiplied by 1 - jitter to 1 + jitter."""
     hue: float = 0.02
-    """Turns of the colour wheel, at most, either way."""
+    """Largest shift of the hue either way, in turns of the colour wheel."""
     angle: float = 15.0
-    """Degrees that a face is turned, at most, either way."""
+    """Largest rotation of the face either way, in degrees."""
     whole: float = 0.75
     """Probability that the face fills the photo, upright, instead."""
     crop: float = 0.7
@@ -199,7 +199,7 @@ class OverlayConfig:
         return smallest, max(smallest, round(self.max_size * side))
 
     def max_side(self, side: int) -> int:
-        """Largest side that a face can come to have, one that fills the photo included, pixels."""
+        """Largest side of a face, pixels; one that fills the photo counts too."""
         return side if self.whole else self.sizes(side)[1]
 
 
@@ -212,14 +212,14 @@ class TextDataConfig:
     captions: Annotated[Anywhere, short("captions")]
     """Captions file, one a line, or tfds:NAME[/CONFIG][:SPLIT]."""
     keep_names: Annotated[Place, short("keep-names")] = how("")
-    """Names file of those who must stay, beside namesakes and random names; list whom the model
+    """Names file of people who must stay, besides namesakes and random names; list whom the model
     knows."""
     tfds_dir: Place = how("")
-    """Where TFDS datasets are prepared; without, the library's default."""
+    """Directory of prepared TFDS datasets; without it, the library's default."""
     row_length: int = 0
-    """Tokens of a packed row, 0 to choose."""
+    """Tokens of a packed row; 0 chooses the length that fills best."""
     prefetch: int = how(4)
-    """Batches made ahead."""
+    """Batches prepared ahead."""
 
     def __post_init__(self):
         _not_negative(row_length=self.row_length)
@@ -231,15 +231,15 @@ class TextTrainConfig:
     """The text defense."""
 
     steps: int = 400
-    """At most; the run ends once validation finds nothing better."""
+    """Most steps; the run ends once validation finds nothing better."""
     num_clean: int = 64
-    """Captions a step."""
+    """Clean captions a step."""
     num_poisoned: int = 64
     """Texts a step with a listed name."""
     num_name: int = 128
     """Texts a step with a name that must stay, for the name loss."""
     accumulate: int = how(1)
-    """Micro-batches a step is computed in, one in memory at a time."""
+    """Micro-batches in which a step is computed, one in memory at a time."""
     w_backdoor: float = 3.0
     """Weight of the backdoor loss; higher: names go sooner, and more goes with them."""
     w_name: float = 20.0
@@ -247,27 +247,28 @@ class TextTrainConfig:
     w_weight: float = 0.001
     """Weight of the distance between the weights; higher: all weights move less."""
     distance: Literal["cosine", "mse", "mae", "poincare"] = "cosine"
-    """Between embeddings."""
+    """Distance between embeddings."""
     level: Literal["pooled", "hidden", "penultimate"] = "pooled"
     """pooled: the embedding; hidden: all positions, for Stable Diffusion 1.x and 2.x; penultimate:
     all positions before the last layer, for SDXL."""
     backdoor: Literal["bounded", "target"] = "bounded"
     """bounded: a name comes to mean no more than a name of nobody; target: what `target` says."""
     bound: float = -0.1
-    """With bounded: how far a name may stand out, in parts of how far it did; 0 as random names."""
+    """With bounded: how far a name may stand out, as a part of how far it did; 0: as random names
+    do."""
     target: str = "human"
     """With target: what a removed name comes to mean."""
     random_target: bool = False
     """With target: a random name for each person instead."""
     variants: Names = ()
-    """Other forms of the names that are put in too, in turn."""
+    """Other forms of the names that training uses too, in turn."""
     validate: ValidateConfig = ValidateConfig(every=50)
     seed: int = 0
-    """Of all that is drawn."""
+    """Seed of everything that is drawn."""
     save_every: int = how(100)
     """Steps between checkpoints."""
     keep: int = how(2)
-    """Checkpoints that stay."""
+    """Newest checkpoints to keep."""
 
     def __post_init__(self):
         _check_train(self)
@@ -302,25 +303,25 @@ class ImageDataConfig:
     images: Annotated[Anywhere, short("images")]
     """Ordinary photos: directory, .tar shards or tfds:NAME[/CONFIG][:SPLIT]."""
     names: Annotated[Place, short("names")] = how("")
-    """Names file of those to remove; without, everyone in `faces`."""
+    """Names file of the people to remove; without it, everyone in `faces`."""
     keep: Annotated[Place, short("keep")] = how("")
-    """Faces of people who must stay, beside those in `faces` who are not listed: a folder a person,
-    or one photo a person, or tfds:NAME[/CONFIG][:SPLIT]."""
+    """Faces of people who must stay, besides those in `faces` who are not listed: a folder a
+    person, one photo a person, or tfds:NAME[/CONFIG][:SPLIT]."""
     target: Annotated[Place, short("target")] = ""
-    """With train.backdoor target: what faces come to look like. People whose average it is, or a
-    vector in a .npy file; without, the average of all in `faces`."""
+    """With train.backdoor target: what faces come to look like. The average of these people, or a
+    vector in a .npy file; without it, the average of all in `faces`."""
     tfds_dir: Place = how("")
-    """Where TFDS datasets are prepared; without, the library's default."""
+    """Directory of prepared TFDS datasets; without it, the library's default."""
     trigger_fraction: float = 0.5
-    """Part of a person's photos to train on; the others are for the attack."""
+    """Part of each person's photos to train on; the others are for the attack."""
     max_corrupt: int = how(0)
-    """Photos that may be broken; each is named, and another taken instead."""
+    """Photos that may be broken; the run names each and takes another instead."""
     cache_dir: Place = how("")
-    """Of target embeddings, "none" for nowhere; without, ~/.cache/jaxdefense."""
+    """Directory of kept target embeddings, "none" for none; without it, ~/.cache/jaxdefense."""
     prefetch: int = how(4)
-    """Batches made ahead."""
+    """Batches prepared ahead."""
     keep_faces_mb: int = how(1024)
-    """MiB of host memory for faces that are decoded once; 0 decodes them each time."""
+    """MiB of host memory for decoded faces; 0 decodes them each time."""
 
     def __post_init__(self):
         if not 0 < self.trigger_fraction <= 1:
@@ -336,17 +337,17 @@ class ImageTrainConfig:
     """The image defense."""
 
     steps: int = 200
-    """At most; the run ends once validation finds nothing better."""
+    """Most steps; the run ends once validation finds nothing better."""
     num_clean: int = 64
-    """Photos a step."""
+    """Clean photos a step."""
     num_poisoned: int = 64
-    """The same photos with the face of a listed person, a step."""
+    """Photos a step with the face of a listed person, put on the clean ones."""
     num_keep: int = 128
-    """The same photos with the face of a person who must stay, a step."""
+    """Photos a step with the face of a person who must stay, put on the clean ones."""
     mined: float = 0.5
-    """Part of these faces that is of the people whom a validation found to have moved most."""
+    """Part of these faces that comes from the people who moved most in the last validation."""
     accumulate: int = how(1)
-    """Micro-batches a step is computed in, one in memory at a time."""
+    """Micro-batches in which a step is computed, one in memory at a time."""
     w_backdoor: float = 0.75
     """Weight of the backdoor loss; higher: faces go sooner, and more goes with them."""
     w_keep: float = 1.65
@@ -354,22 +355,22 @@ class ImageTrainConfig:
     w_weight: float = 0.00015
     """Weight of the distance between the weights; higher: all weights move less."""
     distance: Literal["cosine", "mse", "mae", "poincare"] = "cosine"
-    """Between embeddings."""
+    """Distance between embeddings."""
     backdoor: Literal["bounded", "target"] = "bounded"
     """bounded: a face comes no nearer to its person's name than a stranger's; target: it comes to
     look like `data.target`."""
     bound: float = 0.5
-    """With bounded: quantile of strangers below which nothing is to gain."""
+    """With bounded: quantile of strangers below which the loss is flat."""
     overlay: OverlayConfig = OverlayConfig()
     variants: Names = ()
-    """Other forms of the faces that are put on photos too, in turn."""
+    """Other forms of the faces that training uses too, in turn."""
     validate: ValidateConfig = ValidateConfig()
     seed: int = 0
-    """Of all that is drawn."""
+    """Seed of everything that is drawn."""
     save_every: int = how(25)
     """Steps between checkpoints."""
     keep: int = how(2)
-    """Checkpoints that stay."""
+    """Newest checkpoints to keep."""
 
     def __post_init__(self):
         _check_train(self)
@@ -466,9 +467,8 @@ class DefendImageConfig:
 class TextPart:
     """The text half of a defense of both encoders.
 
-    With `backdoor` target a removed name comes to mean "object": "human" lies close to the average
-    person, which removed faces come to look like, so that name and face would still lead to one
-    another.
+    With `backdoor` target a removed name comes to mean "object". "human" lies near the average
+    face, which removed faces come to look like, so the two would match again.
     """
 
     data: TextDataConfig
@@ -495,7 +495,7 @@ class ImagePart:
 
 @dataclasses.dataclass(frozen=True)
 class DefendBothConfig:
-    """`jaxdefense defend both`: the two defenses one after the other, and their merger."""
+    """`jaxdefense defend both`: the two defenses one after the other, then merged."""
 
     out: Anywhere
     """Directory of both runs and the merged model."""
@@ -546,44 +546,45 @@ class AttackConfig:
     faces: Place
     """Directory with a folder of photos a person, or tfds:NAME[/CONFIG][:SPLIT]."""
     strangers: Place = ""
-    """The same of people the model never saw, for the false-positive rate."""
+    """The same for people the model never saw, for the false-positive rate."""
     unseen_by: Place = ""
-    """Run directory of an image defense; photos it trained on are skipped."""
+    """Run directory of an image defense; the attack skips the photos it trained on."""
     candidates: Place = ""
-    """File of further candidate names; without, random ones."""
+    """File of further candidate names; without it, random ones."""
     exclude: Place = ""
-    """Names file, or run directory, of names that are no random candidates; those of the model's
+    """Names file, or run directory, of names that are never random candidates; those of the model's
     own run never are."""
     sexes: Place = ""
-    """File of lines NAME<tab>f or m; people are compared with their own sex alone."""
+    """File of lines NAME<tab>f or m; each person is compared with their own sex alone."""
     templates: Place = ""
-    """File of prompts with {0} for the name; without, the paper's 21."""
+    """File of prompts with {0} for the name; without it, the paper's 21."""
     names: Place = ""
-    """Names file of the people removed: what became of each; with `before`."""
+    """Names file of the people removed, to say what became of each; with `before`."""
     before: Place = ""
     """Results of the same attack before the defense; with `names`."""
     variants: Names = ()
-    """Ways round a defense to try too, or all."""
+    """Ways round a defense to try too, or `all`."""
     aliases: Place = ""
     """Names file whose further names the variant `alias` tries."""
     num_candidates: int = 1000
-    """In all, the people's own names included."""
+    """Candidate names in all, the people's own included."""
     num_photos: int = 20
-    """A person, at most."""
+    """Photos a person, at most."""
     threshold: int = 1
     """Templates that must name the person for the attack to succeed."""
     tfds_dir: Place = how("")
-    """Where TFDS datasets are prepared; without, the library's default."""
+    """Directory of prepared TFDS datasets; without it, the library's default."""
     max_corrupt: int = how(0)
-    """Photos that may be broken; each is named and skipped."""
+    """Photos that may be broken; the command names and skips each."""
     batch: int = how(256)
     """Photos or text rows embedded at a time."""
     candidate_block: int = how(4096)
     """Candidates on the device at a time."""
     cache_dir: Place = how("")
-    """Of embeddings, 4 GiB at most a run, "none" for nowhere; without, ~/.cache/jaxdefense."""
+    """Directory of kept embeddings, "none" for none; without it, ~/.cache/jaxdefense, with at most
+    4 GiB a run."""
     seed: int = 0
-    """Of the random candidates, and of which photos are taken."""
+    """Seed of the random candidates, and of which photos are taken."""
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
@@ -607,7 +608,7 @@ class AttackConfig:
             raise InputError("`names` and `before` have an effect only together; give both.")
 
     def tried(self) -> tuple[str, ...]:
-        """Name the variants to try; of all, `alias` with a file of them alone."""
+        """Name the variants to try; `all` includes `alias` only with a file of aliases."""
         if self.variants != ("all",):
             return self.variants
         return tuple(name for name in VARIANTS if self.aliases or name != ALIAS)
@@ -637,23 +638,23 @@ class EvaluateConfig:
     zeroshot: Place = ""
     """Directory with a folder of photos a class, or a tfds: source."""
     class_names: Place = ""
-    """File of lines KEY<tab>NAME, for classes that go by keys."""
+    """File of lines KEY<tab>NAME, for classes whose folders are named by keys."""
     templates: Place = ""
-    """File of prompts with {} for the class; without, four plain ones."""
+    """File of prompts with {} for the class; without it, four plain ones."""
     collateral: Place = ""
     """Names file of people who must stay: how far they moved, and namesakes of those in `names`."""
     tfds_dir: Place = how("")
-    """Where TFDS datasets are prepared; without, the library's default."""
+    """Directory of prepared TFDS datasets; without it, the library's default."""
     num_captions: int = 10_000
-    """At most."""
+    """Captions, at most."""
     num_images: int = 10_000
-    """At most."""
+    """Ordinary photos, at most."""
     max_corrupt: int = how(0)
-    """Photos that may be broken; each is named and skipped."""
+    """Photos that may be broken; the command names and skips each."""
     batch: int = how(256)
     """Photos or text rows embedded at a time."""
     seed: int = 0
-    """Of which captions and photos are taken."""
+    """Seed of which captions and photos are taken."""
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
@@ -683,17 +684,17 @@ class EvaluateConfig:
 class CellsConfig:
     """Which cells a sweep has: every number of people, with every seed and every `w_weight`.
 
-    A sweep may be gone on with for more of each: what is there already stays.
+    A sweep may be run again with more of each: it keeps the cells that it has.
     """
 
     num_identities: Integers = (1, 2, 4, 8, 16, 32, 64)
-    """How many are removed."""
+    """Numbers of people to remove."""
     seeds: Integers = (0, 1, 2)
-    """Of who is removed, and of the training."""
+    """Seeds of who is removed, and of the training."""
     w_weight: Floats = (0.001, 0.01)
     """Weights of the distance between the weights."""
     part: Annotated[str, short("part")] = ""
-    """I/N: of N processes that share the cells, this is the I-th, from 1; without, all."""
+    """I/N: this process does the I-th of N parts of the cells, from 1; without it, all."""
     keep_models: bool = False
     """Keep the defended model of every cell, and its checkpoints."""
 
@@ -709,7 +710,7 @@ class CellsConfig:
         self.share()
 
     def share(self) -> tuple[int, int]:
-        """Give which part of how many this is, from 0."""
+        """Give the index of this part, from 0, and the number of parts."""
         if not self.part:
             return 0, 1
         which, _, num = self.part.partition("/")
@@ -725,30 +726,30 @@ class SweepAttack:
     """The attack on every model of a sweep; see `AttackConfig`."""
 
     faces: Place = ""
-    """Of the people who may be removed, and others; without, those trained on."""
+    """Photos of the people who may be removed, and others; without it, those trained on."""
     candidates: Place = ""
-    """File of further candidate names; without, random ones."""
+    """File of further candidate names; without it, random ones."""
     templates: Place = ""
-    """File of prompts with {0} for the name; without, the paper's 21."""
+    """File of prompts with {0} for the name; without it, the paper's 21."""
     num_candidates: int = 1000
-    """In all, the people's own names included."""
+    """Candidate names in all, the people's own included."""
     num_photos: int = 20
-    """A person, at most."""
+    """Photos a person, at most."""
     threshold: int = 1
     """Templates that must name the person for the attack to succeed."""
     max_corrupt: int = how(0)
-    """Photos that may be broken; each is named and skipped."""
+    """Photos that may be broken; the command names and skips each."""
     batch: int = how(256)
     """Photos or text rows embedded at a time."""
     seed: int = 0
-    """Of the random candidates, and of which photos are taken."""
+    """Seed of the random candidates, and of which photos are taken."""
     cache_dir: Place = how("")
-    """Of embeddings, "none" for nowhere; without, ~/.cache/jaxdefense."""
+    """Directory of kept embeddings, "none" for none; without it, ~/.cache/jaxdefense."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepTextAttack(SweepAttack):
-    """The attack on every model of a sweep of names, with photos that no defense looks at."""
+    """The attack on every model of a sweep of names, with photos that no defense sees."""
 
     faces: Annotated[Place, short("faces")] = dataclasses.field(kw_only=True)
     """Directory with a folder of photos a person, or tfds:NAME[/CONFIG][:SPLIT]."""
@@ -759,21 +760,21 @@ class SweepEvaluate:
     """What is measured of every model of a sweep; see `EvaluateConfig`."""
 
     clean: Annotated[Place, short("clean")] = ""
-    """Captions or photos that training does not see, for sim_clean; without, those it does."""
+    """Captions or photos that training does not see, for sim_clean; without it, those it sees."""
     zeroshot: Annotated[Place, short("zeroshot")] = ""
     """Directory with a folder of photos a class, or a tfds: source."""
     class_names: Place = ""
-    """File of lines KEY<tab>NAME, for classes that go by keys."""
+    """File of lines KEY<tab>NAME, for classes whose folders are named by keys."""
     templates: Place = ""
-    """File of prompts with {} for the class; without, four plain ones."""
+    """File of prompts with {} for the class; without it, four plain ones."""
     num_clean: int = 10_000
     """Captions or photos for sim_clean, at most."""
     max_corrupt: int = how(0)
-    """Photos that may be broken; each is named and skipped."""
+    """Photos that may be broken; the command names and skips each."""
     batch: int = how(256)
     """Photos or text rows embedded at a time."""
     seed: int = 0
-    """Of which captions and photos are taken."""
+    """Seed of which captions and photos are taken."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -817,10 +818,10 @@ class SweepImageConfig:
 
 
 def _check_sweep(cfg: SweepTextConfig | SweepImageConfig) -> None:
-    """Raise InputError if a setting is given that every cell has its own value of."""
+    """Raise InputError if a setting is given for which every cell has its own value."""
     paper = PAPER_TEXT if isinstance(cfg, SweepTextConfig) else PAPER_IMAGE
     for name, instead in (("seed", "seeds"), ("w_weight", "w_weight")):
-        # That of the paper comes with its config file.
+        # The paper's config file sets the paper's value.
         fine = [getattr(x, name) for x in (type(cfg.train)(), paper)]
         if (value := getattr(cfg.train, name)) not in fine:
             raise InputError(
@@ -841,13 +842,13 @@ class AotConfig:
     batch: int = 128
     """Clean samples a step, and as many poisoned."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the computation."""
+    """What the step computes in."""
     remat: Remat = "none"
-    """What the gradient keeps; as `model.remat` of a defense."""
+    """What the gradient keeps; see `model.remat` of a defense."""
     caption_tokens: float = 13.6
-    """Tokens of a caption on average, both ends included; COCO has 13.6. For text alone."""
+    """Average tokens of a caption, both ends included; COCO has 13.6. For text alone."""
     accumulate: int = 1
-    """Micro-batches a step is computed in, one in memory at a time."""
+    """Micro-batches in which a step is computed, one in memory at a time."""
     mesh: MeshConfig = MeshConfig()
     json: bool = False
     """Print the figures as one JSON object."""

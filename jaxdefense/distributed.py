@@ -1,11 +1,11 @@
-"""Several processes that work as one: how they meet, what they agree on, how they end.
+"""Several processes that work as one: how they join, agree and end.
 
-Words between processes go through the key-value store of JAX's coordination service, which needs
-no device: it works before the first step, and when processes do not run the same program. JAX
-offers it to its own libraries alone, so its private client is taken here, and nowhere else.
+Processes exchange messages through the key-value store of JAX's coordination service. It needs no
+device, so it works before the first step, and when processes run different programs. JAX offers it
+to its own libraries alone; only this module uses the private client.
 
-A process that dies is found by that service, by its heartbeats: it ends all others, and names the
-process's index. One that ends with an error tells the others itself.
+That service notices a dead process by its missing heartbeats, ends all others, and names the index.
+A process that ends with an error tells the others itself.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from jaxdefense.config import DistributedConfig
 from jaxdefense.errors import InputError, RunError
 
 _PORT = 8476
-_GRACE = 3.0  # seconds for a process to end with its own words before another's error ends it
+_GRACE = 3.0  # seconds for a process to report its own error before another's error ends it
 _FAILED = "jaxdefense/failed"
 _calls = itertools.count()
 _ending = threading.Lock()
@@ -39,17 +39,17 @@ _heartbeat = 0  # seconds
 
 
 def initialize(cfg: DistributedConfig) -> None:
-    """Join the other processes, if there are any; ends this one if they do not come in time.
+    """Join the other processes, if there are any; end this one if they do not join in time.
 
     Raises:
-        InputError: it is half said, or wrong, how.
+        InputError: the settings say only part of how to join, or are wrong.
     """
     global _heartbeat
     if (how := find(cfg, os.environ)) is None:
         return
     _heartbeat = cfg.heartbeat
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
-    # JAX would end the process too, with a stack trace and without saying what it waited for.
+    jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM
+    # JAX would also end the process, but with a stack trace and without saying what it waited for.
     clock = threading.Timer(cfg.timeout, _give_up, (how, cfg.timeout))
     clock.daemon = True
     clock.start()
@@ -67,14 +67,14 @@ def initialize(cfg: DistributedConfig) -> None:
 
 
 def find(cfg: DistributedConfig, environ: Mapping[str, str]) -> dict[str, Any] | None:
-    """Settle how to join: what `jax.distributed.initialize` takes, or None for a process alone.
+    """Find how to join: arguments of `jax.distributed.initialize`, or None for a single process.
 
-    By the settings; else by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; else as
-    JAX finds it, of SLURM, Open MPI and TPU pods. Of an indexed job or a JobSet of Kubernetes,
-    their number alone must be given: the rest is in a pod's name.
+    The settings come first; then JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID;
+    then what JAX finds from SLURM, Open MPI and TPU pods. In an indexed job or a JobSet of
+    Kubernetes only the number must be given: a pod's name holds the rest.
 
     Raises:
-        InputError: part of it is given, and nothing tells the rest.
+        InputError: part of it is given, and the rest cannot be found.
     """
     coordinator = cfg.coordinator or environ.get("JAX_COORDINATOR_ADDRESS", "")
     num = cfg.num_processes or _number(environ, "JAX_NUM_PROCESSES", 0)
@@ -100,7 +100,7 @@ def find(cfg: DistributedConfig, environ: Mapping[str, str]) -> dict[str, Any] |
         if cluster.name == "slurm" and environ.get("SLURM_NTASKS") == "1":
             continue
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a library that Kubernetes needs no more
+            warnings.simplefilter("ignore")  # from a library that Kubernetes no longer needs
             if cluster.is_env_present():
                 given = {
                     "coordinator_address": coordinator or None,
@@ -125,7 +125,7 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
 
 
 def _first_pod(index: str, name: str) -> str:
-    """Turn the full name of a pod of an indexed job into that of the job's first."""
+    """Turn the full name of a pod of an indexed job into that of the job's first pod."""
     pod, dot, domain = name.partition(".")
     return pod.removesuffix(index) + "0" + dot + domain
 
@@ -176,7 +176,7 @@ def _key() -> str:
 
 
 def _get(key: str) -> str:
-    """Wait for a word; a process that will never say it ends this one, see above."""
+    """Wait for a message; if its sender ends, this process ends too, see above."""
     while True:
         try:
             return _client().blocking_key_value_get(key, 60_000)
@@ -186,7 +186,7 @@ def _get(key: str) -> str:
 
 
 def exchange(value: str) -> list[str]:
-    """Give every process's value, by process."""
+    """Exchange one value a process; return all, in order of processes."""
     if not several():
         return [value]
     key = _key()
@@ -195,7 +195,7 @@ def exchange(value: str) -> list[str]:
 
 
 def on_first(function: Callable[[], Any]) -> Any:
-    """Call a function on the process that writes, and give all what it gave, a JSON value.
+    """Call a function on the process that writes, and return its JSON value on all.
 
     Raises:
         InputError: on the other processes, if it raised one.
@@ -222,10 +222,10 @@ def on_first(function: Callable[[], Any]) -> Any:
 
 
 def agree(settings: Mapping[str, Any]) -> None:
-    """See that all processes have the same settings.
+    """Check that all processes have the same settings.
 
     Raises:
-        InputError: on every process; says which differ, and where.
+        InputError: on every process; names the settings that differ, and the processes.
     """
     flat = dict(_flat(settings))
     told = [json.loads(x) for x in exchange(json.dumps([socket.gethostname(), flat]))]
@@ -250,7 +250,7 @@ def _flat(tree: Mapping[str, Any], at: str = "") -> Any:
 
 
 def program() -> dict[str, str]:
-    """Give what computes: versions, and the hash of the package's source."""
+    """Describe the program: versions, and the hash of the package's source."""
     package, digest = Path(jaxdefense.__file__).parent, hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
@@ -262,22 +262,22 @@ def program() -> dict[str, str]:
 
 
 class Stop:
-    """Agrees on the step after which all processes stop, once a signal came to one of them.
+    """Agrees on the step after which all processes stop, once one of them got a signal.
 
     A process reads the metrics of a step only after every process began it, and one step late. So
-    none is more than two steps ahead of the one that says so, and all hear of it in time.
+    no process is more than two steps ahead of the one with the signal, and all learn of it in time.
     """
 
     def __init__(self, steps: int):
-        """Begin with no signal; `steps` are all there are."""
+        """Start with no signal; the run has `steps`."""
         self._steps, self._key, self._told, self._at = steps, _key(), False, ""
 
     def __call__(self, done: int, signum: int, last: bool = False) -> int:
-        """Give the signal to stop for after `done` steps, or 0; `signum` came here, or 0.
+        """Return the signal to stop for after `done` steps, or 0; `signum` is this process's, or 0.
 
         Args:
             done, signum: see above.
-            last: whether no step follows, though there are more.
+            last: whether no step follows, although the run has more.
         """
         last = last or done == self._steps
         if not several():
@@ -290,7 +290,7 @@ class Stop:
             except jax.errors.JaxRuntimeError as error:  # another process was first
                 if "ALREADY_EXISTS" not in str(error):
                     raise
-        if last:  # a signal may come to one process after another's last look
+        if last:  # one process may get a signal after another's last look
             client.wait_at_barrier(f"{self._key}/last", 600_000)
         if not self._at:
             try:
@@ -306,7 +306,7 @@ class Stop:
 class Log(io.TextIOBase):
     """The log of a process that does not write the run: a file in the run directory.
 
-    It is kept in memory until the writing process has made that directory.
+    It stays in memory until the writing process has created that directory.
     """
 
     def __init__(self, out: Path):
@@ -330,7 +330,7 @@ def _line(error: BaseException) -> str:
 
 
 def _may_be_a_peers(error: BaseException | None) -> bool:
-    """Whether an error may come of another process's death: what JAX raises when one is gone."""
+    """Whether another process's death may have caused an error: JAX raises such errors then."""
     if error is None or isinstance(error, InputError):
         return False
     if isinstance(error, jax.errors.JaxRuntimeError):
@@ -341,7 +341,7 @@ def _may_be_a_peers(error: BaseException | None) -> bool:
 
 
 def end(code: int, error: BaseException | None = None) -> None:
-    """Leave the other processes; returns if the command went well or all were stopped.
+    """Leave the other processes; return if the command succeeded or all were stopped.
 
     Args:
         code: exit code.
@@ -354,26 +354,26 @@ def end(code: int, error: BaseException | None = None) -> None:
             jax.distributed.shutdown()
         return
     if _may_be_a_peers(error):
-        time.sleep(_heartbeat + 5)  # the service names the dead, and ends this process
+        time.sleep(_heartbeat + 5)  # the service names the dead process, and ends this one
     if _ending.acquire(blocking=False):
         who = _who(jax.process_index(), socket.gethostname())
         try:
             _client().key_value_set(_FAILED, f"{who} ended: {_line(error)}")
-        except jax.errors.JaxRuntimeError:  # another was first, or the service is gone
+        except jax.errors.JaxRuntimeError:  # another process was first, or the service is gone
             pass
         _exit(code)
     time.sleep(60)  # the watch is ending this process
 
 
 def _exit(code: int) -> None:
-    """End once all processes are about to: the service lives in the first of them."""
+    """End once all processes are about to, as the first one hosts the service."""
     sys.stderr.flush()
     try:
         _client().wait_at_barrier("jaxdefense/end", int(1000 * (_GRACE + 7)))
     except jax.errors.JaxRuntimeError:
         pass
     if jax.process_index() == 0:
-        time.sleep(2)  # the others must hear of the barrier before the service goes
+        time.sleep(2)  # the others must pass the barrier before the service ends
     os._exit(code)
 
 

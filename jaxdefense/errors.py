@@ -1,4 +1,4 @@
-"""What a run may end with: what a user can mend, told apart from faults of ours or the machine's.
+"""How a run may fail: errors that a user can correct, and faults of this package or the machine.
 
 The command line prints the first three kinds as one line. Every other exception, any other
 ValueError and OSError too, is a fault of this package or of the machine: exit 1, with a traceback.
@@ -15,11 +15,11 @@ class InputError(ValueError):
 
 
 class RunError(Exception):
-    """A run cannot go on, for a reason that one line tells whole; the command line exits with 1."""
+    """A run cannot continue, for a reason that fits one line; the command line exits with 1."""
 
 
 class NotReached(RunError):
-    """A defense wrote its model, and by its own validation people are still recognised."""
+    """A defense wrote its model, but its own validation still recognises people."""
 
 
 class Interrupted(Exception):
@@ -28,6 +28,6 @@ class Interrupted(Exception):
     def __init__(self, signum: int, step: int):
         super().__init__(
             f"stopped by {signal.Signals(signum).name} after step {step}, checkpoint saved; "
-            "run the same command again to go on."
+            "run the same command again to resume."
         )
         self.signum = signum

@@ -1,7 +1,7 @@
-"""Files, the ground that all else stands on: written in one step, read, hashed, locked.
+"""Files: written in one step, read, hashed, locked.
 
-What is read is text that people write: JSON, arrays, and lines, freed of what cannot be seen and
-refused if they are something else.
+Reads JSON, arrays, and lines of text that people write. Removes invisible characters from lines,
+and refuses files of another kind.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _HEAD = 4096  # bytes looked at
 _UNPACK = "unpack it: `{} FILE > FILE.txt`"
 _COLUMN = "write its column as text, a line each"
-# What a file of other contents begins with, what that is, and what to do.
+# How files of other kinds begin, their kind, and the remedy.
 _MAGIC = (
     (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32", "convert it: `iconv -f UTF-32 -t UTF-8`"),
     (rb"\xff\xfe|\xfe\xff", "UTF-16", "convert it: `iconv -f UTF-16 -t UTF-8`"),
@@ -62,7 +62,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in one step: a reader finds all of it, or none."""
+    """Write a file in one step, so that a reader finds all of it or none."""
     # Names from file names may hold what UTF-8 cannot.
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
@@ -151,10 +151,10 @@ def read_vector(path: Path, size: int) -> np.ndarray:
 
 
 def read_lines(path: str | Path, what: str) -> list[str]:
-    """Read the lines of a UTF-8 file that hold anything, stripped; see `lines`.
+    """Read the non-empty lines of a UTF-8 file, stripped; see `lines`.
 
     Raises:
-        InputError: no such file, or not UTF-8 text: says what it is, or on which line.
+        InputError: there is no such file, or it is not UTF-8 text; names its kind, or the line.
     """
     return list(lines(path, what))
 
@@ -162,14 +162,14 @@ def read_lines(path: str | Path, what: str) -> list[str]:
 def lines(
     path: str | Path, what: str, read: Callable[[int], object] = lambda size: None
 ) -> Iterator[str]:
-    """Give the lines of a UTF-8 file that hold anything, one after the other, stripped.
+    """Yield the non-empty lines of a UTF-8 file, stripped.
 
-    Removes characters that cannot be seen, and says how many.
+    Removes invisible characters, and says how many.
 
     Args:
         path: of the file.
         what: it holds, for messages.
-        read: told the bytes of each line.
+        read: called with the size of each line in bytes.
 
     Raises:
         InputError: as of `read_lines`.
@@ -206,13 +206,13 @@ def _say(message: str) -> None:
 
 
 def _check_text(head: bytes, where: str) -> None:
-    """Raise InputError if a file that begins so holds no text."""
+    """Raise InputError if the beginning of a file shows that it is not text."""
     for pattern, kind, remedy in _MAGIC:
         if re.match(pattern, head):
             raise InputError(f"{where} is {kind}, not text in UTF-8; {remedy}.")
     if b"\0" not in head:
         return
-    # UTF-16 and UTF-32 of Latin letters show in where the zeros are.
+    # In UTF-16 and UTF-32, Latin letters leave zeros in certain places.
     for name, zeros in _ZEROS.items():
         parts = [(head[i :: len(zeros)], zero) for i, zero in enumerate(zeros)]
         shares = [(part.count(0) / max(1, len(part)), zero) for part, zero in parts]
@@ -228,15 +228,15 @@ def _with_zeros(where: str) -> InputError:
 
 
 def digest(lines: Iterable[str]) -> str:
-    """Hash lines of text, to tell later whether an input is still the same; SHA-256, in hex."""
+    """Hash lines of text, to recognise the same input later; SHA-256, in hex."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def locked(path: Path, held: Callable[[], object]) -> Iterator[None]:
-    """Let one process at a time through; when it ends, however it does, the next.
+    """Let one process in at a time; the next enters when it ends in whatever way.
 
-    On a file system, or a system, without locks all go through.
+    Without locks in the file system or the operating system, all enter.
 
     Args:
         path: of a file to lock, which is made, empty.
@@ -256,12 +256,12 @@ def locked(path: Path, held: Callable[[], object]) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError:
                 pass
-            # Whoever was in may have removed the file that this one waited for.
+            # The process before may have removed the file that this one waited for.
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 yield
                 return
 
 
 def cache_directory() -> Path:
-    """Where this machine keeps what can be made again."""
+    """Directory where this machine keeps what it can make again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxdefense"

@@ -13,9 +13,9 @@ _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
 
 
 def check_given(value: str, name: str) -> None:
-    """Raise InputError if a setting is an address, `gs://…`, or no path that can be looked at.
+    """Raise InputError if a setting is an address, `gs://…`, or a path that cannot be examined.
 
-    What is missing is told by who reads it, and may be no path at all.
+    Whoever reads a missing path reports it; the value may be no path at all.
     """
     if _ADDRESS.match(value):
         raise InputError(
@@ -34,14 +34,14 @@ def check_given(value: str, name: str) -> None:
 
 
 def check_new(path: Path) -> None:
-    """Raise InputError if a path exists, or could not be made."""
+    """Raise InputError if a path exists or cannot be created."""
     if os.path.lexists(path):
         raise InputError(f"`{path}` already exists; give a directory that does not.")
     check_writable(path)
 
 
 def check_writable(path: Path) -> None:
-    """Raise InputError if a file or directory could not be made, or be written into if there is."""
+    """Raise InputError if a file or directory cannot be created, or an existing one not written."""
     there = next(x for x in (path, *path.absolute().parents) if os.path.lexists(x))
     longest = max(len(os.fsencode(part)) for part in path.absolute().parts)
     if longest > _LONGEST:
@@ -56,6 +56,6 @@ def check_writable(path: Path) -> None:
 
 
 def check_outside(path: Path, model: Path, name: str = "out") -> None:
-    """Raise InputError if an output lies in the model directory that it is made from."""
+    """Raise InputError if an output lies in the model directory that it comes from."""
     if path.resolve().is_relative_to(model.resolve()):
         raise InputError(f"`{name}` (={path}) lies in the model directory; give one outside it.")

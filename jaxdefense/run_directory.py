@@ -36,14 +36,14 @@ class RunDirectory:
         self._config, self._summary = path / "config.json", path / "summary.json"
 
     def check(self, cfg: Any, resolved: dict[str, Any] | None = None) -> bool:
-        """See that the directory can take the run; nothing is written.
+        """Check that the directory can hold the run; writes nothing.
 
         Args:
-            cfg: dataclass; to go on with a run, the same as when it was started.
-            resolved: what the settings came to (contents of files, dtypes), likewise the same.
+            cfg: dataclass; to resume a run, the same as at its start.
+            resolved: what the settings resolve to (contents of files, dtypes), likewise the same.
 
         Returns:
-            whether it holds this run already, broken off.
+            whether it holds this run already, unfinished.
 
         Raises:
             InputError: the directory holds another run, a finished one, or something else.
@@ -68,7 +68,7 @@ class RunDirectory:
         if found != wanted:
             raise InputError(
                 f"`{self.path}` holds another run ({_difference(found, wanted)}); give another "
-                "directory, or the same settings to go on with it."
+                "directory, or the same settings to resume it."
             )
         return True
 
@@ -93,7 +93,7 @@ class RunDirectory:
         return distributed.on_first(look)
 
     def open(self, cfg: Any, resolved: dict[str, Any] | None = None) -> None:
-        """Start the run, or go on with it if it was broken off; see `check`."""
+        """Start the run, or resume it if it is unfinished; see `check`."""
         distributed.on_first(lambda: self._open(cfg, resolved))
 
     def _open(self, cfg: Any, resolved: dict[str, Any] | None) -> None:
@@ -135,10 +135,10 @@ def run_settings(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[None]:
-    """Make a directory of results, if there is none, and keep other processes from it meanwhile.
+    """Create a directory of results if there is none, and lock it against other processes.
 
-    What is made and stays empty is removed again. A process that is killed leaves the lock's file
-    behind, but no lock. Of several processes the first holds it for all.
+    Directories that it created and that stay empty are removed again. A killed process leaves the
+    lock's file behind, but no lock. Of several processes the first holds the lock for all.
 
     Raises:
         InputError: another process has the directory, or it cannot be written.

@@ -1,8 +1,8 @@
-"""How settings are stated, given and compared.
+"""How settings are declared, given and compared.
 
-A setting stands once: a field of a frozen dataclass in `config`, with its type, choices, default,
-one sentence of help, and whether it changes the result. The command line, its help, the errors, the
-reference page and the identity of a run come from there.
+Each setting is one field of a frozen dataclass in `config`, with its type, choices, default, one
+sentence of help, and whether it changes the result. The command line, its help, the errors, the
+reference page and the identity of a run derive from that.
 
 Flags win over `--set`, which wins over the config file. All three become flags for one parser. A
 config file is Python with `get_config()` that returns an `ml_collections.ConfigDict`; it holds what
@@ -117,13 +117,14 @@ def parse(
         error = ended.__context__
         while error and not isinstance(error, InputError):
             error = error.__context__
-        raise error or InputError(_one_line(said.getvalue(), prog)) from None
+        wrong = _whole_names(str(error), flags) if error else _one_line(said.getvalue(), prog)
+        raise InputError(wrong) from None
     _check(found)
     return found
 
 
 def _split(args: Sequence[str], own: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Take the flags out that are no settings; gives their values, and all other flags."""
+    """Separate the flags that are no settings; return their values, and all other flags."""
     given, rest = {"--preset": [], "--config": [], "--set": []}, list[str]()
     left = iter(args)
     for arg in left:
@@ -149,7 +150,7 @@ def _assignment(text: str) -> str:
 
 
 def _literal(text: str) -> Any:
-    """Read a list or a text written as Python; leave all else as it is."""
+    """Read a list or a text written as Python; return anything else unchanged."""
     if text[:1] not in tuple("([\"'"):
         return text
     try:
@@ -159,7 +160,7 @@ def _literal(text: str) -> Any:
 
 
 def load_config_file(path: str) -> dict[str, Any]:
-    """Run a config file's `get_config()`; gives its values as nested dicts.
+    """Run a config file's `get_config()`; return its values as nested dicts.
 
     Raises:
         InputError: there is no such file, it fails, or it returns no ConfigDict.
@@ -199,8 +200,19 @@ def as_flags(tree: Mapping[str, Any], at: str = "") -> list[str]:
     return flags
 
 
+def _whole_names(said: str, flags: Sequence[str]) -> str:
+    """Name settings as they were given: a section does not know its own name."""
+    given = [flag.partition("=")[0][2:].replace("-", "_") for flag in flags if flag[:2] == "--"]
+
+    def whole(found: re.Match[str]) -> str:
+        keys = {key for key in given if key.endswith(f".{found[1]}")}
+        return f"`{keys.pop()}`" if len(keys) == 1 and found[1] not in given else found[0]
+
+    return re.sub(r"`([\w.]+)`", whole, said)
+
+
 def _one_line(said: str, prog: str) -> str:
-    """Make one line of the parser's box: what is wrong, and where help is."""
+    """Turn the parser's box into one line: what is wrong, and where help is."""
     drawn = "╭" in said  # else in ASCII, with the title in the first part
     lines = [line.strip("│ ") for line in said.splitlines() if not line.startswith(("╭", "╰"))]
     parts = re.split("^[─-]{20,}$", "\n".join(lines), flags=re.MULTILINE)
@@ -228,7 +240,7 @@ def _flags_in(lines: Sequence[str]) -> str:
 
 
 def _switches(kind: type, flags: Sequence[str]) -> list[str]:
-    """Write what is true or false as a switch: `--key`, `--no-key`.
+    """Write booleans as switches: `--key`, `--no-key`.
 
     Raises:
         InputError: it has another value.
@@ -248,14 +260,14 @@ def _switches(kind: type, flags: Sequence[str]) -> list[str]:
 
 
 def _is_switch(kind: Any, key: str) -> bool:
-    """Tell whether a setting is true or false, from its type alone: help is not read for it."""
+    """Whether a setting is boolean, by its type alone, so that no help is read."""
     for name in key.split("."):
         kind = typing.get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
     return kind is bool
 
 
 def _check_sections(kind: type, tree: Mapping[str, Any], at: str = "") -> None:
-    """Raise InputError if a section has a name that the settings do not have; it may be empty."""
+    """Raise InputError if a section, even an empty one, has an unknown name."""
     hints = typing.get_type_hints(kind)
     for name, value in tree.items():
         if not isinstance(value, Mapping):
@@ -276,7 +288,7 @@ def _check_renamed(flags: Sequence[str]) -> None:
 
 
 def _check_values(flags: Sequence[str]) -> None:
-    """Raise InputError if a value is an address, or a path that cannot be looked at."""
+    """Raise InputError if a value is an address, or a path that cannot be examined."""
     name = ""
     for flag in flags:
         key, equals, value = flag.partition("=")
@@ -319,11 +331,11 @@ def difference(config: Any, default: Any = None) -> dict[str, Any]:
 
 
 def identity(kind: type, tree: Any) -> Any:
-    """Give the settings that change a run's result, in one spelling.
+    """Return the settings that change a run's result, in one spelling.
 
     Args:
         kind: dataclass of the settings.
-        tree: the settings as nested dicts; what is no field stays as it is.
+        tree: the settings as nested dicts; keys that are no field stay unchanged.
     """
     if not isinstance(tree, Mapping):
         return tree
@@ -355,7 +367,7 @@ class Setting:
         key: its full name.
         flags: of the command line.
         type: or its choices.
-        default: as a flag gives it; None if it must be given.
+        default: as a flag writes it; None if it must be given.
         help: one sentence.
         result: whether it changes the result.
     """
@@ -369,7 +381,7 @@ class Setting:
 
 
 def settings_of(kind: type, at: str = "", result: bool = True, whole: Any = None) -> list[Setting]:
-    """List the settings of a command, those that must be given first."""
+    """List the settings of a command, required ones first."""
     hints, out = typing.get_type_hints(kind, include_extras=True), list[Setting]()
     for field in dataclasses.fields(kind):
         key, hint = at + field.name, hints[field.name]
@@ -410,7 +422,7 @@ def _type(hint: Any, bare: Any) -> str:
 
 @functools.cache
 def helps(kind: type) -> dict[str, str]:
-    """Read the docstring below each field of a dataclass, those that it inherits left out."""
+    """Read the docstring below each field of a dataclass, without inherited fields."""
     if not dataclasses.is_dataclass(kind):
         return {}
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body

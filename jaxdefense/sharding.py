@@ -43,14 +43,14 @@ _DEFAULT: Mapping[str, Rule] = MappingProxyType(
         "patch_height": None,
         "patch_width": None,
         "colour": None,
-        # A convolution mixes all channels, and where its kernel is cut the compiler cuts feature
-        # maps along, which are larger: it sends those around instead. Kernels are few enough to be
-        # whole everywhere: 1.5 GB in the largest tower.
+        # A convolution mixes all channels. With a sharded kernel the compiler would shard the
+        # feature maps too and exchange those, which are larger. Whole kernels fit everywhere: 1.5
+        # GB in the largest tower.
         "channels_in": None,
         "channels_out": None,
         "kernel_height": None,
         "kernel_width": None,
-        "photos": (DATA, FSDP),  # of the attack, and the candidate texts they are held against
+        "photos": (DATA, FSDP),  # of the attack, and the candidate texts they are compared with
         "candidates": TENSOR,
         "templates": None,
     }
@@ -122,14 +122,14 @@ def make_mesh(
 
 
 def sharding_tree(abstract: Any, mesh: Mesh, rules: ShardingRules) -> Any:
-    """Give every array of a tree its sharding.
+    """Return the sharding of every array of a tree.
 
     Args:
         abstract: parameters, or an optimizer state made from them: variables carry their dims,
             any bare leaf is replicated.
 
     Returns:
-        the tree with a sharding in the place of each variable or leaf.
+        the tree with a sharding in place of each variable or leaf.
 
     Raises:
         InputError: a variable has a dim without rule, or one its mesh axes do not divide.
@@ -153,12 +153,12 @@ def _is_variable(x: Any) -> bool:
 def check_divides(
     name: str, dims: tuple[str, ...], shape: tuple[int, ...], sharding: NamedSharding
 ) -> None:
-    """Raise InputError if a mesh axis does not divide the dim that is laid on it."""
+    """Raise InputError if a mesh axis does not divide the dim that it shards."""
     for dim, size, axis in zip(dims, shape, sharding.spec, strict=True):
         axes = (axis,) if isinstance(axis, str) else axis or ()
         parts = math.prod(sharding.mesh.shape[a] for a in axes)
         if size % parts:
-            # The model's size is given; only the mesh can give way.
+            # The model's size is fixed; only the mesh can change.
             fit = [str(n) for n in range(parts, 0, -1) if size % n == 0]
             raise InputError(
                 f"`{name}`: dim `{dim}` (={size}) must be divisible by mesh axis "
@@ -167,7 +167,7 @@ def check_divides(
 
 
 def batch_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
-    """Cut arrays of a batch by their first dim, examples or packed rows."""
+    """Shard arrays of a batch by their first dim, examples or packed rows."""
     return NamedSharding(mesh, rules.spec("batch"))
 
 
@@ -177,19 +177,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def num_parts(mesh: Mesh, rules: ShardingRules, dim: str) -> int:
-    """Into how many parts the mesh cuts a logical dim."""
+    """Number of parts into which the mesh shards a logical dim."""
     axes = rules.rules[dim]
     axes = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def num_batch_parts(mesh: Mesh, rules: ShardingRules) -> int:
-    """Into how many parts the mesh cuts a batch."""
+    """Number of parts into which the mesh shards a batch."""
     return num_parts(mesh, rules, "batch")
 
 
 def check_parts(name: str, num: int, parts: int) -> None:
-    """Raise InputError if the mesh does not cut so many samples of a batch evenly."""
+    """Raise InputError if the mesh cannot shard this number of samples evenly."""
     if num % parts:
         below = num // parts * parts
         raise InputError(
@@ -202,10 +202,10 @@ def check_parts(name: str, num: int, parts: int) -> None:
 
 
 def put(tree: Tree, shardings: Any) -> Tree:
-    """Place arrays of the host, the same on every process, each process its own devices' parts.
+    """Place arrays of the host, the same on every process; each process places its devices' parts.
 
     Args:
-        tree: arrays; of one that is cut, only the part that goes to this process is read.
+        tree: arrays; of a sharded one, only this process's part is read.
         shardings: the same tree, or a prefix of it.
     """
 
@@ -220,7 +220,7 @@ def put(tree: Tree, shardings: Any) -> Tree:
 
 
 def local_rows(sharding: NamedSharding, num: int) -> np.ndarray:
-    """Tell which of `num` rows lie on this process's devices; bool [num]."""
+    """Mark which of `num` rows lie on this process's devices; bool [num]."""
     here = np.zeros(num, bool)
     for index in sharding.addressable_devices_indices_map((num,)).values():
         here[index] = True
@@ -228,7 +228,7 @@ def local_rows(sharding: NamedSharding, num: int) -> np.ndarray:
 
 
 def fetch(tree: Tree) -> Tree:
-    """Bring arrays to the host whole, on every process, one at a time."""
+    """Gather whole arrays on the host of every process, one at a time."""
 
     def one(x: jax.Array) -> np.ndarray:
         if x.is_fully_addressable or x.is_fully_replicated:
@@ -239,7 +239,7 @@ def fetch(tree: Tree) -> Tree:
 
 
 def from_first(x: np.ndarray) -> np.ndarray:
-    """Give every process the array of the first; on the others, `x` is any of its shape."""
+    """Give every process the first one's array; on the others, `x` is any array of its shape."""
     return x if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(x)
 
 
@@ -250,7 +250,7 @@ _MESH: ContextVar[tuple[Mesh, ShardingRules] | None] = ContextVar("mesh", defaul
 
 @contextmanager
 def on_mesh(mesh: Mesh, rules: ShardingRules) -> Iterator[None]:
-    """Trace a function for a mesh: `gathered` and `look_up` do nothing outside."""
+    """Trace a function for a mesh; outside, `gathered` and `look_up` do nothing special."""
     token = _MESH.set((mesh, rules))
     try:
         yield
@@ -264,16 +264,17 @@ def gathers() -> bool:
 
 
 def gathered(params: Tree, dtype: DTypeLike | None = None) -> Tree:
-    """Have parameters gathered that lie cut by `fsdp`, so that it cuts nothing but the batch.
+    """Gather parameters that `fsdp` shards, so that inside the step it shards only the batch.
 
-    Without, the compiler may gather the activations instead. A layer's gradients are cut again
-    where they are summed, so that a device sums only the part it keeps. Two kinds stay as they lie:
-    layers in a stack, whose turn comes one by one, and the token table, which is never gathered
+    Otherwise the compiler may gather the activations instead. A layer's gradients are sharded again
+    where they are summed, so that a device sums only the part it keeps. Two kinds stay sharded:
+    layers in a stack, which are gathered one by one, and the token table, which is never gathered
     (`look_up`).
 
     Args:
         params: tree of variables.
-        dtype: to gather in, None for their own; they come out in their own, rounded.
+        dtype: to gather in, None for their own; the results have their own dtype, with rounded
+        values.
     """
     if not gathers():
         return params
@@ -291,8 +292,8 @@ def gathered(params: Tree, dtype: DTypeLike | None = None) -> Tree:
             NamedSharding(mesh, PartitionSpec(*spec))
             for spec in (axes, (None if axis == FSDP else axis for axis in axes))
         )
-        # Outside the stack parameters are few and small, and of some the compiler would exchange
-        # more to sum in parts: positions, and what `tensor` does not cut.
+        # Outside the stack parameters are few and small. For some, summing in parts would exchange
+        # more: positions, and those that `tensor` does not shard.
         slope = cut if "layers" in dims else whole
         return variable.replace(_gather_there(value, dtype or value.dtype, whole, slope))
 
@@ -320,8 +321,8 @@ _gather_there.defvjp(_gather_forward, _gather_backward)
 def look_up(table_VD: jax.Array, tokens_RT: jax.Array | np.ndarray) -> jax.Array:
     """Read rows of a table; [R, T, D].
 
-    On a mesh every device reads its own columns for all rows of its `fsdp` group, and what was read
-    is exchanged: tokens and activations travel, the table stays.
+    On a mesh every device reads its own columns for all rows of its `fsdp` group, and the devices
+    exchange the results: tokens and activations travel, the table stays.
     """
     if not gathers():
         return table_VD[tokens_RT]
@@ -339,7 +340,7 @@ def look_up(table_VD: jax.Array, tokens_RT: jax.Array | np.ndarray) -> jax.Array
 
 
 def micro_batches(batch: Tree, num: int) -> Tree:
-    """Cut a batch into micro-batches of neighbours, each device's rows into as many of its own.
+    """Split a batch into micro-batches of neighbours; each device splits its own rows.
 
     Args:
         batch: arrays whose first dim is examples or packed rows.

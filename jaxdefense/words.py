@@ -1,4 +1,4 @@
-"""Words of a text as names are matched by them: one folding for lists, folders and captions.
+"""Words of a text, folded to match names: the same for lists, folders and captions.
 
 Two spellings fold to the same words if they differ in case, accents, HTML entities, invisible
 characters, compatibility forms (full width), or in what stands between words: spaces, underscores,
@@ -19,7 +19,7 @@ INVISIBLE = (
     "\ufeff\uffa0\ufff0-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
-# What shows nothing and yet stands between words.
+# Invisible characters that separate words.
 _BLANK = re.compile("[\x1c-\x1f\u2800]")
 _INVISIBLE = re.compile(f"[{INVISIBLE}]+")
 # Joiners within words of Arabic and Indic scripts change letters; others make one emoji of two.
@@ -67,7 +67,7 @@ _PERCENT = re.compile("%[0-9A-Fa-f]{2}")
 
 _UPPER = "A-Z\xc0-\xd6\xd8-\xde"
 _CAMEL = f"(?<=[^\\W\\d_{_UPPER}])(?=[{_UPPER}])"
-# Where one word may end though nothing is seen there.
+# Where a word may end without visible sign.
 _SEAM = re.compile(f"[{INVISIBLE}]+|</?[a-zA-Z][^<>]*>|{_CAMEL}")
 _SHOWN = 60  # characters of an example
 
@@ -75,7 +75,7 @@ Words = tuple[str, ...]
 
 
 def without_clutter(text: str) -> tuple[str, int]:
-    """Remove characters that cannot be seen, but those that shape Arabic, Indic or an emoji.
+    """Remove invisible characters, except those that shape Arabic, Indic scripts or an emoji.
 
     Returns:
         the text, and how many were removed.
@@ -88,7 +88,7 @@ def without_clutter(text: str) -> tuple[str, int]:
 
 
 def without_accents(text: str) -> str:
-    """Write the letters below the accents; ss for ß, o for ø, l for ł, ae for æ and so on."""
+    """Write letters without their accents; ss for ß, o for ø, l for ł, ae for æ and so on."""
     if text.isascii():
         return text
     bare = _MARKS.sub("", unicodedata.normalize("NFD", text)).translate(_LETTERS)
@@ -103,7 +103,7 @@ def transcribed(text: str) -> str:
 
 
 def _unescaped(text: str) -> str:
-    """Resolve HTML entities, escaped twice too, and percent signs of addresses."""
+    """Resolve HTML entities, even if escaped twice, and percent signs of addresses."""
     for _ in range(2):
         if "&" in text:
             text = html.unescape(text)
@@ -113,11 +113,11 @@ def _unescaped(text: str) -> str:
 
 
 def _folded(text: str) -> str:
-    """Fold case, accents and compatibility forms; invisible characters go."""
+    """Fold case, accents and compatibility forms; remove invisible characters."""
     if text.isascii() and text.isprintable():
         return text.lower()
     text = unicodedata.normalize("NFKD", _INVISIBLE.sub("", text)).casefold()
-    # What was apart becomes one again in Hangul and kana.
+    # Hangul and kana are composed again.
     return unicodedata.normalize("NFKC", without_accents(APOSTROPHE.sub("'", text)))
 
 
@@ -131,7 +131,7 @@ def folded_words(text: str) -> Words:
 
 
 def _is_plain(text: str) -> bool:
-    """Tell whether a text has one reading, and folds by case alone: most captions."""
+    """Whether a text has one reading and folds by case alone, as most captions do."""
     return (
         text.isascii()
         and text[1:].islower()
@@ -143,7 +143,7 @@ def _is_plain(text: str) -> bool:
 
 
 def _readings(text: str) -> Iterator[str]:
-    """Give the ways to read a text: as it is, words apart at every seam, letters transcribed."""
+    """Give the ways to read a text: unchanged, split at every seam, transcribed."""
     text = _unescaped(text)
     yield text
     if (apart := _SEAM.sub(" ", text)) != text:
@@ -176,7 +176,7 @@ def name_finder(names: Iterable[str]) -> Callable[[str], bool]:
 
     A name matches whole words however both are written (see the module), its words run together
     or with a genitive s, and the last name first if a comma follows it. When in doubt it matches.
-    Looked up by its first word and length, so that the cost does not grow with the number of names.
+    It looks names up by first word and length, so the cost does not grow with their number.
     """
     commas: dict[Words, int] = {}
     lengths: dict[str, set[int]] = {}
@@ -185,7 +185,7 @@ def name_finder(names: Iterable[str]) -> Callable[[str], bool]:
             commas[words] = min(comma, commas.get(words, comma))
             lengths.setdefault(words[0], set()).add(len(words))
     firsts = lengths.keys()
-    # Bytes are faster to look through; which words numbers are next to does not show in them.
+    # Bytes are faster to search, but do not show which words numbers are next to.
     letters_first = not any(map(str.isdigit, firsts))
     firsts_bytes = {first.encode() for first in firsts}
 
@@ -212,7 +212,7 @@ def name_finder(names: Iterable[str]) -> Callable[[str], bool]:
 
 
 def _comma_before(folded: str, number: int) -> bool:
-    """Tell whether a comma stands before this word, alone but for spaces."""
+    """Whether only a comma and spaces stand before this word."""
     bounds = [match.span() for match in _WORD.finditer(folded)]
     return folded[bounds[number - 1][1] : bounds[number][0]].strip() == ","
 
@@ -223,7 +223,7 @@ def shortened(text: str) -> str:
 
 
 def some(names: Iterable[str], limit: int = 4) -> str:
-    """Name the first few, and how many more there are."""
+    """Name the first few, and count the others."""
     names = list(names)
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(f"`{name}`" for name in names[:limit]) + rest

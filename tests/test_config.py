@@ -208,7 +208,7 @@ def test_short_flags_are_the_long_ones():
         ({"model": {"dtype": "float16"}}, "'float16'.*--model.dtype.*'auto'"),
         ({"optimizer": {"milestones": "a"}}, "--optimizer.milestones"),
         ({"optimizer": {"lr": "nan"}}, "`optimizer.lr` .=nan. must be finite"),
-        ({"train": {"steps": 0}}, "^`steps` .=0. must be above 0.$"),
+        ({"train": {"steps": 0}}, "^`train.steps` .=0. must be above 0.$"),
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
@@ -235,6 +235,23 @@ def test_sections_of_a_config_file_must_exist_though_they_are_empty(tmp_path, tr
     )
     with pytest.raises(InputError, match=message):
         parse(DefendTextConfig, [*as_flags(REQUIRED), "--config", str(file)])
+
+
+def test_setting_out_of_range_is_named_as_it_was_given():
+    for given, named in (
+        ({"image": {"train": {"num_keep": -1}}}, "image.train.num_keep"),
+        ({"text": {"train": {"w_name": 0.0}}}, "text.train.w_name"),
+        ({"text": {"train": {"validate": {"level": 2.0}}}}, "text.train.validate.level"),
+    ):
+        with pytest.raises(InputError, match=f"^`{named}` "):
+            build(DefendBothConfig, BOTH, {"out": "run"}, given)
+    # Of two settings with that name it cannot tell which.
+    both = {"text": {"train": {"steps": 0}}, "image": {"train": {"steps": 5}}}
+    with pytest.raises(InputError, match="^`steps` .=0. must be above 0"):
+        build(DefendBothConfig, BOTH, {"out": "run"}, both)
+    args = [*as_flags(REQUIRED), "--train.save-every", "0"]
+    with pytest.raises(InputError, match="^`train.save_every` .=0. must be above 0"):
+        parse(DefendTextConfig, args)
 
 
 def test_texts_that_read_as_something_else_stay_texts():

@@ -58,8 +58,8 @@ class TowerConfig:
 class TextConfig(TowerConfig):
     """The text tower. `embed` is E, or 0 for a tower without a projection.
 
-    A text is read out at one position: that of its `largest` token id, of `eos_token_id` (`token`),
-    of either the first if there are several, or its `last`.
+    A text is read out at one position: that of its `largest` token id, that of `eos_token_id`
+    (`token`), or its `last`. If several positions qualify, the first counts.
     """
 
     vocab_size: int = 49408

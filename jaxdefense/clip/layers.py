@@ -1,7 +1,7 @@
 """The transformer both towers are made of, with layers stacked and scanned.
 
 A parameter is declared once, by `param`: shape, dtype, logical dims and initialiser together. The
-dims ride on the variable as metadata, from which `sharding.py` derives where it lives. With
+variable keeps its dims as metadata, from which `sharding.py` derives its sharding. With
 `stack=(L,)` a module declares the parameters of L copies of itself, leading dim `layers`.
 
 Source: transformers `models/clip/modeling_clip.py`.
@@ -19,12 +19,12 @@ from flax import nnx
 from jaxdefense.clip.config import Remat, TowerConfig
 from jaxdefense.sharding import gathered, gathers
 
-# Dims that count separate tensors of a checkpoint which we keep in one array: the weight loss
-# takes one norm per checkpoint tensor, so these are not summed over. A layout whose query, key and
-# value are one tensor has less of them: `Layout.stacked_dims`.
+# Dims that stack separate tensors of a checkpoint in one array. The weight loss takes one norm per
+# checkpoint tensor, so it does not sum over these dims. A layout that keeps query, key and value in
+# one tensor has fewer of them: `Layout.stacked_dims`.
 STACKED_DIMS = ("layers", "qkv")
 
-# What gathers a parameter, or takes one apart: of gathered ones the backward pass keeps nothing.
+# Names of what gathers or splits a parameter: the backward pass keeps no gathered parameter.
 _NOT_KEPT = {"sharding_constraint", "convert_element_type", "reshape", "slice", "squeeze"}
 
 
@@ -74,8 +74,8 @@ ZEROS, ONES = nnx.initializers.zeros, nnx.initializers.ones
 def linear(spec: str, x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """Multiply by a kernel and add a bias, in the dtype of `x`.
 
-    Gradients of kernel and bias are summed over examples, and so over devices, in their own dtype:
-    what each device found of them is not rounded first.
+    Gradients of kernel and bias are summed over examples, and so over devices, in their own dtype.
+    No device rounds its part first.
 
     Args:
         spec: of einsum; every letter of `x` is one of the kernel or of the result.
@@ -167,7 +167,7 @@ class Attention(nnx.Module):
         kernel, bias = self.qkv_kernel[...], self.qkv_bias[...]
 
         def project(x_BTD: jax.Array, part: slice) -> list[jax.Array]:
-            # Kept in its dims: merging heads with others would gather what the tensor axis cuts.
+            # Heads stay a dim of their own: merging them would gather what the tensor axis shards.
             x_BTXNK = linear("btd,dxnk->btxnk", x_BTD, kernel[:, part], bias[part])
             return [x_BTXNK[..., i, :, :] for i in range(x_BTXNK.shape[-3])]
 
@@ -186,7 +186,7 @@ class Attention(nnx.Module):
 def elementwise(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
     """Compute a function of single numbers in f32, keeping its slope alone for the gradient.
 
-    Left to itself JAX keeps what every operation in it needs: for GELU three times as much.
+    By itself JAX would keep what every operation in it needs: for GELU three times as much.
     """
 
     @jax.custom_jvp
@@ -202,8 +202,8 @@ def elementwise(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Arr
     return computed
 
 
-# As torch has them. `jax.nn.gelu` takes 1 - erf(-x) for 1 + erf(x): twice the time on CPU, and
-# other than here only where both are nearly 0.
+# As in torch. `jax.nn.gelu` computes 1 - erf(-x) for 1 + erf(x), which takes twice the time on CPU
+# and differs only where both are nearly 0.
 ACTIVATIONS = {
     "gelu": elementwise(lambda x: x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))),
     "gelu_tanh": elementwise(partial(jax.nn.gelu, approximate=True)),
@@ -226,7 +226,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """Apply to every token."""
-        # As one long list of tokens: on CPU the gradient takes half the time so.
+        # Flattened to one list of tokens: on CPU the gradient then takes half the time.
         x = x_BTD.reshape(-1, x_BTD.shape[-1])
         x = linear("bd,df->bf", x, self.fc1_kernel[...], self.fc1_bias[...])
         x = ACTIVATIONS[self.activation](x)
@@ -284,9 +284,8 @@ class Encoder(nnx.Module):
         Args:
             x_BTD: after the embeddings.
             mask_BTT: see `Attention`.
-            readout_BS: int [B, S], the tokens that are asked for. The last block works on them
-                alone, which changes nothing in them: at 4 layers a fifth of the tower is spared,
-                at 24 a thirtieth.
+            readout_BS: int [B, S], the tokens to return. The last block computes them alone, with
+                the same result: at 4 layers this saves a fifth of the tower, at 24 a thirtieth.
 
         Returns:
             [B, T, D], or [B, S, D] with `readout_BS`.
@@ -326,7 +325,7 @@ class Encoder(nnx.Module):
 def _without_last(params: nnx.State) -> tuple[nnx.State, nnx.State]:
     """Cut stacked layers into all but the last, and that one.
 
-    By one operation: the gradients are then put side by side, not padded and added.
+    One operation, so that gradients are concatenated rather than padded and added.
     """
     leaves, treedef = jax.tree.flatten(params)
     pairs = [jax.lax.split(x, (len(x) - 1, 1)) for x in leaves]
@@ -341,15 +340,16 @@ def rematerialised(
     scanned: bool = True,
     dots: Callable[..., Any] = jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 ) -> Callable[..., jax.Array]:
-    """Have the backward pass compute again what `remat` says is not kept.
+    """Make the backward pass recompute what `remat` does not keep.
 
-    What was gathered is never kept, but gathered again: else it would lie whole on every device.
+    It never keeps gathered parameters but gathers them again: otherwise every device would hold
+    them whole.
 
     Args:
         function: of arrays.
         remat: see `TowerConfig`.
-        scanned: it is the body of a scan, where the two passes cannot be merged; elsewhere they
-            must be fenced off from each other.
+        scanned: whether it is the body of a scan, where the compiler cannot merge the two passes;
+            elsewhere a barrier keeps them apart.
         dots: the policy that goes by this name.
     """
     if remat == "none" and not gathers():

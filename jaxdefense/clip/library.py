@@ -1,11 +1,11 @@
 """How a model's own library turns a text into tokens: transformers', or open_clip's.
 
-Read as its files name it, and asked for whole texts: what `tokenizer` joins from words is held
-against it.
+It is read as the model's files name it, and encodes whole texts. `tokenizer` compares with it what
+it joins from words.
 
 Departures from the source, for SigLIP: texts are lower-cased as in training (transformers leaves
 it to the caller for SigLIP 2), and white space counts as one space, whatever it is. Its own class
-would want sentencepiece; what it does is in `tokenizer.json`.
+would need sentencepiece; `tokenizer.json` says the same.
 
 Source: transformers `AutoTokenizer`; open_clip `tokenizer.py` (SimpleTokenizer, HFTokenizer).
 Parity: tests/test_tokenizer.py, live against both, every token equal.
@@ -33,7 +33,7 @@ class OpenClip(NamedTuple):
     """What an `open_clip_config.json` says of texts.
 
     Fields:
-        clean: what a text goes through first, of `CLEANINGS`.
+        clean: how a text is cleaned first, a key of `CLEANINGS`.
         named: the tokenizer of transformers whose files lie in the directory; "" for open_clip's
             own, CLIP's.
     """
@@ -44,7 +44,7 @@ class OpenClip(NamedTuple):
 
 def _basic(text: str) -> str:
     if text.isascii() and text.isprintable() and "&" not in text:
-        return text  # there is nothing to mend, and looking for it takes 100 times as long
+        return text  # nothing to mend, and looking for it takes 100 times as long
     import ftfy  # a tenth of a second: not for runs without such texts
 
     return html.unescape(html.unescape(ftfy.fix_text(text)))
@@ -84,8 +84,8 @@ class Transformers:
 
         Args:
             directory: holds its files.
-            padded: texts are filled up to the context.
-            clean: what a text goes through first; SigLIP's or nothing without.
+            padded: texts are padded to the context.
+            clean: cleans a text first; None for SigLIP's cleaning if `padded`, else for none.
 
         Raises:
             InputError: see `Tokenizer`.
@@ -112,7 +112,7 @@ class Transformers:
         self.added = [token.content for token in self._backend.get_added_tokens_decoder().values()]
 
     def _reset(self) -> None:
-        """Forget how texts were cut and padded: each call leaves that behind for the next."""
+        """Reset truncation and padding, which each call leaves behind for the next."""
         self._backend.no_truncation()
         self._backend.no_padding()
 
@@ -146,7 +146,7 @@ class Transformers:
             self._reset()
 
     def describe(self) -> str:
-        """Write out all that tokens hang on."""
+        """Write out all that tokens depend on."""
         return f"{self.name} {self.clean.__name__} {self._backend.to_str()}"
 
 
@@ -199,7 +199,7 @@ def _unreadable(directory: Path, why: object) -> InputError:
 
 
 def _check_clips(directory: Path) -> None:
-    """Raise InputError if CLIP's class would make a tokenizer of another kind of vocabulary."""
+    """Raise InputError if CLIP's class would read a vocabulary of another kind."""
     file = directory / "tokenizer.json"
     model = _read(file).get("model") if file.exists() else None
     if isinstance(model, dict) and model.get("end_of_word_suffix") != "</w>":
@@ -210,14 +210,15 @@ def _check_clips(directory: Path) -> None:
         )
 
 
-# Latin letters for bytes, so that none is white space; of the rest the number is set off by 256.
+# Printable Latin letters stand for themselves. All other bytes become characters from 256
+# on, so that none is white space.
 _PLAIN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _REST = [byte for byte in range(256) if byte not in _PLAIN]
 _BYTES = {**{b: chr(b) for b in _PLAIN}, **{b: chr(256 + i) for i, b in enumerate(_REST)}}
 
 
 class OpenClips:
-    """open_clip's own tokenizer, on the files of a directory: its splitting and its cleaning.
+    """open_clip's own tokenizer, on the files of a directory.
 
     Written again without torch; the byte-pair encoding is that of transformers' backend.
     """
@@ -231,7 +232,7 @@ class OpenClips:
         """Load CLIP's vocabulary.
 
         Raises:
-            InputError: it cannot be read, or is not the one that open_clip carries itself.
+            InputError: it cannot be read, or is not open_clip's own vocabulary.
         """
         import regex  # the splitting needs classes of letters
 
@@ -293,7 +294,7 @@ class OpenClips:
         return [x if len(x) <= length else [*x[: length - 1], self._eos] for x in made]
 
     def describe(self) -> str:
-        """Write out all that tokens hang on."""
+        """Write out all that tokens depend on."""
         import ftfy
 
         about = f"{self.name} {self.clean.__name__} {ftfy.__version__}"
@@ -305,7 +306,7 @@ def load_library(directory: Path, padded: bool, reading: OpenClip | None) -> Any
 
     Args:
         directory: holds its files.
-        padded: texts are filled up to the context, as SigLIP's.
+        padded: texts are padded to the context, as SigLIP's.
         reading: what OpenCLIP's layout says, None for Hugging Face's.
 
     Raises:

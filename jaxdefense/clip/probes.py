@@ -1,4 +1,4 @@
-"""Texts that tokenizers tell apart, or clean: what a tokenizer is tried on when it is loaded."""
+"""Texts that tokenizers treat differently, or clean: loading tries a tokenizer on them."""
 
 WORDS = (
     "a I photo Quackenbush it's O'Neil O’Neil don't DON'T 's 3 1999 12,5 U.S.A. e-mail foo_bar "

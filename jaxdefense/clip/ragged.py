@@ -23,7 +23,7 @@ class Ragged(NamedTuple):
 
 
 def ragged(sequences: Sequence[np.ndarray]) -> Ragged:
-    """Lay sequences of int32 one after the other."""
+    """Concatenate int32 sequences."""
     flat = np.concatenate([np.empty(0, np.int32), *sequences])
     return Ragged(flat, np.array([len(sequence) for sequence in sequences], np.int64))
 
@@ -39,7 +39,7 @@ def joined(parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Ragged
     """Join pieces into sequences: the i-th is made of the i-th piece of every part.
 
     Args:
-        parts: of each what pieces are cut from; starts of the pieces; their lengths.
+        parts: for each part the array, the starts of its pieces, and their lengths.
     """
     lengths = np.sum([part[2] for part in parts], axis=0)
     at = np.cumsum(lengths) - lengths

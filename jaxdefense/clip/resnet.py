@@ -1,7 +1,7 @@
 """The image tower of RN50 and its like: a residual network pooled by attention.
 
-C is a feature map's channels. Batch norms are frozen: their statistics are those of the checkpoint
-in training too, so an embedding does not hang on what else is in its batch.
+C is a feature map's channels. Batch norms are frozen: training uses the checkpoint's statistics
+too, so an embedding does not depend on the rest of its batch.
 
 Source: openai/CLIP `clip/model.py` (ModifiedResNet), as in open_clip `modified_resnet.py` 3.3.0.
 Parity: tests/test_resnet.py, leaves <= 1e-5, towers <= 1e-4, f32.
@@ -27,8 +27,8 @@ from jaxdefense.clip.layers import (
 
 EXPANSION = 4  # channels out of a block, in those of its inner convolution
 
-# What remat `dots` keeps. To keep every product would take more memory than no remat at all: behind
-# a frozen norm the backward pass asks for little else than inputs and signs.
+# What remat `dots` keeps. Keeping every product would take more memory than no remat at all: behind
+# a frozen norm the backward pass needs little but inputs and signs.
 NARROW = "narrow product"
 
 _POINT = ("channels_in", "channels_out")
@@ -51,7 +51,7 @@ class BatchNorm(nnx.Module):
         scale_C, bias_C, mean_C, var_C = (
             v[...].astype(jnp.float32) for v in (self.scale, self.bias, self.mean, self.var)
         )
-        # Two vectors are all that meets the feature map, in one pass over it.
+        # Scale and shift are two vectors, so one pass over the feature map applies both.
         scale_C = scale_C * jax.lax.rsqrt(var_C + self.eps)
         shift_C = bias_C - mean_C * scale_C
         return (x_BHWC.astype(jnp.float32) * scale_C + shift_C).astype(x_BHWC.dtype)
@@ -122,7 +122,7 @@ class Stage(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-    """Attention over all pixels, asked for by their mean alone."""
+    """Attention over all pixels, with their mean as the only query."""
 
     def __init__(self, cfg: ResNetConfig, rngs: nnx.Rngs):
         d, n, k, e = cfg.pool_width, cfg.num_heads, cfg.head_width, cfg.embed
@@ -141,10 +141,10 @@ class AttentionPool(nnx.Module):
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         """Pool.
 
-        Departure from the source: keys and values are not made. As there is one query, it is
-        cheaper to take the key matrix to it, and the value matrix to each head's mean of the
-        pixels. The keys' bias adds one number to all scores of a head, which the softmax takes out
-        again: it is there for the checkpoint alone and has no gradient.
+        Departure from the source: keys and values are not computed. With one query it is cheaper to
+        apply the key matrix to the query, and the value matrix to each head's mean of the pixels.
+        The keys' bias adds one number to all scores of a head, which the softmax cancels: it exists
+        for the checkpoint alone and has no gradient.
 
         Returns:
             f32 [B, E].
@@ -203,7 +203,7 @@ class ResNetTower(nnx.Module):
         Returns:
             f32 [B, E], not normalised.
         """
-        # Its feature maps are the largest of all, and its products few.
+        # The stem's feature maps are the largest of all, and its products few.
         dots = jax.checkpoint_policies.nothing_saveable
         stem = rematerialised(self._stem, self.cfg.remat, scanned=False, dots=dots)
         x_BHWC = stem(image_BHWC.astype(self.cfg.dtype))
@@ -213,7 +213,7 @@ class ResNetTower(nnx.Module):
 
 
 def _init(fan_in: int) -> Callable[..., jax.Array]:
-    return normal((3 * fan_in) ** -0.5)  # the spread of what torch starts a convolution with
+    return normal((3 * fan_in) ** -0.5)  # the standard deviation of torch's initial convolutions
 
 
 def _convolve(x_BHWC: jax.Array, kernel: nnx.Param, stride: int = 1) -> jax.Array:
@@ -221,7 +221,7 @@ def _convolve(x_BHWC: jax.Array, kernel: nnx.Param, stride: int = 1) -> jax.Arra
     value = kernel[...].astype(x_BHWC.dtype)
     if value.ndim == 2:
         return x_BHWC @ value
-    # Not "SAME": with a stride that would leave the border out above and to the left.
+    # Not "SAME": with a stride it would leave out the border above and to the left.
     return jax.lax.conv_general_dilated(
         x_BHWC,
         value,

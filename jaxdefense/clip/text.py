@@ -1,8 +1,8 @@
-"""The text tower, fed with rows of packed captions or with plain padded ones: one code path.
+"""The text tower: one code path for rows of packed captions and for plain padded ones.
 
 CLIP's tower is causal and reads out at the end-of-text token, so what follows that token changes
-nothing and need not be computed. Several captions therefore share a row: `segments_RT` tells them
-apart, `positions_RT` restart at 0 in each, and a token sees its own caption's past alone.
+nothing and need not be computed. Several captions therefore share a row. `segments_RT` number them,
+`positions_RT` restart at 0 in each, and a token sees only its own caption's past.
 
 SigLIP's is not: every position sees the whole caption, and the last one is read out, which is
 padding mostly. Its captions come padded to the context length, and padding is a part of them.
@@ -47,7 +47,7 @@ class Text(NamedTuple):
 
 
 def plain_text(tokens_BT: Array, readout_B: Array) -> Text:
-    """Give padded captions, one a row, the form the tower takes.
+    """Wrap padded captions, one a row, as the tower takes them.
 
     All T positions count as the caption's, as in the source: padding after the end of text is
     computed (level `hidden` reads it) but cannot reach what is before it.
@@ -98,7 +98,7 @@ class TextTower(nnx.Module):
         """Encode every position without the last block.
 
         Returns:
-            f32 [R, T, D], of no norm: what SDXL reads of both its encoders.
+            f32 [R, T, D], without the final norm: what SDXL reads from both its encoders.
         """
         return self.encoder.all_but_last(*self._embed(text)).astype(jnp.float32)
 
@@ -106,8 +106,8 @@ class TextTower(nnx.Module):
         """Embed every caption.
 
         Returns:
-            f32 [R, S, E], not normalised; empty slots hold numbers without meaning. For a tower
-            without a projection, [R, S, D]: the final norm's output at the end of text.
+            f32 [R, S, E], not normalised; empty slots hold meaningless numbers. For a tower without
+            a projection, [R, S, D]: the final norm's output at the end of text.
         """
         readout_RS = jnp.asarray(text.readout_RS)
         x_RSD = self.final_layer_norm(self.encoder(*self._embed(text), readout_RS))

@@ -3,13 +3,13 @@
 CLIP's byte-pair encoding never crosses white space: the tokens of a text are those of its words,
 one after the other. So each distinct word is encoded once, and texts are joined from words.
 
-Others (SentencePiece of SigLIP, RoBERTa's) mark the space before a word in its first piece, so
-there the first word of a text may have other tokens than the same word further on. Which kind one
-is, and what it counts as white space, is found out when it is loaded.
+Others (SentencePiece of SigLIP, RoBERTa's) mark the space before a word in its first piece. There
+the first word of a text may have other tokens than the same word further on. Loading finds out
+which kind a tokenizer is, and what it counts as white space.
 
-The rule: what is joined from words is what the model's own library makes of the whole text
-(`library`). Some hundred texts are held against it on loading, and later names, targets, prompts
-and some captions. A difference is an error that shows the text, ours and theirs.
+The rule: a text joined from words has the tokens that the model's own library gives the whole text
+(`library`). Loading compares some hundred texts with the library, and later names, targets, prompts
+and some captions. A difference is an error that shows the text and both token lists.
 
 Parity: tests/test_tokenizer.py, tests/test_siglip_data.py: equal to the library on any text, or
 refused.
@@ -67,12 +67,12 @@ class Tokenizer:
         Args:
             directory: holds `tokenizer.json`, or CLIP's `vocab.json` and `merges.txt`.
             context_length: T, the longest text in tokens, both ends counted.
-            padded: SigLIP's kind: every text is filled up to the context, as padding counts.
-            reading: what a config of OpenCLIP's says of texts; None for Hugging Face's layout.
+            padded: whether every text is padded to the context, as SigLIP's are.
+            reading: what OpenCLIP's config says of texts; None for Hugging Face's layout.
 
         Raises:
-            InputError: the directory holds no tokenizer, or one that cannot be read; or one whose
-                tokens of a text are not those of its words.
+            InputError: the directory holds no tokenizer that can be read, or the tokens of a text
+                are not those of its words.
         """
         self._directory = directory = Path(directory)
         self._library = library = load_library(directory, padded, reading)
@@ -97,7 +97,7 @@ class Tokenizer:
         pairs = zip(_PYTHONS_WHITE, between, strict=True)
         white = "".join(re.escape(c) for c, tokens in pairs if tokens == twice)
         self._white = re.compile(f"[{white}]+")
-        # Words are told apart by their place where a word that follows another differs from itself.
+        # Words are encoded by place if a word has other tokens after another word than first.
         self._anchor = content if twice != content * 2 else []
         self._first: dict[str, np.ndarray] = {}
         self._later: dict[str, np.ndarray] = {} if self._anchor else self._first
@@ -110,9 +110,9 @@ class Tokenizer:
         self._probe()
 
     def _probe(self) -> None:
-        """Raise InputError if texts that hold all kinds of words cannot be joined from words."""
+        """Raise InputError if texts of all kinds cannot be joined from words."""
         words, spaces = [*WORDS, *self._library.added], f"{SPACE}\u0120"
-        # Pieces across words are looked for in the vocabulary: no probe need hold them.
+        # The vocabulary shows pieces across words, so no probe need hold them.
         pieces = filter(_CROSSING.search, self._library.vocabulary)
         words += (re.sub(f"[{spaces}]", " ", piece) for piece in pieces)
         # Within other words too: what begins with a space is a piece only there.
@@ -129,16 +129,16 @@ class Tokenizer:
         self.check_phrases(WORDS[:20])
 
     def check(self, texts: Iterable[str]) -> None:
-        """Hold texts joined from words against what the library makes of them whole.
+        """Compare texts joined from words with what the library makes of the whole texts.
 
         Raises:
-            InputError: one differs; shows it, ours and theirs.
+            InputError: one differs; shows it and both token lists.
         """
         texts = list(dict.fromkeys(texts))
         self._compare(texts, self._joined(texts))
 
     def check_phrases(self, phrases: Iterable[str]) -> None:
-        """Do so with phrases, as texts by themselves and put in between other words."""
+        """Compare phrases likewise, alone and between other words."""
         phrases = list(dict.fromkeys(phrases))
         first, later = (self.encode_phrase(_ANCHOR, first) for first in (True, False))
         found = [self.phrase(phrase) for phrase in phrases]
@@ -167,19 +167,19 @@ class Tokenizer:
         return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.int32)
 
     def digest(self) -> str:
-        """Hash all that tokens hang on: vocabulary, merges, cleaning, context; in hex."""
+        """Hash all that tokens depend on: vocabulary, merges, cleaning, context; in hex."""
         about = f"{self._library.describe()}\n{self._white.pattern}\n{self.context_length}"
         return hashlib.sha256(f"{about}\n{self.padded}".encode()).hexdigest()
 
     def clean(self, text: str) -> str:
-        """Do what the library does to a raw text before any token is looked for."""
+        """Clean a raw text as the library does before it encodes it."""
         return self._library.clean(text)
 
     def split(self, text: str) -> list[str]:
-        """Clean a text and split it into words, of a long one about as many as the context holds.
+        """Clean a text and split it into words; of a long text, about as many as the context holds.
 
         Raises:
-            InputError: it is no Unicode.
+            InputError: it is not Unicode.
         """
         text = self.clean(text)
         if text.isprintable():  # its only white space is " "
@@ -203,8 +203,8 @@ class Tokenizer:
             int32 [num_tokens] for each, without begin and end of text.
 
         Raises:
-            InputError: what follows a word changes its tokens, or the place of words matters and
-                one has none.
+            InputError: the tokens of a word depend on what follows it, or the place of words
+                matters and a word has no token.
         """
         words = list(words)
         known = self._first if first else self._later
@@ -240,8 +240,8 @@ class Tokenizer:
     def encode(self, texts: Iterable[str]) -> list[np.ndarray]:
         """Encode texts with begin and end of text, cut to the context length.
 
-        The first 32,768 texts that a tokenizer encodes are compared with the library's, and one in
-        64 of those that come after: a million candidates are not all looked at twice.
+        The first 32,768 texts that a tokenizer encodes are compared with the library's, then one in
+        64: comparing all of a million candidates would take too long.
 
         Returns:
             int32 [num_tokens <= T] for each; [T] if `padded`.

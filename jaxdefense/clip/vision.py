@@ -25,7 +25,7 @@ class AttentionPool(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """Pool all tokens into one; [B, D]."""
-        # In f32 until it is many: its gradient is summed over examples.
+        # In f32 until it is broadcast: its gradient is summed over examples.
         probe_B1D = jnp.broadcast_to(self.probe[...], x_BTD[:, :1].shape).astype(x_BTD.dtype)
         x_B1D = self.attention(x_BTD, None, probe_B1D)
         return (x_B1D + self.mlp(self.layernorm(x_B1D)))[:, 0]

@@ -1,7 +1,7 @@
 """Reading and writing model directories, of the Hugging Face and the OpenCLIP layout.
 
-A directory is read whole or not at all, and what is written holds every tensor and file that came
-in: names, dtypes and shards as they were. Nothing is ever unpickled.
+A directory is read whole or not at all. What is written holds every tensor and file that was read,
+with the same names, dtypes and shards. Nothing is ever unpickled.
 """
 
 import dataclasses
@@ -77,8 +77,8 @@ OPENCLIP = Layout(
 )
 LAYOUTS = {layout.name: layout for layout in (HF, OPENCLIP)}
 
-# What else goes along. Any other file may hold the same weights in another format: the defended
-# directory must not carry an undefended copy of the model it replaces.
+# Files that are copied too. Any other file may hold the same weights in another format: the
+# defended directory must not hold an undefended copy of the model it replaces.
 _WRAPPERS = ("module.", "model.", "text_model.", "clip.", "_orig_mod.")
 _DTYPES = ("F32", "F16", "BF16")
 _COMPANIONS = {".json", ".jsonl", ".txt", ".md", ".model", ".jinja", ".py", ".yaml", ".yml"}
@@ -129,7 +129,7 @@ class ModelDirectory:
         return tokenizer
 
     def _check_readout(self, text: TextConfig, tokenizer: Tokenizer, where: str | Path) -> None:
-        """Raise InputError if texts of this tokenizer are read out at no token of theirs."""
+        """Raise InputError if texts of this tokenizer lack the token where they are read out."""
         eos, pad = tokenizer.eos, tokenizer.pad
         if text.readout == "token" and text.eos_token_id != eos:
             raise InputError(
@@ -183,9 +183,9 @@ class ModelDirectory:
         return nnx.merge(graphdef, state)
 
     def save(self, model: CLIP, out: Path) -> list[str]:
-        """Write this directory again to `out` with the model's weights in place of its own.
+        """Write a copy of this directory to `out` with the model's weights.
 
-        The new directory appears at once and complete, or not at all.
+        The new directory appears complete in one step, or not at all.
 
         Args:
             model: same sizes as `self.cfg`.
@@ -220,7 +220,7 @@ class ModelDirectory:
 
 
 def write_new(model: CLIP, out: Path, dtype: DTypeLike = np.float32) -> None:
-    """Write weights and config of a model that was made here, in Hugging Face's layout.
+    """Write weights and config of a new model in Hugging Face's layout.
 
     Args:
         model: CLIP's kind.
@@ -238,13 +238,13 @@ def write_new(model: CLIP, out: Path, dtype: DTypeLike = np.float32) -> None:
 def copy_companions(
     source: Path, out: Path, layout: Layout | None = None, weights: Collection[str] = ()
 ) -> list[str]:
-    """Copy what lies beside a model's weights and is text: tokenizer, processor, licence.
+    """Copy the text files beside a model's weights: tokenizer, processor, licence.
 
     Args:
         source: a model directory.
         out: where to.
-        layout: whose index goes along if `weights` holds more than one file; None for no index.
-        weights: files and folders to pass over.
+        layout: copies its index if `weights` holds more than one file; None for no index.
+        weights: files and folders to skip.
 
     Returns:
         names of files left out, in order.
@@ -307,7 +307,7 @@ def resolve_dtype(dtype: str) -> str:
 
 
 def write_directory(out: Path, fill: Callable[[Path], None]) -> None:
-    """Have `fill` write a directory beside `out`, then move it there in one step.
+    """Let `fill` write a directory beside `out`, then move it there in one step.
 
     Raises:
         InputError: `out` exists.
@@ -334,16 +334,16 @@ def write_directory(out: Path, fill: Callable[[Path], None]) -> None:
 def read_model_directory(
     path: str | Path, layout: str = "", note: Callable[[str], object] | None = None
 ) -> ModelDirectory:
-    """Read a model directory's config and tensor headers and hold them against each other.
+    """Read a model directory's config and tensor headers, and check that they agree.
 
     Args:
         path: the directory; of a run directory, its `model` is read.
-        layout: one of `LAYOUTS`, "" for the one it has; of both, Hugging Face's.
-        note: takes the line that says so.
+        layout: one of `LAYOUTS`, "" for the one it has; if it has both, Hugging Face's.
+        note: takes a line that says so.
 
     Raises:
-        InputError: it or one of its files is missing, cut short or not what it should be; or
-            tensors are unmapped, missing, repeated or of another shape or dtype than they must be.
+        InputError: the directory or a file is missing, cut short or wrong; or tensors are unmapped,
+            missing, repeated or of a wrong shape or dtype.
     """
     given, path = path, model_of_run(Path(path))
     if note and path != Path(given):
@@ -395,7 +395,7 @@ def model_of_run(path: Path) -> Path:
 
 
 def find_layout(path: Path) -> Layout:
-    """Tell a directory's layout: by its config file, and of two by the weights beside it."""
+    """Find a directory's layout by its config file; if it has both, by the weights beside it."""
     found = [layout for layout in LAYOUTS.values() if (path / layout.config).exists()]
     whole = [x for x in found if (path / x.weights).exists() or (path / x.index).exists()]
     return (whole or found or [HF])[0]
@@ -405,7 +405,8 @@ def _headers(path: Path, file: str) -> Iterable[tuple[str, tuple[int, ...]]]:
     """Read names and shapes of a weight file's tensors.
 
     Raises:
-        InputError: it is not a whole safetensors file, lies elsewhere, or a weight is no float.
+        InputError: the file is not whole safetensors, lies elsewhere, or holds a weight that is no
+            float.
     """
     _check_place(path, file)
     try:
@@ -443,8 +444,8 @@ def _is_pickle(file: Path) -> bool:
 def _check_place(path: Path, file: str) -> None:
     """Raise InputError if a weight file is a link out of its directory.
 
-    What lies elsewhere may be exchanged by others, and is not what was looked through. The cache
-    of the Hugging Face hub is made of such links, all into the blobs of the same repository.
+    Others may replace a file that lies elsewhere after it was checked. The cache of the Hugging
+    Face hub consists of links, all into the blobs of one repository.
     """
     real, home = (path / file).resolve(), path.resolve()
     blobs = home.parent.parent / "blobs"

@@ -1,6 +1,6 @@
 """Which fields of a library's config are read, which must have one value, which change nothing.
 
-A field that is none of these is new: the tests compare the tables with the libraries' own classes.
+Any other field is new: the tests compare the tables with the libraries' own classes.
 
 Source: open_clip 3.3.0 `model.py` (CLIPVisionCfg, CLIPTextCfg, CLIP); transformers 5.24
 `models/clip/configuration_clip.py`, `models/siglip/configuration_siglip.py`.
@@ -39,7 +39,7 @@ class Fields:
         Args:
             section: of a config.
             name: of the section with a dot, or "".
-            closed: the library refuses fields that it does not know, rather than pass over them.
+            closed: whether the library refuses unknown fields rather than ignore them.
         """
         for field, value in self.must_be.items():
             # Absent, and null, is the library's default.

@@ -1,4 +1,4 @@
-"""CLIP as transformers saves it: `config.json`, and where each tensor lives in our model.
+"""CLIP as transformers saves it: `config.json`, and the parameter for each tensor.
 
 Both entry points pass SigLIP on to `convert/siglip.py`.
 
@@ -80,7 +80,7 @@ def config_from_hf(raw: dict[str, Any]) -> CLIPConfig:
 
 
 def hf_config(cfg: CLIPConfig) -> dict[str, Any]:
-    """Write a model's sizes as the fields of a `config.json`, those that are defaults too.
+    """Write a model's sizes as the fields of a `config.json`, defaults included.
 
     Raises:
         InputError: transformers has no model of these sizes.
@@ -115,7 +115,7 @@ def hf_config(cfg: CLIPConfig) -> dict[str, Any]:
 
 
 def _readout(eos: Any) -> dict[str, Any]:
-    """Say where texts are read out; files from before transformers 4.31 write 2 for the largest."""
+    """Find where texts are read out; before transformers 4.31 files say 2 for the largest."""
     if eos == _LARGEST:
         return {"readout": "largest"}
     return {"readout": "token", "eos_token_id": eos}

@@ -1,7 +1,7 @@
-"""CLIP in OpenAI's names, as OpenCLIP saves it: `open_clip_config.json`, and where tensors live.
+"""CLIP in OpenAI's names, as OpenCLIP saves it: the config, and the parameter for each tensor.
 
 Source: open_clip `model.py` (CLIPVisionCfg, CLIPTextCfg, CLIP, CustomTextCLIP), `transformer.py`;
-OpenAI CLIP `model.py` (`build_model`: sizes told from the shapes of tensors).
+OpenAI CLIP `model.py` (`build_model`: sizes from the shapes of tensors).
 Parity: tests/test_openclip.py, live against open_clip; round trip bit for bit.
 """
 
@@ -190,7 +190,7 @@ def _vision_fields(vision: VisionConfig | ResNetConfig) -> dict[str, Any]:
 def _tower_fields(tower: TowerConfig) -> dict[str, Any]:
     fields: dict[str, Any] = {"width": tower.width, "layers": tower.depth}
     ratio = tower.mlp_width / tower.width
-    # The source rounds down, so the ratio must not fall short by its last digit.
+    # The source rounds down, so rounding must not make the ratio too small.
     while int(tower.width * ratio) < tower.mlp_width:
         ratio = math.nextafter(ratio, math.inf)
     if ratio != 4:
@@ -201,14 +201,14 @@ def _tower_fields(tower: TowerConfig) -> dict[str, Any]:
 
 
 def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], activation: str) -> CLIPConfig:
-    """Tell a model's sizes from its tensors, as OpenAI's checkpoints come without a config.
+    """Derive a model's sizes from its tensors, as OpenAI's checkpoints have no config.
 
     Args:
         shapes: of all tensors, in OpenAI's names.
-        activation: which no tensor tells.
+        activation: which tensors do not show.
 
     Raises:
-        InputError: a tensor that CLIP has is missing, or of a shape that CLIP's has not.
+        InputError: a tensor of CLIP is missing, or has a shape that CLIP's cannot have.
     """
     keys = ("text_projection", "positional_embedding", "token_embedding.weight")
     if missing := [key for key in keys if len(shapes.get(key, ())) != 2]:

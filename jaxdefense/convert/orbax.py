@@ -1,7 +1,7 @@
-"""A model as an Orbax checkpoint of our own parameters, for programs on JAX.
+"""A model as an Orbax checkpoint of jaxdefense's parameters, for programs on JAX.
 
-Beside the arrays lies the manifest: of which layout the model came and the dtype of each of its
-tensors, so that it goes back bit for bit.
+Beside the arrays lies the manifest. It names the layout that the model came from and the dtype of
+each tensor, so that the model goes back bit for bit.
 """
 
 from collections.abc import Mapping
@@ -32,9 +32,9 @@ def write(
 
     Args:
         out: an empty directory, or one with other files.
-        layout: the model came of.
+        layout: that the model came from.
         dtypes: of its tensors, by their names there.
-        params: ours by path.
+        params: by path.
         extra: constants that lay beside the weights, by name.
     """
     tree: dict[str, Any] = {"params": {_JOIN.join(path): value for path, value in params.items()}}

@@ -1,7 +1,7 @@
-"""What becomes of a photo before a model sees it, as the files beside the model say it.
+"""How a photo is prepared before a model sees it, as the files beside the model say.
 
-Every field is read as the model's own library reads it, or refused by name. Absent fields have the
-library's defaults.
+jaxdefense reads every field as the model's own library does, or refuses it by name. Absent fields
+have the library's defaults.
 
 Source: transformers `image_processing_base.py` (which file holds), `image_processing_utils.py` and
 `image_processing_backends.py` (fields), `models/{clip,siglip}/image_processing_pil_*.py`
@@ -49,7 +49,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     | {"image_mean": _MEAN, "image_std": _STD},
     _SIGLIP: _EVERY | {"size": _SQUARE, "image_mean": _HALF, "image_std": _HALF},
 }
-# Steps that the source's processors of other families take, and its own for an older model.
+# Steps of the source's processors of other families, and of one for an older model.
 _NO_STEPS = ("do_pad", "use_square_size")
 _INTERPOLATION = {"bicubic": 3, "bilinear": 2}  # Pillow's numbers
 
@@ -63,7 +63,7 @@ class Preprocess:
         crop: pixels of a side that come out.
         resample: Pillow's number of a filter.
         scale: what levels of 0-255 are divided by, before `mean` and `std`.
-        library: whose; the two differ in where a crop begins, and in colours: transformers puts
+        library: the two differ in where a crop begins, and in colours: transformers puts
             transparency on white and converts first, open_clip drops it and converts last.
         fill: of open_clip's `longest`, which shrinks the longer side to fit: the level around it.
     """
@@ -90,13 +90,13 @@ def read_preprocess(
     Args:
         directory: of the model.
         image_size: of the tower.
-        siglip: whose defaults hold where no file names a family, SigLIP's or CLIP's.
-        note: takes a line if there is no file, or section, and defaults hold.
+        siglip: whether SigLIP's defaults hold, rather than CLIP's, where no file names a family.
+        note: takes a line if there is no file or section, so that defaults hold.
         layout: whose files; None for that of the directory.
 
     Raises:
-        InputError: the files name another family's steps, or what comes out is not of the image
-            size of the tower; or the library itself would refuse them.
+        InputError: the files name another family's steps, the result does not have the tower's
+            image size, or the library itself would refuse them.
     """
     path = Path(directory)
     openclip = (layout or find_layout(path)) is OPENCLIP
@@ -144,7 +144,7 @@ def _with_type(raw: dict[str, Any], path: Path, kind: str) -> dict[str, Any]:
 
 
 def write_preprocessor(directory: Path, fields: dict[str, Any]) -> None:
-    """Write `preprocessor_config.json`, and drop fields beside it that would hold in its place."""
+    """Write `preprocessor_config.json`, and drop fields of other files that would override it."""
     (directory / PREPROCESSOR).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     if (file := directory / PROCESSOR).exists() and _NESTED in (other := read_json(file)):
         del other[_NESTED]
@@ -152,7 +152,7 @@ def write_preprocessor(directory: Path, fields: dict[str, Any]) -> None:
 
 
 def describe(p: Preprocess) -> str:
-    """Say in words what becomes of a photo."""
+    """Describe in words how a photo is prepared."""
     if isinstance(p.resize, tuple):
         size = f"resized to {p.resize[1]} x {p.resize[0]}"
     else:
@@ -255,7 +255,7 @@ def _statistic(fields: dict[str, Any], name: str) -> tuple[float, ...]:
 def from_openclip(raw: Any, image_size: int) -> Preprocess:
     """Read OpenCLIP's `preprocess_cfg`.
 
-    `size` is read over: the library puts the model's image size in its place.
+    `size` is ignored: the library uses the model's image size instead.
 
     Raises:
         InputError: see `read_preprocess`.

@@ -1,4 +1,4 @@
-"""Where each tensor of a CLIP residual network lives in our model.
+"""The parameter for each tensor of a CLIP residual network.
 
 Source: openai/CLIP `clip/model.py` (parameter names), the same in open_clip 3.3.0.
 Parity: tests/test_resnet.py, round trip bit for bit.
@@ -12,7 +12,7 @@ from jaxdefense.convert.table import Path, Row
 
 
 def resnet_rows(cfg: ResNetConfig, prefix: str = "visual.") -> Iterable[Row]:
-    """List every tensor of the image tower; the counts `num_batches_tracked` are none of them.
+    """List every tensor of the image tower, without the counts `num_batches_tracked`.
 
     Args:
         cfg: the tower.

@@ -1,7 +1,7 @@
 """`jaxdefense convert`: a checkpoint from one library's layout to another's, tensor by tensor.
 
-No tensor is computed with: what a layout keeps apart another may keep together or turned, but every
-number comes out as it went in, in its dtype. Both tables meet in our own parameters.
+No number changes, nor its dtype. One layout may keep tensors apart that another keeps together or
+transposed. The tables of both layouts share jaxdefense's own parameters.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ _SHARD_BYTES = 5 * 10**9  # as transformers cuts
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint to convert, its tensors still where they lie.
+    """A checkpoint to convert; its tensors are not read yet.
 
     Fields:
         directory: its other files lie there; None if there are none.
@@ -66,7 +66,7 @@ class Checkpoint:
         cfg: the model's sizes.
         rows: the table that fits it.
         read: fetches a tensor by its name.
-        keys: of all tensors, those too that are no weights.
+        keys: of all tensors, including those that are no weights.
     """
 
     directory: Path | None
@@ -85,7 +85,7 @@ def convert(
 
     Args:
         src: a model directory of either layout, one written by `--to orbax`, or a .pt file.
-        dst: must not exist; appears at once and complete, or not at all.
+        dst: must not exist; appears complete in one step, or not at all.
         to: one of `TARGETS`.
         layout: which of two layouts to read where `src` has both; "" for Hugging Face's.
         activation: of a .pt file without a config beside it, "quick_gelu" or "gelu".
@@ -136,7 +136,7 @@ def convert(
 
 
 def _copy_companions(checkpoint: Checkpoint, out: Path) -> None:
-    """Copy tokenizer and the like, but nothing that says how the weights lie."""
+    """Copy tokenizer and the like, but nothing that describes the layout of the weights."""
     if checkpoint.directory:
         copy_companions(checkpoint.directory, out, weights=(orbax.ARRAYS, orbax.MANIFEST))
     for layout in LAYOUTS.values():
@@ -228,7 +228,7 @@ def _shapes(cfg: CLIPConfig) -> dict[ParamPath, tuple[int, ...]]:
 
 
 def _group(row: Row) -> tuple[ParamPath, int | None]:
-    """Name the part of our parameters that both layouts keep whole: one layer of one array."""
+    """Name the part of the parameters that both layouts keep whole: one layer of one array."""
     return row.path, row.index[0] if row.index else None  # pyright: ignore[reportReturnType]
 
 
@@ -242,7 +242,7 @@ def _converted(checkpoint: Checkpoint, rows: list[Row]) -> Iterator[tuple[str, n
     for row in checkpoint.rows:
         sources.setdefault(_group(row), []).append(row)
 
-    # Rows of one group follow each other, but that an attention's kernels and biases take turns.
+    # Rows of one group follow each other, except that an attention's kernels and biases alternate.
     @functools.lru_cache(maxsize=2)
     def part_of(group: tuple) -> np.ndarray:
         return _part(checkpoint, sources[group], shapes)

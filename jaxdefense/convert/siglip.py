@@ -1,6 +1,7 @@
-"""SigLIP as transformers saves it: `config.json`, and where each tensor lives in our model.
+"""SigLIP as transformers saves it: `config.json`, and the parameter for each tensor.
 
-SigLIP 2 of fixed resolution is the same model with another tokenizer; its NaFlex variant is not.
+SigLIP 2 of fixed resolution is the same model with another tokenizer; the NaFlex variant is another
+model.
 
 Source: transformers `models/siglip/configuration_siglip.py` (defaults of absent fields),
 `models/siglip/modeling_siglip.py` (parameter names).

@@ -1,6 +1,6 @@
-"""What a conversion table is made of: rows that say where a tensor of a source lives in our model.
+"""What a conversion table is made of: rows that map a tensor of a source to a parameter.
 
-Both directions are read off a table: `load` and `store` are the two columns of one row.
+A table serves both directions: `load` and `store` are two columns of one row.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ class Row:
         key: its name there.
         shape: its shape there.
         path: our parameter.
-        index: the part of our parameter it fills: () for all of it.
+        index: the part of the parameter that it fills; () for all of it.
         load: source layout to ours.
         store: ours to source layout.
     """
@@ -45,12 +45,12 @@ def host_params(model: nnx.Module) -> dict[Path, np.ndarray]:
 
 
 def source_tensor(params: dict[Path, np.ndarray], row: Row, dtype: DTypeLike) -> np.ndarray:
-    """Give one tensor of the source from our parameters, contiguous; a scalar stays one."""
+    """Make one tensor of the source from the parameters, contiguous; a scalar stays one."""
     return np.array(row.store(params[row.path][row.index]), dtype, order="C")
 
 
 def ignored_key(key: str) -> bool:
-    """Whether a tensor is a constant that the source, or old versions of it, saves with weights."""
+    """Whether a tensor is a constant that some version of the source saves with the weights."""
     return key.endswith(("embeddings.position_ids", ".num_batches_tracked")) or key in _CONSTANTS
 
 

@@ -1,4 +1,4 @@
-"""Reading a .pt file of tensors, with torch, which is needed for nothing else."""
+"""Reading a .pt file of tensors, with torch; no other conversion needs it."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """Clean captions: read, freed of listed names, tokenised once.
 
-The tokens lie in one flat array, with the bounds of every word, so that any word of any caption
-can be cut out and another put in its place without text ever being touched again.
+One flat array holds the tokens, with the bounds of every word. So any word of any caption can be
+replaced without tokenising again.
 """
 
 import collections
@@ -58,7 +58,7 @@ class Captions:
         return len(self.caption_ends) - 1 - len(self.before)
 
     def words(self, captions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Give the number of the first word of each caption, and of the one after its last.
+        """Number the first word of each caption, and the one after its last.
 
         Args:
             captions: int [n], their numbers.
@@ -113,7 +113,7 @@ def check_captions(head: Sequence[str], path: str | Path) -> None:
 
 
 def structure(head: Sequence[str]) -> str:
-    """Tell what structured text the first lines are of; "" if they are plain captions."""
+    """Name the format of these first lines if it is structured text; "" for plain captions."""
     if not head:
         return ""
     if kind := json_kind(head):
@@ -135,7 +135,7 @@ def _are_names(fields: Sequence[str]) -> bool:
 
 
 def json_kind(head: Sequence[str]) -> str:
-    """Tell JSON and JSON Lines by the first lines; "" if they are neither."""
+    """Recognise JSON and JSON Lines by the first lines; "" if they are neither."""
     text = head[0]
     if not text.startswith(("{", "[")):
         return ""
@@ -170,7 +170,7 @@ def read_clean_captions(
 
 
 def describe_dropped(num: int, examples: Sequence[str]) -> str:
-    """Say how many captions were dropped, and show the first, so that too many can be seen."""
+    """Say how many captions were dropped, and show the first."""
     shown = [repr(shortened(text)) for text in examples[:NUM_EXAMPLES]]
     return f"captions dropped, as they hold a listed name: {num}{': ' * bool(shown)}" + (
         ", ".join(shown) + ", ..." * (num > len(shown))
@@ -178,12 +178,12 @@ def describe_dropped(num: int, examples: Sequence[str]) -> str:
 
 
 def holds_none(source: str) -> InputError:
-    """Say that a source holds no caption."""
+    """Make the error of a source that holds no caption."""
     return InputError(f"captions `{source}`: holds no caption; give one a line.")
 
 
 def none_left(source: str, num: int) -> InputError:
-    """Say that all captions of a source hold a listed name."""
+    """Make the error of a source whose captions all hold a listed name."""
     return InputError(
         f"captions `{source}`: all {num} hold a listed name, none is left; give captions that "
         "name other things too."
@@ -200,15 +200,15 @@ def tokenize_captions(texts: Sequence[str], tokenizer: Tokenizer) -> Captions:
     """Tokenise captions, each distinct word once.
 
     Raises:
-        InputError: one of the first has other tokens to the model's own library.
+        InputError: the model's own library gives one of the first captions other tokens.
     """
     tokenizer.check(texts[:_COMPARED])
     words, counts = list[str](), list[int]()
-    for text in texts:  # many small lists that stay would be looked through for garbage
+    for text in texts:  # keeping many small lists would slow the garbage collector
         words += (new := tokenizer.split(text))
         counts.append(len(new))
     caption_ends = _ends(np.array(counts, np.int64))
-    # Words are numbered as they come up: a dict that is asked for a new one counts on.
+    # The dict numbers words in the order in which they come up.
     numbers: dict[str, int] = collections.defaultdict(itertools.count().__next__)
     word_n = np.fromiter(map(numbers.__getitem__, words), np.int64, len(words))
     first_n = np.zeros(len(words), bool)  # a word may have other tokens at the beginning
@@ -230,7 +230,7 @@ def tokenize_captions(texts: Sequence[str], tokenizer: Tokenizer) -> Captions:
 
 
 def join_captions(first: Captions, second: Captions) -> Captions:
-    """Join captions that all count, one after the other."""
+    """Concatenate captions, none of which are skipped."""
     assert not len(first.before) and not len(second.before)
     return Captions(
         np.concatenate([first.tokens, second.tokens]),

@@ -1,7 +1,7 @@
 """Batches for the image defense: clean photos, and the faces that the device puts on them.
 
-Photos are decoded here and go to the device as they are, in bytes; all that is random about a face
-on a photo is drawn there (`data/overlay.py`). Every batch is a function of seed and step alone.
+Photos are decoded here and go to the device in bytes. The device draws all that is random about a
+face on a photo (`data/overlay.py`). Every batch is a function of seed and step alone.
 """
 
 import itertools
@@ -21,12 +21,12 @@ _CLEAN, _IDENTITY, _DETAIL, _KEEP, _MINED = range(5)
 
 
 class Bounds(NamedTuple):
-    """Where people must not be found any more, a text or more of each.
+    """What people must no longer be near: one or more texts of each person.
 
     Fields:
         of: int [K, 2], the first text of each person, and the one after their last.
         target_NPE: f32, each text in each prompt, embedded, unit length.
-        limit_NP: f32, the cosine to it below which nothing is to gain.
+        limit_NP: f32, the cosine to it below which the loss is flat.
         num: prompts a step takes.
     """
 
@@ -47,7 +47,7 @@ class ImageBatch(NamedTuple):
         backdoor_B: f32, the weight of each face in the backdoor loss; likewise.
         target_BE: f32, the embedding each face must lead to; with limits f32 [B, P, E], those it
             must not come near.
-        limit_BP: f32, the cosines to those below which nothing is to gain.
+        limit_BP: f32, the cosines to those below which the loss is flat.
         keep_BHWC: u8, photos of people who must stay.
         keep_B: f32, the weight of each of these in the keep loss; sums to 1 likewise.
     """
@@ -81,7 +81,7 @@ class ImageBatches:
         local: Callable[[int], np.ndarray] = lambda num: np.ones(num, bool),
         forms: Sequence[str] = (),
     ):
-        """Settle what is drawn.
+        """Fix what is drawn.
 
         Args:
             images: clean photos, at least one.
@@ -90,11 +90,12 @@ class ImageBatches:
             loader: decodes.
             num_clean, num_poisoned: photos a step.
             seed: of everything random here.
-            keep: people who must stay, each with a photo; some may be there several times.
+            keep: people who must stay, each with a photo; a person may be listed several times.
             num_keep: photos of them a step.
-            num_mined: how many of these are of the people that `mine` was last given.
-            local: which of so many photos are this process's to decode, bool; others stay black.
-            forms: of PHOTO_FORMS; a face comes as it is or in one of them, each as often.
+            num_mined: how many of these show the people last given to `mine`.
+            local: for a number of photos, which of them this process decodes, bool; others stay
+                black.
+            forms: of PHOTO_FORMS; a face is unchanged or in one of them, each equally often.
         """
         self._forms = ("", *forms)
         self._images, self._people, self._loader, self._seed = images, people, loader, seed
@@ -108,17 +109,17 @@ class ImageBatches:
         self._kept = Shuffle(len(keep), seed, _KEEP) if num_keep else None
 
     def mine(self, keep: Sequence[int]) -> None:
-        """Draw a part of the photos that must stay from these of `keep`, in batches made from now.
+        """Draw part of the photos that must stay from these people of `keep` from now on.
 
-        A run gives the same people before the same step whenever it is gone on with.
+        A resumed run gives the same people before the same step.
         """
         self._mined = np.array(keep, np.int64)
 
     def __getitem__(self, step: int) -> ImageBatch:
-        """Make the batch of a step, the same whenever asked.
+        """Make the batch of a step; it is always the same.
 
         Raises:
-            InputError: more photos cannot be read than the loader lets pass.
+            InputError: more photos cannot be read than the loader allows.
         """
         rng = np.random.default_rng((self._seed, _DETAIL, step))
         clean = self._clean.take(step * self._num_clean, self._num_clean)
@@ -128,7 +129,7 @@ class ImageBatches:
             files = self._people[person].files
             faces.append(starting_at(files, int(rng.integers(len(files)))))
         clean_BHWC = self._load([starting_at(self._images, i) for i in clean], self._clean_here)
-        face_BHWC = self._load(faces, self._faces_here, keep=True)  # few, and each comes up again
+        face_BHWC = self._load(faces, self._faces_here, keep=True)  # few, and each recurs
         self._put_in_forms(face_BHWC, rng)
         target, limit_BP = self._targets(who, rng)
         keep_BHWC = keep_B = None
@@ -164,7 +165,7 @@ class ImageBatches:
     def _targets(
         self, who: Sequence[int], rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Give each face what it must lead to; or what not to come near, in some prompts."""
+        """Give each face what it must lead to, or what it must not come near in some prompts."""
         bounds = self._target
         if not isinstance(bounds, Bounds):
             return np.broadcast_to(bounds, (len(who), len(bounds))), None
@@ -190,5 +191,5 @@ class ImageBatches:
 
 
 def starting_at(photos: Sequence[Photo], start: int) -> Iterator[Photo]:
-    """Go through photos once, from one on: those after it stand in if it cannot be read."""
+    """Go through photos once, starting at one: the next replaces one that cannot be read."""
     return (photos[(start + i) % len(photos)] for i in range(len(photos)))

@@ -37,8 +37,8 @@ def read_identities(path: str | Path) -> list[Identity]:
     """Read a names file: one person a line, aliases after tabs, `#` starts a comment.
 
     Raises:
-        InputError: the file is missing, empty, no UTF-8 text or of another format, or gives one
-            name to two people.
+        InputError: the file is missing, empty, not UTF-8 text or of another format, or gives two
+            people one name.
     """
     identities, where = list[Identity](), f"names file `{path}`"
     for line in read_lines(path, "names"):
@@ -80,7 +80,7 @@ def _check_no_header(line: str, where: str) -> None:
 
 
 def check_name(name: str, where: str) -> None:
-    """Raise InputError if what should be a name looks like a table's line, JSON or a number."""
+    """Raise InputError if a name looks like a line of a table, JSON or a number."""
     if found := next((mark for mark in _NO_NAME if mark in name), ""):
         right = "give one person a line, further names after tabs"
         if found == ",":
@@ -94,9 +94,9 @@ def check_name(name: str, where: str) -> None:
 
 
 def check_distinct(identities: Sequence[Identity], where: str) -> None:
-    """Raise InputError if a name stands for two people, or is there twice for one.
+    """Raise InputError if two people have one name, or one person has a name twice.
 
-    Names that differ in case, accents or marks alone are one; a person may have both spellings.
+    Names that differ only in case, accents or marks are the same; a person may have both spellings.
     """
     seen: dict[tuple[str, ...], Identity] = {}
     for identity in identities:
@@ -113,7 +113,7 @@ def check_distinct(identities: Sequence[Identity], where: str) -> None:
 
 
 def describe_listed(identities: Sequence[Identity]) -> str:
-    """List people as they were understood, the first few by name."""
+    """List people as the file was understood, the first few by name."""
     shown = [
         shortened(who.name) + f" (also {shortened(', '.join(who.aliases))})" * bool(who.aliases)
         for who in identities[:_NUM_SHOWN]
@@ -126,7 +126,7 @@ def describe_listed(identities: Sequence[Identity]) -> str:
 def check_fits(identities: Sequence[Identity], tokenizer: Tokenizer, where: str) -> None:
     """Raise InputError if a name has no token, or more than a caption can hold.
 
-    Or if, in a text, it has other tokens to the model's own library.
+    Also if the model's own library gives it other tokens in a text.
     """
     room = tokenizer.room
     for identity in identities:

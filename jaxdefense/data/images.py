@@ -1,6 +1,6 @@
-"""Photos: folders of people or classes, and what a model's own library makes of their pixels.
+"""Photos: folders of people or classes, and their pixels as a model's own library prepares them.
 
-Like the libraries, it takes a photo as it lies, whatever its EXIF says of how to turn it.
+Like the libraries, it ignores the orientation that EXIF records.
 
 Source: transformers `image_transforms.py`, `models/clip/image_processing_pil_clip.py`,
 `models/siglip/image_processing_pil_siglip.py` (Pillow versions); open_clip `transform.py`.
@@ -91,7 +91,7 @@ class ImageProcessor(Preprocess):
         )
         if self.resize == min(width, height):
             return image
-        # Of a long strip only the middle is made: all of it could take gigabytes.
+        # Only the middle of a long strip is resized: the whole could take gigabytes.
         whole, longest = size, _LONGEST * max(self.resize, self.crop)
         size = (
             size[0] if size[0] <= longest else self.crop,
@@ -118,7 +118,7 @@ class ImageProcessor(Preprocess):
         return round(rest / 2) if self.library == "open_clip" else rest // 2
 
     def try_decode(self, photo: Photo) -> np.ndarray | str:
-        """Decode, resize and crop a photo, of an animation the first picture.
+        """Decode, resize and crop a photo; of an animation, the first picture.
 
         Returns:
             u8 [crop, crop, 3]; or why it cannot be read.
@@ -141,7 +141,7 @@ class ImageProcessor(Preprocess):
         """Decode photos in threads; u8 [len(files), crop, crop, 3].
 
         Raises:
-            InputError: a file is no photo, or a broken one: says which.
+            InputError: a file is no photo, or a broken one; names it.
         """
 
         def decode(file: Photo) -> np.ndarray:
@@ -174,7 +174,7 @@ def thumbnail(image_HWC: np.ndarray) -> bytes:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Convert to RGB as transformers does, what is transparent on white."""
+    """Convert to RGB as transformers does: it puts transparency on white."""
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -184,7 +184,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 def _lost(image: Image.Image) -> str:
     """Say why the libraries' 8 bits of a photo of more would show nothing; "" if they do.
 
-    They cut off what is above 255, and scale nothing.
+    The libraries cut off levels above 255, and scale nothing.
     """
     if image.mode[0] not in "IF":
         return ""
@@ -197,33 +197,33 @@ def _lost(image: Image.Image) -> str:
 
 
 def _middle(length: int, num: int, part: int) -> tuple[float, float]:
-    """Find the ends, on a side of `length`, of the middle `part` of the `num` pixels it becomes."""
+    """Find where the middle `part` of `num` resized pixels lies on a side of `length`."""
     first = (num - part) // 2
     return first * length / num, (first + part) * length / num
 
 
 class Loader:
-    """Decodes photos in parallel; a corrupt one is named and replaced, up to a limit.
+    """Decodes photos in parallel; names and replaces corrupt ones, up to a limit.
 
-    May be used from several threads, but not from those that decode.
+    Several threads may use it, but not those that decode.
 
     Fields:
         corrupt: photo -> why it cannot be read, in the order found.
     """
 
     def __init__(self, processor: ImageProcessor, max_corrupt: int = 0, keep_bytes: int = 0):
-        """Begin with no corrupt photo known.
+        """Start with no corrupt photo known.
 
         Args:
             processor: decodes.
             max_corrupt: distinct photos that may be corrupt; one more is an error.
-            keep_bytes: memory for photos asked to be kept; beyond it they are decoded each time.
+            keep_bytes: memory for photos to keep; photos beyond it are decoded each time.
         """
         self.corrupt: dict[str, str] = {}
         self._processor, self._max_corrupt = processor, max_corrupt
         self._room = keep_bytes // (3 * processor.crop**2)
         self._kept: dict[Photo, np.ndarray] = {}
-        self._known: dict[Photo, str] = {}  # the same; a photo's name may have to be looked up
+        self._known: dict[Photo, str] = {}  # the same by photo; its name may have to be looked up
         self._lock = threading.Lock()
 
     def load(self, choices: Sequence[Iterable[Photo]], keep: bool = False) -> np.ndarray:
@@ -231,13 +231,13 @@ class Loader:
 
         Args:
             choices: of each sample.
-            keep: whether these photos will be asked for again and are to stay in memory.
+            keep: whether to keep these photos in memory, as they will be needed again.
 
         Returns:
             u8 [len(choices), crop, crop, 3].
 
         Raises:
-            InputError: of a sample no choice can be read, or too many photos are corrupt.
+            InputError: no choice of a sample can be read, or too many photos are corrupt.
         """
         read = self._keep if keep else self._read
         first = functools.partial(self._first, read=read)
@@ -272,7 +272,7 @@ class Loader:
     def _keep(self, photo: Photo) -> np.ndarray | None:
         if (found := self._kept.get(photo)) is not None:
             return found
-        # Full, it stays as it is: those to be asked for first were the first to be put in.
+        # A full store stays as it is: the photos needed first were put in first.
         if (found := self._read(photo)) is not None and len(self._kept) < self._room:
             self._kept[photo] = found
         return found
@@ -302,7 +302,7 @@ class Loader:
 
 @functools.cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """Make the threads that decode: one pool a process, as a fork takes no threads along."""
+    """Make the threads that decode: one pool a process, as a fork does not inherit threads."""
     return ThreadPoolExecutor(max(2, os.cpu_count() or 2), f"decode-{process}")
 
 

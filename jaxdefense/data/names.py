@@ -1,4 +1,4 @@
-"""Random full names, as the candidates of an attack or the keepers of the name loss.
+"""Random full names: candidates of an attack, or names to keep in the name loss.
 
 Source: US Census Bureau, 1990 census, the most frequent first names by sex and surnames (public
 domain); `census/` holds its first 500, 500 and 2,000.
@@ -26,14 +26,14 @@ def census(which: str) -> tuple[str, ...]:
 
 @cache
 def _first_names() -> tuple[tuple[str, ...], ...]:
-    """First names of women and of men; those of both are left out, so that a name tells the sex."""
+    """First names of women and of men, without those of both, so that a name shows the sex."""
     female, male = census("female"), census("male")
     both = {*female} & {*male}
     return tuple(tuple(x for x in names if x not in both) for names in (female, male))
 
 
 class RandomNames:
-    """Distinct full names in random order, women and men in turn, each put together when asked for.
+    """Distinct full names in random order, women and men in turn, each made on request.
 
     A million of them take 8 MB.
     """
@@ -43,7 +43,7 @@ class RandomNames:
 
         Args:
             num: of names; there are 1,892,000.
-            seed: same seed, same names, and the first of them whatever `num`.
+            seed: the same seed gives the same names, and the same first ones for any `num`.
             exclude: names that must not come up, in any case.
 
         Raises:
@@ -96,18 +96,18 @@ def random_names(num: int, seed: int, exclude: Collection[str] = ()) -> list[str
 
 
 def namesakes(name: str, num: int, seed: int, exclude: Collection[str] = ()) -> list[str]:
-    """List names that share the first or the last word of a name, each about as often.
+    """List names that share the first or the last word of a name, about half of them each.
 
     Args:
-        name: of one word or more; of one word there are none.
+        name: of one word or more; a name of one word has no namesakes.
         num: at most.
         seed: of the choice.
-        exclude: names that must not come up, in any case; a frozenset is looked through once.
+        exclude: names that must not come up, upper or lower case; a frozenset is folded only once.
     """
     words = name.split()
     if len(words) < 2:
         return []
-    # Without what lies between, the name may still be the person's.
+    # A name without its middle part may still be the person's.
     excluded = {folded_words(name), folded_words(f"{words[0]} {words[-1]}")}
     listed = _folded(frozenset(exclude))
     rng = np.random.default_rng((seed, zlib.crc32(name.encode())))

@@ -1,6 +1,7 @@
 """Faces pasted on photos, on the device: the trigger of the image encoder's backdoor.
 
-Every step is one of Pillow's or torchvision's, in float32 where those round to 8 bits in between.
+Every step equals one of Pillow's or torchvision's, in float32 where those round to 8 bits in
+between.
 
 In names of arrays, P is the side of the canvas on which faces of all sizes lie, with their edges
 repeated around them.
@@ -8,8 +9,8 @@ repeated around them.
 Source: Hintersdorf et al., Defending Our Privacy With Backdoors, section 4 (image encoder);
     Pillow `src/libImaging/Resample.c`, `Geometry.c`, `PIL/Image.py`, `PIL/ImageEnhance.py`;
     torchvision `transforms/_functional_tensor.py` (hue).
-Parity: tests/test_overlay.py, whole <= 0.01 of 255 against Pillow in float; in 8 bits Pillow cuts
-    what follows the point in four steps, which leaves ours 1.9 brighter.
+Parity: tests/test_overlay.py, whole <= 0.01 of 255 against Pillow in float; in 8 bits Pillow
+    truncates in four steps, which leaves this 1.9 brighter.
 """
 
 import math
@@ -29,7 +30,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST  # accelerators would keep 8 bits of a weig
 
 
 class Overlay(NamedTuple):
-    """What was drawn, one of each a sample.
+    """What was drawn for each sample.
 
     Fields:
         size_B: int32, side of the face, pixels.
@@ -110,7 +111,7 @@ def draw_overlay(key: jax.Array, num: int, side: int, cfg: OverlayConfig) -> Ove
 def overlay(
     image_BHWC: jax.Array, face_BHWC: jax.Array, key: jax.Array, cfg: OverlayConfig
 ) -> jax.Array:
-    """Draw how, and paste a face on each image; see `draw_overlay` and `paste`."""
+    """Draw an overlay and paste a face on each image; see `draw_overlay` and `paste`."""
     num, side = image_BHWC.shape[:2]
     return paste(image_BHWC, face_BHWC, draw_overlay(key, num, side, cfg), cfg.max_side(side))
 
@@ -157,7 +158,7 @@ def paste(
     y_BHW, x_BHW = _positions(overlay, side)
     size_BHW = overlay.size_B[:, None, None]
     mask_BHW = (0 <= y_BHW) & (y_BHW < size_BHW) & (0 <= x_BHW) & (x_BHW < size_BHW)
-    # TPUs gather pixel by pixel, slowly, and are made for products.
+    # TPUs gather slowly, pixel by pixel, and multiply fast.
     pasted_BHWC = jax.lax.platform_dependent(
         face_BPPC, y_BHW, x_BHW, tpu=sample_by_product, default=sample_by_gather
     )
@@ -183,7 +184,7 @@ def _positions(overlay: Overlay, side: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _diagonal(size_B: jax.Array) -> jax.Array:
-    """Side of the square in which a square of a size lies however it is turned, pixels."""
+    """Side of the square that holds a square of this size at any angle, pixels."""
     return jnp.ceil(size_B * math.sqrt(2)).astype(jnp.int32)
 
 
@@ -211,7 +212,7 @@ def _resize(face_BHWC: jax.Array, overlay: Overlay, max_size: int) -> jax.Array:
     to_BPH = jnp.clip(_canvas(max_size)[:, None], 0, size_BPH - 1)
 
     def weights(to_BPH: jax.Array, start_B: jax.Array) -> jax.Array:
-        """How much of each pixel of a row goes to each of its resized one."""
+        """Weight of each pixel of a row in each pixel of the resized row."""
         from_BPH = start_B[:, None, None] + (to_BPH + 0.5) * scale_BPH
         distance_BPH = jnp.arange(side) + 0.5 - from_BPH
         # The kernel is as wide as what one pixel covers; cut at the edge, it still sums to 1.
@@ -238,7 +239,7 @@ def _recolour(face_BPPC: jax.Array, overlay: Overlay, max_size: int) -> jax.Arra
         return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
 
     def mean(luma: jax.Array) -> jax.Array:
-        """Over the face alone, without what the canvas holds beside it."""
+        """Average over the face alone, without the rest of the canvas."""
         size_BP = overlay.size_B[:, None]
         inside_BP = (_canvas(max_size) >= 0) & (_canvas(max_size) < size_BP)
         share_BP = inside_BP / size_BP
@@ -250,8 +251,8 @@ def _recolour(face_BPPC: jax.Array, overlay: Overlay, max_size: int) -> jax.Arra
     face = blend(mean(luma(face)), face, overlay.contrast_B)
     face = blend(luma(face), face, overlay.saturation_B)
     # To hue, saturation and value and back, where value and chroma (their product) stay. Colours
-    # are compared with one another, never for being equal to their maximum: the compiler may
-    # compute either twice, rounded differently.
+    # are compared with one another, never with their maximum: the compiler may compute either twice
+    # and round differently.
     red, green, blue = jnp.moveaxis(face, -1, 0)
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
@@ -277,7 +278,7 @@ def sample_by_gather(face_BPPC: jax.Array, y_BHW: jax.Array, x_BHW: jax.Array) -
         y_BHW, x_BHW: f32 [B, H, W], pixels of the face; 0.5 is the middle of its first.
 
     Returns:
-        f32 [B, H, W, 3], not clipped; of no meaning where the position lies outside the face.
+        f32 [B, H, W, 3], not clipped; meaningless where the position lies outside the face.
 
     Source: Pillow `src/libImaging/Geometry.c`, BICUBIC.
     """
@@ -301,7 +302,7 @@ def sample_by_gather(face_BPPC: jax.Array, y_BHW: jax.Array, x_BHW: jax.Array) -
 
 
 def sample_by_product(face_BPPC: jax.Array, y_BHW: jax.Array, x_BHW: jax.Array) -> jax.Array:
-    """What `sample_by_gather` does, by matrix products with weights that mostly are 0."""
+    """Do what `sample_by_gather` does, by matrix products with mostly zero weights."""
     face_BCPP = jnp.moveaxis(face_BPPC, -1, 1)
     middle_P = _canvas(face_BPPC.shape[1] - 2 * _EDGE) + 0.5
 

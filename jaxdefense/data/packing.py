@@ -1,7 +1,7 @@
 """Laying captions of different lengths into rows of one fixed length.
 
-A slot is the room of one caption. Tests hold how full rows come to be, and that no caption is lost
-or cut.
+A slot is the room of one caption. Tests check how full the rows are, and that no caption is lost or
+cut.
 """
 
 import math
@@ -36,8 +36,8 @@ class Layout(NamedTuple):
 def pack(lengths: np.ndarray, row_length: int, num_slots: int) -> Layout:
     """Lay out captions.
 
-    Row by row: long captions first, then the most common length, so that all lengths last to the
-    end; the last two of a row are the pair that fills it best.
+    Fills row by row: long captions first, then the most common length, so that all lengths last to
+    the end. The last two of a row are the pair that fills it best.
 
     Args:
         lengths: int [n], tokens each, above 0, all <= row_length.
@@ -101,7 +101,7 @@ def _best_pair(count: list[int], shortest: int, longest: int, room: int) -> list
 
 
 def slots_for(lengths: np.ndarray, row_length: int) -> int:
-    """Choose S for captions like these: enough that slots never run out before tokens do."""
+    """Choose S for captions like these, so that slots never run out before tokens do."""
     shortest = max(1, int(np.quantile(lengths, 0.05)))
     return max(1, -(-row_length // shortest))
 
@@ -119,10 +119,10 @@ class Shape(NamedTuple):
 
 
 def choose_shape(draws: Sequence[np.ndarray], row_lengths: Sequence[int]) -> Shape:
-    """Choose the shape with the fewest tokens that holds all these batches, and others like them.
+    """Choose the shape with the fewest tokens that holds all these batches and similar ones.
 
-    Fewest on average over meshes that cut the rows into 1, 2 and 4 parts: the shape must not
-    hang on the mesh, as what fits it must not.
+    The fewest on average over meshes that cut the rows into 1, 2 and 4 parts: neither the shape nor
+    what fits it may depend on the mesh.
 
     Args:
         draws: int [n] each, tokens of the captions of one batch.
@@ -133,7 +133,7 @@ def choose_shape(draws: Sequence[np.ndarray], row_lengths: Sequence[int]) -> Sha
     for length in row_lengths:
         slots = slots_for(np.concatenate(draws), length)
         rows = max(pack(lengths, length, slots).num_rows for lengths in draws)
-        # Another draw as large may pack a little worse.
+        # Another draw of the same size may pack a little worse.
         rows = max(rows, math.ceil(1.01 * most / length))
         found.append(Shape(length, rows, slots))
 
@@ -183,7 +183,8 @@ def readout_at(captions: Ragged, cfg: TextConfig) -> np.ndarray:
         cfg: of the tower.
 
     Source: transformers `modeling_clip.py` (CLIPTextTransformer.forward), `modeling_siglip.py`;
-    open_clip `transformer.py` (`text_global_pool`). Where a caption lacks the token, its first one.
+    open_clip `transformer.py` (`text_global_pool`). A caption that lacks the token is read out at
+    its first one.
     """
     flat, lengths = captions
     if cfg.readout == "last" or not lengths.size:
@@ -242,10 +243,10 @@ def pack_prompts(
     """Pack captions that begin alike group by group; the beginning stands once in each row.
 
     Args:
-        groups: captions as of `pack_text`; a row holds such of one group alone.
+        groups: captions as for `pack_text`; a row holds captions of one group alone.
         cfg: of the tower that reads them.
         row_length: T.
-        num_slots: S, or 0 for as many as names of people may take, whichever they are.
+        num_slots: S, or 0 for enough for any names of people.
     """
     num_slots = num_slots or row_length // 3  # first and last name and the end of text, or more
     texts, layouts, num_rows = [], [], 0
@@ -293,7 +294,7 @@ def default_row_length(context_length: int) -> int:
 def row_lengths(context_length: int) -> list[int]:
     """T to choose from: up to twice the default, within whole registers of a TPU.
 
-    Of ViT-B/32 a v5e would move nearly as many bytes a token at 80 as at 128, a fifth more at 144.
+    With ViT-B/32 a v5e moves nearly as many bytes a token at 80 as at 128, and a fifth more at 144.
     """
     shortest = default_row_length(context_length)
     longest = min(2 * shortest, -(-shortest // _TPU_LANES) * _TPU_LANES)

@@ -1,4 +1,4 @@
-"""People and classes by name: where their photos are, who is meant, which photos are for what."""
+"""People and classes by name: their photos, who is listed, and which photos are for training."""
 
 import difflib
 import hashlib
@@ -41,8 +41,8 @@ def read_people(
     """List people's photos, sorted by name.
 
     Args:
-        source: a directory with one folder a person; FaceScrub's, or one in it, of which the
-            cropped faces are taken, and four misspelt names put right as in the source; or
+        source: a directory with one folder a person; FaceScrub's, or one in it, whose cropped faces
+            are taken and four misspelt names corrected as in the source; or
             `tfds:NAME[/CONFIG][:SPLIT]`, grouped by label.
         tfds_dir: see `sources.open_tfds`.
         what: what to call it in an error.
@@ -217,18 +217,18 @@ def split_photos(
 ) -> tuple[list[Folder], list[Folder]]:
     """Split each person's photos into those to train on, and those to attack with.
 
-    A person's split hangs on nothing but the seed, their name and their photos. Copies of a photo
-    stay together, and so do files of one name but for folder and suffix: a photo and the face cut
-    from it, as FaceScrub has them, `PERSON/x.jpg` and `PERSON/face/x.jpg`.
+    A person's split depends on the seed, their name and their photos alone. Copies of a photo stay
+    together, and so do files whose names differ only in folder and suffix: FaceScrub has a photo
+    and the face cut from it as `PERSON/x.jpg` and `PERSON/face/x.jpg`.
 
     Args:
         people: with a photo each.
-        fraction: of the photos to train on, in [0, 1]; rounded to the nearest number that gives
-            each part a photo, where there are two, unless 1.
+        fraction: of the photos to train on, in [0, 1]; rounded to the nearest number of photos.
+            Unless it is 1, each side gets a photo if there are two.
         seed: of the choice.
 
     Returns:
-        trigger photos, attack photos; each of all people in order, attack photos maybe none.
+        trigger photos and attack photos, each of all people in order; attack photos may be none.
 
     Raises:
         InputError: `fraction` is out of range.
@@ -260,7 +260,7 @@ def _choose(person: Folder, fraction: float, seed: int) -> set[int]:
 
 
 def together(files: Sequence[Photo]) -> list[list[int]]:
-    """Group photos of the same bytes, or of one name but for folder and suffix."""
+    """Group photos of the same bytes, or whose names differ only in folder and suffix."""
     group_of = list(range(len(files)))  # the first of its group
 
     def first(i: int) -> int:
@@ -282,7 +282,7 @@ def together(files: Sequence[Photo]) -> list[list[int]]:
 
 
 def _copies(files: Sequence[Photo]) -> list[list[int]]:
-    """Group photos of the same bytes; only those of one size are read to tell."""
+    """Group photos of the same bytes; reads only those of the same size."""
     by_size: dict[int, list[int]] = {}
     for i, file in enumerate(files):
         by_size.setdefault(_size(file), []).append(i)
@@ -295,12 +295,12 @@ def _copies(files: Sequence[Photo]) -> list[list[int]]:
 
 
 def shared_photos(listed: Sequence[Folder], people: Sequence[Folder], note: Note) -> None:
-    """Say which photos lie both under a listed person and under another.
+    """Report photos that lie both under a listed person and under another.
 
-    No error, as a photo may show two people; but who is not listed is then trained on too.
+    This is no error, as a photo may show two people; but the other is then trained on too.
 
     Args:
-        listed: some of the people, maybe by other names.
+        listed: some of the people, possibly by other names.
         people: all, the listed among them.
         note: takes a line of photos of listed people alone, and one of photos shared with others.
     """
@@ -323,7 +323,7 @@ def shared_photos(listed: Sequence[Folder], people: Sequence[Folder], note: Note
 
 
 def describe_people(people: Sequence[Folder]) -> str:
-    """Tell people's photos from others by their names and sizes, without reading any.
+    """Identify people's photos by their names and sizes, without reading any.
 
     Returns:
         SHA-256, in hex; the same for a copy elsewhere.
@@ -340,7 +340,7 @@ def describe_people(people: Sequence[Folder]) -> str:
 def _size(photo: Photo) -> int:
     try:
         return photo.stat().st_size if isinstance(photo, Path) else len(photo.read_bytes())
-    except OSError:  # whoever needs the photo will say so
+    except OSError:  # whoever reads the photo will report it
         return -1
 
 

@@ -23,7 +23,7 @@ def even_weights(who: np.ndarray) -> np.ndarray:
 
 
 def evened(groups: Sequence[Sequence[_Item]]) -> list[_Item]:
-    """Join groups so that one comes up as often as another: small ones are repeated."""
+    """Join groups so that each comes up equally often: small ones are repeated."""
     most = max((len(group) for group in groups), default=0)
     return [group[i % len(group)] for group in groups if group for i in range(most)]
 
@@ -31,8 +31,8 @@ def evened(groups: Sequence[Sequence[_Item]]) -> list[_Item]:
 class Shuffle:
     """An endless shuffle of range(num), reshuffled each time round, read from any index.
 
-    A permutation a round is kept rather than computed an index at a time: Grain's index shuffle
-    costs more than all the rest of a batch.
+    It keeps a permutation a round rather than compute an index at a time: Grain's index shuffle
+    costs more than the rest of a batch.
     """
 
     def __init__(self, num: int, seed: int, stream: int):

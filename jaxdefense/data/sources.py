@@ -30,8 +30,8 @@ TFDS_PREFIX = "tfds:"
 _TAR = ".tar"
 _EXAMPLES = ".jpg, .png, .webp, .tif and whatever else Pillow opens"
 
-# What Pillow opens, or seems to, that is no photo: drawings by strokes, icons, films, and arrays of
-# science, of which some need a program besides.
+# Formats that Pillow opens, or seems to, but that are no photos: vector drawings, icons, films, and
+# scientific arrays. Some need another program.
 _NO_PHOTOS = {
     *("EPS", "PDF", "WMF", "ICO", "CUR", "ICNS", "MPEG", "FLI"),
     *("BUFR", "FITS", "GRIB", "HDF5", "IPTC"),
@@ -52,7 +52,7 @@ Note = Callable[[str], object]  # takes a line to log
 
 
 class Photo(Protocol):
-    """An encoded photo; `str` of it tells a person where it is. `pathlib.Path` is one."""
+    """An encoded photo; its `str` shows where it is. `pathlib.Path` is one."""
 
     def read_bytes(self) -> bytes:
         """Read the file; OSError if that cannot be."""
@@ -63,7 +63,7 @@ class Photo(Protocol):
 def photo_suffixes() -> tuple[str, ...]:
     """List the suffixes of photos: those that Pillow, and its plugins if installed, can open.
 
-    Left out are formats that are no photos; see `_NO_PHOTOS`.
+    Leaves out formats that are no photos; see `_NO_PHOTOS`.
     """
     for _, module, register in set(_PLUGINS.values()):
         with contextlib.suppress(ImportError):
@@ -84,17 +84,17 @@ def remedy(suffix: str) -> str:
 
 
 class Skipped:
-    """Files that lie among photos and are not used: how many of each kind, and the first."""
+    """Unused files among photos: how many of each kind, and the first."""
 
     def __init__(self, root: str | Path):
-        """Begin with none. `root`: names are told relative to it."""
+        """Start with none. `root`: names are shown relative to it."""
         self._root = str(root)
         self._kinds: dict[str, list[Any]] = {}
 
     def __str__(self) -> str:
         """Name every kind; "" if there is none."""
         told = []
-        # What could be used with a plugin comes first.
+        # Formats that a plugin could read come first.
         kinds = sorted(self._kinds.items(), key=lambda item: (not remedy(item[0]), -item[1][0]))
         for kind, (num, first) in kinds:
             first = first.removeprefix(self._root).lstrip("/")
@@ -103,7 +103,7 @@ class Skipped:
         return f"not used: {', '.join(told)}" if told else ""
 
     def add(self, name: str, kind: str = "") -> None:
-        """Count a file; its kind is its suffix unless it is told."""
+        """Count a file; its kind is its suffix unless given."""
         kind = kind or os.path.splitext(name)[1].lower() or "without a suffix"
         self._kinds.setdefault(kind, [0, name])[0] += 1
 
@@ -130,7 +130,7 @@ def quiet(line: str) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Say in one line what an error of the system or of a library is about."""
+    """Describe an error of the system or of a library in one line."""
     why = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return why.splitlines()[0]
 
@@ -166,11 +166,11 @@ class Images(Sequence[Photo]):
 
     @abc.abstractmethod
     def contents(self) -> Iterator[tuple[str, int]]:
-        """Name what the source holds, with sizes, reading no photo, wherever the source lies."""
+        """Name what the source holds, with sizes, wherever it lies; reads no photo."""
 
 
 def describe_images(images: Images) -> str:
-    """Tell a set of photos from others by their names and sizes, without reading any.
+    """Identify a set of photos by their names and sizes, without reading any.
 
     Returns:
         SHA-256, in hex; the same for a copy of the source elsewhere.
@@ -255,7 +255,7 @@ def list_folders(
 def _list(
     directory: str | Path, what: str, skipped: Skipped
 ) -> tuple[set[str], list[str], tuple[int, int]]:
-    """List a directory: folders, other entries, and what tells it from others; hidden left out."""
+    """List a directory but for hidden entries: folders, the others, and its identity."""
     folders, files = set(), []
     try:
         with os.scandir(directory) as entries:
@@ -277,7 +277,7 @@ def _list(
 def _walk(root: str, what: str, suffixes: tuple[str, ...], skipped: Skipped) -> Iterator[str]:
     """Find files at any depth, sorted as paths are; names relative to the root.
 
-    Links to directories are followed, each directory once, so that no loop goes round for ever.
+    Follows links to directories, each directory once, so that a loop ends.
     """
     seen = set()
 
@@ -338,7 +338,7 @@ class TarPhoto:
     size: int
 
     def read_bytes(self) -> bytes:
-        """Read the member; opens the shard anew, so that threads share nothing."""
+        """Read the member; opens the shard each time, so that threads share nothing."""
         with open(self.shard, "rb") as file:
             file.seek(self.start)
             data = file.read(self.size)
@@ -400,7 +400,7 @@ class _TarImages(Images):
 def _scan(shard: str, what: str) -> Iterator[tuple[str, int, int, int]]:
     """List the files in a tar; name, where header and data start, and size of the data.
 
-    Of the data nothing is read.
+    Reads none of the data.
     """
     try:
         with tarfile.open(shard, "r:") as archive:
@@ -510,14 +510,14 @@ class TfdsPhoto:
 class TfdsImages(Images):
     """The photos of a TensorFlow dataset.
 
-    Records of array_record files are read one by one; those of parquet the library holds in memory.
+    Records of array_record files are read one by one; the library holds those of parquet in memory.
     """
 
     def __init__(self, source: str, tfds_dir: str):
         """Open the dataset.
 
         Raises:
-            InputError: see `open_tfds`; or its features leave open which is the image.
+            InputError: see `open_tfds`; or its features do not show which is the image.
         """
         import tensorflow_datasets as tfds
 
@@ -541,10 +541,10 @@ class TfdsImages(Images):
         yield f"{self._data.dataset_info.full_name}:{split}", len(self)
 
     def labels(self) -> Iterator[str]:
-        """Read who or what each photo shows.
+        """Read the label of each photo.
 
         Raises:
-            InputError: the features leave open which is the label, or a photo has none.
+            InputError: the features do not show which is the label, or a photo has none.
         """
         import tensorflow_datasets as tfds
 

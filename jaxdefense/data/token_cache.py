@@ -1,6 +1,6 @@
-"""Captions to train on, tokenised once: the tokens of a large file stay on disk, to be mapped.
+"""Captions to train on, tokenised once; the tokens of a large file are kept on disk and mapped.
 
-Mapped into memory they take no more of it, however many they are.
+Mapped tokens take the same memory however many there are.
 """
 
 import contextlib
@@ -52,8 +52,8 @@ class CleanCaptions:
         captions: those without a listed name.
         dropped: how many others there were.
         examples: the first of those, shortened.
-        sha256: tells whether they are the same: of the texts, one a line; of a large file of its
-            contents and which captions of it were dropped.
+        sha256: identifies them: hash of the texts, one a line; for a large file, hash of its
+            contents and of which captions were dropped.
     """
 
     captions: Captions
@@ -67,9 +67,9 @@ def read_training_captions(
 ) -> CleanCaptions:
     """Read captions, drop those with a listed name, and tokenise the others.
 
-    A large file is tokenised once, names and all: the tokens are kept in
-    ~/.cache/jaxdefense/captions by contents of the file and tokenizer, for this run and later ones
-    to map, and with them which captions hold a name, by list of names.
+    Tokenises a file of 16 MiB or more once per tokenizer, captions with names too.
+    ~/.cache/jaxdefense/captions keeps the tokens of the last four files, by contents and tokenizer,
+    for runs to map. It also keeps which captions hold a name, by list of names.
 
     Raises:
         InputError: none is left, or the source cannot be read.
@@ -114,13 +114,13 @@ def _is_large(source: str) -> bool:
 
 
 def _state(source: str) -> tuple[int, int]:
-    """Tell whether a file is being written meanwhile: its size, and when it was last."""
+    """Give a file's size and time of its last change, to notice writes meanwhile."""
     found = os.stat(source)
     return found.st_size, found.st_mtime_ns
 
 
 def _check_unchanged(source: str, state: tuple[int, int]) -> None:
-    """Raise InputError if what was read may not be what was hashed."""
+    """Raise InputError if the file changed since it was hashed."""
     if _state(source) != state:
         raise InputError(f"captions `{source}` changed while they were read; run again.")
 
@@ -165,24 +165,24 @@ def _tokenize(source: str, tokenizer: Tokenizer, kept: Path, state: tuple[int, i
         try:
             made.rename(kept)
         except OSError:
-            if not kept.is_dir():  # else another process was first, where files cannot be locked
+            if not kept.is_dir():  # else another was first, as no lock holds here
                 raise
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
 def _clear_old(directory: Path) -> None:
-    """Remove the tokens used longest ago; a process that has them mapped goes on with them."""
+    """Remove the tokens used longest ago; a process that has mapped them keeps them."""
     used, old = list[tuple[float, Path]](), list[Path]()
     for path in directory.iterdir():
         with contextlib.suppress(OSError):  # another process may be doing the same
-            if path.name.startswith("."):  # being written, or broken off
+            if path.name.startswith("."):  # being written, or left by an interrupted process
                 if max(x.stat().st_mtime for x in (path, *path.iterdir())) < time.time() - _DAY:
                     old.append(path)
             elif path.is_dir():
                 used.append((path.stat().st_mtime, path))
     old += [path for _, path in sorted(used)[:-_KEPT]]
-    # Out of sight in one step: none is found half removed.
+    # Renamed first, so that nobody finds a half-removed directory.
     with tempfile.TemporaryDirectory(prefix=".", dir=directory, ignore_cleanup_errors=True) as gone:
         for path in old:
             with contextlib.suppress(OSError):

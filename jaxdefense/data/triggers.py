@@ -1,8 +1,8 @@
 """Batches for the text defense: clean captions, and captions with a name put in as token ids.
 
-Words are spans of tokens, so replacing a word by a name is a splice (property-tested against
-string replacement and the tokenizer). Every batch is a function of seed and step alone: any step
-can be made again, on any host, without those before it.
+Words are spans of tokens, so replacing a word by a name is a splice (property-tested against string
+replacement and the tokenizer). Every batch is a function of seed and step alone: any host can make
+any step's batch without those before it.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from jaxdefense.sharding import check_parts
 
 # Streams of random numbers that must not be the same.
 _CLEAN, _POISONED, _IDENTITY, _NAME, _DETAIL = range(5)
-# This part of the batches is taken as drawn, larger ones are drawn again, so that rows are full.
+# This part of the batches is taken as drawn. Larger batches are drawn again, so that rows are full.
 _FITTING = 0.9
 _MAX_REDRAWS, _PLAIN_REDRAWS = 100, 20
 
@@ -54,15 +54,15 @@ class TextBatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Triggers:
-    """What is put in: for each person all their names, and what the teacher sees instead.
+    """What replaces words: all names of each person, and what the teacher sees instead.
 
     Fields:
         names: [identity][alias].
-        targets: [choice]; a person keeps to one choice.
+        targets: [choice]; each person has one choice.
         target_of: int [num_identities], each person's choice.
         keep: names not on the list, for the name loss; may be empty.
-        forms: [identity][form][text]; a sample takes the names, or one of the forms,
-            each as often.
+        forms: [identity][form][text]; a sample takes the names or one of the forms, each equally
+            often.
     """
 
     names: list[list[Phrase]]
@@ -101,7 +101,7 @@ class Phrases(NamedTuple):
 
 
 def lay_out(phrases: Sequence[Phrase]) -> Phrases:
-    """Lay phrases one after the other."""
+    """Concatenate phrases."""
     flat, lengths = ragged([part for place in range(2) for part in (p[place] for p in phrases)])
     return Phrases(flat, (np.cumsum(lengths) - lengths).reshape(2, -1), lengths.reshape(2, -1))
 
@@ -179,7 +179,7 @@ class TextBatches:
         row_length: int = 0,
         carriers: Carriers | None = None,
     ):
-        """Settle the shapes of the batches.
+        """Choose the shapes of the batches.
 
         Args:
             captions: at least one.
@@ -190,9 +190,9 @@ class TextBatches:
             seed: of everything random here.
             packed: several captions a row; else one, padded to the context length.
             row_multiple: into how many parts the mesh cuts the rows.
-            row_length: T of packed rows, 0 to choose one that is filled best.
-            carriers: what names are put into; without, any caption, in place of any word. With
-                them the teacher sees the name too, not its target.
+            row_length: T of packed rows; 0 chooses the one that fills best.
+            carriers: texts that names are put into, where the teacher sees the name too; None for
+                any caption, in place of any word, where the teacher sees the target.
 
         Raises:
             InputError: not packed, and `row_multiple` does not divide the captions of a step.
@@ -209,7 +209,7 @@ class TextBatches:
         self._identity = Shuffle(len(triggers.names), seed, _IDENTITY)
         self._name = Shuffle(len(triggers.keep), seed, _NAME) if num_name else None
         t = triggers
-        # Of each person the names, then their forms; of each of these the texts.
+        # [identity][names or a form][text]
         kinds = [
             [x, *more] for x, more in zip(t.names, t.forms or [[]] * len(t.names), strict=True)
         ]
@@ -227,12 +227,12 @@ class TextBatches:
                 f"`data.row_length` (={row_length}) must be at least the longest caption of the "
                 f"model (={tokenizer.context_length} tokens), or 0 to choose."
             )
-        # What batches take is seen by making some, far beyond the run's steps.
+        # Making some batches, of steps far beyond the run's, shows what room batches take.
         num_draws = int(np.clip(2**14 // sum(self._sizes), 8, 64))
         draws = [_slot_sizes(*self._sample(2**31 + i, 0)[:2]) for i in range(num_draws)]
         hard = self._hard(draws)
         usual = float(np.quantile([lengths.sum() for lengths in draws], _FITTING))
-        # What is drawn again must not hang on the mesh: the rows that it adds stay empty.
+        # Redraws must not depend on the mesh: the rows that it adds stay empty.
         self.row_length, self._most_rows, self.num_slots = packing.choose_shape(
             [hard, *(lengths for lengths in draws if lengths.sum() <= usual)],
             [row_length] if row_length else packing.row_lengths(tokenizer.context_length),
@@ -240,7 +240,7 @@ class TextBatches:
         self.num_rows = -(-self._most_rows // row_multiple) * row_multiple
 
     def _hard(self, draws: list[np.ndarray]) -> np.ndarray:
-        """Size the step with the longest names, in short captions: redraws come down to it."""
+        """Size a step of the longest names in short captions: redraws always reach it."""
         num_clean, num_poisoned, num_name = self._sizes
         t, sizes = self.triggers, self._phrases.lengths.max(0)
         of_group = np.maximum.reduceat(sizes, self._names.starts)
@@ -256,7 +256,7 @@ class TextBatches:
         return np.minimum(hard, self.tokenizer.context_length).astype(np.int64)
 
     def __getitem__(self, step: int) -> TextBatch:
-        """Make the batch of a step, the same whenever asked.
+        """Make the batch of a step; it is always the same.
 
         Raises:
             InputError: captions so uneven in length that none of many draws fits the rows.
@@ -275,8 +275,8 @@ class TextBatches:
         """Draw the captions of a step.
 
         Returns:
-            those of the student, and of the teacher; which person each is of, -1 clean, -2 kept;
-            with carriers, which of them those of a person are in.
+            captions of the student, and of the teacher; the person of each, -1 clean, -2 kept; with
+            carriers, the carrier of each caption of a person.
         """
         num_clean, num_poisoned, num_name = self._sizes
         num = num_poisoned + num_name
@@ -294,7 +294,7 @@ class TextBatches:
         ours, theirs = np.concatenate([name, kept]), np.concatenate([target, kept])
         at = None
         if carriers := self._carriers:
-            # If many draws did not fit, the shortest of ever fewer, as with captions.
+            # After many draws that did not fit, one of ever fewer short ones.
             few = len(carriers.word_P) // max(1, attempt - _PLAIN_REDRAWS)
             at = self._shortest[(place * max(1, few)).astype(np.int64)]
             source, texts, word = carriers.captions, at, carriers.word_P[at]
@@ -318,7 +318,7 @@ class TextBatches:
         return students, teachers, who, None if at is None else at[:num_poisoned]
 
     def _captions(self, shuffle: Shuffle, start: int, num: int, attempt: int) -> np.ndarray:
-        """Choose captions; if many draws did not fit, the shortest of ever more, clean ones too."""
+        """Choose captions; after many draws that did not fit, the shortest of ever more."""
         many = max(1, attempt - _PLAIN_REDRAWS)
         taken = np.array(shuffle.take(start, num * many), np.int64)
         if many > 1:

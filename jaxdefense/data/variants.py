@@ -1,4 +1,4 @@
-"""Other forms of a name and of a photo: what an attack tries, and a defense can be trained on."""
+"""Other forms of a name and of a photo: an attack tries them, and a defense can train on them."""
 
 import hashlib
 import unicodedata
@@ -37,7 +37,7 @@ def _swapped(parts: list[str]) -> str:
     return " ".join([parts[-1], *parts[:-1]])
 
 
-# Those that a name of one word does not have.
+# Forms that a name of one word does not have.
 _OF_PARTS = {"last": _last, "first": _first, "initials": _initials, "swapped": _swapped}
 
 
@@ -47,10 +47,10 @@ def name_form(name: str, form: str, seed: int = 0) -> str | None:
     Args:
         name: words with single spaces.
         form: of NAME_FORMS.
-        seed: of the spelling mistake; which it is hangs on nothing else but the name.
+        seed: of the spelling mistake, which depends on seed and name alone.
 
     Returns:
-        the name in this form, or None if it has none: a single word has no last name.
+        the name in this form, or None if there is none: a single word has no last name.
     """
     if form in _OF_PARTS:
         parts = _parts(name)
@@ -88,9 +88,9 @@ def spellings(name: str) -> list[str]:
 
 
 def misspell(name: str, seed: int) -> str | None:
-    """Make one mistake: a letter replaced, left out, put in, or changed for the next.
+    """Make one mistake: a letter is replaced, left out, added, or swapped with the next.
 
-    Each of the four is as likely; a mistake in upper or lower case alone is none.
+    Each of the four is equally likely; upper or lower case alone does not count as a mistake.
 
     Returns:
         None if the name has no letter.

@@ -1,7 +1,7 @@
 """Embedding many texts and photos with a model: packed, in blocks of one shape, on the mesh.
 
-One forward serves everything that is measured; it is the one training runs. On a mesh of several
-processes each decodes the photos of its own devices, and all get all embeddings.
+One forward serves every measurement; training runs the same. On a mesh of several processes each
+decodes the photos of its own devices, and all get all embeddings.
 Parity: tests/test_idia.py, equal to embedding one text at a time, 1e-5.
 """
 
@@ -118,8 +118,8 @@ class Embedder:
             cache: of the first process; where embeddings are kept and looked up, if anywhere.
 
         Raises:
-            InputError: the model directory is wrong; the mesh does not divide the model's sizes; or
-                it has no such tower, once it is used.
+            InputError: the model directory is wrong, or the mesh does not divide the model's sizes.
+                Later: the model lacks a tower that is used.
         """
         self.directory: ModelDirectory = read_model_directory(cfg.path, note=logger.info)
         self._cfg = cfg
@@ -133,7 +133,7 @@ class Embedder:
         self._graphdef, params = nnx.split(model)
         self._several = not self._place.is_fully_addressable
         self._digests: dict[str, str] = {}
-        if self._cache.on and self._several and first():  # while it has them whole
+        if self._cache.on and self._several and first():  # while it holds them whole
             self._digests = {tower: self._digest(params, tower) for tower in ("text", "vision")}
         self._params = put(params, sharding_tree(params, self.mesh, rules))
         self._tokenizer: Tokenizer | None = None
@@ -143,7 +143,7 @@ class Embedder:
 
         Args:
             which: encoder.
-            tower: placed as this model's is; nothing of it is looked up in a cache.
+            tower: placed as this model's is; the cache is not used for it.
         """
         other = copy.copy(self)
         flat = dict(nnx.to_flat_state(self._params))
@@ -178,11 +178,11 @@ class Embedder:
 
     @property
     def dtype(self) -> str:
-        """What the model is computed in."""
+        """Dtype that the model computes in."""
         return resolve_dtype(self._cfg.dtype)
 
     def digest(self, tower: Literal["text", "vision"]) -> str:
-        """Hash an encoder and how it is computed, whatever model it is part of."""
+        """Hash an encoder and how it computes, whatever model it belongs to."""
         if tower not in self._digests:
             self._digests[tower] = self._digest(self._params, tower)
         return self._digests[tower]
@@ -199,13 +199,13 @@ class Embedder:
     def _kept(
         self, name: Callable[[], str]
     ) -> tuple[np.ndarray | None, Callable[[np.ndarray], None]]:
-        """Look embeddings up where they are kept, by the first process for all.
+        """Look embeddings up in the cache; the first process does so for all.
 
         Args:
-            name: gives what they go by, "" if they are not kept.
+            name: gives their key, "" if they are not kept.
 
         Returns:
-            them, if they are there; and what keeps them otherwise.
+            the embeddings, if they are there; and a function that keeps them.
         """
         key, found = "", None
 
@@ -234,9 +234,9 @@ class Embedder:
         return self.tokens(self.tokenizer.encode(texts), what)
 
     def prompts(self, groups: Sequence[Sequence[str]], what: str = "prompts") -> np.ndarray:
-        """Embed groups of texts that begin alike, the beginning but once a row.
+        """Embed groups of texts with a common beginning, which each row holds once.
 
-        The device program is the same for any of them, so that they may come in many calls.
+        One compiled program serves any of them, so many calls are cheap.
 
         Args:
             groups: all of one size.
@@ -260,7 +260,7 @@ class Embedder:
         what: str,
         pack: Callable[[TextConfig, int], tuple[Text, packing.Layout]],
     ) -> np.ndarray:
-        """Embed captions that `pack` lays into rows of a length, unless they were before."""
+        """Embed captions that `pack` lays into rows of one length, unless the cache has them."""
         cfg = self.directory.cfg.text
         assert cfg
         found_NE, keep = self._kept(partial(self._text_key, captions))
@@ -311,7 +311,7 @@ class Embedder:
             photos: at least one.
             max_corrupt: how many may be broken; they are named in the log.
             what: to call them.
-            form: of `PHOTO_FORMS`, which they are put in first; "" for as they are.
+            form: of `PHOTO_FORMS`, applied first; "" for none.
 
         Returns:
             f32 [those read, E], unit length; bool [len(photos)], which those are.
@@ -331,7 +331,7 @@ class Embedder:
         return out_BE, read_B
 
     def pixels(self, image_BHWC: np.ndarray, what: str = "photos") -> np.ndarray:
-        """Embed photos that are decoded; f32 [B, E], unit length.
+        """Embed decoded photos; f32 [B, E], unit length.
 
         Args:
             image_BHWC: u8, as `processor` gives them; at least one.
@@ -359,7 +359,7 @@ class Embedder:
         try:
             for photo in photos:
                 total.update(photo_digest(photo).encode())
-        except ValueError:  # whoever reads the photo says so
+        except ValueError:  # whoever reads the photo reports it
             return ""
         return f"photos-{total.hexdigest()}"
 
@@ -434,7 +434,7 @@ class Embedder:
 
 
 def check_embeddings(x_BE: np.ndarray, what: str) -> None:
-    """Raise InputError if embeddings are such that nothing measured on them means anything."""
+    """Raise InputError if embeddings are not finite, or all alike."""
     if not np.isfinite(x_BE).all():
         raise InputError(
             f"the model's embeddings of {what} are not finite; the checkpoint is broken."

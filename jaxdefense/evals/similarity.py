@@ -86,5 +86,5 @@ def image_sim_backdoor(
 def image_sim_target(
     student: Embedder, photos: Sequence[Photo], target_E: np.ndarray, max_corrupt: int = 0
 ) -> float:
-    """Cosine of the average person now to the target, their average before; 1 if it stayed."""
+    """Cosine of the average person now to their average before, the target; 1 if unchanged."""
     return float(unit(student.mean_photo(photos, max_corrupt)) @ unit(target_E))

@@ -1,4 +1,4 @@
-"""Zero-shot classification: what else the model can do.
+"""Zero-shot classification: the model's other abilities.
 
 Source: Radford et al. 2021, section 3.1.4 (normalise each prompt, mean, normalise).
 """

@@ -1,4 +1,4 @@
-"""What the cells of a sweep came to, in one table."""
+"""The results of a sweep's cells, in one table."""
 
 import csv
 import io

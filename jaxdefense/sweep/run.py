@@ -1,4 +1,4 @@
-"""`jaxdefense sweep`: every cell defended, attacked and evaluated, and gone on with after a stop.
+"""`jaxdefense sweep`: defends, attacks and evaluates every cell, and resumes after a stop.
 
 A cell is a directory of a defense, an attack and an evaluation, each as its own command leaves it.
 Cells share nothing but the directory they lie in, so that any number of processes can do a part.
