@@ -5,18 +5,23 @@ Commands import what they need when they run: help must not wait for JAX.
 
 import dataclasses
 import importlib
+import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from jaxdefense.errors import NotReached
 
-# A function that takes the settings and the console, and returns a summary of JSON values.
-Run = Callable[[Any, Console], dict[str, Any]]
+if TYPE_CHECKING:
+    from jaxdefense.results import Result
+
+# A function that takes the settings and the console; a command's returns a `Result`.
+Run = Callable[[Any, Console], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Command:
         about: what it does, in one sentence.
         settings: `module:dataclass`.
         run: `module:function` that takes them; see `Run`.
-        around: what is done before and after; shows the summary.
+        around: what is done before and after; tells the result.
         presets: `module:dict` of settings by name, for `--preset`; "" for none.
     """
 
@@ -66,21 +71,35 @@ def _find(where: str) -> Any:
     return getattr(importlib.import_module(f"jaxdefense.{module}"), name)
 
 
+def _tell(result: "Result", cfg: Any, out: str) -> None:
+    """Print what a command found on standard output: a few sentences, or JSON alone."""
+    from jaxdefense.results import as_json
+
+    lines = [json.dumps(as_json(result), indent=2)] if cfg.json else result.sentences(out)
+    for line in lines:
+        encoding = sys.stdout.encoding or "utf-8"  # which may not have all characters of a name
+        print(line.encode(encoding, "backslashreplace").decode(encoding))
+
+
 def _plain(run: Run, cfg: Any, console: Console) -> None:
-    console.print_json(data=run(cfg, console))
+    _tell(run(cfg, console), cfg, cfg.out)
 
 
 def _together(run: Run, cfg: Any, console: Console) -> None:
     """Run on all processes, in a directory that no other command writes."""
+    from jaxdefense.distributed import first
     from jaxdefense.run_directory import claimed
 
     console = _join(cfg, console)
     with claimed(Path(cfg.out)):
-        console.print_json(data=run(cfg, console))
+        result = run(cfg, console)
+    if first():
+        _tell(result, cfg, cfg.out)
 
 
 def _defend(run: Run, cfg: Any, console: Console) -> None:
-    from jaxdefense.distributed import on_first
+    from jaxdefense.distributed import first, on_first
+    from jaxdefense.results import BothDefenseSummary
     from jaxdefense.run_directory import claimed
 
     console = _join(cfg, console)
@@ -88,10 +107,12 @@ def _defend(run: Run, cfg: Any, console: Console) -> None:
         summary = run(cfg, console)
         halves = [half.out for half in cfg.halves()] if hasattr(cfg, "halves") else []
         on_first(partial(_write_reports, [*halves, cfg.out]))
-    console.print_json(data=summary)
-    parts = [summary[name] for name in ("text", "image") if name in summary] or [summary]
-    failed = [part for part in parts if part.get("reached") is False]
-    left = dict.fromkeys(name for part in failed for name in part["validation"]["after"]["left"])
+    if first():
+        _tell(summary, cfg, cfg.out)
+    both = isinstance(summary, BothDefenseSummary)
+    parts = [summary.text, summary.image] if both else [summary]
+    failed = [part.validation["after"] for part in parts if part.reached is False]
+    left = dict.fromkeys(name for found in failed for name in found["left"])
     if failed:
         raise NotReached(
             f"not reached: of those to remove, {len(left)} are still recognised in validation; the "
@@ -160,17 +181,17 @@ def _keep_compiled(directory: str) -> None:
         jax.config.update("jax_compilation_cache_dir", directory or str(cache_directory() / "xla"))
 
 
-def _demo(run: Any, cfg: Any, console: Console) -> None:
-    console.print_json(data=run(Path(cfg.out), console))
+def _demo(run: Run, cfg: Any, console: Console) -> None:
+    _tell(run(Path(cfg.out), console), cfg, cfg.out)
 
 
 def _report(run: Any, cfg: Any, console: Console) -> None:
-    console.print_json(data=run([Path(path) for path in cfg.runs], Path(cfg.out)))
+    _tell(run([Path(path) for path in cfg.runs], Path(cfg.out)), cfg, cfg.out)
 
 
 def _convert(run: Any, cfg: Any, console: Console) -> None:
     how = {"layout": cfg.layout, "activation": cfg.activation}
-    console.print_json(data=run(Path(cfg.src), Path(cfg.dst), cfg.to, console, **how))
+    _tell(run(Path(cfg.src), Path(cfg.dst), cfg.to, console, **how), cfg, cfg.dst)
 
 
 def reference() -> str:

@@ -9,7 +9,7 @@ import tyro
 
 from jaxdefense.clip.config import Remat
 from jaxdefense.errors import InputError
-from jaxdefense.settings import Anywhere, Floats, Integers, Names, Place, how, short
+from jaxdefense.settings import Anywhere, Floats, Integers, Names, Place, how, short, told
 
 # Other forms of a name and of a photo; see `data.variants`.
 NAME_FORMS = ("last", "first", "initials", "swapped", "lower", "upper", "misspelt")
@@ -438,6 +438,8 @@ class DefendTextConfig:
     cache: CacheConfig = CacheConfig()
     profile: Place = how("")
     """Directory for a trace of a few steps, for XProf."""
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -455,6 +457,8 @@ class DefendImageConfig:
     cache: CacheConfig = CacheConfig()
     profile: Place = how("")
     """Directory for a trace of a few steps, for XProf."""
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -494,6 +498,8 @@ class DefendBothConfig:
     cache: CacheConfig = CacheConfig()
     profile: Place = how("")
     """Directory for a trace of a few steps, for XProf."""
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
     def halves(self) -> tuple[DefendTextConfig, DefendImageConfig]:
         """Give each defense its own settings; faces go by the names file unless told otherwise."""
@@ -521,6 +527,8 @@ class MergeConfig:
     """Run or model directory of the text encoder."""
     image: Anywhere
     """Run or model directory of the image encoder."""
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -574,6 +582,8 @@ class AttackConfig:
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
     def __post_init__(self):
         _not_negative(max_corrupt=self.max_corrupt, seed=self.seed)
@@ -644,6 +654,8 @@ class EvaluateConfig:
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
     def __post_init__(self):
         _positive(num_captions=self.num_captions, num_images=self.num_images, batch=self.batch)
@@ -778,6 +790,8 @@ class SweepTextConfig:
     sweep: CellsConfig = how(CellsConfig())
     mesh: MeshConfig = MeshConfig()
     cache: CacheConfig = CacheConfig()
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
     def __post_init__(self):
         _check_sweep(self)
@@ -798,6 +812,8 @@ class SweepImageConfig:
     sweep: CellsConfig = how(CellsConfig(w_weight=(0.00015, 0.005)))
     mesh: MeshConfig = MeshConfig()
     cache: CacheConfig = CacheConfig()
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
     def __post_init__(self):
         _check_sweep(self)
@@ -853,6 +869,8 @@ class DemoConfig:
 
     out: Place = how("jaxdefense-demo")
     """Directory of the results."""
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -863,6 +881,8 @@ class ReportConfig:
     """Directories of defend, attack and evaluate; or a sweep."""
     out: Place
     """Page to write, .html; JSON and CSV come beside it."""
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
     def __post_init__(self):
         if not self.runs:
@@ -883,3 +903,5 @@ class ConvertConfig:
     """hf or openclip, where `src` has both."""
     activation: str = ""
     """gelu or quick_gelu, of a .pt file without config."""
+    json: bool = told(False)
+    """Print the result as one JSON object."""

@@ -75,7 +75,7 @@ def test_statistics_are_counts_over_people(members, strangers, threshold):
     assert found["tpr"] == len([n for n in members if n >= threshold]) / len(members)
     assert found["tpr"] + found["fnr"] == 1
     low, high = found["tpr_interval"]
-    assert found["fnr_interval"] == [1 - high, 1 - low]
+    assert found["fnr_interval"] == (1 - high, 1 - low)
     assert low <= found["tpr"] <= high
     curve = found["curve"]
     assert curve["threshold"] == [1, 2, 3, 4, 5, 6]
@@ -136,7 +136,7 @@ def test_measure_is_counts_and_means_over_people(people):
     for name in ("tpr", "tpr_majority", "photos_right", "mean_templates"):
         low, high = found[f"{name}_interval"]
         assert low <= found[name] + 1e-12 and found[name] <= high + 1e-12
-    assert found["mean_templates_interval"] == pytest.approx(list(mean_interval(correct, 6)))
+    assert found["mean_templates_interval"] == pytest.approx(mean_interval(correct, 6))
 
 
 def test_majority_is_more_than_half():

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from factories import DEFENSE, write_result
 
 from jaxdefense.data.images import thumbnail
 from jaxdefense.idia.statistics import mean_interval, wilson
@@ -17,6 +18,7 @@ from jaxdefense.report import parts, plots
 from jaxdefense.report.demo import DemoReport, write_demo_report
 from jaxdefense.report.proof import PersonResult
 from jaxdefense.report.write import write_run_report
+from jaxdefense.results import TextDefenseSummary
 
 _STAGES = ("before", "text", "image", "merged", "fifth", "sixth")
 _VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -103,13 +105,11 @@ def _demo_page(tmp_path, report):
 
 
 def _run_directory(path):
-    path.mkdir()
     config = {"model": {"path": "models/tiny"}, "train": {"target": _NASTY, "distance": "cosine"}}
     final = {"utility": -0.95, "backdoor": -0.5, "weight": 4.0, "total": -1.2}
     summary = {"steps": 5, "seconds": 3.5, "samples_per_second": 40.0, "identities": 7}
-    (path / "config.json").write_text(json.dumps(config))
+    write_result(path, TextDefenseSummary, config, summary | {"final": final})
     (path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in _losses(5)))
-    (path / "summary.json").write_text(json.dumps(summary | {"final": final}))
     return path
 
 
@@ -424,10 +424,11 @@ def test_validation_says_who_is_left_and_what_moved():
     verdict = {"right": 0.0286, "above": 0.09, "gap": 0.1, "moved": {"clean": 0.023}}
     before = verdict | {"reached": False, "right": 0.58, "moved": {"clean": 0.0}, "left": {}}
     after = verdict | {"reached": False, "left": {"Ann <Lee>": 0.286}}
-    found = {"reached": False, "stopped_at_step": 1175, "alpha": 1.0}
-    text = parts.validated(found | {"validation": {"before": before, "after": after}})
+    validation = {"before": before, "after": after}
+    found = DEFENSE | {"stopped_at_step": 1175, "alpha": 1.0, "validation": validation}
+    text = parts.validated(TextDefenseSummary(**found, reached=False))
     assert "Not reached" in text and "Ann &lt;Lee&gt;" in text and "28.6%" in text
     assert "step 1,175" in text and "58.0%" in text and "0.977" in text
-    passed = found | {"reached": True, "validation": {"before": before, "after": after}}
-    assert "Not reached" not in parts.validated(passed) and "passed" in parts.validated(passed)
-    assert parts.validated({"steps": 3}) == ""
+    passed = parts.validated(TextDefenseSummary(**found, reached=True))
+    assert "Not reached" not in passed and "passed" in passed
+    assert parts.validated(TextDefenseSummary(**DEFENSE)) == ""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from factories import tiny_tokenizer, write_faces, write_model_directory
+from factories import attacked, tiny_tokenizer, write_faces, write_model_directory
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -39,7 +39,6 @@ from jaxdefense.evals.embed import Embedder
 from jaxdefense.idia.attack import infer
 from jaxdefense.idia.candidates import Candidates
 from jaxdefense.idia.prompts import LANGUAGES, TEMPLATES, in_sentence
-from jaxdefense.idia.run import run_attack
 from jaxdefense.idia.statistics import wilson
 from jaxdefense.idia.variants import change_names
 from jaxdefense.sharding import make_mesh
@@ -268,7 +267,7 @@ HANDMADE = {
 def test_a_name_variant_is_the_attack_with_all_names_changed_by_hand(inputs, variant):
     (inputs / "templates.txt").write_text("\n".join(TEMPLATES[:5]) + "\n")
     cfg = config(inputs, variants=(variant,), templates=str(inputs / "templates.txt"))
-    got = run_attack(cfg, QUIET)["variants"][variant]
+    got = attacked(cfg, QUIET)["variants"][variant]
     texts = {who: [text] for who, text in HANDMADE[variant].items()}
     want, right = by_hand(inputs, texts, TEMPLATES[:5])
     assert got["per_identity"] == want and got["photos_right"] == right
@@ -285,9 +284,9 @@ def test_a_prompt_variant_is_the_attack_with_other_templates(inputs, variant):
     templates = LANGUAGES if variant == "languages" else in_sentence(TEMPLATES)
     assert len(set(templates)) == 21
     (inputs / "templates.txt").write_text("\n".join(templates) + "\n", encoding="utf-8")
-    got = run_attack(config(inputs, variants=(variant,)), QUIET)["variants"][variant]
+    got = attacked(config(inputs, variants=(variant,)), QUIET)["variants"][variant]
     other = config(inputs, templates=str(inputs / "templates.txt"), out=str(inputs / "other"))
-    assert got["per_identity"] == run_attack(other, QUIET)["per_identity"]
+    assert got["per_identity"] == attacked(other, QUIET)["per_identity"]
     assert got["skipped"] == []
 
 
@@ -295,7 +294,7 @@ def test_a_prompt_variant_is_the_attack_with_other_templates(inputs, variant):
 def test_a_photo_variant_is_the_attack_on_photos_changed_by_hand(inputs, variant):
     (inputs / "templates.txt").write_text("\n".join(TEMPLATES[:5]) + "\n")
     cfg = config(inputs, variants=(variant,), templates=str(inputs / "templates.txt"))
-    got = run_attack(cfg, QUIET)
+    got = attacked(cfg, QUIET)
     texts = {name: [name] for name in PEOPLE + OTHERS}
     change = lambda image: photo_form(image, variant)  # noqa: E731
     for found, how in ((got["variants"][variant], [change]), (got, [])):
@@ -308,7 +307,7 @@ def test_aliases_of_one_person_vote_together(inputs):
     (inputs / "templates.txt").write_text("\n".join(TEMPLATES[:5]) + "\n")
     change: dict[str, Any] = dict(variants=("alias",), aliases=str(inputs / "aliases.txt"))
     cfg = config(inputs, templates=str(inputs / "templates.txt"), **change)
-    got = run_attack(cfg, QUIET)["variants"]["alias"]
+    got = attacked(cfg, QUIET)["variants"]["alias"]
     texts = {name: [name] for name in PEOPLE + OTHERS}
     texts |= {"Joe Cool": ["Joseph Cool", "The Cool"], "Zoe": ["Zozo"]}
     want, _ = by_hand(inputs, texts, TEMPLATES[:5])
@@ -342,20 +341,20 @@ def test_photos_are_embedded_once_for_names_and_texts_once_for_photos(inputs, mo
 
         monkeypatch.setattr(Embedder, what, counted)
     variants = ("last", "first", "grey", "mirrored")
-    found = run_attack(config(inputs, variants=variants, cache_dir="none"), QUIET)
+    found = attacked(config(inputs, variants=variants, cache_dir="none"), QUIET)
     assert calls == {"readable_photos": 3, "prompts": 3}
-    plain = run_attack(config(inputs, out=str(inputs / "plain"), cache_dir="none"), QUIET)
+    plain = attacked(config(inputs, out=str(inputs / "plain"), cache_dir="none"), QUIET)
     assert list(found.pop("variants")) == list(variants)
     assert found == plain
 
 
 def test_the_cache_tells_forms_of_photos_apart(inputs):
     cached = config(inputs, variants=PHOTO_FORMS, cache_dir=str(inputs / "cache"))
-    first = run_attack(cached, QUIET)
+    first = attacked(cached, QUIET)
     again = config(
         inputs, variants=PHOTO_FORMS, cache_dir=str(inputs / "cache"), out=str(inputs / "b")
     )
-    assert run_attack(again, QUIET) == first
+    assert attacked(again, QUIET) == first
     assert len(list((inputs / "cache").rglob("photos-*"))) == 1 + len(PHOTO_FORMS)
 
 
@@ -363,7 +362,7 @@ def test_all_variants_on_people_and_strangers(inputs, capsys):
     write_faces(inputs / "strangers", ["Una Ek", "Ivo"], 2)
     console = Console(stderr=True, soft_wrap=True)
     cfg = config(inputs, variants=("all",), strangers=str(inputs / "strangers"))
-    found = run_attack(cfg, console)["variants"]
+    found = attacked(cfg, console)["variants"]
     assert list(found) == [name for name in VARIANTS if name != "alias"]
     assert "variant `last`: `Zoe`, `Ivo` left out" in capsys.readouterr().err
     assert found["last"]["num_identities"] == 3 and found["last"]["skipped"] == ["Zoe", "Ivo"]
@@ -373,7 +372,7 @@ def test_all_variants_on_people_and_strangers(inputs, capsys):
 def test_a_variant_nobody_has_gives_no_rate(inputs):
     for folder in ("Joe_Cool", "Ada_King", "Max_King"):
         (inputs / "faces" / folder).rename(inputs / "faces" / folder.replace("_", ""))
-    found = run_attack(config(inputs, variants=("last",)), QUIET)["variants"]["last"]
+    found = attacked(config(inputs, variants=("last",)), QUIET)["variants"]["last"]
     assert found == {"num_identities": 0, "skipped": ["AdaKing", "JoeCool", "MaxKing", "Zoe"]}
 
 

@@ -48,6 +48,7 @@ from jaxdefense.convert.torch_file import read_torch_file
 from jaxdefense.errors import InputError
 from jaxdefense.files import read_json
 from jaxdefense.paths import check_new, check_outside
+from jaxdefense.results import ConversionSummary
 
 TARGETS = (*LAYOUTS, "orbax")
 _SHARD_BYTES = 5 * 10**9  # as transformers cuts
@@ -78,7 +79,7 @@ class Checkpoint:
 
 def convert(
     src: Path, dst: Path, to: str, console: Console, *, layout: str = "", activation: str = ""
-) -> dict[str, Any]:
+) -> ConversionSummary:
     """Write a checkpoint again in another layout.
 
     Args:
@@ -142,13 +143,13 @@ def _copy_companions(checkpoint: Checkpoint, out: Path) -> None:
         (out / layout.config).unlink(missing_ok=True)
 
 
-def _summary(checkpoint: Checkpoint, to: str, rows: list[Row]) -> dict[str, Any]:
-    return {
-        "from": checkpoint.layout.name,
-        "to": to,
-        "tensors": len(rows),
-        "parameters": sum(math.prod(row.shape) for row in rows),
-    }
+def _summary(checkpoint: Checkpoint, to: str, rows: list[Row]) -> ConversionSummary:
+    return ConversionSummary(
+        from_=checkpoint.layout.name,
+        to=to,
+        tensors=len(rows),
+        parameters=sum(math.prod(row.shape) for row in rows),
+    )
 
 
 def _read(src: Path, layout: str, activation: str, console: Console) -> Checkpoint:

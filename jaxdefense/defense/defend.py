@@ -4,7 +4,7 @@ import dataclasses
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,18 +14,19 @@ from rich.console import Console
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.images import Loader
 from jaxdefense.defense import loop
-from jaxdefense.defense.plan import Encoder, Plan, Validation
+from jaxdefense.defense.plan import D, Encoder, Plan, Validation
 from jaxdefense.defense.step import TeacherParams, init_state, merge_student
 from jaxdefense.defense.validate import Verdict, Watch, describe_left, smallest_step
 from jaxdefense.distributed import agree, exchange, on_first
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.files import write_array, write_json
+from jaxdefense.results import Validated
 from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sharding import batch_sharding, fetch, put, replicated
 from jaxdefense.words import some
 
 
-def run(plan: Plan, console: Console, resume: bool = False) -> dict:
+def run(plan: Plan[D], console: Console, resume: bool = False) -> D:
     """Carry out a plan: train, validate, write the defended model directory and the summary.
 
     A run that was broken off goes on where it was.
@@ -43,7 +44,7 @@ def run(plan: Plan, console: Console, resume: bool = False) -> dict:
         Interrupted, Diverged: see `loop.run`.
     """
     agree(plan.resolved)
-    directory = RunDirectory(Path(plan.cfg.out))
+    directory = RunDirectory(Path(plan.cfg.out), plan.kind)
     if resume and (summary := directory.finished(plan.cfg, plan.resolved)):
         return summary
     directory.open(plan.cfg, plan.resolved)
@@ -57,21 +58,20 @@ def run(plan: Plan, console: Console, resume: bool = False) -> dict:
     if watch is None:
         console.print("not validated, as `train.validate.every` is 0: attack what comes out")
     outcome = _train(plan, teacher, watch, directory.path, console)
-    params, found = outcome.state.params, dict[str, Any]()
+    params, found = outcome.state.params, None
     if watch:
         params, found = _best(plan, watch, teacher, console)
     _save(plan.encoder, params, teacher, directory.model, console)
     corrupt = {"corrupt": _corrupt(plan.loader)} if plan.loader else {}
-    summary = {
-        "steps": plan.cfg.train.steps,
-        **found,
-        "seconds": round(outcome.seconds, 3),
-        "samples_per_second": round(outcome.samples_per_second, 3),
-        **plan.summary,
+    summary = plan.summary(
+        steps=plan.cfg.train.steps,
+        seconds=round(outcome.seconds, 3),
+        samples_per_second=round(outcome.samples_per_second, 3),
+        final={name: x for name, x in outcome.metrics.items() if name != "grad_norm"},
+        defended_sha256=model_digest(directory.model),
         **corrupt,
-        "final": {name: x for name, x in outcome.metrics.items() if name != "grad_norm"},
-        "defended_sha256": model_digest(directory.model),
-    }
+        **(found._asdict() if found else {}),
+    )
     directory.finish(summary)
     console.print(f"defended model: {directory.model}")
     if plan.loader and (own := plan.loader.corrupt):
@@ -142,9 +142,18 @@ def _train(
     )
 
 
+class _Chosen(NamedTuple):
+    """What the summary says of the state taken; see `DefenseSummary`."""
+
+    reached: bool
+    stopped_at_step: int
+    alpha: float
+    validation: Validated
+
+
 def _best(
     plan: Plan, watch: Watch, teacher: TeacherParams, console: Console
-) -> tuple[nnx.State, dict[str, Any]]:
+) -> tuple[nnx.State, _Chosen]:
     """Choose the best state of a run, no further from the teacher than needed.
 
     Returns:
@@ -162,12 +171,11 @@ def _best(
     console.print(f"state of step {step}, {alpha:.0%} of the way to it: {verdict}")
     if not verdict.reached:
         console.print(describe_left(verdict, plan.advice), markup=False)
-    return params, {
-        "reached": verdict.reached,
-        "stopped_at_step": step,
-        "alpha": alpha,
-        "validation": {"before": watch.found[0][1].summary(), "after": verdict.summary()},
+    validation: Validated = {
+        "before": watch.found[0][1].summary(),
+        "after": verdict.summary(),
     }
+    return params, _Chosen(verdict.reached, step, alpha, validation)
 
 
 def _save(

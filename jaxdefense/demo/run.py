@@ -32,13 +32,13 @@ from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.similarity import image_sim_clean, sim_clean
 from jaxdefense.evals.zeroshot import zeroshot
-from jaxdefense.files import write_json
 from jaxdefense.idia.attack import AttackResult, attack
 from jaxdefense.idia.candidates import candidate_names
 from jaxdefense.paths import check_writable
 from jaxdefense.report.demo import DemoReport, write_demo_report
 from jaxdefense.report.frame import flatten
 from jaxdefense.report.proof import PersonResult
+from jaxdefense.results import DemoSummary, read_settings, write_summary
 
 NUM_REMOVED, NUM_PHOTOS, NUM_CANDIDATES, THRESHOLD = 16, 20, 1000, 1
 _NUM_CAPTIONS, _NUM_HELD_OUT_CAPTIONS = 8000, 1000
@@ -54,7 +54,7 @@ def shipped_model() -> Path:
     return Path(str(resources.files("jaxdefense.demo") / "model"))
 
 
-def run_demo(out: Path, console: Console) -> dict:
+def run_demo(out: Path, console: Console) -> DemoSummary:
     """Draw the world, attack the model, defend it, attack again; write report and summary.
 
     Args:
@@ -129,10 +129,11 @@ def run_demo(out: Path, console: Console) -> dict:
         stages[stage]["sim_clean"] = min(similar)
 
     strangers_known = list(found["before"][len(members) :].known().values())
-    summary = stages | {
-        "nonmember_fpr": float(np.mean(strangers_known)),
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    summary = DemoSummary(
+        **stages,
+        nonmember_fpr=float(np.mean(strangers_known)),
+        seconds=round(time.monotonic() - started, 1),
+    )
     runs = [Path(half.out) for half in cfg.halves()]
     report = DemoReport(
         stages=stages,
@@ -140,13 +141,13 @@ def run_demo(out: Path, console: Console) -> dict:
         num_templates=found["before"].num_templates,
         threshold=THRESHOLD,
         num_candidates=len(candidates),
-        nonmember_fpr=summary["nonmember_fpr"],
-        seconds=summary["seconds"],
+        nonmember_fpr=summary.nonmember_fpr,
+        seconds=summary.seconds,
         losses=[json.loads(x) for run in runs for x in (run / METRICS).read_text().splitlines()],
-        settings=flatten(json.loads((out / "run" / "config.json").read_text())),
+        settings=flatten(read_settings(out / "run")),
     )
     write_demo_report(report, out / "report.html")
-    write_json(out / "summary.json", summary)
+    write_summary(out, summary)
     console.print(f"report: {out / 'report.html'}")
     return summary
 

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from jaxdefense.errors import InputError
+from jaxdefense.figures import duration
 from jaxdefense.files import write_text
 from jaxdefense.report import frame, parts
 from jaxdefense.report.proof import Proof
@@ -43,7 +44,7 @@ def write_demo_report(report: DemoReport, path: Path) -> None:
     if math.isfinite(report.nonmember_fpr):
         label = "of people the model never saw, recognised by mistake"
         tiles.append((f"{report.nonmember_fpr:.1%}", "", label))
-    how = f"{parts.how_attacked(report)}<p>The demo took {frame.duration(report.seconds)}.</p>"
+    how = f"{parts.how_attacked(report)}<p>The demo took {duration(report.seconds)}.</p>"
     drawn = (
         "The people in this demo are drawn and the model is small. It shows that the method works "
         "and how it is checked, not how well it will do on another model."

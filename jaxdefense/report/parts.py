@@ -4,25 +4,18 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
 
 from jaxdefense.evals import outcome as outcomes
 from jaxdefense.evals.outcome import UNKNOWN
+from jaxdefense.figures import count, decimal, measured, percent
 from jaxdefense.idia.statistics import majority
 from jaxdefense.report import plots
 from jaxdefense.report.embedding_map import EmbeddingMap
-from jaxdefense.report.frame import (
-    count,
-    decimal,
-    jpeg,
-    measured,
-    name,
-    percent,
-    table,
-)
+from jaxdefense.report.frame import jpeg, name, table
 from jaxdefense.report.proof import Found, PersonResult, Proof
+from jaxdefense.results import Collateral, DefenseSummary, Measures
 
 _STAGES = {
     "before": "Before",
@@ -117,15 +110,16 @@ LIMITS = (
 )
 
 
-def validated(found: Mapping[str, Any]) -> str:
+def validated(found: DefenseSummary) -> str:
     """Show what a defense found of itself on what it was not trained on; "" if it did not look.
 
     Args:
         found: its summary.
     """
-    if not (verdicts := found.get("validation")):
+    if found.validation is None:
         return ""
-    reached, left = found["reached"], verdicts["after"]["left"]
+    verdicts = {"before": found.validation["before"], "after": found.validation["after"]}
+    left = verdicts["after"]["left"]
     rows = [
         [
             stage.capitalize(),
@@ -145,14 +139,14 @@ def validated(found: Mapping[str, Any]) -> str:
     )
     said = (
         "The run took what it holds out for proof enough: validation passed."
-        if reached
+        if found.reached
         else f"<b>Not reached:</b> validation still finds {count(len(left), 'person', 'people')}: "
         + ", ".join(f"{name(who)} ({percent(right)})" for who, right in list(left.items())[:20])
         + (" and others." if len(left) > 20 else ".")
     )
     return (
-        f"<h3>Validation</h3><p>{said} The state of step {found['stopped_at_step']:,} was taken, "
-        f"{percent(found['alpha'])} of the way to it.</p>" + table(head, rows)
+        f"<h3>Validation</h3><p>{said} The state of step {found.stopped_at_step:,} was taken, "
+        f"{percent(found.alpha)} of the way to it.</p>" + table(head, rows)
     )
 
 
@@ -329,14 +323,14 @@ def measures(proof: Proof) -> str:
     )
 
 
-def _right(found: Mapping[str, Any] | None, num: int) -> str:
+def _right(found: Measures | None, num: int) -> str:
     if found is None or num < LEAST_PEOPLE:
         return "–"
     low, high = found["photos_right_interval"]
     return f"{found['photos_right']:.1%}<small>{100 * low:.1f} – {100 * high:.1f}</small>"
 
 
-def _mean(found: Mapping[str, Any] | None) -> str:
+def _mean(found: Measures | None) -> str:
     if found is None:
         return "–"
     low, high = found["mean_templates_interval"]
@@ -510,7 +504,7 @@ def variants(proof: Proof, candidates: Mapping[str, int]) -> str:
     )
 
 
-def utility(found: Mapping[str, Any]) -> str:
+def utility(found: Mapping[str, float]) -> str:
     """Say how the model does on what it is for."""
     rows = []
     for key, (what, how) in _UTILITY.items():
@@ -527,11 +521,11 @@ def utility(found: Mapping[str, Any]) -> str:
     )
 
 
-def collateral(found: Mapping[str, Any]) -> str:
+def collateral(found: Collateral | None) -> str:
     """Say whose names moved along with those removed."""
-    groups, moved = found.get("groups", {}), found.get("most_moved", [])
-    if not groups:
+    if found is None:
         return ""
+    groups, moved = found["groups"], found["most_moved"]
     order = sorted(groups, key=lambda group: (group == "removed", groups[group]["mean"]))
     rows = [
         [
@@ -587,14 +581,14 @@ def embedding_map(maps: Mapping[str, EmbeddingMap]) -> str:
     return drawn + (f'<p class="note">{"".join(still)}</p>' if still else "")
 
 
-def losses(rows: Sequence[Mapping[str, Any]], distances: Iterable[str]) -> str:
+def losses(rows: Sequence[Mapping[str, object]], distances: Iterable[str]) -> str:
     """Draw the training curves of one or several runs; a step below the last starts another.
 
     Args:
         rows: of `metrics.jsonl`.
         distances: what was lowered in each.
     """
-    runs: list[list[Mapping[str, Any]]] = []
+    runs: list[list[Mapping[str, object]]] = []
     previous = math.inf
     for row in rows:
         step = measured(row, "step")

@@ -9,14 +9,16 @@ from typing import Any
 
 from jaxdefense import __version__
 from jaxdefense.errors import InputError
+from jaxdefense.figures import count, decimal, duration
 from jaxdefense.files import write_json, write_text
 from jaxdefense.paths import check_writable
 from jaxdefense.report import frame, parts
 from jaxdefense.report.proof import Found, Proof
-from jaxdefense.report.read import Findings, Measured, Run, all_settings, read_findings
+from jaxdefense.report.read import Findings, all_settings, read_findings
+from jaxdefense.report.sources import Attack, Run
 from jaxdefense.report.sweep import write_sweep_report
+from jaxdefense.results import ImageDefenseSummary, ReportSummary, SweepSummary, kind_of, values
 from jaxdefense.sweep.cells import CELLS
-from jaxdefense.sweep.results import RESULTS
 
 _ASKED = {
     "model.path": "Model",
@@ -50,7 +52,7 @@ _HOW = {
 _MOST_NAMES = 1000
 
 
-def write_report(runs: Sequence[Path], out: Path) -> dict[str, str]:
+def write_report(runs: Sequence[Path], out: Path) -> ReportSummary:
     """Write a report: a page, and the same as JSON and as CSV, a line a person.
 
     Args:
@@ -58,7 +60,7 @@ def write_report(runs: Sequence[Path], out: Path) -> dict[str, str]:
         out: the page, `.html`; the others come beside it.
 
     Returns:
-        where each is.
+        what it says first, and where each file is.
 
     Raises:
         InputError: see `read_findings` and `write_sweep_report`; or one of the files exists, or has
@@ -70,19 +72,22 @@ def write_report(runs: Sequence[Path], out: Path) -> dict[str, str]:
     files = {kind: out.with_suffix(f".{kind}") for kind in ("csv", "json", "html")}
     if found := [str(file) for file in files.values() if file.exists()]:
         raise InputError(f"`{found[0]}` exists; give another name, or remove it.")
-    if sweeps := [run for run in runs if (run / RESULTS).exists() or (run / CELLS).is_dir()]:
+    if sweeps := [run for run in runs if kind_of(run) is SweepSummary]:
         if len(runs) > 1:
             raise InputError(
                 f"`{sweeps[0]}` is a sweep: give it alone, or what is in one of its `{CELLS}`."
             )
-        write_sweep_report(sweeps[0], out)
-        return {kind: str(file) for kind, file in files.items()}
+        return _written(write_sweep_report(sweeps[0], out), files)
     findings = read_findings(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(files["csv"], as_csv(findings))
     write_json(files["json"], as_json(findings))
     write_text(out, as_page(findings))
-    return {kind: str(file) for kind, file in files.items()}
+    return _written(headline(findings), files)
+
+
+def _written(headline: str, files: Mapping[str, Path]) -> ReportSummary:
+    return ReportSummary(headline=headline, **{kind: str(file) for kind, file in files.items()})
 
 
 def write_run_report(run: Path) -> None:
@@ -107,9 +112,9 @@ def as_page(findings: Findings) -> str:
         candidates = {
             name: found.get("num_candidates", 0)
             for attack in attacks.values()
-            for name, found in attack.summary.get("variants", {}).items()
+            for name, found in (attack.summary.variants or {}).items()
         }
-        curves = {stage: x.summary.get("curve", {}).get("fpr", []) for stage, x in attacks.items()}
+        curves = {stage: x.summary.curve.get("fpr", []) for stage, x in attacks.items()}
         sections += [
             frame.section(
                 "Proof: before and after",
@@ -142,27 +147,23 @@ def headline(findings: Findings) -> str:
             found := proof.found(proof.of(True) or proof.people, proof.last, ways[0])
         ):
             said.append(
-                f"Of {frame.count(len(ways), 'way', 'ways')} round it that "
+                f"Of {count(len(ways), 'way', 'ways')} round it that "
                 f"{'was' if len(ways) == 1 else 'were'} tried, the best found {found.known} of "
                 f"{found.num}."
             )
         return " ".join([*said, "What was not tested is listed at the end."])
     said = []
     if findings.runs:
-        path = findings.runs[0].settings.get("model", {}).get("path", "")
-        which = f" {Path(str(path)).name}" if path else ""
-        num = len(findings.listed) or max(_identities(run) for run in findings.runs)
-        who = frame.count(num, "person", "people") if num else "the people on a list"
+        path = findings.runs[0].setting("model.path")
+        which = f" {Path(path).name}" if path else ""
+        num = len(findings.listed) or max(run.summary.identities for run in findings.runs)
+        who = count(num, "person", "people") if num else "the people on a list"
         said.append(f"The model{which} was trained to forget {who}.")
-        if any(run.summary.get("reached") is False for run in findings.runs):
+        if any(run.summary.reached is False for run in findings.runs):
             said.append("By its own validation it has not forgotten all of them.")
     else:
         said.append("A model was compared with the one it was made from.")
     return " ".join([*said, "Whether it still knows anyone was not tested."])
-
-
-def _identities(run: Run) -> int:
-    return int(frame.measured(run.summary, "identities") or 0)
 
 
 def _tiles(findings: Findings) -> Iterable[tuple[str, str, str]]:
@@ -171,15 +172,11 @@ def _tiles(findings: Findings) -> Iterable[tuple[str, str, str]]:
         return
     for run in findings.runs:
         which = f" ({run.encoder})" if len(findings.runs) > 1 else ""
-        for key, label in (
-            ("identities", "people"),
-            ("steps", "steps"),
-            ("seconds", "of training"),
-            ("samples_per_second", "samples a second"),
-        ):
-            if (value := frame.measured(run.summary, key)) is not None:
-                text = frame.duration(value) if key == "seconds" else f"{value:,.0f}"
-                yield text, "", label + which
+        summary = run.summary
+        yield f"{summary.identities:,}", "", "people" + which
+        yield f"{summary.steps:,}", "", "steps" + which
+        yield duration(summary.seconds), "", "of training" + which
+        yield f"{summary.samples_per_second:,.0f}", "", "samples a second" + which
 
 
 def _heading(run: Run, findings: Findings) -> str:
@@ -190,7 +187,7 @@ def _heading(run: Run, findings: Findings) -> str:
 def _asked(findings: Findings) -> str:
     text = ""
     if listed := findings.listed:
-        text += f"<p>{frame.count(len(listed), 'person', 'people')} to be removed.</p>"
+        text += f"<p>{count(len(listed), 'person', 'people')} to be removed.</p>"
     for run in findings.runs:
         settings = frame.flatten(run.settings)
         text += _heading(run, findings)
@@ -220,37 +217,32 @@ def _done(findings: Findings) -> str:
     text = parts.METHOD
     for run in runs:
         settings, s = frame.flatten(run.settings), run.summary
-        done: dict[str, object] = {}
-        if (value := frame.measured(s, "steps")) is not None:
-            done["Steps"] = f"{value:,.0f}"
-        if (value := frame.measured(s, "seconds")) is not None:
-            done["Time"] = frame.duration(value)
-        if (value := frame.measured(s, "samples_per_second")) is not None:
-            done["Samples a second"] = f"{value:,.1f}"
+        done: dict[str, object] = {
+            "Steps": f"{s.steps:,}",
+            "Time": duration(s.seconds),
+            "Samples a second": f"{s.samples_per_second:,.1f}",
+        }
         done |= {label: v for key, label in _HOW.items() if (v := settings.get(key))}
         if run.defended:
             done["Weights after, SHA-256"] = run.defended
-        if corrupt := s.get("corrupt"):
+        if isinstance(s, ImageDefenseSummary) and (corrupt := s.corrupt):
             done["Photos that could not be read"] = f"{len(corrupt):,}"
         text += _heading(run, findings) + frame.pairs(done) + parts.validated(s)
     if findings.merged:
         text += "<h3>Both, merged</h3>" + frame.pairs({"Weights, SHA-256": findings.merged})
-    distances = [run.settings.get("train", {}).get("distance", "cosine") for run in runs]
+    distances = [run.setting("train.distance") or "cosine" for run in runs]
     return text + parts.losses([row for run in runs for row in run.rows], distances)
 
 
-def _strangers(attacks: Mapping[str, Measured]) -> str:
+def _strangers(attacks: Mapping[str, Attack]) -> str:
     """Say how often the attack is right by mistake."""
     rows = []
     for stage, attack in attacks.items():
         s = attack.summary
-        if (rate := frame.measured(s, "fpr")) is None:
+        if s.fpr is None or s.num_strangers is None:
             continue
-        num = int(s["num_strangers"])
-        found = Found(round(rate * num), num)
-        rows.append(
-            [stage.capitalize(), parts.rate(found), frame.decimal(frame.measured(s, "auc"))]
-        )
+        found = Found(round(s.fpr * s.num_strangers), s.num_strangers)
+        rows.append([stage.capitalize(), parts.rate(found), decimal(s.auc)])
     if not rows:
         return ""
     return (
@@ -297,7 +289,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
                 "path": str(run.path),
                 "encoder": run.encoder,
                 "settings": run.settings,
-                "summary": {k: v for k, v in run.summary.items() if k != "names"},
+                "summary": {k: v for k, v in values(run.summary).items() if k != "names"},
                 "metrics": run.rows,
             }
             for run in findings.runs
@@ -309,9 +301,9 @@ def as_json(findings: Findings) -> dict[str, Any]:
                 "settings": attack.settings,
                 "model_sha256": attack.model,
                 "strangers": {
-                    key: attack.summary[key]
+                    key: value
                     for key in ("num_strangers", "fpr", "fpr_interval", "auc")
-                    if key in attack.summary
+                    if (value := getattr(attack.summary, key)) is not None
                 },
             }
             for stage, attack in findings.attacks.items()
@@ -321,7 +313,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
         ],
         **(_proof_json(proof) if proof else {}),
         "utility": findings.utility,
-        "collateral": findings.collateral,
+        "collateral": findings.collateral or {},
         "maps": {
             what: {
                 "names": found.names,
