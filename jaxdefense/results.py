@@ -8,21 +8,17 @@ the kind too, from a run's start, so that a directory says what it is before it 
 import abc
 import dataclasses
 import json
-import math
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal, NotRequired, TypeAlias, TypedDict, TypeVar, cast
+from typing import ClassVar, Literal, NotRequired, TypedDict, TypeVar, cast
 
 from jaxdefense.errors import InputError
 from jaxdefense.figures import count, duration
 from jaxdefense.files import write_json
+from jaxdefense.typed_json import Json, fields_of, plain
 
 SUMMARY, SETTINGS = "summary.json", "config.json"
 SCHEMA = 1
-
-Json: TypeAlias = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -666,7 +662,7 @@ def as_json(summary: Summary) -> dict[str, Json]:
 
 def values(summary: Summary) -> dict[str, Json]:
     """Write a summary's fields as JSON values, without kind and schema."""
-    return cast(dict[str, Json], _plain(summary))
+    return cast(dict[str, Json], plain(summary))
 
 
 def write_summary(directory: Path, summary: Summary) -> None:
@@ -710,7 +706,7 @@ def from_json(found: Mapping[str, Json], kind: type[S], where: str) -> S:
     if not issubclass(_KINDS[name], kind):
         wanted = " or ".join(x for x, known in _KINDS.items() if issubclass(known, kind))
         raise InputError(f"{where} is of the kind {name}, not {wanted}.")
-    return cast(S, _KINDS[name](**_fields(_KINDS[name], found, where, "")))
+    return cast(S, _KINDS[name](**fields_of(_KINDS[name], found, where)))
 
 
 def kind_of(directory: Path) -> type[Summary] | None:
@@ -795,84 +791,3 @@ def _earlier(settings: Mapping[str, Json]) -> str:
         if all(section in settings for section in sections):
             return kind.kind
     return ""
-
-
-def _plain(value: object) -> Json:
-    if isinstance(value, Summary):
-        return {
-            field.name.rstrip("_"): _plain(getattr(value, field.name))
-            for field in dataclasses.fields(value)
-            if getattr(value, field.name) != _default(field)
-        }
-    if isinstance(value, Mapping):
-        return {str(key): _plain(x) for key, x in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(x) for x in value]
-    assert value is None or isinstance(value, bool | int | float | str), value
-    return value
-
-
-def _default(field: dataclasses.Field[object]) -> object:
-    """Give a field's default, MISSING if it has none."""
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
-def _typed(hint: object, value: Json, where: str, key: str) -> object:
-    """Read a JSON value as what a type says.
-
-    Args:
-        hint: the type.
-        value: of JSON.
-        where: what an error begins with.
-        key: of the value, for an error.
-
-    Raises:
-        InputError: it is something else.
-    """
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _typed(args[0], value, where, key)
-    if origin is Literal and value in args:
-        return value
-    if origin is dict and isinstance(value, dict):
-        return {name: _typed(args[1], x, where, f"{key}.{name}") for name, x in value.items()}
-    if origin is list and isinstance(value, list):
-        return [_typed(args[0], x, where, f"{key}[{i}]") for i, x in enumerate(value)]
-    if origin is tuple and isinstance(value, list) and len(value) == len(args):
-        return tuple(_typed(args[i], x, where, f"{key}[{i}]") for i, x in enumerate(value))
-    if isinstance(hint, type) and isinstance(value, dict):
-        if issubclass(hint, Summary):
-            return hint(**_fields(hint, value, where, key))
-        if typing.is_typeddict(hint):
-            return _fields(hint, value, where, key)
-    if hint is float and isinstance(value, float | int) and not isinstance(value, bool):
-        if math.isfinite(value):
-            return value
-    elif hint in (int, str, bool) and type(value) is hint:
-        return value
-    raise InputError(f"{where}: `{key}` (={_short(value)}) is not what this kind of result holds.")
-
-
-def _fields(kind: type, found: Mapping[str, Json], where: str, at: str) -> dict[str, object]:
-    """Read the fields of a dataclass or of a TypedDict; those that are unknown are passed over."""
-    hints, out = typing.get_type_hints(kind), dict[str, object]()
-    if dataclasses.is_dataclass(kind):
-        fields = dataclasses.fields(kind)
-        needed = {field.name: _default(field) is dataclasses.MISSING for field in fields}
-    else:
-        needed = {name: name in getattr(kind, "__required_keys__", ()) for name in hints}
-    for name, must in needed.items():
-        key = name.rstrip("_")
-        where_key = f"{at}.{key}" if at else key
-        if key in found:
-            out[name] = _typed(hints[name], found[key], where, where_key)
-        elif must:
-            raise InputError(f"{where}: `{where_key}` is missing; is it a whole result?")
-    return out
-
-
-def _short(value: Sequence[object] | object) -> str:
-    text = repr(value)
-    return text if len(text) < 40 else f"{text[:36]} ..."

@@ -22,7 +22,6 @@ from jaxdefense.files import locked, write_json
 from jaxdefense.results import (
     SETTINGS,
     SUMMARY,
-    Json,
     S,
     as_json,
     from_json,
@@ -30,6 +29,7 @@ from jaxdefense.results import (
     write_summary,
 )
 from jaxdefense.settings import identity, to_dict
+from jaxdefense.typed_json import Json
 
 # Of a run of the image defense: the photos it trained on, name -> SHA-256 -> photo; and what faces
 # were led to, f32 [E].

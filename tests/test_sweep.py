@@ -450,11 +450,11 @@ def test_report_gives_no_percentage_of_fewer_than_5_removed(tmp_path):
 
 def test_report_of_one_seed_without_classes_and_before(tmp_path):
     cell = Cell(2, 0, 0.0)
-    directory = RunDirectory(tmp_path / "cells" / cell.name)
+    directory = RunDirectory(tmp_path / "cells" / cell.name, CellSummary)
     directory.open(cell)
-    values = dict.fromkeys(results.COLUMNS) | {"tower": "image", "n": 2, "seed": 0}
+    values = dict.fromkeys((*results.RATES, *results.GROUPS)) | {"tower": "image"}
     rates = {"removed_tpr": 0.5, "removed_fnr": 0.5, "sim_clean": 0.75}
-    directory.finish(values | {"w_weight": 0.0, "seconds": 2.0} | rates)
+    directory.finish(summary(cell, **values | rates))
     write_json(tmp_path / "config.json", {})
     write_sweep_report(tmp_path, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()

@@ -12,7 +12,6 @@ from jaxdefense.results import (
     BothDefenseSummary,
     DefenseSummary,
     EvaluationSummary,
-    Json,
     Summary,
     kind_of,
     parse_object,
@@ -20,6 +19,7 @@ from jaxdefense.results import (
     read_summary,
     read_text,
 )
+from jaxdefense.typed_json import Json
 from jaxdefense.words import some
 
 

@@ -7,16 +7,16 @@ import csv
 import dataclasses
 import io
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 
 from jaxdefense.errors import InputError
 from jaxdefense.figures import count, decimal, duration, percent
 from jaxdefense.files import write_json, write_text
-from jaxdefense.report import frame, parts, plots
-from jaxdefense.report.parts import LEAST_PEOPLE
+from jaxdefense.report import frame, plots
+from jaxdefense.report.labels import LEAST_PEOPLE
 from jaxdefense.results import CellSummary, UndefendedSummary, read_settings
 from jaxdefense.sweep.results import GROUPS, RATES, Finished, collect
 
@@ -88,7 +88,7 @@ def write_sweep_report(sweep: Path, path: Path) -> str:
         frame.section("Against the number of people removed", _figures(points, found.before)),
         frame.section("Mean and spread", _points(points)),
         frame.section("Every defense", _cells(cells)),
-        frame.section("What this does and does not show", _limits()),
+        frame.section("What this does and does not show", frame.render("sweep_limits")),
         frame.settings(settings),
     ]
     headline = _headline(cells)
@@ -148,7 +148,7 @@ def _tiles(found: Finished) -> Iterable[tuple[str, str, str]]:
             yield percent(before.top1), "", "objects classified correctly before"
 
 
-def _figures(points: Sequence[Point], before: UndefendedSummary | None) -> str:
+def _figures(points: Sequence[Point], before: UndefendedSummary | None) -> Markup:
     figures = [
         ("people", "Recognised by the attack", _PEOPLE, "tpr"),
         ("photos", "Photos of theirs named right", _RIGHT, "photos_right"),
@@ -161,14 +161,8 @@ def _figures(points: Sequence[Point], before: UndefendedSummary | None) -> str:
             what = f"{title}, over the {_NUM_PEOPLE}: the table below"
             limits = (-0.03, 1.03) if key else None
             svg = plots.spreads(name, what, _NUM_PEOPLE, lines, getattr(before, key, None), limits)
-            drawn.append(f"<figure><figcaption><b>{title}</b></figcaption>{svg}</figure>")
-    note = (
-        '<p class="note">Means over seeds, with one standard deviation either way. A seed decides '
-        "who is removed, the few among the many, and how training goes. w is the weight of the "
-        "loss on how far the weights move; at 0 it is off. Before: everybody recognised, and "
-        "top-1, of the model as it was.</p>"
-    )
-    return f'<div class="curves">{"".join(drawn)}</div>{note}'
+            drawn.append((title, Markup(svg)))
+    return frame.render("sweep_figures", figures=drawn)
 
 
 def _lines(points: Sequence[Point], rates: dict[str, str]) -> list[plots.Line]:
@@ -188,7 +182,7 @@ def _lines(points: Sequence[Point], rates: dict[str, str]) -> list[plots.Line]:
     return lines
 
 
-def _points(points: Sequence[Point]) -> str:
+def _points(points: Sequence[Point]) -> Markup:
     tables = []
     for rates in (RATES, GROUPS):
         known = [rate for rate in rates if any(p.mean[rate] is not None for p in points)]
@@ -206,19 +200,11 @@ def _points(points: Sequence[Point]) -> str:
         ]
         if known:
             head = ("Removed", "w", "Seeds", *(_HEADS[rate] for rate in known))
-            tables.append(frame.table(head, rows))
-    note = (
-        '<p class="note"><b>TPR</b>: part of the people whom the attack recognises, by one '
-        "template or by more than half; <b>FNR</b>: the others of them. <b>Photos named right</b>: "
-        "part of all pairs of a photo and a template in which the own name fits best. "
-        "<b>Similarity</b>: mean cosine between the embeddings of ordinary inputs and the original "
-        "model's. Mean ± the sample's standard deviation over seeds. Fewer than "
-        f"{LEAST_PEOPLE} removed, over all seeds, are counted.</p>"
-    )
-    return "".join(tables) + note
+            tables.append((head, rows))
+    return frame.render("sweep_points", tables=tables)
 
 
-def _cells(cells: Sequence[CellSummary]) -> str:
+def _cells(cells: Sequence[CellSummary]) -> Markup:
     tables = []
     for rates in (RATES, GROUPS):
         if rates is GROUPS and all(getattr(cell, rate) is None for cell in cells for rate in rates):
@@ -234,9 +220,8 @@ def _cells(cells: Sequence[CellSummary]) -> str:
             for cell in cells
         ]
         head = ("Removed", "Seed", "w", *(_HEADS[rate] for rate in rates), "Time")
-        tables.append(frame.table(head, rows))
-    summary = escape(f"{len(cells)}, one a line")
-    return f"<details><summary>{summary}</summary>{''.join(tables)}</details>"
+        tables.append((head, rows))
+    return frame.render("sweep_cells", num=len(cells), tables=tables)
 
 
 def _text(rate: str, mean: float | None, std: float | None, num_removed: int) -> str:
@@ -251,16 +236,3 @@ def _text(rate: str, mean: float | None, std: float | None, num_removed: int) ->
         of_people = not rate.endswith("_photos_right")
         return f"{round(mean * num_removed)} of {num_removed}" if of_people else "–"
     return percent(mean) + ("" if std is None else f" ± {std:.1%}")
-
-
-def _limits() -> str:
-    return (
-        "<p>Every defense trained a copy of the encoder so that the removed lead to their person "
-        "no more than strangers do, or to a neutral embedding, while ordinary inputs keep theirs "
-        f"({parts.PAPER}); the identity inference "
-        f"attack was run on all people, removed or not ({parts.ATTACK}).</p><ul>"
-        "<li>All defenses took the same number of steps at most: the more are removed, the fewer "
-        "times each comes up.</li>"
-        "<li>The spread is that over a few seeds. It says nothing of other models, other people, "
-        "or other ways to find somebody.</li></ul>"
-    )

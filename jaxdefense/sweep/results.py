@@ -10,12 +10,12 @@ from jaxdefense.files import write_json, write_text
 from jaxdefense.results import (
     SUMMARY,
     CellSummary,
-    Json,
     UndefendedSummary,
     read_summary,
     values,
 )
 from jaxdefense.sweep.cells import BEFORE, CELLS
+from jaxdefense.typed_json import Json
 
 RESULTS, TABLE = "sweep.json", "sweep.csv"
 RATES = ("removed_tpr", "removed_fnr", "others_tpr", "top1", "top5", "sim_clean")
