@@ -5,17 +5,22 @@ Commands import what they need when they run: help must not wait for JAX.
 
 import dataclasses
 import importlib
+import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxdefense.errors import NotReached
-from jaxdefense.log import print_json, write_to
+from jaxdefense.log import write_to
 
-# A function that takes the settings and returns a summary of JSON values.
-Run = Callable[[Any], dict[str, Any]]
+if TYPE_CHECKING:
+    from jaxdefense.results import Result
+
+# A function that takes the settings; a command's returns a `Result`.
+Run = Callable[[Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Command:
         about: what it does, in one sentence.
         settings: `module:dataclass`.
         run: `module:function` that takes them; see `Run`.
-        around: what is done before and after; shows the summary.
+        around: what is done before and after; tells the result.
         presets: `module:dict` of settings by name, for `--preset`; "" for none.
     """
 
@@ -65,22 +70,36 @@ def _find(where: str) -> Any:
     return getattr(importlib.import_module(f"jaxdefense.{module}"), name)
 
 
+def _tell(result: "Result", cfg: Any, out: str) -> None:
+    """Print what a command found on standard output: a few sentences, or JSON alone."""
+    from jaxdefense.results import as_json
+
+    lines = [json.dumps(as_json(result), indent=2)] if cfg.json else result.sentences(out)
+    for line in lines:
+        encoding = sys.stdout.encoding or "utf-8"  # which may not have all characters of a name
+        print(line.encode(encoding, "backslashreplace").decode(encoding))
+
+
 def _plain(run: Run, cfg: Any) -> None:
-    print_json(run(cfg))
+    _tell(run(cfg), cfg, cfg.out)
 
 
 def _together(run: Run, cfg: Any) -> None:
     """Run on all processes, in a directory that no other command writes."""
+    from jaxdefense.distributed import first
     from jaxdefense.run_directory import claimed
 
     _join(cfg)
     with claimed(Path(cfg.out)):
-        print_json(run(cfg))
+        result = run(cfg)
+    if first():
+        _tell(result, cfg, cfg.out)
 
 
 def _defend(run: Run, cfg: Any) -> None:
     from jaxdefense.config import REMOVED
-    from jaxdefense.distributed import on_first
+    from jaxdefense.distributed import first, on_first
+    from jaxdefense.results import BothDefenseSummary
     from jaxdefense.run_directory import claimed
 
     _join(cfg)
@@ -88,11 +107,13 @@ def _defend(run: Run, cfg: Any) -> None:
         summary = run(cfg)
         runs = [half.out for half in cfg.halves()] if hasattr(cfg, "halves") else []
         on_first(partial(_write_reports, [*runs, cfg.out]))
-    print_json(summary)
-    halves = {what: summary[name] for name, what in REMOVED.items() if name in summary}
+    if first():
+        _tell(summary, cfg, cfg.out)
+    both = isinstance(summary, BothDefenseSummary)
+    halves = {REMOVED["text"]: summary.text, REMOVED["image"]: summary.image} if both else {}
     found = halves or {"": summary}
-    failed = [what for what, half in found.items() if half.get("reached") is False]
-    left = {name for what in failed for name in found[what]["validation"]["after"]["left"]}
+    failed = {what: x.validation["after"] for what, x in found.items() if x.reached is False}
+    left = {name for verdict in failed.values() for name in verdict["left"]}
     if failed:
         which = f" ({' and '.join(failed)})" if halves else ""
         raise NotReached(
@@ -166,16 +187,17 @@ def _alone(run: Run, cfg: Any) -> None:
     from jaxdefense.run_directory import claimed
 
     with claimed(Path(cfg.out)):
-        print_json(run(cfg))
+        result = run(cfg)
+    _tell(result, cfg, cfg.out)
 
 
 def _report(run: Any, cfg: Any) -> None:
-    print_json(run([Path(path) for path in cfg.runs], Path(cfg.out)))
+    _tell(run([Path(path) for path in cfg.runs], Path(cfg.out)), cfg, cfg.out)
 
 
 def _convert(run: Any, cfg: Any) -> None:
     how = {"layout": cfg.layout, "activation": cfg.activation}
-    print_json(run(Path(cfg.src), Path(cfg.dst), cfg.to, **how))
+    _tell(run(Path(cfg.src), Path(cfg.dst), cfg.to, **how), cfg, cfg.dst)
 
 
 def reference() -> str:

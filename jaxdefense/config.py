@@ -9,7 +9,7 @@ import tyro
 
 from jaxdefense.clip.config import Remat
 from jaxdefense.errors import InputError
-from jaxdefense.settings import Anywhere, Floats, Integers, Names, Place, how, short
+from jaxdefense.settings import Anywhere, Floats, Integers, Names, Place, how, short, told
 
 # Other forms of a name and of a photo; see `data.variants`.
 NAME_FORMS = ("last", "first", "initials", "swapped", "lower", "upper", "misspelt")
@@ -444,6 +444,8 @@ class DefendTextConfig:
     cache: CacheConfig = CacheConfig()
     profile: Place = how("")
     """Directory for a trace of a few steps, for XProf."""
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -461,6 +463,8 @@ class DefendImageConfig:
     cache: CacheConfig = CacheConfig()
     profile: Place = how("")
     """Directory for a trace of a few steps, for XProf."""
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -507,6 +511,8 @@ class DefendBothConfig:
     cache: CacheConfig = CacheConfig()
     profile: Place = how("")
     """Directory for a trace of a few steps, for XProf."""
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
     def halves(self) -> tuple[DefendTextConfig, DefendImageConfig]:
         """Give each defense its own settings; faces go by the names file unless told otherwise."""
@@ -534,6 +540,8 @@ class MergeConfig:
     """Run or model directory of the text encoder."""
     image: Anywhere
     """Run or model directory of the image encoder."""
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -588,6 +596,8 @@ class AttackConfig:
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
     def __post_init__(self):
         _not_negative(max_corrupt=self.max_corrupt, seed=self.seed)
@@ -658,6 +668,8 @@ class EvaluateConfig:
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
     def __post_init__(self):
         _positive(num_captions=self.num_captions, num_images=self.num_images, batch=self.batch)
@@ -792,6 +804,8 @@ class SweepTextConfig:
     sweep: CellsConfig = how(CellsConfig())
     mesh: MeshConfig = MeshConfig()
     cache: CacheConfig = CacheConfig()
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
     def __post_init__(self):
         _check_sweep(self)
@@ -812,6 +826,8 @@ class SweepImageConfig:
     sweep: CellsConfig = how(CellsConfig(w_weight=(0.00015, 0.005)))
     mesh: MeshConfig = MeshConfig()
     cache: CacheConfig = CacheConfig()
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
     def __post_init__(self):
         _check_sweep(self)
@@ -870,6 +886,8 @@ class DemoConfig:
     people: Literal[16, 64] = 64
     """People whom the model knows, a quarter of whom is removed. With 16 all else is smaller too:
     quick, and rougher in what it keeps."""
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -880,6 +898,8 @@ class ReportConfig:
     """Directories of defend, attack and evaluate; or a sweep."""
     out: Place
     """Page to write, .html; JSON and CSV come beside it."""
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
     def __post_init__(self):
         if not self.runs:
@@ -900,3 +920,5 @@ class ConvertConfig:
     """hf or openclip, where `src` has both."""
     activation: str = ""
     """gelu or quick_gelu, of a .pt file without config."""
+    json: bool = told(False)
+    """Print the result as one JSON object."""

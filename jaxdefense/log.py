@@ -31,7 +31,7 @@ class _Output:
 
     Fields:
         command: name that its lines begin with.
-        console: that results are printed on.
+        console: of a terminal's messages and bars.
         bars: of a terminal; None elsewhere.
     """
 
@@ -82,11 +82,6 @@ def write_to(file: Any) -> None:
 def _show_on(output: _Output) -> None:
     global _output
     _output, _package.handlers[:] = output, [output.handler()]
-
-
-def print_json(data: Any) -> None:
-    """Print a result where the command shows what it does; on standard error without one."""
-    (_output or _Output("")).console.print_json(data=data)
 
 
 class _Line(logging.Formatter):

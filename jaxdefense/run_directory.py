@@ -1,7 +1,8 @@
 """The directory of one run: what was asked, how it went, what came out.
 
 Of several processes the first alone looks at it and writes it; the others hear what it found.
-`summary.json` is written last: a directory that has one is finished.
+`summary.json` is written last: a directory that has one is finished. What it and the settings say
+of their kind is in `results`.
 """
 
 import contextlib
@@ -13,12 +14,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from jaxdefense import distributed
 from jaxdefense.errors import InputError
 from jaxdefense.files import locked, write_json
+from jaxdefense.results import (
+    SETTINGS,
+    SUMMARY,
+    S,
+    as_json,
+    from_json,
+    read_summary,
+    write_summary,
+)
 from jaxdefense.settings import identity, to_dict
+from jaxdefense.typed_json import Json
 
 # Of a run of the image defense: the photos it trained on, name -> SHA-256 -> photo; and what faces
 # were led to, f32 [E].
@@ -26,14 +37,15 @@ TRAINED_ON, TARGET = "trained_on.json", "target.npy"
 _LOCK = ".lock"
 
 
-class RunDirectory:
+class RunDirectory(Generic[S]):
     """A run directory."""
 
-    def __init__(self, path: Path):
-        """Name it; nothing is touched."""
+    def __init__(self, path: Path, kind: type[S]):
+        """Name it, and say what it is to hold; nothing is touched."""
         self.path = path
         self.model = path / "model"
-        self._config, self._summary = path / "config.json", path / "summary.json"
+        self._kind = kind
+        self._config, self._summary = path / SETTINGS, path / SUMMARY
 
     def check(self, cfg: Any, resolved: dict[str, Any] | None = None) -> bool:
         """Check that the directory can hold the run; writes nothing.
@@ -63,8 +75,7 @@ class RunDirectory:
             found = json.loads(self._config.read_text())
         except (OSError, ValueError):
             found = None
-        wanted = _record(cfg, resolved)
-        found, wanted = identity(type(cfg), found), identity(type(cfg), wanted)
+        found, wanted = self._identity(cfg, found), self._identity(cfg, self._record(cfg, resolved))
         if found != wanted:
             raise InputError(
                 f"`{self.path}` holds another run ({_difference(found, wanted)}); give another "
@@ -77,20 +88,25 @@ class RunDirectory:
         own = (f".{self._config.name}.*.tmp", _LOCK)
         return [x for x in self.path.iterdir() if not any(x.match(name) for name in own)]
 
-    def finished(self, cfg: Any, resolved: dict[str, Any] | None = None) -> dict[str, Any] | None:
-        """Give the summary if the directory holds this very run, finished; else None."""
+    def finished(self, cfg: Any, resolved: dict[str, Any] | None = None) -> S | None:
+        """Give the summary if the directory holds this very run, finished; else None.
 
-        def look() -> dict[str, Any] | None:
+        Raises:
+            InputError: it does, and the summary cannot be read.
+        """
+
+        def look() -> dict[str, Json] | None:
             try:
                 found = json.loads(self._config.read_text())
-                summary = json.loads(self._summary.read_text())
             except (OSError, ValueError):
                 return None
-            wanted = _record(cfg, resolved)
-            same = identity(type(cfg), found) == identity(type(cfg), wanted)
-            return summary if same else None
+            wanted = self._identity(cfg, self._record(cfg, resolved))
+            if self._identity(cfg, found) != wanted or not self._summary.exists():
+                return None
+            return as_json(read_summary(self.path, self._kind))
 
-        return distributed.on_first(look)
+        found = distributed.on_first(look)
+        return from_json(found, self._kind, f"`{self._summary}`") if found else None
 
     def open(self, cfg: Any, resolved: dict[str, Any] | None = None) -> None:
         """Start the run, or resume it if it is unfinished; see `check`."""
@@ -103,34 +119,35 @@ class RunDirectory:
                 shutil.rmtree(leftover, ignore_errors=True)
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self._config, _record(cfg, resolved))
+        write_json(self._config, {"kind": self._kind.kind} | self._record(cfg, resolved))
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: S) -> None:
         """Write the summary."""
-        distributed.on_first(lambda: write_json(self._summary, summary))
+        distributed.on_first(lambda: write_summary(self.path, summary))
+
+    def _record(self, cfg: Any, resolved: dict[str, Any] | None) -> dict[str, Any]:
+        return json.loads(json.dumps(to_dict(cfg) | ({"resolved": resolved} if resolved else {})))
+
+    def _identity(self, cfg: Any, settings: Any) -> Any:
+        """Give what must be the same in a run to resume; `kind` came with settings later."""
+        found = identity(type(cfg), settings)
+        if not isinstance(found, dict):
+            return found
+        return found | {"kind": found.get("kind", self._kind.kind)}
 
 
-def once(do: Callable[..., dict[str, Any]], cfg: Any, *args: Any) -> dict[str, Any]:
+def once(do: Callable[..., S], cfg: Any, kind: type[S], *args: Any) -> S:
     """Carry out a run, unless its directory holds it finished.
 
     Args:
         do: takes the settings and `args`; gives the summary.
         cfg: settings with the directory in `out`.
+        kind: of the summary.
 
     Returns:
         the summary.
     """
-    return RunDirectory(Path(cfg.out)).finished(cfg) or do(cfg, *args)
-
-
-def run_settings(path: Path) -> dict[str, Any]:
-    """Read the settings of a directory that one of the commands wrote; none of any other."""
-    try:
-        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    ours = isinstance(found, dict) and isinstance(found.get("model"), dict) and "out" in found
-    return found if ours else {}
+    return RunDirectory(Path(cfg.out), kind).finished(cfg) or do(cfg, *args)
 
 
 @contextlib.contextmanager
@@ -184,10 +201,6 @@ def _claim(path: Path, held: contextlib.ExitStack) -> None:
 def _remove_if_empty(path: Path) -> None:
     with contextlib.suppress(OSError):
         path.rmdir()
-
-
-def _record(cfg: Any, resolved: dict[str, Any] | None) -> dict[str, Any]:
-    return json.loads(json.dumps(to_dict(cfg) | ({"resolved": resolved} if resolved else {})))
 
 
 def _difference(found: Any, wanted: dict[str, Any], at: str = "") -> str:

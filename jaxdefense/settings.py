@@ -32,7 +32,7 @@ from jaxdefense.paths import check_given
 
 T = TypeVar("T")
 
-_RESULT = "result"  # key of a field's metadata
+_RESULT, _RECORD = "result", "record"  # keys of a field's metadata
 _POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1:]
 _PLACE = "place"  # marks a string that is a path
 _HOW = "how"  # marks a setting that must be given, and does not change the result
@@ -42,6 +42,11 @@ _RENAMED = {"identities": "names"}  # last part of a former key -> of today's
 def how(default: T) -> T:
     """Declare a setting that says how a run is computed, and does not change its result."""
     return dataclasses.field(default=default, metadata={_RESULT: False})
+
+
+def told(default: T) -> T:
+    """Declare a setting that says how a result is told: nothing of it is recorded."""
+    return dataclasses.field(default=default, metadata={_RESULT: False, _RECORD: False})
 
 
 def short(name: str) -> Any:
@@ -315,8 +320,12 @@ def _check(config: Any, at: str = "") -> None:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Write settings as nested dicts of JSON values."""
-    return dataclasses.asdict(config)
+    """Write settings as nested dicts of JSON values, without those that are not recorded."""
+    out = dataclasses.asdict(config)
+    for field in dataclasses.fields(config):
+        if not field.metadata.get(_RECORD, True):
+            del out[field.name]
+    return out
 
 
 def difference(config: Any, default: Any = None) -> dict[str, Any]:

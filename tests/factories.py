@@ -32,6 +32,9 @@ from jaxdefense.config import (
 from jaxdefense.convert.huggingface import config_from_hf, hf_table
 from jaxdefense.convert.table import Row
 from jaxdefense.demo.bpe import train_bpe
+from jaxdefense.files import write_json
+from jaxdefense.idia.run import run_attack
+from jaxdefense.results import SCHEMA, Summary, as_json
 
 # Sizes all differ, so that a wrong transpose cannot pass.
 TEXT = {
@@ -427,3 +430,25 @@ def computed(path):
     """The lines of a run's metrics, without those that tell how long it took."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [{k: v for k, v in x.items() if k not in ("time", "samples_per_second")} for x in rows]
+
+
+def attacked(*args: Any) -> dict[str, Any]:
+    """Attack as `run_attack` does; the summary, as JSON holds it."""
+    return json.loads(json.dumps(as_json(run_attack(*args))))
+
+
+def write_result(
+    path: Path, kind: type[Summary], settings: dict[str, Any], summary: dict[str, Any] | None
+) -> Path:
+    """Write a directory of results, or of a run that is not finished if there is no summary."""
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "config.json", {"kind": kind.kind} | settings)
+    if summary is not None:
+        write_json(path / "summary.json", {"kind": kind.kind, "schema": SCHEMA} | summary)
+    return path
+
+
+# Of a defense of either encoder, what its summary must hold.
+DEFENSE: dict[str, Any] = {
+    "steps": 3, "seconds": 2.5, "samples_per_second": 40.0, "identities": 2, "final": {"total": 0.5}
+}  # fmt: skip

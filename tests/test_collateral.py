@@ -120,6 +120,8 @@ def test_evaluate_writes_it_to_its_summary(inputs, models):
     got = json.loads((inputs / "out" / "summary.json").read_text())
     moved = movements(models[0], models[1], REMOVED, FAMOUS, 0)
     assert got == {
+        "kind": "evaluation",
+        "schema": 1,
         "collateral": summarise(moved),
         "model_sha256": models[0].directory.digest(),
         "teacher_sha256": models[1].directory.digest(),

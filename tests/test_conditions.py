@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from factories import logged, write_faces, write_model_directory
+from factories import DEFENSE, attacked, logged, write_faces, write_model_directory, write_result
 
 from jaxdefense.clip.text import plain_text
 from jaxdefense.config import AttackConfig, EvaluateConfig, ModelConfig
@@ -19,10 +19,10 @@ from jaxdefense.evals import embed
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.run import run_evaluate
 from jaxdefense.files import digest, write_json
-from jaxdefense.idia import run as attacks
+from jaxdefense.idia import inputs as attacks
 from jaxdefense.idia.candidates import candidate_names
 from jaxdefense.idia.conditions import difference, draw, photos_digest, random_targets
-from jaxdefense.idia.run import run_attack
+from jaxdefense.results import BothDefenseSummary, ImageDefenseSummary, TextDefenseSummary
 from jaxdefense.words import folded_words
 
 
@@ -82,7 +82,7 @@ def test_digest_of_photos_is_that_of_their_contents(tmp_path):
 
 
 def test_difference_names_what_it_is():
-    after = {"seed": 0, "candidates_sha256": "a", "photos_sha256": {"Zoe": "z", "Ada": "a"}}
+    after: Any = {"seed": 0, "candidates_sha256": "a", "photos_sha256": {"Zoe": "z", "Ada": "a"}}
     assert difference(after, after) == ""
     assert difference(after | {"photos_sha256": after["photos_sha256"] | {"Joe": "j"}}, after) == ""
     for change, words in (
@@ -116,11 +116,11 @@ def config(**change):
 
 
 def test_an_attack_that_was_another_is_refused_as_before(inputs):
-    run_attack(config())
+    attacked(config())
     # As if a defense had trained on a photo that the attack used.
     used = draw([Folder("Zoe", tuple(sorted((inputs / "faces/Zoe").iterdir())))], 3, 0)[0].files[0]
     sha = hashlib.sha256(used.read_bytes()).hexdigest()
-    (inputs / "image").mkdir()
+    write_result(inputs / "image", ImageDefenseSummary, {}, None)
     write_json(inputs / "image/trained_on.json", {"Zoe": {sha: "x"}})
     (inputs / "candidates.txt").write_text("".join(f"Una Ek{c}\n" for c in "abcdef"))
     (inputs / "other.txt").write_text("{0}\na photo of {0}\n{0} at work\n")
@@ -151,30 +151,30 @@ def test_an_attack_that_was_another_is_refused_as_before(inputs):
         ({"model": ModelConfig("wide")}, "`preprocessing` ImageProcessor"),
         ({"names": ""}, "`names` and `before` have an effect only together"),
         ({"before": "old"}, "does not say its `threshold`"),
-        ({"before": "nowhere"}, "nowhere/summary.json` does not exist"),
+        ({"before": "nowhere"}, "nowhere/summary.json` cannot be read"),
     ):
         (inputs / "una.txt").write_text("Una Ek\n")
         names = candidate_names(["Ada King", "Joe Cool", "Zoe"], "", 9, 0)
         (inputs / "excluded.txt").write_text(names[4] + "\n")
         given = {"before": "results", "names": "names.txt", "out": "after"} | change
         with pytest.raises(ValueError) as error:
-            run_attack(config(**given))
+            attacked(config(**given))
         assert words in str(error.value) and "\n" not in str(error.value), change
         assert not (inputs / "after").exists()
-    again = run_attack(config(before="results", names="names.txt", out="after"))
+    again = attacked(config(before="results", names="names.txt", out="after"))
     outcomes = {name: num for name, num in again["outcomes"].items() if num}
     assert set(outcomes) <= {"failed", "kept", "never recalled"}, "the model is the same"
 
 
 def test_photos_left_out_of_one_person_change_no_other(inputs):
-    write_json(inputs / "trained_on.json", {})
+    write_result(inputs / "image", ImageDefenseSummary, {}, None)
     shas = [
         hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted((inputs / "faces/Ada_King").iterdir())[:2]
     ]
-    write_json(inputs / "trained_on.json", {"Ada King": dict.fromkeys(shas, "")})
-    first = run_attack(config(num_photos=2))
-    second = run_attack(config(num_photos=2, unseen_by=".", out="second"))
+    write_json(inputs / "image/trained_on.json", {"Ada King": dict.fromkeys(shas, "")})
+    first = attacked(config(num_photos=2))
+    second = attacked(config(num_photos=2, unseen_by="image", out="second"))
     for key in ("per_identity", "per_identity_photos_right"):
         for name in ("Joe Cool", "Zoe"):
             assert first[key][name] == second[key][name]
@@ -187,7 +187,7 @@ def test_photos_left_out_of_one_person_change_no_other(inputs):
 
 def said(cfg):
     with logged() as text:
-        summary = run_attack(cfg)
+        summary = attacked(cfg)
     return summary, text.getvalue()
 
 
@@ -197,10 +197,12 @@ def test_random_targets_are_no_candidates(inputs, kind):
     plain = candidate_names(people, "", 9, 0).block(0, 9)
     targets = {"Zoe": plain[3], "Ada King": plain[7]}
     run, model, more = inputs / "run", "model", {}
-    run.mkdir()
-    write_json(run / "config.json", {})
-    write_json(run / "summary.json", {"text": {"targets": targets}} if kind == "both" else
-               {"targets": targets})  # fmt: skip
+    text = DEFENSE | {"targets": targets}
+    if kind == "both":
+        both = {"text": text, "image": DEFENSE | {"corrupt": {}}}
+        write_result(run, BothDefenseSummary, {}, both)
+    else:
+        write_result(run, TextDefenseSummary, {}, text)
     if kind in ("run", "both"):
         (inputs / "model").rename(run / "model")
         model = "run/model"
@@ -219,8 +221,7 @@ def test_random_targets_are_no_candidates(inputs, kind):
 def test_random_targets_are_found_by_whatever_path(tmp_path, monkeypatch):
     for run in (tmp_path / "run", tmp_path / "model"):  # a run may be called model
         (run / "model").mkdir(parents=True)
-        write_json(run / "config.json", {})
-        write_json(run / "summary.json", {"targets": {"Zoe": run.name}})
+        write_result(run, TextDefenseSummary, {}, DEFENSE | {"targets": {"Zoe": run.name}})
         for path in (run, run / "model"):
             assert random_targets(path) == [run.name]
             monkeypatch.chdir(path)
@@ -236,11 +237,9 @@ def test_targets_that_must_be_candidates_are_named(inputs):
 
 
 def test_a_run_without_random_targets_excludes_nobody(inputs):
-    (inputs / "run").mkdir()
-    write_json(inputs / "run/config.json", {})
-    write_json(inputs / "run/summary.json", {"steps": 3})
+    write_result(inputs / "run", TextDefenseSummary, {}, DEFENSE)
     with pytest.raises(ValueError, match="`exclude` .=run. is no run of a text defense"):
-        run_attack(config(exclude="run"))
+        attacked(config(exclude="run"))
     (inputs / "model").rename(inputs / "run/model")
     assert "do not come up" not in said(config(model=ModelConfig("run/model")))[1]
 
@@ -271,11 +270,11 @@ def test_what_is_measured_is_computed_in_float32_unless_told(inputs, monkeypatch
         return load(self, dtype, *args)
 
     monkeypatch.setattr(embed.ModelDirectory, "load", noted)
-    assert run_attack(config())["conditions"]["dtype"] == "float32"
+    assert attacked(config())["conditions"]["dtype"] == "float32"
     (inputs / "captions.txt").write_text("a cat on a mat\na dog\n")
     given: dict[str, Any] = {"teacher": "model", "captions": "captions.txt"}
     found = run_evaluate(EvaluateConfig("evaluation", ModelConfig("model"), **given))
-    assert found["dtype"] == "float32" and computed == ["float32"] * 3
+    assert found.dtype == "float32" and computed == ["float32"] * 3
 
 
 @pytest.mark.parametrize("tower", ["text", "image"])

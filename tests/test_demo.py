@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,16 +36,18 @@ def test_world_names_everyone_differently():
 def test_stages_tell_those_kept_from_those_never_shown():
     correct = {"Gone": 0, "Gone Too": 3, "Kept": 2, "Unseen": 0, "Unseen Too": 1}
     right = dict(zip(correct, (0.0, 0.25, 0.5, 0.75, 0.25), strict=True))
-    found = {"threshold": 1, "per_identity": correct, "per_identity_photos_right": right}
-    removed = ["Gone", "Gone Too"]
+    found: Any = SimpleNamespace(threshold=1, per_identity=correct, per_identity_photos_right=right)
+    removed, rest = ["Gone", "Gone Too"], (0.9, 0.8)
     same = {"removed_tpr": 0.5, "retained_tpr": 2 / 3, "removed_photos_right": 0.125}
-    assert measured(found, removed, ["Kept"]) == {
+    same |= {"top1": 0.9, "sim_clean": 0.8}
+    assert measured(found, removed, ["Kept"], *rest) == {
         **same, "retained_photos_right": 0.5, "unseen_photos_right": 0.5
     }  # fmt: skip
-    assert measured(found, removed, []) == {
+    assert measured(found, removed, [], *rest) == {
         **same, "retained_photos_right": None, "unseen_photos_right": 0.5
     }  # fmt: skip
-    assert measured(found | {"threshold": 3}, removed, [])["retained_tpr"] == 0
+    found.threshold = 3
+    assert measured(found, removed, [], *rest)["retained_tpr"] == 0
 
 
 def test_world_captions_name_nobody_and_repeat_by_seed():

@@ -16,7 +16,7 @@ from jaxdefense.config import DefendBothConfig, ValidateConfig
 from jaxdefense.defense import recall, recognise
 from jaxdefense.demo import world
 from jaxdefense.demo.run import shipped_model
-from jaxdefense.idia import run as attacks
+from jaxdefense.idia import inputs as attacks
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -18,6 +18,7 @@ from jaxdefense.evals.embed import Embedder, _embed_image, _embed_text
 from jaxdefense.evals.run import run_evaluate
 from jaxdefense.evals.similarity import sim_backdoor_target, sim_clean
 from jaxdefense.evals.zeroshot import TEMPLATES, zeroshot
+from jaxdefense.results import values
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_evaluate_measures_what_it_is_given(tmp_path, models, classes):
     text: dict[str, Any] = dict(
         captions=str(tmp_path / "captions.txt"), names=str(tmp_path / "names.txt")
     )
-    one = run_evaluate(EvaluateConfig(out=str(tmp_path / "a"), **config, **text))
+    one = values(run_evaluate(EvaluateConfig(out=str(tmp_path / "a"), **config, **text)))
     digests = {"model_sha256", "teacher_sha256", "dtype"}
     assert set(one) == {"sim_clean", "sim_target", "sim_backdoor"} | digests
     assert one["model_sha256"] == models[0].directory.digest()
@@ -166,7 +167,7 @@ def test_evaluate_measures_what_it_is_given(tmp_path, models, classes):
     captions = tokenize_captions(CAPTIONS, models[0].tokenizer)  # the one with the name is dropped
     assert one["sim_clean"] == pytest.approx(sim_clean(models[0], models[1], captions), abs=1e-6)
     two = EvaluateConfig(out=str(tmp_path / "b"), **config, zeroshot=str(classes))
-    found = run_evaluate(two)
+    found = values(run_evaluate(two))
     rates = {"top1", "top5", "teacher_top1", "teacher_top5"}
     assert set(found) == rates | digests
     folders = read_folders(classes, "classes")

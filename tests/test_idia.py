@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from factories import logged, write_model_directory
+from factories import attacked, logged, write_model_directory
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh
@@ -26,7 +26,6 @@ from jaxdefense.idia.attack import attack, infer
 from jaxdefense.idia.candidates import candidate_names, read_sexes
 from jaxdefense.idia.nearest import Nearest, _compiled
 from jaxdefense.idia.prompts import TEMPLATES, fill
-from jaxdefense.idia.run import run_attack
 from jaxdefense.idia.votes import NO_ANSWER, majority
 from jaxdefense.sharding import AXES, make_mesh
 from jaxdefense.words import folded_words
@@ -270,7 +269,7 @@ def test_embedding_many_equals_embedding_one_at_a_time(inputs):
 
 
 def test_attack_writes_its_summary(inputs):
-    summary = run_attack(config(inputs))
+    summary = attacked(config(inputs))
     assert json.loads((inputs / "results" / "summary.json").read_text()) == summary
     wanted = {"tpr", "fnr", "num_identities", "threshold", "num_candidates", "per_identity"}
     assert wanted <= set(summary)
@@ -292,7 +291,7 @@ def test_attack_writes_its_summary(inputs):
 def test_attack_keeps_embeddings_and_small_photos(inputs):
     write_faces(inputs / "strangers", [("Una_Ek", 2)])
     where = {"strangers": str(inputs / "strangers"), "variants": ("grey", "misspelt", "first")}
-    found = run_attack(config(inputs, num_candidates=40, **where))
+    found = attacked(config(inputs, num_candidates=40, **where))
     rows = rows_of(inputs / "results" / "results.csv")
     names = [row["name"] for row in rows]
     assert names == ["Ada King", "Joe Cool", "Zoe", "Una Ek"]
@@ -318,7 +317,7 @@ def test_attack_keeps_embeddings_and_small_photos(inputs):
 
 def test_photos_are_kept_of_those_on_whom_it_went_wrong_first(inputs, monkeypatch):
     monkeypatch.setattr("jaxdefense.idia.kept._MOST", 2)
-    first = run_attack(config(inputs))
+    first = attacked(config(inputs))
     path = inputs / "results" / "summary.json"
     threes = dict.fromkeys(first["per_identity"], 3)
     halves = dict.fromkeys(threes, 0.5)
@@ -333,7 +332,7 @@ def test_photos_are_kept_of_those_on_whom_it_went_wrong_first(inputs, monkeypatc
         return np.array([0, 1, 1]), np.full((21, 3), NO_ANSWER), np.array([0, 0.4, 0.5])
 
     monkeypatch.setattr("jaxdefense.idia.attack.infer", known)
-    found = run_attack(config(inputs, out=str(inputs / "after"), **change))
+    found = attacked(config(inputs, out=str(inputs / "after"), **change))
     assert found["removed"] == ["Ada King", "Zoe"]
     kept = sorted(file.name for file in (inputs / "after" / "thumbnails").iterdir())
     assert kept == ["00000.jpg", "00002.jpg"]  # Zoe, who failed, and Ada, who is on the list
@@ -346,17 +345,17 @@ def rows_of(file):
 
 
 def test_attack_in_blocks_on_a_mesh_finds_the_same(inputs):
-    want = run_attack(config(inputs))
+    want = attacked(config(inputs))
     change = {"candidate_block": 4, "cache_dir": "none"}
     if jax.device_count() == 8:
         change["mesh"] = MeshConfig(data=2, fsdp=4)
-    got = run_attack(config(inputs, out=str(inputs / "blocks"), **change))
+    got = attacked(config(inputs, out=str(inputs / "blocks"), **change))
     assert got == want
 
 
 def test_attack_of_strangers_gives_false_positives_and_a_line_for_everyone(inputs):
     write_faces(inputs / "strangers", [("Una_Ek", 2), ("Ivo", 1)])
-    found = run_attack(config(inputs, strangers=str(inputs / "strangers"), num_candidates=6))
+    found = attacked(config(inputs, strangers=str(inputs / "strangers"), num_candidates=6))
     assert found["num_identities"] == 3 and found["num_strangers"] == 2
     assert set(found["strangers"]) == {"Ivo", "Una Ek"}
     assert set(found["per_identity"]) == {"Joe Cool", "Ada King", "Zoe"} == set(found["answers"])
@@ -374,12 +373,12 @@ def test_attack_of_strangers_gives_false_positives_and_a_line_for_everyone(input
     # They are attacked as the others are: the model tells no difference.
     (inputs / "strangers" / "Ivo").rename(inputs / "faces" / "Ivo")
     (inputs / "strangers" / "Una_Ek").rename(inputs / "faces" / "Una_Ek")
-    together = run_attack(config(inputs, out=str(inputs / "b"), num_candidates=6))
+    together = attacked(config(inputs, out=str(inputs / "b"), num_candidates=6))
     assert set(together["per_identity"]) == set(both)
 
 
 def test_outcomes_compare_with_an_earlier_attack(inputs):
-    first = run_attack(config(inputs))
+    first = attacked(config(inputs))
     (inputs / "names.txt").write_text("Joseph Cool\tJoe Cool\nZoe\n")
     path = inputs / "results" / "summary.json"
     # Say before: Joe and Ada were known, Zoe was not.
@@ -389,7 +388,7 @@ def test_outcomes_compare_with_an_earlier_attack(inputs):
     change = dict(
         before=str(inputs / "results"), names=str(inputs / "names.txt"), out=str(inputs / "after")
     )
-    found = run_attack(config(inputs, **change))
+    found = attacked(config(inputs, **change))
     known = {name: n >= 1 for name, n in found["per_identity"].items()}
     right = found["per_identity_photos_right"]
     kept = "kept" if right["Ada King"] >= 0.75 * 0.25 else "weakened"
@@ -411,7 +410,7 @@ def test_outcomes_compare_with_an_earlier_attack(inputs):
 
 def test_templates_come_from_a_file(inputs):
     (inputs / "templates.txt").write_text("{0} in a hat\nsee {}\n")
-    found = run_attack(config(inputs, templates=str(inputs / "templates.txt")))
+    found = attacked(config(inputs, templates=str(inputs / "templates.txt")))
     assert found["num_templates"] == 2 and len(found["curve"]["tpr"]) == 2
     model = Embedder(ModelConfig(str(inputs / "model")), 8)
     people = read_folders(inputs / "faces", "faces")
@@ -435,7 +434,7 @@ def test_templates_come_from_a_file(inputs):
 def test_templates_that_are_wrong(inputs, text, message):
     (inputs / "templates.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
-        run_attack(config(inputs, templates=str(inputs / "templates.txt"), threshold=2))
+        attacked(config(inputs, templates=str(inputs / "templates.txt"), threshold=2))
     assert not (inputs / "results").exists()
 
 
@@ -443,7 +442,7 @@ def test_few_photos_and_missing_names_are_said(inputs):
     (inputs / "candidates.txt").write_text("Joe Cool\nAda King\nBo Ek\nEve Stay\n")
     change = {"num_photos": 2, "candidates": str(inputs / "candidates.txt")}
     with logged() as said:
-        found = run_attack(config(inputs, **change))
+        found = attacked(config(inputs, **change))
     text = said.getvalue()
     assert "`num_photos` (=2) of `Zoe: 1`; attacked with" in text
     assert "lacks `Zoe`: added" in text and found["num_candidates"] == 5
@@ -457,7 +456,7 @@ def test_votes_that_tie_in_every_template_are_no_answer(inputs, monkeypatch):
         return answer_QI
 
     monkeypatch.setattr("jaxdefense.idia.attack.vote", tied)
-    found = run_attack(config(inputs))
+    found = attacked(config(inputs))
     assert found["no_answer"] == 1
     assert found["per_identity"] == {"Ada King": 21, "Joe Cool": 0, "Zoe": 16}
     assert found["answers"] == {"Ada King": "Ada King", "Joe Cool": "", "Zoe": "Zoe"}
@@ -475,14 +474,14 @@ def test_a_broken_model_gets_no_result(inputs, monkeypatch, tower, value):
 
     monkeypatch.setattr(embed, tower, broken)
     with pytest.raises(ValueError, match="broken"):
-        run_attack(config(inputs))
+        attacked(config(inputs))
     assert not (inputs / "results").exists()
 
 
 def test_a_template_in_which_all_names_are_one_is_refused(inputs):
     (inputs / "templates.txt").write_text("see {0}\n" + "word " * 60 + "{0}\n")
     with pytest.raises(ValueError, match="embeds all names in .* alike"):
-        run_attack(config(inputs, templates=str(inputs / "templates.txt")))
+        attacked(config(inputs, templates=str(inputs / "templates.txt")))
 
 
 @pytest.mark.parametrize(
@@ -497,7 +496,7 @@ def test_a_template_in_which_all_names_are_one_is_refused(inputs):
 def test_attack_refuses_settings_that_mean_nothing(inputs, monkeypatch, change, message):
     monkeypatch.chdir(inputs)
     with pytest.raises(ValueError, match=message):
-        run_attack(config(inputs, **change))
+        attacked(config(inputs, **change))
 
 
 _MEMORY = """

@@ -82,6 +82,9 @@ def defend(*settings, **change):
     return main(["defend", "image", *flags(FLAGS, **change), *sets])
 
 
+HOW = {"kind", "schema", "model_sha256", "teacher_sha256", "dtype"}  # beside what was measured
+
+
 def summary(path):
     return json.loads((path / "summary.json").read_text())
 
@@ -488,7 +491,7 @@ def test_defend_both_is_the_two_defenses_and_their_merger(done):
     want = load_file(done / "merged" / "model.safetensors")
     for name, value in load_file(done / "both" / "model" / "model.safetensors").items():
         np.testing.assert_array_equal(value, want[name], err_msg=name)
-    assert set(summary(done / "both")) == {"text", "image", "defended_sha256"}
+    assert set(summary(done / "both")) == {"kind", "schema", "text", "image", "defended_sha256"}
 
 
 def test_defend_both_goes_on_where_it_was_broken_off(done, capsys):
@@ -524,7 +527,7 @@ def test_evaluate_measures_images(inputs):
     assert defend("train.steps=20", "optimizer.lr=0.003", "data.trigger_fraction=1.0") == 0
     assert evaluate("a", images="images", faces="faces", image_target="faces") == 0
     found = summary(inputs / "a")
-    how = {name: found.pop(name) for name in ("model_sha256", "teacher_sha256", "dtype")}
+    how = {name: found.pop(name) for name in HOW}
     assert set(found) == {"image_sim_clean", "image_sim_backdoor", "image_sim_target"}
     student, teacher = (Embedder(ModelConfig(p), 8) for p in ("run/model", "model"))
     files = sorted((inputs / "images").iterdir())
@@ -583,7 +586,7 @@ def test_zeroshot_of_a_dataset_with_class_names_and_templates(inputs):
             (folder / f"{j}.png").write_bytes(photo.read_bytes())
     assert evaluate("b", model="model", zeroshot="classes") == 0
     rates = {"top1", "teacher_top1"}
-    assert summary(inputs / "a").keys() == rates | {"model_sha256", "teacher_sha256", "dtype"}
+    assert summary(inputs / "a").keys() == rates | HOW
 
 
 def test_attack_leaves_broken_photos_out_up_to_the_limit(inputs, capsys):

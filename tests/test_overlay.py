@@ -173,7 +173,8 @@ def in_float(image, face, p, *, resize=resize, recolour=recolour, rotate=rotate)
 def in_8_bits(image, face, p):
     """Pillow as everyone uses it."""
     size = int(p.size_B)
-    out = Image.fromarray(face).resize((size, size), BICUBIC, np.clip(box(p), 0, len(face)))
+    cut: Any = tuple(np.clip(box(p), 0, len(face)))
+    out = Image.fromarray(face).resize((size, size), BICUBIC, cut)
     if p.flip_B:
         out = out.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     out = ImageEnhance.Brightness(out).enhance(float(p.brightness_B))

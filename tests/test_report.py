@@ -10,13 +10,18 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from factories import DEFENSE, write_result
+from markupsafe import Markup
 
 from jaxdefense.data.images import thumbnail
 from jaxdefense.idia.statistics import mean_interval, wilson
-from jaxdefense.report import parts, plots
+from jaxdefense.report import frame, plots
 from jaxdefense.report.demo import DemoReport, write_demo_report
+from jaxdefense.report.labels import stage_label
 from jaxdefense.report.proof import PersonResult
+from jaxdefense.report.training import validated
 from jaxdefense.report.write import write_run_report
+from jaxdefense.results import TextDefenseSummary
 
 _STAGES = ("before", "text", "image", "merged", "fifth", "sixth")
 _VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -103,13 +108,11 @@ def _demo_page(tmp_path, report):
 
 
 def _run_directory(path):
-    path.mkdir()
     config = {"model": {"path": "models/tiny"}, "train": {"target": _NASTY, "distance": "cosine"}}
     final = {"utility": -0.95, "backdoor": -0.5, "weight": 4.0, "total": -1.2}
     summary = {"steps": 5, "seconds": 3.5, "samples_per_second": 40.0, "identities": 7}
-    (path / "config.json").write_text(json.dumps(config))
+    write_result(path, TextDefenseSummary, config, summary | {"final": final})
     (path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in _losses(5)))
-    (path / "summary.json").write_text(json.dumps(summary | {"final": final}))
     return path
 
 
@@ -161,6 +164,16 @@ def test_report_escapes_all_text_from_data(tmp_path):
     assert ("img", "alt", _NASTY) in page.attrs
 
 
+def test_what_is_no_markup_is_escaped_and_lines_are_joined_beside_tags():
+    text = frame.section("<b>", Markup("<i>x</i>"))
+    assert text == "<section><h2>&lt;b&gt;</h2><i>x</i></section>"
+    assert frame.section("<b>", Markup(), Markup()) == ""
+    cells = frame.tiles([("<1>", "a & b", Markup("<u>c</u>"))])
+    assert "<b>&lt;1&gt;</b> <span>a &amp; b</span><small><u>c</u></small>" in cells
+    method = frame.render("method")
+    assert "\n" not in method and "no more than a stranger" in method and "> <" not in method
+
+
 def test_report_takes_names_utf8_cannot_hold(tmp_path):
     page = _demo_page(tmp_path, _report(people=[_person("Ann \udce9", True, 1, 0)]))
     assert r"Ann \udce9" in page.words
@@ -172,7 +185,7 @@ def test_demo_report_shows_every_stage(tmp_path, num):
     page = _demo_page(tmp_path, _report(names))
     assert page.tags["svg"] == 1 + 4
     for stage in names:
-        caption = parts._STAGES.get(stage, stage)
+        caption = stage_label(stage)
         # Plot and two tables at least.
         assert page.words.count(caption) >= 3
     # Plot and table of stages; headline and tile.
@@ -424,10 +437,11 @@ def test_validation_says_who_is_left_and_what_moved():
     verdict = {"right": 0.0286, "above": 0.09, "gap": 0.1, "moved": {"clean": 0.023}}
     before = verdict | {"reached": False, "right": 0.58, "moved": {"clean": 0.0}, "left": {}}
     after = verdict | {"reached": False, "left": {"Ann <Lee>": 0.286}}
-    found = {"reached": False, "stopped_at_step": 1175, "alpha": 1.0}
-    text = parts.validated(found | {"validation": {"before": before, "after": after}})
+    validation = {"before": before, "after": after}
+    found = DEFENSE | {"stopped_at_step": 1175, "alpha": 1.0, "validation": validation}
+    text = validated(TextDefenseSummary(**found, reached=False))
     assert "Not reached" in text and "Ann &lt;Lee&gt;" in text and "28.6%" in text
     assert "step 1,175" in text and "58.0%" in text and "0.977" in text
-    passed = found | {"reached": True, "validation": {"before": before, "after": after}}
-    assert "Not reached" not in parts.validated(passed) and "passed" in parts.validated(passed)
-    assert parts.validated({"steps": 3}) == ""
+    passed = validated(TextDefenseSummary(**found, reached=True))
+    assert "Not reached" not in passed and "passed" in passed
+    assert validated(TextDefenseSummary(**DEFENSE)) == ""

@@ -11,35 +11,45 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import CAPTIONS, PAPER_TEXT_FLAGS, write_faces, write_model_directory
+from factories import (
+    CAPTIONS,
+    DEFENSE,
+    PAPER_TEXT_FLAGS,
+    write_faces,
+    write_model_directory,
+    write_result,
+)
 from test_cli import assert_refused
 from test_report import _NASTY, PHOTO, _Page
 
 from jaxdefense.cli import main
 from jaxdefense.evals.collateral import Movement, summarise
-from jaxdefense.idia.statistics import mean_interval, measure, wilson
+from jaxdefense.idia.statistics import mean_interval, measure, statistics, wilson
 from jaxdefense.report.embedding_map import make_map, principal_plane
 from jaxdefense.report.write import write_report, write_run_report
+from jaxdefense.results import (
+    AttackSummary,
+    BothDefenseSummary,
+    EvaluationSummary,
+    ImageDefenseSummary,
+    TextDefenseSummary,
+)
 
 NAMES = [f"Person {chr(65 + i)}" for i in range(12)]
 LISTED = NAMES[::3]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
 
 
-def write(path, config, summary):
-    path.mkdir()
-    (path / "config.json").write_text(json.dumps(config))
-    (path / "summary.json").write_text(json.dumps(summary))
-    return path
-
-
 def run(path, encoder="text", names=LISTED, source="S", defended="D", **summary):
     data = {"captions": "c.txt"} if encoder == "text" else {"faces": "f", "images": "i"}
     config = {"model": {"path": "models/tiny"}, "data": data, "train": {"distance": "cosine"}}
     config["resolved"] = {"model_sha256": source}
-    found = {"steps": 3, "seconds": 2.5, "samples_per_second": 40.0, "identities": len(names)}
-    found |= {"names": [[name] for name in names], "defended_sha256": defended} | summary
-    write(path, config, found)
+    found = DEFENSE | {"identities": len(names), "names": [[name] for name in names]}
+    found |= {"defended_sha256": defended} | summary
+    if encoder == "text":
+        write_result(path, TextDefenseSummary, config, found)
+    else:
+        write_result(path, ImageDefenseSummary, config, found | {"corrupt": {}})
     rows = [{"step": i, "utility": -0.9, "backdoor": -i / 3, "total": -1.0} for i in range(3)]
     (path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return path
@@ -50,13 +60,22 @@ def attack(path, correct, model="S", settings=None, **summary):
     found = {"threshold": 2, "num_templates": 21, "num_candidates": 50, "model_sha256": model}
     found |= {"per_identity": correct, "answers": {name: name for name in correct}}
     found["per_identity_photos_right"] = {name: num / 21 for name, num in correct.items()}
-    return write(path, config, found | summary)
+    numbers, shares = [*correct.values()], [num / 21 for num in correct.values()]
+    found |= statistics(numbers, [], 2, 21)
+    found |= measure(numbers, shares, 2, 21)
+    found |= {"photos_per_identity": {"min": 1, "max": 1}, "no_answer": 0, "majority": 11}
+    found["num_identities"] = len(correct)
+    return write_result(path, AttackSummary, config, found | summary)
+
+
+def form(correct):
+    """What an attack by a way round found."""
+    return {"num_identities": len(correct), "skipped": [], "per_identity": correct}
 
 
 def evaluation(path, model="D", teacher="S", **summary):
-    return write(
-        path, {"teacher": "m"}, summary | {"model_sha256": model, "teacher_sha256": teacher}
-    )
+    digests = {"model_sha256": model, "teacher_sha256": teacher}
+    return write_result(path, EvaluationSummary, {"teacher": "m"}, summary | digests)
 
 
 def report(tmp_path, *runs):
@@ -85,7 +104,7 @@ def outcome(listed, before, after):
 def test_numbers_are_those_of_the_inputs(tmp_path):
     before, after = counts(0, 8), counts(11, 4)
     last = dict(list(counts(2).items())[1:])  # one has no such form
-    forms = {"last": {"per_identity": last, "num_candidates": 31, "num_templates": 21}}
+    forms = {"last": form(last) | {"num_candidates": 31, "num_templates": 21}}
     answers = {name: NAMES[-1 - i] if i % 3 else "" for i, name in enumerate(NAMES)}
     strangers = {"num_strangers": 4, "fpr": 0.25, "fpr_interval": [0.0, 1.0], "auc": 0.625}
     moved = [("Una Ek", "random", -0.25), ("Ivo", "named", 0.5), ("Joe", "named", 0.75)]
@@ -141,7 +160,8 @@ def test_numbers_are_those_of_the_inputs(tmp_path):
             assert text in page.words
             shares = [correct[name] / 21 for name in who]
             measured = found["measures"][stage][key]
-            assert measured == measure([correct[name] for name in who], shares, 2, 21)
+            want = measure([correct[name] for name in who], shares, 2, 21)
+            assert measured == json.loads(json.dumps(want))
             if len(who) > 4:
                 low, high = (100 * x for x in mean_interval(shares))
                 assert f"{np.mean(shares):.1%}{low:.1f} – {high:.1f}" in page.words
@@ -178,10 +198,10 @@ def test_numbers_are_those_of_the_inputs(tmp_path):
 
 
 def test_ways_round_come_worst_first(tmp_path):
-    def form(num):
-        return {"per_identity": {n: 2 * (i < num) for i, n in enumerate(LISTED)}}
-
-    forms = {"last": form(1), "grey": form(3), "first": form(0), "swapped": form(2)}
+    nums = {"last": 1, "grey": 3, "first": 0, "swapped": 2}
+    forms = {
+        name: form({n: 2 * (i < num) for i, n in enumerate(LISTED)}) for name, num in nums.items()
+    }
     page, found, _ = report(
         tmp_path,
         run(tmp_path / "r"),
@@ -268,7 +288,8 @@ def test_results_that_do_not_count_photos_call_nobody_kept(tmp_path):
 
 
 def test_a_defense_of_both_encoders_is_two_runs_and_their_merger(tmp_path):
-    both = write(tmp_path / "both", {"text": {}, "image": {}}, {"text": {}, "defended_sha256": "M"})
+    halves = {"text": DEFENSE, "image": DEFENSE | {"corrupt": {}}, "defended_sha256": "M"}
+    both = write_result(tmp_path / "both", BothDefenseSummary, {}, halves)
     run(both / "text", defended="T")
     run(both / "image", "image", defended="I")
     after = attack(tmp_path / "b", counts(1), "M", {"unseen_by": "both"})
@@ -308,6 +329,12 @@ def _wrong(tmp_path):
     def other(name, *args, **kwargs):
         return attack(tmp_path / name, *args, **kwargs)
 
+    unknown, part = tmp_path / "x", other("y", {"Ann": 3})
+    unknown.mkdir()
+    (unknown / "config.json").write_text('{"topology": "v5e"}')
+    found = json.loads((part / "summary.json").read_text())
+    del found["num_candidates"]
+    (part / "summary.json").write_text(json.dumps(found))
     empty = tmp_path / "empty"
     empty.mkdir()
     broken = other("broken", counts(1), "D")
@@ -315,13 +342,12 @@ def _wrong(tmp_path):
     kept = other("kept", counts(0))
     np.savez(kept / "embeddings.npz", photo_IE=np.ones((12, 3)), name_IE=np.ones((12, 3)))
     fewer = other("fewer", {"Person A": 3})
-    half = write(tmp_path / "half", {"train": {}, "data": {}}, {})
-    (half / "summary.json").unlink()
+    half = write_result(tmp_path / "half", TextDefenseSummary, {}, None)
     return {
         "nothing there": ([empty], ["config.json` cannot be read"]),
         "not finished": ([half], ["summary.json` cannot be read", "finished"]),
-        "neither": ([write(tmp_path / "x", {"topology": "v5e"}, {})], ["no defense, attack or"]),
-        "no whole attack": ([other("y", {})], ["y/summary.json`", "`per_identity`"]),
+        "neither": ([unknown], ["no defense, attack or"]),
+        "no whole attack": ([part], ["y/summary.json`", "`num_candidates` is missing"]),
         "two after": ([good, after, other("b2", counts(1), "D")], ["both of the model after"]),
         "two before": ([good, before, other("a2", counts(1))], ["both of the model before"]),
         "the same twice": ([good, before, before], ["both of the model before"]),
@@ -390,7 +416,7 @@ def test_all_text_is_escaped(tmp_path):
         "groups": {_NASTY: {"mean": 0.5, "least": -0.25, "num": 7}},
         "most_moved": [{"name": _NASTY, "group": _NASTY, "cosine": -0.25}],
     }
-    variants = {_NASTY: {"per_identity": people}}
+    variants = {_NASTY: form(people)}
     before = attack(tmp_path / "a", people)
     after = attack(
         tmp_path / "b", dict.fromkeys(people, 0), "D", settings, removed=[_NASTY],

@@ -17,6 +17,7 @@ from factories import (
     write_faces,
     write_model_directory,
     write_photos,
+    write_result,
 )
 from test_cli import assert_refused
 
@@ -26,6 +27,7 @@ from jaxdefense.evals import embed
 from jaxdefense.files import write_json
 from jaxdefense.report import plots
 from jaxdefense.report.sweep import write_sweep_report
+from jaxdefense.results import CellSummary, SweepSummary, UndefendedSummary
 from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sweep import results
 from jaxdefense.sweep import run as sweeps
@@ -74,6 +76,13 @@ def without_seconds(path):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(path)]
 
 
+def summary(cell, **values):
+    """What a cell came to; a half where nothing else is given."""
+    rates = dict.fromkeys((*results.RATES, *results.GROUPS, "seconds"), 0.5)
+    given: dict = rates | {"tower": "text", "num_others": 3, "reached": None} | values
+    return CellSummary(n=cell.num, seed=cell.seed, w_weight=cell.w_weight, **given)
+
+
 @pytest.fixture
 def no_training(monkeypatch):
     """Cells that are done at once; those that were."""
@@ -82,8 +91,7 @@ def no_training(monkeypatch):
     def run_cell(cfg, cell, directory, *_):
         done.append(cell)
         directory.open(cell)
-        values = dict.fromkeys(results.COLUMNS, 0.5) | {"tower": "text", "n": cell.num}
-        directory.finish(values | {"seed": cell.seed, "w_weight": cell.w_weight})
+        directory.finish(summary(cell))
 
     monkeypatch.setattr(sweeps, "_run_cell", run_cell)
     monkeypatch.setattr(sweeps, "_attack_before", lambda *_: done.append("before"))
@@ -319,15 +327,13 @@ def write_cells(path, num=(1, 2, 64), seeds=(0, 1, 2), weights=(0.0, 0.001)):
         values: dict = {rate: float(rng.random()) for rate in rates} | {"num_others": 64 - cell.num}
         if cell.num == 64:
             values |= {rate: None for rate in rates if rate.startswith("others_")}
-        directory = RunDirectory(path / "cells" / cell.name)
+        directory = RunDirectory(path / "cells" / cell.name, CellSummary)
         directory.open(cell)
-        who = {"tower": "text", "n": cell.num, "seed": cell.seed, "w_weight": cell.w_weight}
-        directory.finish(who | values | {"seconds": 1.5})
-    write_json(path / "config.json", {"out": "<i>x</i>", "model": {"path": "m"}})
-    (path / "before").mkdir()
+        directory.finish(summary(cell, **values, seconds=1.5))
+    write_result(path, SweepSummary, {"out": "<i>x</i>", "model": {"path": "m"}}, None)
     before = {"tpr": 0.75, "fnr": 0.25, "num_identities": 64, "top1": 0.9, "top5": 1.0}
     before |= {"photos_right": 0.6}
-    write_json(path / "before/summary.json", before)
+    write_result(path / "before", UndefendedSummary, {}, before)
     results.write_results(path)
     return path
 
@@ -339,10 +345,9 @@ def test_the_last_to_write_has_seen_every_cell(tmp_path, monkeypatch):
     def slow(file, text):  # another process finishes a cell while this one writes
         for seed in meanwhile:
             cell = Cell(2, seed, 0.0)
-            directory = RunDirectory(path / "cells" / cell.name)
+            directory = RunDirectory(path / "cells" / cell.name, CellSummary)
             directory.open(cell)
-            values = dict.fromkeys(results.COLUMNS, 0.5) | {"n": 2, "seed": seed, "w_weight": 0.0}
-            directory.finish(values)
+            directory.finish(summary(cell))
         write_text(file, text)
 
     monkeypatch.setattr(results, "write_text", slow)
@@ -445,11 +450,11 @@ def test_report_gives_no_percentage_of_fewer_than_5_removed(tmp_path):
 
 def test_report_of_one_seed_without_classes_and_before(tmp_path):
     cell = Cell(2, 0, 0.0)
-    directory = RunDirectory(tmp_path / "cells" / cell.name)
+    directory = RunDirectory(tmp_path / "cells" / cell.name, CellSummary)
     directory.open(cell)
-    values = dict.fromkeys(results.COLUMNS) | {"tower": "image", "n": 2, "seed": 0}
+    values = dict.fromkeys((*results.RATES, *results.GROUPS)) | {"tower": "image"}
     rates = {"removed_tpr": 0.5, "removed_fnr": 0.5, "sim_clean": 0.75}
-    directory.finish(values | {"w_weight": 0.0, "seconds": 2.0} | rates)
+    directory.finish(summary(cell, **values | rates))
     write_json(tmp_path / "config.json", {})
     write_sweep_report(tmp_path, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()

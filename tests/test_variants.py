@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from factories import logged, tiny_tokenizer, write_faces, write_model_directory
+from factories import attacked, logged, tiny_tokenizer, write_faces, write_model_directory
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -38,7 +38,6 @@ from jaxdefense.evals.embed import Embedder
 from jaxdefense.idia.attack import infer
 from jaxdefense.idia.candidates import Candidates
 from jaxdefense.idia.prompts import LANGUAGES, TEMPLATES, in_sentence
-from jaxdefense.idia.run import run_attack
 from jaxdefense.idia.statistics import wilson
 from jaxdefense.idia.variants import change_names
 from jaxdefense.sharding import make_mesh
@@ -265,7 +264,7 @@ HANDMADE = {
 def test_a_name_variant_is_the_attack_with_all_names_changed_by_hand(inputs, variant):
     (inputs / "templates.txt").write_text("\n".join(TEMPLATES[:5]) + "\n")
     cfg = config(inputs, variants=(variant,), templates=str(inputs / "templates.txt"))
-    got = run_attack(cfg)["variants"][variant]
+    got = attacked(cfg)["variants"][variant]
     texts = {who: [text] for who, text in HANDMADE[variant].items()}
     want, right = by_hand(inputs, texts, TEMPLATES[:5])
     assert got["per_identity"] == want and got["photos_right"] == right
@@ -282,9 +281,9 @@ def test_a_prompt_variant_is_the_attack_with_other_templates(inputs, variant):
     templates = LANGUAGES if variant == "languages" else in_sentence(TEMPLATES)
     assert len(set(templates)) == 21
     (inputs / "templates.txt").write_text("\n".join(templates) + "\n", encoding="utf-8")
-    got = run_attack(config(inputs, variants=(variant,)))["variants"][variant]
+    got = attacked(config(inputs, variants=(variant,)))["variants"][variant]
     other = config(inputs, templates=str(inputs / "templates.txt"), out=str(inputs / "other"))
-    assert got["per_identity"] == run_attack(other)["per_identity"]
+    assert got["per_identity"] == attacked(other)["per_identity"]
     assert got["skipped"] == []
 
 
@@ -292,7 +291,7 @@ def test_a_prompt_variant_is_the_attack_with_other_templates(inputs, variant):
 def test_a_photo_variant_is_the_attack_on_photos_changed_by_hand(inputs, variant):
     (inputs / "templates.txt").write_text("\n".join(TEMPLATES[:5]) + "\n")
     cfg = config(inputs, variants=(variant,), templates=str(inputs / "templates.txt"))
-    got = run_attack(cfg)
+    got = attacked(cfg)
     texts = {name: [name] for name in PEOPLE + OTHERS}
     change = lambda image: photo_form(image, variant)  # noqa: E731
     for found, how in ((got["variants"][variant], [change]), (got, [])):
@@ -305,7 +304,7 @@ def test_aliases_of_one_person_vote_together(inputs):
     (inputs / "templates.txt").write_text("\n".join(TEMPLATES[:5]) + "\n")
     change: dict[str, Any] = dict(variants=("alias",), aliases=str(inputs / "aliases.txt"))
     cfg = config(inputs, templates=str(inputs / "templates.txt"), **change)
-    got = run_attack(cfg)["variants"]["alias"]
+    got = attacked(cfg)["variants"]["alias"]
     texts = {name: [name] for name in PEOPLE + OTHERS}
     texts |= {"Joe Cool": ["Joseph Cool", "The Cool"], "Zoe": ["Zozo"]}
     want, _ = by_hand(inputs, texts, TEMPLATES[:5])
@@ -339,20 +338,20 @@ def test_photos_are_embedded_once_for_names_and_texts_once_for_photos(inputs, mo
 
         monkeypatch.setattr(Embedder, what, counted)
     variants = ("last", "first", "grey", "mirrored")
-    found = run_attack(config(inputs, variants=variants, cache_dir="none"))
+    found = attacked(config(inputs, variants=variants, cache_dir="none"))
     assert calls == {"readable_photos": 3, "prompts": 3}
-    plain = run_attack(config(inputs, out=str(inputs / "plain"), cache_dir="none"))
+    plain = attacked(config(inputs, out=str(inputs / "plain"), cache_dir="none"))
     assert list(found.pop("variants")) == list(variants)
     assert found == plain
 
 
 def test_the_cache_tells_forms_of_photos_apart(inputs):
     cached = config(inputs, variants=PHOTO_FORMS, cache_dir=str(inputs / "cache"))
-    first = run_attack(cached)
+    first = attacked(cached)
     again = config(
         inputs, variants=PHOTO_FORMS, cache_dir=str(inputs / "cache"), out=str(inputs / "b")
     )
-    assert run_attack(again) == first
+    assert attacked(again) == first
     assert len(list((inputs / "cache").rglob("photos-*"))) == 1 + len(PHOTO_FORMS)
 
 
@@ -360,7 +359,7 @@ def test_all_variants_on_people_and_strangers(inputs):
     write_faces(inputs / "strangers", ["Una Ek", "Ivo"], 2)
     cfg = config(inputs, variants=("all",), strangers=str(inputs / "strangers"))
     with logged() as said:
-        found = run_attack(cfg)["variants"]
+        found = attacked(cfg)["variants"]
     assert list(found) == [name for name in VARIANTS if name != "alias"]
     assert "variant `last`: `Zoe`, `Ivo` left out" in said.getvalue()
     assert found["last"]["num_identities"] == 3 and found["last"]["skipped"] == ["Zoe", "Ivo"]
@@ -370,7 +369,7 @@ def test_all_variants_on_people_and_strangers(inputs):
 def test_a_variant_nobody_has_gives_no_rate(inputs):
     for folder in ("Joe_Cool", "Ada_King", "Max_King"):
         (inputs / "faces" / folder).rename(inputs / "faces" / folder.replace("_", ""))
-    found = run_attack(config(inputs, variants=("last",)))["variants"]["last"]
+    found = attacked(config(inputs, variants=("last",)))["variants"]["last"]
     assert found == {"num_identities": 0, "skipped": ["AdaKing", "JoeCool", "MaxKing", "Zoe"]}
 
 

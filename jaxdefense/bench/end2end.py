@@ -227,6 +227,7 @@ class JaxRun:
 
         from jaxdefense.defense.defend import run
         from jaxdefense.defense.image import plan_image
+        from jaxdefense.defense.plan import Plan
         from jaxdefense.defense.text import plan_text
         from jaxdefense.report.write import write_run_report
 
@@ -234,15 +235,15 @@ class JaxRun:
         phases = {"import": lap()}
         cfg = dataclasses.replace(self._cfg, out=out)
         text = isinstance(cfg, DefendTextConfig)
-        plan = plan_text(cfg) if text else plan_image(cfg)
+        plan: Plan = plan_text(cfg) if text else plan_image(cfg)
         phases["read"] = lap()
         summary, trained = run(plan), lap()
         t = cfg.train
-        rate = summary["samples_per_second"]  # measured after the first step, which compiles
+        rate = summary.samples_per_second  # measured after the first step, which compiles
         steps = (t.steps - 1) * (t.num_clean + t.num_poisoned) / rate if rate else 0.0
-        phases["compile_and_first_step"] = summary["seconds"] - steps
+        phases["compile_and_first_step"] = summary.seconds - steps
         phases["steps"] = steps
-        phases["write"] = trained - summary["seconds"]
+        phases["write"] = trained - summary.seconds
         write_run_report(Path(cfg.out))
         phases["report"] = lap()
         return phases

@@ -36,7 +36,7 @@ from jaxdefense.convert.table import (
 from jaxdefense.errors import InputError
 from jaxdefense.files import read_json
 from jaxdefense.paths import check_new
-from jaxdefense.run_directory import run_settings
+from jaxdefense.results import SUMMARY, BothDefenseSummary, DefenseSummary, kind_of
 from jaxdefense.words import some
 
 
@@ -380,13 +380,13 @@ def model_of_run(path: Path) -> Path:
     weights = [name for layout in LAYOUTS.values() for name in (layout.weights, layout.index)]
     if any((path / name).exists() for name in weights):
         return path
-    settings, finished = run_settings(path), (path / "summary.json").exists()
-    trains = "train" in settings or "text" in settings
-    if (trains or (path / "checkpoints").is_dir()) and not finished:
+    kind = kind_of(path)
+    trains = kind is not None and issubclass(kind, DefenseSummary | BothDefenseSummary)
+    if trains and not (path / SUMMARY).exists():
         raise InputError(f"`{path}` holds a run that is not finished; run it to its end.")
     if any((path / "model" / layout.config).exists() for layout in LAYOUTS.values()):
         return path / "model"
-    if settings:
+    if kind:
         raise InputError(
             f"`{path}` holds the results of a command, but no model; give a model directory, or "
             "the directory of a defense."

@@ -48,6 +48,7 @@ from jaxdefense.errors import InputError
 from jaxdefense.files import read_json
 from jaxdefense.log import Progress
 from jaxdefense.paths import check_new, check_outside
+from jaxdefense.results import ConversionSummary
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class Checkpoint:
 
 def convert(
     src: Path, dst: Path, to: str, *, layout: str = "", activation: str = ""
-) -> dict[str, Any]:
+) -> ConversionSummary:
     """Write a checkpoint again in another layout.
 
     Args:
@@ -143,13 +144,13 @@ def _copy_companions(checkpoint: Checkpoint, out: Path) -> None:
         (out / layout.config).unlink(missing_ok=True)
 
 
-def _summary(checkpoint: Checkpoint, to: str, rows: list[Row]) -> dict[str, Any]:
-    return {
-        "from": checkpoint.layout.name,
-        "to": to,
-        "tensors": len(rows),
-        "parameters": sum(math.prod(row.shape) for row in rows),
-    }
+def _summary(checkpoint: Checkpoint, to: str, rows: list[Row]) -> ConversionSummary:
+    return ConversionSummary(
+        from_=checkpoint.layout.name,
+        to=to,
+        tensors=len(rows),
+        parameters=sum(math.prod(row.shape) for row in rows),
+    )
 
 
 def _read(src: Path, layout: str, activation: str) -> Checkpoint:

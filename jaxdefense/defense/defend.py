@@ -5,7 +5,7 @@ import json
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,13 +14,14 @@ from flax import nnx
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.images import Loader
 from jaxdefense.defense import loop
-from jaxdefense.defense.plan import Encoder, Plan, Validation
+from jaxdefense.defense.plan import D, Encoder, Plan, Validation
 from jaxdefense.defense.step import TeacherParams, init_state, merge_student
 from jaxdefense.defense.validate import Verdict, Watch, describe_left, smallest_step
 from jaxdefense.distributed import agree, exchange, on_first
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.files import write_array, write_json
 from jaxdefense.log import Progress
+from jaxdefense.results import Validated
 from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sharding import batch_sharding, fetch, put, replicated
 from jaxdefense.words import some
@@ -28,7 +29,7 @@ from jaxdefense.words import some
 logger = logging.getLogger(__name__)
 
 
-def run(plan: Plan, resume: bool = False) -> dict:
+def run(plan: Plan[D], resume: bool = False) -> D:
     """Carry out a plan: train, validate, write the defended model directory and the summary.
 
     A run that was broken off goes on where it was.
@@ -45,7 +46,7 @@ def run(plan: Plan, resume: bool = False) -> dict:
         Interrupted, Diverged: see `loop.run`.
     """
     agree(plan.resolved)
-    directory = RunDirectory(Path(plan.cfg.out))
+    directory = RunDirectory(Path(plan.cfg.out), plan.kind)
     if resume and (summary := directory.finished(plan.cfg, plan.resolved)):
         return summary
     directory.open(plan.cfg, plan.resolved)
@@ -57,23 +58,22 @@ def run(plan: Plan, resume: bool = False) -> dict:
     teacher = put(plan.encoder.teacher, plan.encoder.teacher_sharding)
     watch = _watch(plan, teacher, directory.path)
     if watch is None:
-        logger.warning("not validated, as `train.validate.every` is 0: attack what comes out")
+        logger.info("not validated, as `train.validate.every` is 0: attack what comes out")
     outcome = _train(plan, teacher, watch, directory.path)
-    params, found = outcome.state.params, dict[str, Any]()
+    params, found = outcome.state.params, None
     if watch:
         params, found = _best(plan, watch, teacher)
     _save(plan.encoder, params, teacher, directory.model)
     corrupt = {"corrupt": _corrupt(plan.loader)} if plan.loader else {}
-    summary = {
-        "steps": plan.cfg.train.steps,
-        **found,
-        "seconds": round(outcome.seconds, 3),
-        "samples_per_second": round(outcome.samples_per_second, 3),
-        **plan.summary,
+    summary = plan.summary(
+        steps=plan.cfg.train.steps,
+        seconds=round(outcome.seconds, 3),
+        samples_per_second=round(outcome.samples_per_second, 3),
+        final={name: x for name, x in outcome.metrics.items() if name != "grad_norm"},
+        defended_sha256=model_digest(directory.model),
         **corrupt,
-        "final": {n: x for n, x in outcome.metrics.items() if n not in ("grad_norm", "lr")},
-        "defended_sha256": model_digest(directory.model),
-    }
+        **(found._asdict() if found else {}),
+    )
     directory.finish(summary)
     logger.info(f"defended model: {directory.model}")
     if plan.loader and (own := plan.loader.corrupt):
@@ -141,7 +141,16 @@ def _train(plan: Plan, teacher: TeacherParams, watch: Watch | None, path: Path) 
     )
 
 
-def _best(plan: Plan, watch: Watch, teacher: TeacherParams) -> tuple[nnx.State, dict[str, Any]]:
+class _Chosen(NamedTuple):
+    """What the summary says of the state taken; see `DefenseSummary`."""
+
+    reached: bool
+    stopped_at_step: int
+    alpha: float
+    validation: Validated
+
+
+def _best(plan: Plan, watch: Watch, teacher: TeacherParams) -> tuple[nnx.State, _Chosen]:
     """Choose the best state of a run, no further from the teacher than needed.
 
     Returns:
@@ -159,13 +168,12 @@ def _best(plan: Plan, watch: Watch, teacher: TeacherParams) -> tuple[nnx.State, 
             )
     logger.info(f"state of step {step}, {alpha:.0%} of the way to it: {verdict}")
     if not verdict.reached:
-        logger.warning(describe_left(verdict, plan.advice))
-    return params, {
-        "reached": verdict.reached,
-        "stopped_at_step": step,
-        "alpha": alpha,
-        "validation": {"before": watch.found[0][1].summary(), "after": verdict.summary()},
+        logger.info(describe_left(verdict, plan.advice))
+    validation: Validated = {
+        "before": watch.found[0][1].summary(),
+        "after": verdict.summary(),
     }
+    return params, _Chosen(verdict.reached, step, alpha, validation)
 
 
 def _save(encoder: Encoder, params: nnx.State, teacher: TeacherParams, out: Path) -> None:

@@ -39,6 +39,7 @@ from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.files import digest
 from jaxdefense.log import Progress
+from jaxdefense.results import ImageDefenseSummary
 from jaxdefense.run_directory import TARGET, TRAINED_ON
 from jaxdefense.sharding import (
     ShardingRules,
@@ -169,7 +170,7 @@ def image_objective(t: ImageTrainConfig, processor: ImageProcessor, parts: int) 
     return Objective(terms, weights, partial(draw_faces, cfg=t.overlay))
 
 
-def defend_image(cfg: DefendImageConfig) -> dict:
+def defend_image(cfg: DefendImageConfig) -> ImageDefenseSummary:
     """Remove faces from an image encoder and write the run directory.
 
     Beside what every run holds, `trained_on.json` lists the people's photos that were trained on,
@@ -189,7 +190,7 @@ def defend_image(cfg: DefendImageConfig) -> dict:
     return run(plan_image(cfg))
 
 
-def plan_image(cfg: DefendImageConfig) -> Plan:
+def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
     """Read and check all inputs of an image defense; nothing is written.
 
     Args:
@@ -233,12 +234,13 @@ def plan_image(cfg: DefendImageConfig) -> Plan:
         resolved["target_sha256"] = digest(map(float.hex, target_E.tolist()))
     return Plan(
         cfg,
+        ImageDefenseSummary,
         encoder,
         batches,
         samples=t.num_clean + t.num_poisoned + t.num_keep,
         resolved=resolved,
         lines=_lines(cfg, people, len(images), encoder.mesh),
-        summary={"identities": len(people.listed), "names": people.names},
+        summary=partial(ImageDefenseSummary, identities=len(people.listed), names=people.names),
         advice=_ADVICE,
         validation=validation,
         mine=batches.mine,

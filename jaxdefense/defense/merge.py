@@ -10,24 +10,23 @@ from jaxdefense.clip.layers import FrozenParam
 from jaxdefense.clip.model import CLIP
 from jaxdefense.config import MergeConfig
 from jaxdefense.convert.directory import ModelDirectory, check_companions, read_model_directory
-from jaxdefense.defense.loop import METRICS
 from jaxdefense.errors import InputError
 from jaxdefense.idia.conditions import random_targets
 from jaxdefense.paths import check_new, check_outside
-from jaxdefense.run_directory import TRAINED_ON
+from jaxdefense.results import DefenseSummary, MergeSummary, kind_of
 from jaxdefense.words import some
 
 logger = logging.getLogger(__name__)
 
 
-def merge(cfg: MergeConfig) -> dict:
+def merge(cfg: MergeConfig) -> MergeSummary:
     """Write a model directory with the text encoder of one model and the image encoder of another.
 
     It has the layout and the further files of the text model, or of the image model if the text
     model has no image encoder.
 
     Returns:
-        where it came from and went.
+        where both came from, and went.
 
     Raises:
         InputError: one is no finished run or model; they are not of one origin; `out` exists.
@@ -64,7 +63,7 @@ def merge(cfg: MergeConfig) -> dict:
             "removed people came to mean random names: attack the merged model with "
             f"`--set exclude={cfg.text}`, so that these are no candidates"
         )
-    return {"text": str(text.path), "image": str(image.path), "model": cfg.out}
+    return MergeSummary(text=str(text.path), image=str(image.path), model=cfg.out)
 
 
 def _read(path: str, wanted: str) -> ModelDirectory:
@@ -75,13 +74,12 @@ def _read(path: str, wanted: str) -> ModelDirectory:
     """
     directory = read_model_directory(path)
     run = directory.path.parent
-    if directory.path.name == "model" and (run / METRICS).exists():
-        found = "image" if (run / TRAINED_ON).exists() else "text"
-        if found != wanted:
-            raise InputError(
-                f"`{wanted}` (={path}) comes from a run that defended the {found} encoder; give it "
-                f"as `{found}`."
-            )
+    kind = kind_of(run) if directory.path.name == "model" else None
+    if kind and issubclass(kind, DefenseSummary) and kind.encoder != wanted:
+        raise InputError(
+            f"`{wanted}` (={path}) comes from a run that defended the {kind.encoder} encoder; give "
+            f"it as `{kind.encoder}`."
+        )
     return directory
 
 

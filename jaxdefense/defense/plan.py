@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from jax.sharding import Mesh
 
@@ -28,6 +28,7 @@ from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.log import Progress
 from jaxdefense.paths import check_outside, check_writable
+from jaxdefense.results import DefenseSummary
 from jaxdefense.sharding import ShardingRules
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 _ROUNDS = 10
 
 Config = DefendTextConfig | DefendImageConfig
+D = TypeVar("D", bound=DefenseSummary)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,17 +80,18 @@ class Validation(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(Generic[D]):
     """A defense whose inputs are read and found good.
 
     Fields:
         cfg: of the run.
+        kind: of its summary.
         encoder: what is trained.
         batches: `batches[step]`, on the host.
         samples: in a batch.
         resolved: what the settings came to; all processes must have the same.
         lines: what is said at the start.
-        summary: what is known before the run and goes into its summary.
+        summary: makes the summary, of what is known before the run and what the run adds.
         advice: what helps if people are still recognised.
         validation: without it all steps are trained, and the last state is taken.
         mine: see `Watch`.
@@ -97,12 +100,13 @@ class Plan:
     """
 
     cfg: Config
+    kind: type[D]
     encoder: Encoder
     batches: Any
     samples: int
     resolved: dict[str, Any]
     lines: Sequence[str]
-    summary: Mapping[str, Any]
+    summary: Callable[..., D]
     advice: str
     validation: Validation | None = None
     mine: Mine = lambda mined: None

@@ -2,9 +2,8 @@
 
 import dataclasses
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +31,7 @@ from jaxdefense.distributed import agree
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.files import digest
+from jaxdefense.results import TextDefenseSummary
 from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
 from jaxdefense.words import folded_words
 
@@ -289,7 +289,7 @@ def kept_names(
     return [group for group in groups if group], list(held)
 
 
-def defend_text(cfg: DefendTextConfig) -> dict:
+def defend_text(cfg: DefendTextConfig) -> TextDefenseSummary:
     """Remove names from a text encoder and write the run directory.
 
     Args:
@@ -305,7 +305,7 @@ def defend_text(cfg: DefendTextConfig) -> dict:
     return run(plan_text(cfg))
 
 
-def plan_text(cfg: DefendTextConfig) -> Plan:
+def plan_text(cfg: DefendTextConfig) -> Plan[TextDefenseSummary]:
     """Read and check all inputs of a text defense; nothing is written.
 
     Args:
@@ -348,6 +348,7 @@ def plan_text(cfg: DefendTextConfig) -> Plan:
     )
     return Plan(
         cfg,
+        TextDefenseSummary,
         lay_out(cfg, directory, "text", text_objective(t), mesh, rules),
         batches,
         samples=t.num_clean + t.num_poisoned + t.num_name,
@@ -412,11 +413,11 @@ def _lines(
     return lines
 
 
-def _summary(names: Names, t: TextTrainConfig) -> dict[str, Any]:
-    """Give what goes into the summary: whose names, and what each came to mean if it was drawn."""
-    people = names.identities
-    summary: dict = {"identities": len(people), "names": [list(x.names) for x in people]}
+def _summary(names: Names, t: TextTrainConfig) -> Callable[..., TextDefenseSummary]:
+    """Begin the summary: whose names, and what each came to mean if it was drawn."""
+    people, targets = names.identities, None
     if t.random_target:
-        targets = target_texts(people, t, names.listed)
-        summary["targets"] = dict(zip([x.name for x in people], targets, strict=True))
-    return summary
+        drawn = target_texts(people, t, names.listed)
+        targets = dict(zip([x.name for x in people], drawn, strict=True))
+    whose = [list(x.names) for x in people]
+    return partial(TextDefenseSummary, identities=len(people), names=whose, targets=targets)

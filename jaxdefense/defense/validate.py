@@ -20,6 +20,7 @@ from jaxdefense.config import ValidateConfig
 from jaxdefense.defense.step import TrainState
 from jaxdefense.distributed import first, on_first
 from jaxdefense.files import write_bytes
+from jaxdefense.results import Found
 from jaxdefense.sharding import put
 
 # A rate is raised while this part of the way is still to go, and a validation finds less than that
@@ -66,11 +67,16 @@ class Verdict:
         right = max(self.right, self.expected)
         return right + max(self.moved.values()) + (0 if self.reached else worst + self.above)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Found:
         """All but what only the run itself needs."""
-        found = dataclasses.asdict(self)
-        del found["mined"]
-        return found
+        return {
+            "reached": self.reached,
+            "right": self.right,
+            "above": self.above,
+            "gap": self.gap,
+            "moved": self.moved,
+            "left": self.left,
+        }
 
     def __str__(self) -> str:
         moved = ", ".join(f"{name} {value:.3f}" for name, value in self.moved.items())

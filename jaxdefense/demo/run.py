@@ -41,6 +41,14 @@ from jaxdefense.report.demo import DemoReport, write_demo_report
 from jaxdefense.report.frame import flatten
 from jaxdefense.report.proof import PersonResult
 from jaxdefense.report.write import write_report
+from jaxdefense.results import (
+    AttackSummary,
+    BothDefenseSummary,
+    DemoStage,
+    DemoSummary,
+    EvaluationSummary,
+    read_settings,
+)
 from jaxdefense.run_directory import RunDirectory, once
 
 logger = logging.getLogger(__name__)
@@ -58,71 +66,79 @@ def shipped_model() -> Path:
     return Path(str(resources.files("jaxdefense.demo") / "model"))
 
 
-def run_demo(cfg: DemoConfig) -> dict[str, Any]:
+def run_demo(cfg: DemoConfig) -> DemoSummary:
     """Draw the world, defend the model, attack it before and after; write report and summary.
 
     Args:
         cfg: see there.
 
     Returns:
-        the summary: of each stage what `measured` gives, top1 and sim_clean; nonmember_fpr, the
-        part of the people unknown to the model whom the attack recognises; seconds that the demo
-        took, or its last part if it was broken off.
+        the summary; its seconds are of the last part if the demo was broken off.
 
     Raises:
         InputError: `out` holds another demo, a finished one, or something else.
         Interrupted: see `loop.run`.
     """
     started, out = time.monotonic(), Path(cfg.out)
-    directory, who = RunDirectory(out), roles(cfg.people)
+    directory, who = RunDirectory(out, DemoSummary), roles(cfg.people)
     directory.open(cfg)
     if not (out / _WORLD).exists():
         people = f"{len(who.members)} people, {len(who.strangers)} strangers"
         with Progress(f"drawing {people} and objects"):
             draw_inputs(who, out / _WORLD)
-    once(defend_both, defense_config(cfg))
+    once(defend_both, defense_config(cfg), BothDefenseSummary)
     attacks, evaluations = {}, {}
     # Of four models, two have the first one's names, and two its faces: embedded once.
     cache = ArrayCache(str(out / _CACHE))
     for stage in (BEFORE, *AFTER):
         logger.info(f"attacking the model: {stage}")
-        attacks[stage] = once(run_attack, attack_config(cfg, stage), cache)
+        attacks[stage] = once(run_attack, attack_config(cfg, stage), AttackSummary, cache)
     for stage in AFTER:
         logger.info(f"evaluating the model: {stage}")
-        evaluations[stage] = once(run_evaluate, evaluate_config(cfg, stage), cache)
-    stages = {stage: measured(found, who.removed, who.kept) for stage, found in attacks.items()}
-    stages[BEFORE] |= {"top1": evaluations[AFTER[-1]]["teacher_top1"], "sim_clean": 1.0}
+        how = evaluate_config(cfg, stage)
+        evaluations[stage] = once(run_evaluate, how, EvaluationSummary, cache)
+    kept = {BEFORE: (evaluations[AFTER[-1]].teacher_top1, 1.0)}
     for stage, found in evaluations.items():
-        similar = min(found["sim_clean"], found["image_sim_clean"])
-        stages[stage] |= {"top1": found["top1"], "sim_clean": similar}
-    summary = stages | {
-        "nonmember_fpr": attacks[BEFORE]["fpr"],
-        "seconds": round(time.monotonic() - started, 1),
+        kept[stage] = found.top1, min(found.sim_clean, found.image_sim_clean)
+    stages = {
+        stage: measured(found, who.removed, who.kept, *kept[stage])
+        for stage, found in attacks.items()
     }
-    _write_reports(cfg, who, attacks, summary)
+    summary = DemoSummary(
+        **stages,
+        nonmember_fpr=attacks[BEFORE].fpr,
+        seconds=round(time.monotonic() - started, 1),
+    )
+    _write_reports(cfg, who, attacks, stages, summary)
     directory.finish(summary)
     logger.info(f"report: {out / _PAGE}")
     return summary
 
 
 def measured(
-    attack: Mapping[str, Any], removed: Collection[str], kept: Collection[str]
-) -> dict[str, float | None]:
+    attack: AttackSummary,
+    removed: Collection[str],
+    kept: Collection[str],
+    top1: float,
+    sim_clean: float,
+) -> DemoStage:
     """Sum up an attack on the people the model knows.
 
     Args:
         attack: its summary.
         removed: those on the list.
         kept: of the others, those among the faces that the defense is told to keep.
+        top1, sim_clean: of the evaluation.
 
     Returns:
-        removed_tpr, retained_tpr: part of those on the list, and of all others, whom the attack
-        recognises; removed_photos_right, retained_photos_right, unseen_photos_right: mean share of
-        photos named right of those on the list, of those among the kept faces, and of those whom no
-        defense was shown. None of nobody.
+        these two; removed_tpr, retained_tpr: part of those on the list, and of all others, whom the
+        attack recognises; removed_photos_right, retained_photos_right, unseen_photos_right: mean
+        share of photos named right of those on the list, of those among the kept faces, and of
+        those whom no defense was shown. None of nobody.
     """
-    correct, right = attack["per_identity"], attack["per_identity_photos_right"]
-    known = {name: num >= attack["threshold"] for name, num in correct.items()}
+    correct, right = attack.per_identity, attack.per_identity_photos_right
+    assert right
+    known = {name: num >= attack.threshold for name, num in correct.items()}
 
     def mean(values: Mapping[str, float], names: Iterable[str]) -> float | None:
         of = [values[name] for name in names]
@@ -135,6 +151,8 @@ def measured(
         "removed_photos_right": mean(right, removed),
         "retained_photos_right": mean(right, [name for name in others if name in kept]),
         "unseen_photos_right": mean(right, [name for name in others if name not in kept]),
+        "top1": top1,
+        "sim_clean": sim_clean,
     }
 
 
@@ -215,8 +233,9 @@ def evaluate_config(cfg: DemoConfig, stage: str) -> EvaluateConfig:
 def _write_reports(
     cfg: DemoConfig,
     who: Roles,
-    attacks: Mapping[str, Mapping[str, Any]],
-    summary: Mapping[str, Any],
+    attacks: Mapping[str, AttackSummary],
+    stages: Mapping[str, DemoStage],
+    summary: DemoSummary,
 ) -> None:
     """Write the demo's page on all stages, and what `report` writes on the merged model."""
     out = Path(cfg.out)
@@ -227,22 +246,22 @@ def _write_reports(
     write_report([*results, out / _EVALUATION / AFTER[-1]], page)
     before, runs = attacks[BEFORE], [Path(half.out) for half in defense_config(cfg).halves()]
     report = DemoReport(
-        stages={stage: summary[stage] for stage in attacks},
+        stages={stage: dict(found) for stage, found in stages.items()},
         people=_people(who, attacks),
-        num_templates=before["num_templates"],
-        threshold=before["threshold"],
-        num_candidates=before["num_candidates"],
-        nonmember_fpr=summary["nonmember_fpr"],
-        seconds=summary["seconds"],
+        num_templates=before.num_templates,
+        threshold=before.threshold,
+        num_candidates=before.num_candidates,
+        nonmember_fpr=summary.nonmember_fpr,
+        seconds=summary.seconds,
         losses=[json.loads(x) for run in runs for x in (run / METRICS).read_text().splitlines()],
-        settings=flatten(json.loads((out / _DEFENSE / "config.json").read_text())),
+        settings=flatten(read_settings(out / _DEFENSE)),
     )
     write_demo_report(report, out / _PAGE)
 
 
-def _people(who: Roles, attacks: Mapping[str, Mapping[str, Any]]) -> list[PersonResult]:
+def _people(who: Roles, attacks: Mapping[str, AttackSummary]) -> list[PersonResult]:
     def of(name: str, what: str) -> dict[str, Any]:
-        return {stage: found[what][name] for stage, found in attacks.items()}
+        return {stage: getattr(found, what)[name] for stage, found in attacks.items()}
 
     return [
         PersonResult(

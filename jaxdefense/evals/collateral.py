@@ -11,6 +11,7 @@ from jaxdefense.data.identities import Identity, read_names
 from jaxdefense.data.names import census, random_names
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder, unit
+from jaxdefense.results import Collateral
 from jaxdefense.words import folded_words, some
 
 MOVED = "collateral.csv"
@@ -105,7 +106,7 @@ def movements(
     return [Movement(name, group, cosine) for (name, group), cosine in pairs]
 
 
-def summarise(moved: Sequence[Movement]) -> dict:
+def summarise(moved: Sequence[Movement]) -> Collateral:
     """Give num, mean and least cosine of each group, and who moved most, those removed apart."""
     groups: dict[str, list[float]] = {}
     for name in moved:
@@ -116,7 +117,9 @@ def summarise(moved: Sequence[Movement]) -> dict:
             group: {"mean": float(np.mean(values)), "least": min(values), "num": len(values)}
             for group, values in groups.items()
         },
-        "most_moved": [name._asdict() for name in others[:_NUM_LISTED]],
+        "most_moved": [
+            {"name": x.name, "group": x.group, "cosine": x.cosine} for x in others[:_NUM_LISTED]
+        ],
     }
 
 

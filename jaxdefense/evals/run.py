@@ -2,8 +2,8 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from jaxdefense.data.captions import describe_dropped, read_clean_captions, toke
 from jaxdefense.data.identities import Identity, check_fits, read_identities
 from jaxdefense.data.images import Folder
 from jaxdefense.data.people import describe_people, read_labelled, read_people
-from jaxdefense.data.sources import describe_images, read_images
+from jaxdefense.data.sources import Images, describe_images, read_images
 from jaxdefense.data.templates import read_templates
 from jaxdefense.distributed import agree, on_first, several
 from jaxdefense.errors import InputError
@@ -30,13 +30,41 @@ from jaxdefense.evals.similarity import (
 from jaxdefense.evals.zeroshot import TEMPLATES, zeroshot
 from jaxdefense.files import digest, read_vector, write_text
 from jaxdefense.paths import check_outside
+from jaxdefense.results import EvaluationSummary
 from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sharding import make_mesh
 
 logger = logging.getLogger(__name__)
 
 
-def run_evaluate(cfg: EvaluateConfig, cache: ArrayCache | None = None) -> dict:
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What an evaluation takes; empty is what it does not measure.
+
+    Fields:
+        identities: people removed.
+        others: names of people who must stay.
+        texts: ordinary captions.
+        images: ordinary photos.
+        people: photos of the people removed.
+        average: photos of those whom faces came to look like.
+        vector_E: f32 [E], what faces came to look like instead of these.
+        classes: photos of objects.
+        templates: prompts for them.
+    """
+
+    identities: list[Identity]
+    others: list[str]
+    texts: list[str]
+    images: Images | None
+    people: list[Folder]
+    average: list[Folder]
+    vector_E: np.ndarray | None
+    classes: list[Folder]
+    templates: Sequence[str]
+
+
+def run_evaluate(cfg: EvaluateConfig, cache: ArrayCache | None = None) -> EvaluationSummary:
     """Measure what the settings ask for; write `config.json` and `summary.json`.
 
     With collateral also `collateral.csv`, a line a name.
@@ -46,16 +74,41 @@ def run_evaluate(cfg: EvaluateConfig, cache: ArrayCache | None = None) -> dict:
         cache: of embeddings, if they are kept.
 
     Returns:
-        the summary: those that apply of sim_clean, sim_target, sim_backdoor (text encoder),
-        image_sim_clean, image_sim_target, image_sim_backdoor (image encoder), top1, top5 and
-        those of the teacher, collateral; digests of both models, and the dtype they were
-        computed in.
+        the summary.
 
     Raises:
         InputError: an input is wrong.
     """
-    results = RunDirectory(Path(cfg.out))
+    results = RunDirectory(Path(cfg.out), EvaluationSummary)
     results.check(cfg)
+    inputs = _read(cfg)
+    student, teacher = _models(cfg, cache)
+    inputs = _with_target(cfg, inputs, teacher)
+    if several():
+        _agree(inputs, student, teacher)
+    found = _texts(cfg, inputs, student, teacher)
+    moved: list[Movement] = []
+    if cfg.collateral:
+        moved = movements(student, teacher, inputs.identities, inputs.others, cfg.seed)
+    summary = EvaluationSummary(
+        **found,
+        **_photos(cfg, inputs, student, teacher),
+        **_objects(cfg, inputs, student, teacher),
+        collateral=summarise(moved) if moved else None,
+        model_sha256=student.directory.digest(),
+        dtype=student.dtype,
+        teacher_sha256=teacher.directory.digest(),
+    )
+    results.open(cfg)
+    if moved:
+        on_first(lambda: write_text(results.path / MOVED, table(moved)))
+    results.finish(summary)
+    return summary
+
+
+def _read(cfg: EvaluateConfig) -> Inputs:
+    """Read all but the models, and what depends on them."""
+    note = logger.info
     identities = read_identities(cfg.names) if cfg.names else []
     others = read_others(cfg.collateral, identities) if cfg.collateral else []
     classes: list[Folder] = []
@@ -69,7 +122,16 @@ def run_evaluate(cfg: EvaluateConfig, cache: ArrayCache | None = None) -> dict:
         names = [name for person in identities for name in person.names]
         texts, dropped = read_clean_captions(cfg.captions, cfg.tfds_dir, names)
         if names:
-            logger.info(describe_dropped(len(dropped), dropped))
+            note(describe_dropped(len(dropped), dropped))
+    return Inputs(identities, others, texts, images, people, [], None, classes, templates)
+
+
+def _models(cfg: EvaluateConfig, cache: ArrayCache | None) -> tuple[Embedder, Embedder]:
+    """Read the model defended, and the one before.
+
+    Raises:
+        InputError: they have different sizes, or the results would lie in one of them.
+    """
     mesh, measured = make_mesh(**vars(cfg.mesh), devices=jax.devices()), cfg.model.measured()
     student, teacher = (
         Embedder(dataclasses.replace(measured, path=path), cfg.batch, mesh, cache)
@@ -82,76 +144,96 @@ def run_evaluate(cfg: EvaluateConfig, cache: ArrayCache | None = None) -> dict:
             f"`teacher` (={cfg.teacher}) has other sizes than `model.path` (={cfg.model.path}); "
             "give the model it was made from."
         )
-    vector_E, average = None, []
+    return student, teacher
+
+
+def _with_target(
+    cfg: EvaluateConfig,
+    inputs: Inputs,
+    teacher: Embedder,
+) -> Inputs:
+    """Add what faces came to look like: an embedding, or people's photos."""
     if cfg.image_target.endswith(".npy"):
         vector_E = read_vector(Path(cfg.image_target), teacher.embed)
-    elif cfg.image_target:
-        average = read_people(cfg.image_target, cfg.tfds_dir, "image_target", logger.info)
-    if several():
-        agree(
-            {
-                "model_sha256": student.directory.digest(),
-                "teacher_sha256": teacher.directory.digest(),
-                "names_sha256": digest("\t".join(identity.names) for identity in identities),
-                "collateral_sha256": digest(others),
-                "templates_sha256": digest(templates),
-                "captions_sha256": digest(texts),
-                "images_sha256": describe_images(images) if images else "",
-                "faces_sha256": describe_people(people),
-                "classes_sha256": describe_people(classes),
-                "average_sha256": describe_people(average),
-                "vector": None if vector_E is None else vector_E.tolist(),
-            }
-        )
-    summary: dict[str, Any] = {}
-    moved: list[Movement] = []
-    if texts:
-        tokenizer = student.tokenizer
-        check_fits(identities, tokenizer, f"names file `{cfg.names}`")
-        check_fits([Identity(cfg.target)], tokenizer, "`target`")
-        captions = tokenize_captions(texts[: cfg.num_captions], tokenizer)
-        summary["sim_clean"] = sim_clean(student, teacher, captions)
-        if identities:
-            summary |= sim_backdoor_target(
-                student, teacher, captions, identities, cfg.target, cfg.seed
-            )
-    if cfg.collateral:
-        moved = movements(student, teacher, identities, others, cfg.seed)
-        summary["collateral"] = summarise(moved)
+        return dataclasses.replace(inputs, vector_E=vector_E)
+    if cfg.image_target:
+        note = logger.info
+        average = read_people(cfg.image_target, cfg.tfds_dir, "image_target", note)
+        return dataclasses.replace(inputs, average=average)
+    return inputs
+
+
+def _agree(inputs: Inputs, student: Embedder, teacher: Embedder) -> None:
+    """See that all processes measure the same."""
+    identities, vector_E = inputs.identities, inputs.vector_E
+    agree(
+        {
+            "model_sha256": student.directory.digest(),
+            "teacher_sha256": teacher.directory.digest(),
+            "names_sha256": digest("\t".join(identity.names) for identity in identities),
+            "collateral_sha256": digest(inputs.others),
+            "templates_sha256": digest(inputs.templates),
+            "captions_sha256": digest(inputs.texts),
+            "images_sha256": describe_images(inputs.images) if inputs.images else "",
+            "faces_sha256": describe_people(inputs.people),
+            "classes_sha256": describe_people(inputs.classes),
+            "average_sha256": describe_people(inputs.average),
+            "vector": None if vector_E is None else vector_E.tolist(),
+        }
+    )
+
+
+def _texts(
+    cfg: EvaluateConfig, inputs: Inputs, student: Embedder, teacher: Embedder
+) -> dict[str, float]:
+    """Measure what captions kept, and where removed names lead."""
+    if not inputs.texts:
+        return {}
+    identities, tokenizer = inputs.identities, student.tokenizer
+    check_fits(identities, tokenizer, f"names file `{cfg.names}`")
+    check_fits([Identity(cfg.target)], tokenizer, "`target`")
+    captions = tokenize_captions(inputs.texts[: cfg.num_captions], tokenizer)
+    found = {"sim_clean": sim_clean(student, teacher, captions)}
+    if identities:
+        found |= sim_backdoor_target(student, teacher, captions, identities, cfg.target, cfg.seed)
+    return found
+
+
+def _photos(
+    cfg: EvaluateConfig, inputs: Inputs, student: Embedder, teacher: Embedder
+) -> dict[str, float]:
+    """Measure what ordinary photos kept, and where removed faces lead."""
+    found, images = dict[str, float](), inputs.images
     if images:
         order = np.random.default_rng(cfg.seed).permutation(len(images))[: cfg.num_images]
         chosen = [images[i] for i in sorted(order.tolist())]
-        summary["image_sim_clean"] = image_sim_clean(student, teacher, chosen, cfg.max_corrupt)
-    if people:
-        summary |= _faces(cfg, student, teacher, people, average, vector_E)
-    if classes:
-        summary |= zeroshot(student, classes, templates, cfg.max_corrupt)
-        before = zeroshot(teacher, classes, templates, cfg.max_corrupt)
-        summary |= {f"teacher_{name}": value for name, value in before.items()}
-    summary["model_sha256"] = student.directory.digest()
-    summary["dtype"] = student.dtype
-    summary["teacher_sha256"] = teacher.directory.digest()
-    results.open(cfg)
-    if moved:
-        on_first(lambda: write_text(results.path / MOVED, table(moved)))
-    results.finish(summary)
-    return summary
+        found["image_sim_clean"] = image_sim_clean(student, teacher, chosen, cfg.max_corrupt)
+    if inputs.people:
+        found |= _faces(cfg, inputs, student, teacher)
+    return found
+
+
+def _objects(
+    cfg: EvaluateConfig, inputs: Inputs, student: Embedder, teacher: Embedder
+) -> dict[str, float]:
+    """Measure how well both models tell objects."""
+    if not inputs.classes:
+        return {}
+    found = zeroshot(student, inputs.classes, inputs.templates, cfg.max_corrupt)
+    before = zeroshot(teacher, inputs.classes, inputs.templates, cfg.max_corrupt)
+    return found | {f"teacher_{name}": value for name, value in before.items()}
 
 
 def _faces(
-    cfg: EvaluateConfig,
-    student: Embedder,
-    teacher: Embedder,
-    people: list[Folder],
-    average: list[Folder],
-    vector_E: np.ndarray | None,
+    cfg: EvaluateConfig, inputs: Inputs, student: Embedder, teacher: Embedder
 ) -> dict[str, float]:
     """Measure where removed faces lead, and whether the target stayed where it was."""
+    people, vector_E = inputs.people, inputs.vector_E
     if vector_E is not None:
         return {
             "image_sim_backdoor": image_sim_backdoor(student, people, vector_E, cfg.max_corrupt)
         }
-    photos = [photo for person in average for photo in person.files]
+    photos = [photo for person in inputs.average for photo in person.files]
     target_E = teacher.mean_photo(photos, cfg.max_corrupt)
     return {
         "image_sim_backdoor": image_sim_backdoor(student, people, target_E, cfg.max_corrupt),

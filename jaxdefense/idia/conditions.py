@@ -5,16 +5,22 @@ An attack draws its photos here, and leaves in `summary.json`, under `conditions
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jaxdefense.data.identities import read_identities
 from jaxdefense.data.images import Folder
 from jaxdefense.data.sources import Photo, photo_digest
 from jaxdefense.distributed import on_first
 from jaxdefense.errors import InputError
-from jaxdefense.files import read_json
+from jaxdefense.results import (
+    SUMMARY,
+    BothDefenseSummary,
+    Conditions,
+    TextDefenseSummary,
+    kind_of,
+    read_summary,
+)
 from jaxdefense.words import folded_words, some
 
 _WORDS = {
@@ -68,7 +74,7 @@ def _digest(photo: Photo) -> str:
         return str(photo)
 
 
-def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+def difference(before: Conditions, after: Conditions) -> str:
     """Say in words what two attacks differ in, "" if they can be compared.
 
     Args:
@@ -77,10 +83,10 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     for key, new in after.items():
         old = before.get(key)
         if key == "photos_sha256":
-            old = old or {}
-            if missing := [name for name in new if name not in old]:
+            was, now = before.get("photos_sha256", {}), after.get("photos_sha256", {})
+            if missing := [name for name in now if name not in was]:
                 return f"it lacks {some(missing)}; attack the same people"
-            if other := [name for name in new if new[name] != old[name]]:
+            if other := [name for name in now if now[name] != was[name]]:
                 return (
                     f"it was made with other photos of {some(other)}; attack that model again with "
                     "the same photos, and the same `--unseen-by`"
@@ -101,13 +107,13 @@ def random_targets(model: str | Path) -> list[str]:
     """
     path = Path(model).absolute()  # of "." too a name
     places = [path, path.parent] if path.name == "model" else [path]  # a run may be called model
-    runs = [x for x in places if all((x / f"{y}.json").is_file() for y in ("summary", "config"))]
-    if not runs:
-        return []
-    summary = read_json(runs[0] / "summary.json")
-    text = summary.get("text")  # of a defense of both encoders
-    targets = (text if isinstance(text, dict) else summary).get("targets", {})
-    return list(targets.values()) if isinstance(targets, dict) else []
+    for run in places:
+        kind = kind_of(run) if (run / SUMMARY).is_file() else None
+        if kind is TextDefenseSummary:
+            return list((read_summary(run, TextDefenseSummary).targets or {}).values())
+        if kind is BothDefenseSummary:
+            return list((read_summary(run, BothDefenseSummary).text.targets or {}).values())
+    return []
 
 
 def read_excluded(source: str) -> list[str]:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import stdtrit
 
+from jaxdefense.results import Curve, Measures, Rates
+
 _Z = 1.959963984540054  # 95 % of a normal distribution lie within
 
 
@@ -50,7 +52,7 @@ def majority(num_templates: int) -> int:
 
 def measure(
     correct: Sequence[int], photos_right: Sequence[float], threshold: int, num_templates: int
-) -> dict:
+) -> Measures:
     """Sum up how well the model knows people.
 
     Args:
@@ -63,17 +65,20 @@ def measure(
         tpr, the part on whom it succeeds, and tpr_majority, at more than half of the templates;
         photos_right and mean_templates, means over people; `_interval` of each.
     """
-    num, found = len(correct), {}
-    for name, least in (("tpr", threshold), ("tpr_majority", majority(num_templates))):
-        hits = sum(n >= least for n in correct)
-        found |= {name: hits / num, f"{name}_interval": list(wilson(hits, num))}
-    for name, values, most in (
-        ("photos_right", photos_right, 1.0),
-        ("mean_templates", correct, float(num_templates)),
-    ):
-        interval = list(mean_interval(values, most))
-        found |= {name: float(np.mean(values)), f"{name}_interval": interval}
-    return found
+    num = len(correct)
+    hits, most = (
+        sum(n >= least for n in correct) for least in (threshold, majority(num_templates))
+    )
+    return {
+        "tpr": hits / num,
+        "tpr_interval": wilson(hits, num),
+        "tpr_majority": most / num,
+        "tpr_majority_interval": wilson(most, num),
+        "photos_right": float(np.mean(photos_right)),
+        "photos_right_interval": mean_interval(photos_right),
+        "mean_templates": float(np.mean(correct)),
+        "mean_templates_interval": mean_interval(correct, float(num_templates)),
+    }
 
 
 def auc(members: Sequence[int], strangers: Sequence[int]) -> float:
@@ -96,7 +101,7 @@ def rates(correct: Sequence[int], num_templates: int) -> list[float]:
 
 def statistics(
     members: Sequence[int], strangers: Sequence[int], threshold: int, num_templates: int
-) -> dict:
+) -> Rates:
     """Sum up correct templates.
 
     Args:
@@ -111,21 +116,21 @@ def statistics(
     """
     hits = sum(n >= threshold for n in members)
     tpr, (low, high) = hits / len(members), wilson(hits, len(members))
-    curve = {
+    curve: Curve = {
         "threshold": list(range(1, num_templates + 1)),
         "tpr": rates(members, num_templates),
     }
-    found = {
+    found: Rates = {
         "tpr": tpr,
-        "tpr_interval": [low, high],
+        "tpr_interval": (low, high),
         "fnr": 1 - tpr,
-        "fnr_interval": [1 - high, 1 - low],
+        "fnr_interval": (1 - high, 1 - low),
         "curve": curve,
     }
     if strangers:
         hits = sum(n >= threshold for n in strangers)
         curve["fpr"] = rates(strangers, num_templates)
         found["fpr"] = hits / len(strangers)
-        found["fpr_interval"] = list(wilson(hits, len(strangers)))
+        found["fpr_interval"] = wilson(hits, len(strangers))
         found["auc"] = auc(members, strangers)
     return found

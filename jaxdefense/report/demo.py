@@ -6,8 +6,12 @@ from pathlib import Path
 
 from jaxdefense.errors import InputError
 from jaxdefense.files import write_text
-from jaxdefense.report import frame, parts
+from jaxdefense.report import before_after, frame
+from jaxdefense.report.cards import photos
+from jaxdefense.report.headline import headline, proof_tiles
+from jaxdefense.report.outcomes import outcomes_of
 from jaxdefense.report.proof import Proof
+from jaxdefense.report.training import losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,26 +43,23 @@ def write_demo_report(report: DemoReport, path: Path) -> None:
     """
     if not report.stages:
         raise InputError("`stages` is empty; give at least the measurements of one stage.")
-    tiles = list(parts.proof_tiles(report))
+    tiles = list(proof_tiles(report))
     if math.isfinite(report.nonmember_fpr):
         label = "of people the model never saw, recognised by mistake"
         tiles.append((f"{report.nonmember_fpr:.1%}", "", label))
-    how = f"{parts.how_attacked(report)}<p>The demo took {frame.duration(report.seconds)}.</p>"
-    drawn = (
-        "The people in this demo are drawn and the model is small. It shows that the method works "
-        "and how it is checked, not how well it will do on another model."
+    limits = frame.render(
+        "limits", proof=report, unattacked=False, seconds=report.seconds, notes=[], missing=[]
     )
     sections = [
         frame.tiles(tiles),
-        frame.section("Before and after", parts.stages(report) + parts.measures(report)),
-        frame.section("What the model calls people", parts.photos(report)),
-        frame.section("What became of each person", parts.outcomes_of(report)),
-        frame.section("Training", parts.losses(report.losses, ["cosine"])),
         frame.section(
-            "Method and limits",
-            parts.METHOD + how + frame.items([*parts.LIMITS[:-1], drawn, parts.LIMITS[-1]]),
+            "Before and after", before_after.stages(report), before_after.measures(report)
         ),
+        frame.section("What the model calls people", photos(report)),
+        frame.section("What became of each person", outcomes_of(report)),
+        frame.section("Training", losses(report.losses, ["cosine"])),
+        frame.section("Method and limits", frame.render("method"), limits),
         frame.settings(report.settings),
     ]
     title = "Removing people from a CLIP model"
-    write_text(path, frame.page(title, parts.headline(report), sections))
+    write_text(path, frame.page(title, headline(report), sections))

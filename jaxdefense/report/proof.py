@@ -7,6 +7,7 @@ from typing import NamedTuple
 from jaxdefense.evals import outcome as outcomes
 from jaxdefense.evals.outcome import UNKNOWN, Seen
 from jaxdefense.idia.statistics import measure, rates, wilson
+from jaxdefense.results import Measures
 
 _HEADINGS = {True: "On the list", False: "Not on the list", None: "Attacked"}
 
@@ -106,7 +107,7 @@ class Proof:
         counts = self.counts(people, stage, variant)
         return Found(sum(n >= num for n in counts), len(counts)) if counts else None
 
-    def measure(self, people: Iterable[PersonResult], stage: str) -> dict | None:
+    def measure(self, people: Iterable[PersonResult], stage: str) -> Measures | None:
         """Sum up how well people are known, see `statistics.measure`; None if it is not known."""
         attacked = [person for person in people if stage in person.correct]
         right = [p.photos_right[stage] for p in attacked if stage in p.photos_right]

@@ -4,21 +4,22 @@ No network, no scripts; see `report/frame.py`.
 """
 
 import csv
+import dataclasses
 import io
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from jaxdefense.errors import InputError
-from jaxdefense.files import read_json, write_json, write_text
-from jaxdefense.report import frame, parts, plots
-from jaxdefense.report.parts import LEAST_PEOPLE
-from jaxdefense.sweep.results import GROUPS, RATES, collect
+from jaxdefense.figures import count, decimal, duration, percent
+from jaxdefense.files import write_json, write_text
+from jaxdefense.report import frame, plots
+from jaxdefense.report.labels import LEAST_PEOPLE
+from jaxdefense.results import CellSummary, UndefendedSummary, read_settings
+from jaxdefense.sweep.results import GROUPS, RATES, Finished, collect
 
-_KEYS = ("w_weight", "n")
 _PEOPLE = {"removed_tpr": "removed", "others_tpr": "others"}
 _RIGHT = {"removed_photos_right": "removed", "others_photos_right": "others"}
 _OBJECTS = {"top1": "top-1", "top5": "top-5"}
@@ -39,91 +40,115 @@ _HEADS = {
 _NUM_PEOPLE = "people removed"
 
 
-def write_sweep_report(sweep: Path, path: Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """Defenses that differ in their seed alone.
+
+    Fields:
+        w_weight, n: see `CellSummary`.
+        seeds: how many there are.
+        mean: of each of RATES and GROUPS; None where nothing is known.
+        std: the sample's standard deviation; None of one seed too.
+    """
+
+    w_weight: float
+    n: int
+    seeds: int
+    mean: dict[str, float | None]
+    std: dict[str, float | None]
+
+    def flat(self) -> dict[str, float | None]:
+        """Write it as one level."""
+        out: dict[str, float | None] = {"w_weight": self.w_weight, "n": self.n, "seeds": self.seeds}
+        for rate in self.mean:
+            out |= {f"{rate}_mean": self.mean[rate], f"{rate}_std": self.std[rate]}
+        return out
+
+
+def write_sweep_report(sweep: Path, path: Path) -> str:
     """Write the report of a sweep, and its numbers as `.json` and `.csv` beside it.
 
     Args:
         sweep: its directory, finished or not.
         path: of the HTML file.
 
+    Returns:
+        what it says first.
+
     Raises:
         InputError: no cell is finished, or a file of one cannot be read.
     """
     found = collect(sweep)
-    if not (cells := found["cells"]):
+    if not (cells := found.cells):
         raise InputError(f"`{sweep}` holds no finished cell; run `jaxdefense sweep` first.")
-    settings = frame.flatten(read_json(sweep / "config.json"))
+    settings = frame.flatten(read_settings(sweep))
     points = average(cells)
     sections = [
         frame.tiles(_tiles(found)),
-        frame.section("Against the number of people removed", _figures(points, found["before"])),
+        frame.section("Against the number of people removed", _figures(points, found.before)),
         frame.section("Mean and spread", _points(points)),
         frame.section("Every defense", _cells(cells)),
-        frame.section("What this does and does not show", _limits()),
+        frame.section("What this does and does not show", frame.render("sweep_limits")),
         frame.settings(settings),
     ]
-    page = frame.page("Sweep over the number of people", _headline(found), sections)
+    headline = _headline(cells)
+    page = frame.page("Sweep over the number of people", headline, sections)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path.with_suffix(".json"), found | {"points": points})
+    write_json(
+        path.with_suffix(".json"), found.as_json() | {"points": [point.flat() for point in points]}
+    )
     write_text(path.with_suffix(".csv"), table(points))
     write_text(path, page)
+    return headline
 
 
-def average(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Average over seeds.
-
-    Returns:
-        one for each `w_weight` and `n`, sorted: these, `seeds`, and of each of RATES and GROUPS
-        `_mean` and `_std`, the sample's standard deviation; None where nothing, or of one seed, is
-        known.
-    """
-    groups: dict[tuple, list[dict[str, Any]]] = {}
+def average(cells: Sequence[CellSummary]) -> list[Point]:
+    """Average over seeds; one for each `w_weight` and `n`, sorted."""
+    groups: dict[tuple[float, int], list[CellSummary]] = {}
     for cell in cells:
-        groups.setdefault(tuple(cell[key] for key in _KEYS), []).append(cell)
+        groups.setdefault((cell.w_weight, cell.n), []).append(cell)
     points = []
-    for key, group in sorted(groups.items()):
-        point: dict[str, Any] = dict(zip(_KEYS, key, strict=True)) | {"seeds": len(group)}
+    for (w_weight, n), group in sorted(groups.items()):
+        mean, std = dict[str, float | None](), dict[str, float | None]()
         for rate in (*RATES, *GROUPS):
-            values = [cell[rate] for cell in group if cell[rate] is not None]
-            point[f"{rate}_mean"] = float(np.mean(values)) if values else None
-            point[f"{rate}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        points.append(point)
+            values = [x for cell in group if (x := getattr(cell, rate)) is not None]
+            mean[rate] = float(np.mean(values)) if values else None
+            std[rate] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        points.append(Point(w_weight, n, len(group), mean, std))
     return points
 
 
-def table(points: Sequence[dict[str, Any]]) -> str:
+def table(points: Sequence[Point]) -> str:
     """Write a line a point, as CSV; nothing where nothing was measured."""
     file = io.StringIO()
     write = csv.writer(file, lineterminator="\n").writerow
-    write(points[0])
+    write(points[0].flat())
     for point in points:
-        write(["" if value is None else value for value in point.values()])
+        write(["" if value is None else value for value in point.flat().values()])
     return file.getvalue()
 
 
-def _headline(found: dict[str, Any]) -> str:
-    cells = found["cells"]
-    defenses = frame.count(len(cells), "defense")
-    most = frame.count(max(cell["n"] for cell in cells), "person", "people")
-    tower = "names" if cells[0]["tower"] == "text" else "faces"
+def _headline(cells: Sequence[CellSummary]) -> str:
+    defenses = count(len(cells), "defense")
+    most = count(max(cell.n for cell in cells), "person", "people")
+    tower = "names" if cells[0].tower == "text" else "faces"
     return (
         f"{defenses} of one model, each with other {tower} removed, those of up to {most}; each "
         "attacked and evaluated."
     )
 
 
-def _tiles(found: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
-    cells, before = found["cells"], found["before"]
+def _tiles(found: Finished) -> Iterable[tuple[str, str, str]]:
+    cells, before = found.cells, found.before
     yield f"{len(cells)}", "", "defenses"
-    yield f"{len({cell['seed'] for cell in cells})}", "", "seeds"
+    yield f"{len({cell.seed for cell in cells})}", "", "seeds"
     if before:
-        yield frame.percent(before["tpr"]), f"of {before['num_identities']}", "recognised before"
-        if before.get("top1") is not None:
-            yield frame.percent(before["top1"]), "", "objects classified correctly before"
+        yield percent(before.tpr), f"of {before.num_identities}", "recognised before"
+        if before.top1 is not None:
+            yield percent(before.top1), "", "objects classified correctly before"
 
 
-def _figures(points: Sequence[dict[str, Any]], before: dict[str, Any] | None) -> str:
-    before = before or {}
+def _figures(points: Sequence[Point], before: UndefendedSummary | None) -> Markup:
     figures = [
         ("people", "Recognised by the attack", _PEOPLE, "tpr"),
         ("photos", "Photos of theirs named right", _RIGHT, "photos_right"),
@@ -135,26 +160,20 @@ def _figures(points: Sequence[dict[str, Any]], before: dict[str, Any] | None) ->
         if lines := _lines(points, rates):
             what = f"{title}, over the {_NUM_PEOPLE}: the table below"
             limits = (-0.03, 1.03) if key else None
-            svg = plots.spreads(name, what, _NUM_PEOPLE, lines, before.get(key), limits)
-            drawn.append(f"<figure><figcaption><b>{title}</b></figcaption>{svg}</figure>")
-    note = (
-        '<p class="note">Means over seeds, with one standard deviation either way. A seed decides '
-        "who is removed, the few among the many, and how training goes. w is the weight of the "
-        "loss on how far the weights move; at 0 it is off. Before: everybody recognised, and "
-        "top-1, of the model as it was.</p>"
-    )
-    return f'<div class="curves">{"".join(drawn)}</div>{note}'
+            svg = plots.spreads(name, what, _NUM_PEOPLE, lines, getattr(before, key, None), limits)
+            drawn.append((title, Markup(svg)))
+    return frame.render("sweep_figures", figures=drawn)
 
 
-def _lines(points: Sequence[dict[str, Any]], rates: dict[str, str]) -> list[plots.Line]:
-    weights = sorted({point["w_weight"] for point in points})
+def _lines(points: Sequence[Point], rates: dict[str, str]) -> list[plots.Line]:
+    weights = sorted({point.w_weight for point in points})
     lines = []
     for colour, (rate, label) in enumerate(rates.items()):
         for dash, weight in enumerate(reversed(weights)):
             known = [
-                (point["n"], point[f"{rate}_mean"], point[f"{rate}_std"] or 0.0)
+                (point.n, mean, point.std[rate] or 0.0)
                 for point in points
-                if point["w_weight"] == weight and point[f"{rate}_mean"] is not None
+                if point.w_weight == weight and (mean := point.mean[rate]) is not None
             ]
             if known:
                 xs, means, stds = zip(*known, strict=True)
@@ -163,22 +182,17 @@ def _lines(points: Sequence[dict[str, Any]], rates: dict[str, str]) -> list[plot
     return lines
 
 
-def _points(points: Sequence[dict[str, Any]]) -> str:
+def _points(points: Sequence[Point]) -> Markup:
     tables = []
     for rates in (RATES, GROUPS):
-        known = [rate for rate in rates if any(p[f"{rate}_mean"] is not None for p in points)]
+        known = [rate for rate in rates if any(p.mean[rate] is not None for p in points)]
         rows = [
             [
-                f"{point['n']}",
-                f"{point['w_weight']:g}",
-                f"{point['seeds']}",
+                f"{point.n}",
+                f"{point.w_weight:g}",
+                f"{point.seeds}",
                 *(
-                    _text(
-                        rate,
-                        point[f"{rate}_mean"],
-                        point[f"{rate}_std"],
-                        point["n"] * point["seeds"],
-                    )
+                    _text(rate, point.mean[rate], point.std[rate], point.n * point.seeds)
                     for rate in known
                 ),
             ]
@@ -186,37 +200,28 @@ def _points(points: Sequence[dict[str, Any]]) -> str:
         ]
         if known:
             head = ("Removed", "w", "Seeds", *(_HEADS[rate] for rate in known))
-            tables.append(frame.table(head, rows))
-    note = (
-        '<p class="note"><b>TPR</b>: part of the people whom the attack recognises, by one '
-        "template or by more than half; <b>FNR</b>: the others of them. <b>Photos named right</b>: "
-        "part of all pairs of a photo and a template in which the own name fits best. "
-        "<b>Similarity</b>: mean cosine between the embeddings of ordinary inputs and the original "
-        "model's. Mean ± the sample's standard deviation over seeds. Fewer than "
-        f"{LEAST_PEOPLE} removed, over all seeds, are counted.</p>"
-    )
-    return "".join(tables) + note
+            tables.append((head, rows))
+    return frame.render("sweep_points", tables=tables)
 
 
-def _cells(cells: Sequence[dict[str, Any]]) -> str:
+def _cells(cells: Sequence[CellSummary]) -> Markup:
     tables = []
     for rates in (RATES, GROUPS):
-        if rates is GROUPS and all(cell[rate] is None for cell in cells for rate in rates):
+        if rates is GROUPS and all(getattr(cell, rate) is None for cell in cells for rate in rates):
             continue
         rows = [
             [
-                f"{cell['n']}",
-                f"{cell['seed']}",
-                f"{cell['w_weight']:g}",
-                *(_text(rate, cell[rate], None, cell["n"]) for rate in rates),
-                frame.duration(cell["seconds"]),
+                f"{cell.n}",
+                f"{cell.seed}",
+                f"{cell.w_weight:g}",
+                *(_text(rate, getattr(cell, rate), None, cell.n) for rate in rates),
+                duration(cell.seconds),
             ]
             for cell in cells
         ]
         head = ("Removed", "Seed", "w", *(_HEADS[rate] for rate in rates), "Time")
-        tables.append(frame.table(head, rows))
-    summary = escape(f"{len(cells)}, one a line")
-    return f"<details><summary>{summary}</summary>{''.join(tables)}</details>"
+        tables.append((head, rows))
+    return frame.render("sweep_cells", num=len(cells), tables=tables)
 
 
 def _text(rate: str, mean: float | None, std: float | None, num_removed: int) -> str:
@@ -225,22 +230,9 @@ def _text(rate: str, mean: float | None, std: float | None, num_removed: int) ->
         return "–"
     if rate == "sim_clean" or rate.endswith("_mean_templates"):
         digits = 3 if rate == "sim_clean" else 1
-        more = "" if std is None else f" ± {frame.decimal(std, digits)}"
-        return frame.decimal(mean, digits) + more
+        more = "" if std is None else f" ± {decimal(std, digits)}"
+        return decimal(mean, digits) + more
     if rate.startswith("removed_") and num_removed < LEAST_PEOPLE:
         of_people = not rate.endswith("_photos_right")
         return f"{round(mean * num_removed)} of {num_removed}" if of_people else "–"
-    return frame.percent(mean) + ("" if std is None else f" ± {std:.1%}")
-
-
-def _limits() -> str:
-    return (
-        "<p>Every defense trained a copy of the encoder so that the removed lead to their person "
-        "no more than strangers do, or to a neutral embedding, while ordinary inputs keep theirs "
-        f"({parts.PAPER}); the identity inference "
-        f"attack was run on all people, removed or not ({parts.ATTACK}).</p><ul>"
-        "<li>All defenses took the same number of steps at most: the more are removed, the fewer "
-        "times each comes up.</li>"
-        "<li>The spread is that over a few seeds. It says nothing of other models, other people, "
-        "or other ways to find somebody.</li></ul>"
-    )
+    return percent(mean) + ("" if std is None else f" ± {std:.1%}")

@@ -1,60 +1,80 @@
 """The results of a sweep's cells, in one table."""
 
 import csv
+import dataclasses
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from jaxdefense.files import read_json, write_json, write_text
+from jaxdefense.files import write_json, write_text
+from jaxdefense.results import (
+    SUMMARY,
+    CellSummary,
+    UndefendedSummary,
+    read_summary,
+    values,
+)
 from jaxdefense.sweep.cells import BEFORE, CELLS
+from jaxdefense.typed_json import Json
 
-RESULTS, TABLE, SUMMARY = "sweep.json", "sweep.csv", "summary.json"
+RESULTS, TABLE = "sweep.json", "sweep.csv"
 RATES = ("removed_tpr", "removed_fnr", "others_tpr", "top1", "top5", "sim_clean")
 MEASURES = ("tpr_majority", "photos_right", "mean_templates")  # of those removed and of others
 GROUPS = tuple(f"{who}_{what}" for who in ("removed", "others") for what in MEASURES)
-COLUMNS = ("tower", "n", "seed", "w_weight", *RATES, "seconds", "num_others", *GROUPS, "reached")
 
 
-def collect(sweep: Path) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What is finished of a sweep.
+
+    Fields:
+        before: the model as it is; None if it was not attacked yet.
+        cells: sorted.
+    """
+
+    before: UndefendedSummary | None
+    cells: list[CellSummary]
+
+    def as_json(self) -> dict[str, Json]:
+        """Write it as JSON values."""
+        cells: list[Json] = [values(cell) for cell in self.cells]
+        return {"before": values(self.before) if self.before else None, "cells": cells}
+
+
+def collect(sweep: Path) -> Finished:
     """Read what is finished of a sweep.
-
-    Args:
-        sweep: its directory.
-
-    Returns:
-        before: of the model as it is, `tpr`, `fnr`, `num_identities`, MEASURES of everybody, and
-            those measured of `top1 top5`; None if it was not attacked yet.
-        cells: a dict of COLUMNS each, sorted; None where there is nothing to measure, such as the
-            rate of others where everyone was removed.
 
     Raises:
         InputError: a summary cannot be read.
     """
-    found = sorted((sweep / CELLS).glob(f"*/{SUMMARY}"))
-    cells = [{column: read_json(file).get(column) for column in COLUMNS} for file in found]
-    cells.sort(key=lambda cell: (cell["w_weight"], cell["n"], cell["seed"]))
-    before = sweep / BEFORE / SUMMARY
-    return {"before": read_json(before) if before.exists() else None, "cells": cells}
+    found = [file.parent for file in sorted((sweep / CELLS).glob(f"*/{SUMMARY}"))]
+    cells = [read_summary(cell, CellSummary) for cell in found]
+    cells.sort(key=lambda cell: (cell.w_weight, cell.n, cell.seed))
+    before = sweep / BEFORE
+    undefended = None
+    if (before / SUMMARY).exists():
+        undefended = read_summary(before, UndefendedSummary)
+    return Finished(undefended, cells)
 
 
-def write_results(sweep: Path) -> dict[str, Any]:
+def write_results(sweep: Path) -> Finished:
     """Write `sweep.json` and `sweep.csv` into the directory of a sweep; see `collect`.
 
     Of several processes at it, the last to write has seen all that is finished.
     """
     found, written = collect(sweep), None
     while found != written:
-        write_json(sweep / RESULTS, found)
-        write_text(sweep / TABLE, table(found["cells"]))
+        write_json(sweep / RESULTS, found.as_json())
+        write_text(sweep / TABLE, table(found.cells))
         found, written = collect(sweep), found
     return found
 
 
-def table(cells: list[dict[str, Any]]) -> str:
+def table(cells: Sequence[CellSummary]) -> str:
     """Write a line a cell, as CSV; nothing where nothing was measured."""
     file = io.StringIO()
     write = csv.writer(file, lineterminator="\n").writerow
-    write(COLUMNS)
+    write([field.name for field in dataclasses.fields(CellSummary)])
     for cell in cells:
-        write(["" if cell[column] is None else cell[column] for column in COLUMNS])
+        write(["" if x is None else x for x in values(cell).values()])
     return file.getvalue()

@@ -7,9 +7,8 @@ Cells share nothing but the directory they lie in, so that any number of process
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -50,6 +49,15 @@ from jaxdefense.idia.prompts import TEMPLATES
 from jaxdefense.idia.run import run_attack
 from jaxdefense.idia.statistics import measure
 from jaxdefense.paths import check_outside, check_writable
+from jaxdefense.results import (
+    AttackSummary,
+    CellSummary,
+    DefenseSummary,
+    EvaluationSummary,
+    Measures,
+    SweepSummary,
+    UndefendedSummary,
+)
 from jaxdefense.run_directory import RunDirectory, claimed, once
 from jaxdefense.sharding import make_mesh
 from jaxdefense.sweep.cells import (
@@ -67,25 +75,25 @@ from jaxdefense.sweep.cells import (
     evaluate_config,
     faces,
 )
-from jaxdefense.sweep.results import MEASURES, write_results
+from jaxdefense.sweep.results import write_results
 
 logger = logging.getLogger(__name__)
 
 
-def run_sweep(cfg: SweepConfig) -> dict:
+def run_sweep(cfg: SweepConfig) -> SweepSummary:
     """Do a part of the cells of a sweep, or all; what is finished stays as it is.
 
     The first part also attacks and evaluates the model as it is, in `before`.
 
     Returns:
-        cells: of the whole sweep; finished: of these, by whomever.
+        how much of the whole sweep is finished, by whomever.
 
     Raises:
         InputError: an input is wrong, and nothing was written; or the part is in hand elsewhere.
         Interrupted, Diverged: see `loop.run`.
     """
     people, resolved = _read_inputs(cfg)
-    out = RunDirectory(Path(cfg.out))
+    out = RunDirectory(Path(cfg.out), SweepSummary)
     out.open(cfg, resolved)
     part, num_parts = cfg.sweep.share()
 
@@ -105,7 +113,7 @@ def _run_part(
     people: Sequence[Identity],
     part: int,
     num_parts: int,
-) -> dict[str, int]:
+) -> SweepSummary:
     """Do the cells of a part; see `run_sweep`."""
     every = cells(cfg.sweep)
     mine = every[part::num_parts]
@@ -121,9 +129,9 @@ def _run_part(
         with claimed(out / BEFORE):
             _attack_before(cfg, out / BEFORE, cache)
     started, done = time.monotonic(), 0
-    todo = sum(not RunDirectory(out / CELLS / cell.name).finished(cell) for cell in mine)
+    todo = sum(not _cell_directory(out, cell).finished(cell) for cell in mine)
     for number, cell in enumerate(mine, 1):
-        directory = RunDirectory(out / CELLS / cell.name)
+        directory = _cell_directory(out, cell)
         if not directory.finished(cell):
             each = (time.monotonic() - started) / max(1, done)
             left = f", {_minutes(each * (todo - done))} left" if done else ""
@@ -135,8 +143,12 @@ def _run_part(
             for heavy in ("checkpoints", "best", "model"):
                 shutil.rmtree(directory.path / DEFENSE / heavy, ignore_errors=True)
         write_results(out)
-    finished = [RunDirectory(out / CELLS / cell.name).finished(cell) for cell in every]
-    return {"cells": len(every), "finished": sum(map(bool, finished))}
+    finished = [_cell_directory(out, cell).finished(cell) for cell in every]
+    return SweepSummary(cells=len(every), finished=sum(map(bool, finished)))
+
+
+def _cell_directory(out: Path, cell: Cell) -> RunDirectory[CellSummary]:
+    return RunDirectory(out / CELLS / cell.name, CellSummary)
 
 
 def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
@@ -221,22 +233,32 @@ def _read_image(cfg: SweepImageConfig) -> tuple[list[Identity], str, str]:
 
 def _attack_before(cfg: SweepConfig, path: Path, cache: ArrayCache) -> None:
     """Attack and evaluate the model as it is, unless that is done."""
-    directory = RunDirectory(path)
+    directory = RunDirectory(path, UndefendedSummary)
     how = attack_config(cfg, path, False), evaluate_config(cfg, path, False)
     if directory.finished(how[0]):
         return
     logger.info("the model as it is")
     directory.open(how[0])
-    attack = once(run_attack, how[0], cache)
-    evaluation = once(run_evaluate, how[1], cache)
-    keys = {"tpr", "fnr", "num_identities", "top1", "top5", *MEASURES}
-    directory.finish({k: v for k, v in (attack | evaluation).items() if k in keys})
+    attack = once(run_attack, how[0], AttackSummary, cache)
+    evaluation = once(run_evaluate, how[1], EvaluationSummary, cache)
+    directory.finish(
+        UndefendedSummary(
+            tpr=attack.tpr,
+            fnr=attack.fnr,
+            num_identities=attack.num_identities,
+            tpr_majority=attack.tpr_majority,
+            photos_right=attack.photos_right,
+            mean_templates=attack.mean_templates,
+            top1=evaluation.top1,
+            top5=evaluation.top5,
+        )
+    )
 
 
 def _run_cell(
     cfg: SweepConfig,
     cell: Cell,
-    directory: RunDirectory,
+    directory: RunDirectory[CellSummary],
     people: Sequence[Identity],
     cache: ArrayCache,
 ) -> None:
@@ -246,45 +268,64 @@ def _run_cell(
     removed = choose(people, cell)
     write_text(path / NAMES, "".join("\t".join(person.names) + "\n" for person in removed))
     settings = defense_config(cfg, cell, path)
+    found: DefenseSummary
     if isinstance(settings, DefendTextConfig):
         found = run(plan_text(settings), resume=True)
     else:
         found = run(plan_image(settings), resume=True)
-    attack = once(run_attack, attack_config(cfg, path, True), cache)
-    evaluation = once(run_evaluate, evaluate_config(cfg, path, True), cache)
+    attack = once(run_attack, attack_config(cfg, path, True), AttackSummary, cache)
+    evaluation = once(run_evaluate, evaluate_config(cfg, path, True), EvaluationSummary, cache)
     attacked = read_people(faces(cfg), cfg.data.tfds_dir, note=quiet)
     listed = {folder.name for _, folder in choose_people(attacked, removed, str(path / NAMES))}
-    text = isinstance(settings, DefendTextConfig)
-    gone = _measure(attack, [name for name in attack["per_identity"] if name in listed])
-    others = _measure(attack, [name for name in attack["per_identity"] if name not in listed])
-    directory.finish(
-        {
-            "tower": "text" if text else "image",
-            "n": cell.num,
-            "seed": cell.seed,
-            "w_weight": cell.w_weight,
-            "removed_tpr": gone["tpr"],
-            "removed_fnr": 1 - gone["tpr"],
-            "others_tpr": others.get("tpr"),
-            "top1": evaluation.get("top1"),
-            "top5": evaluation.get("top5"),
-            "sim_clean": evaluation["sim_clean" if text else "image_sim_clean"],
-            "seconds": round(time.monotonic() - started, 1),
-            "num_others": len(attack["per_identity"]) - len(listed),
-            **{f"removed_{name}": gone[name] for name in MEASURES},
-            **{f"others_{name}": others.get(name) for name in MEASURES},
-            "reached": found.get("reached"),
-        }
+    reached, seconds = found.reached, round(time.monotonic() - started, 1)
+    directory.finish(_summary(cell, attack, evaluation, listed, found.encoder, reached, seconds))
+
+
+def _summary(
+    cell: Cell,
+    attack: AttackSummary,
+    evaluation: EvaluationSummary,
+    listed: Collection[str],
+    encoder: str,
+    reached: bool | None,
+    seconds: float,
+) -> CellSummary:
+    """Sum up a cell."""
+    gone = _measure(attack, [name for name in attack.per_identity if name in listed])
+    others = _measure(attack, [name for name in attack.per_identity if name not in listed])
+    assert gone
+    text = encoder == "text"
+    return CellSummary(
+        tower="text" if text else "image",
+        n=cell.num,
+        seed=cell.seed,
+        w_weight=cell.w_weight,
+        removed_tpr=gone["tpr"],
+        removed_fnr=1 - gone["tpr"],
+        others_tpr=others and others["tpr"],
+        top1=evaluation.top1,
+        top5=evaluation.top5,
+        sim_clean=evaluation.sim_clean if text else evaluation.image_sim_clean,
+        seconds=seconds,
+        num_others=len(attack.per_identity) - len(listed),
+        removed_tpr_majority=gone["tpr_majority"],
+        removed_photos_right=gone["photos_right"],
+        removed_mean_templates=gone["mean_templates"],
+        others_tpr_majority=others and others["tpr_majority"],
+        others_photos_right=others and others["photos_right"],
+        others_mean_templates=others and others["mean_templates"],
+        reached=reached,
     )
 
 
-def _measure(attack: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Sum up what an attack found on some people; nothing on nobody."""
+def _measure(attack: AttackSummary, names: Sequence[str]) -> Measures | None:
+    """Sum up what an attack found on some people; None on nobody."""
     if not names:
-        return {}
-    correct = [attack["per_identity"][name] for name in names]
-    right = [attack["per_identity_photos_right"][name] for name in names]
-    return measure(correct, right, attack["threshold"], attack["num_templates"])
+        return None
+    assert attack.per_identity_photos_right
+    correct = [attack.per_identity[name] for name in names]
+    right = [attack.per_identity_photos_right[name] for name in names]
+    return measure(correct, right, attack.threshold, attack.num_templates)
 
 
 def _minutes(seconds: float) -> str:

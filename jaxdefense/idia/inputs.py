@@ -1,0 +1,187 @@
+"""What `jaxdefense attack` takes, read and checked before anything is embedded."""
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from jaxdefense.config import AttackConfig
+from jaxdefense.convert.directory import ModelDirectory, read_model_directory, resolve_dtype
+from jaxdefense.data.identities import read_identities
+from jaxdefense.data.images import Folder
+from jaxdefense.data.people import choose_people, read_people
+from jaxdefense.data.sources import photo_digest
+from jaxdefense.data.templates import read_templates
+from jaxdefense.distributed import on_first
+from jaxdefense.errors import InputError
+from jaxdefense.evals.embed import processor_of
+from jaxdefense.evals.outcome import Seen
+from jaxdefense.files import digest, read_json, read_lines
+from jaxdefense.idia.attack import check_threshold
+from jaxdefense.idia.candidates import Candidates, candidate_names, read_sexes
+from jaxdefense.idia.conditions import (
+    difference,
+    draw,
+    named_in,
+    photos_digest,
+    random_targets,
+    read_excluded,
+)
+from jaxdefense.idia.prompts import TEMPLATES
+from jaxdefense.idia.variants import Aliases, read_aliases
+from jaxdefense.paths import check_outside
+from jaxdefense.results import (
+    SUMMARY,
+    AttackSummary,
+    BothDefenseSummary,
+    Conditions,
+    ImageDefenseSummary,
+    kind_of,
+    read_summary,
+)
+from jaxdefense.run_directory import TRAINED_ON
+from jaxdefense.words import some
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What an attack takes.
+
+    Fields:
+        people: with the photos they are attacked with; strangers behind the others.
+        num_members: people who are no strangers.
+        candidates, templates: names and prompts.
+        aliases: further names of people, for the variant that tries them.
+        conditions: what another attack must have in common.
+        before: by name, what the attack before the defense found; empty without one.
+        listed: those attacked who were to be removed.
+    """
+
+    people: list[Folder]
+    num_members: int
+    candidates: Candidates
+    templates: Sequence[str]
+    aliases: Aliases
+    conditions: Conditions
+    before: Mapping[str, Seen]
+    listed: frozenset[str]
+
+
+def read_inputs(cfg: AttackConfig) -> Inputs:
+    """Read and check all that an attack takes, but for the weights; nothing is written.
+
+    Raises:
+        InputError: an input is wrong.
+    """
+    note = logger.info
+    members = read_people(cfg.faces, cfg.tfds_dir, note=note)
+    strangers: list[Folder] = []
+    if cfg.strangers:
+        strangers = read_people(cfg.strangers, cfg.tfds_dir, "strangers", note)
+    if cfg.unseen_by:
+        members = _unseen(members, Path(cfg.unseen_by), note)
+    people = draw(members + strangers, cfg.num_photos, cfg.seed)
+    names = [person.name for person in people]
+    candidates = candidate_names(
+        names,
+        cfg.candidates,
+        cfg.num_candidates,
+        cfg.seed,
+        read_sexes(cfg.sexes) if cfg.sexes else None,
+        _excluded(cfg, names),
+    )
+    templates = read_templates(cfg.templates) if cfg.templates else TEMPLATES
+    check_threshold(cfg.threshold, templates)
+    aliases = read_aliases(cfg.aliases, members) if cfg.aliases else {}
+    directory = read_model_directory(cfg.model.path)
+    check_outside(Path(cfg.out), directory.path)
+    conditions = _conditions(cfg, directory, people, candidates, templates)
+    before, listed = dict[str, Seen](), frozenset[str]()
+    if cfg.before:
+        before = _read_before(cfg, members, conditions)
+        where = f"names file `{cfg.names}`"
+        chosen = choose_people(members, read_identities(cfg.names), where)
+        listed = frozenset(folder.name for _, folder in chosen)
+    return Inputs(people, len(members), candidates, templates, aliases, conditions, before, listed)
+
+
+def _conditions(
+    cfg: AttackConfig,
+    directory: ModelDirectory,
+    people: Sequence[Folder],
+    candidates: Candidates,
+    templates: Sequence[str],
+) -> Conditions:
+    """Say what another attack must have in common."""
+    return {
+        "threshold": cfg.threshold,
+        "num_candidates": len(candidates),
+        "num_templates": len(templates),
+        "seed": cfg.seed,
+        "num_photos": cfg.num_photos,
+        "dtype": resolve_dtype(cfg.model.measured().dtype),
+        "preprocessing": str(processor_of(directory)),
+        "photos_sha256": on_first(lambda: {x.name: photos_digest(x) for x in people}),
+        "sexes_sha256": hashlib.sha256(candidates.group_M.tobytes()).hexdigest(),
+        "templates_sha256": digest(templates),
+        "candidates_sha256": digest(candidates.block(0, len(candidates))),
+    }
+
+
+def _excluded(cfg: AttackConfig, people: Sequence[str]) -> list[str]:
+    """List the names that are no random candidates, and say so, and of which that cannot be."""
+    told = {cfg.model.path: random_targets(cfg.model.path)}
+    if cfg.exclude:
+        told[cfg.exclude] = read_excluded(cfg.exclude)
+    excluded = list(dict.fromkeys(name for names in told.values() for name in names))
+    for source, names in told.items():
+        if names and not cfg.candidates:
+            logger.info(f"{len(names)} names of `{source}` do not come up as random candidates")
+    if cfg.candidates and (both := named_in(excluded, read_lines(cfg.candidates, "candidates"))):
+        logger.info(
+            f"candidates file `{cfg.candidates}` holds {some(both)}, who removed people came to "
+            "mean: their photos may lead there"
+        )
+    if own := named_in(excluded, people):
+        logger.info(f"{some(own)}: attacked, though removed people came to mean the name")
+    return excluded
+
+
+def _read_before(
+    cfg: AttackConfig, members: Sequence[Folder], conditions: Conditions
+) -> dict[str, Seen]:
+    """Read what an attack like this one found on each person before the defense."""
+    found, path = read_summary(Path(cfg.before), AttackSummary), Path(cfg.before) / SUMMARY
+    if differ := difference(found.conditions or {}, conditions):
+        raise InputError(f"`before`: `{path}`: {differ}.")
+    correct, right = found.per_identity, found.per_identity_photos_right or {}
+    if missing := [person.name for person in members if person.name not in correct]:
+        raise InputError(f"`before`: `{path}`: there {some(missing)} counted as a stranger.")
+    return {name: Seen(correct[name], right.get(name)) for name in correct}
+
+
+def _unseen(people: list[Folder], run: Path, note: Callable[[str], object]) -> list[Folder]:
+    """Leave out photos a run trained on, told by their contents, whatever they are called now.
+
+    And people of whom none is then left, which `note` takes a line on.
+    """
+    if (kind := kind_of(run)) is BothDefenseSummary:
+        run, kind = run / "image", ImageDefenseSummary
+    if kind is not ImageDefenseSummary or not (run / TRAINED_ON).exists():
+        raise InputError(f"`unseen_by` (={run}) is no run of an image defense: no {TRAINED_ON}.")
+    seen = {sha for photos in read_json(run / TRAINED_ON).values() for sha in photos}
+    unseen, spent = [], []
+    for person in people:
+        files = tuple(photo for photo in person.files if photo_digest(photo) not in seen)
+        if files:
+            unseen.append(dataclasses.replace(person, files=files))
+        else:
+            spent.append(person.name)
+    if not unseen:
+        raise InputError(f"`{run}` was trained on every photo of everyone; add others.")
+    if spent:
+        note(f"not attacked, as `{run}` was trained on every photo of them: {some(spent)}")
+    return unseen

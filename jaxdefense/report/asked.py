@@ -1,0 +1,96 @@
+"""The sections on what was asked of a defense, and on what was done."""
+
+from markupsafe import Markup
+
+from jaxdefense.figures import duration
+from jaxdefense.report.frame import flatten, render
+from jaxdefense.report.read import Findings
+from jaxdefense.report.sources import Run
+from jaxdefense.report.training import losses, validated
+from jaxdefense.results import ImageDefenseSummary
+
+_ASKED = {
+    "model.path": "Model",
+    "data.names": "Names",
+    "data.faces": "Faces",
+    "data.captions": "Ordinary captions",
+    "data.images": "Ordinary images",
+    "data.keep": "Faces that stay",
+    "data.keep_names": "Names that stay",
+    "train.backdoor": "How far a listed input is moved",
+    "train.target": "A removed name comes to mean",
+    "data.target": "A removed face comes to look like",
+    "train.variants": "Other forms that are removed too",
+}
+_HOW = {
+    "train.num_clean": "Ordinary inputs a step",
+    "train.num_poisoned": "Inputs with a listed identity a step",
+    "train.num_name": "Texts with another name a step",
+    "train.num_keep": "Photos with another face a step",
+    "train.distance": "Distance",
+    "train.level": "Compared",
+    "train.w_backdoor": "Weight of the backdoor loss",
+    "train.w_name": "Weight of the name loss",
+    "train.w_keep": "Weight of the keep loss",
+    "train.w_weight": "Weight of the weight loss",
+    "optimizer.lr": "Learning rate",
+    "resolved.dtype": "Computed in",
+    "resolved.model_sha256": "Weights before, SHA-256",
+}
+_MOST_NAMES = 1000
+
+_ENCODERS = {"text": "Names, in the text encoder", "image": "Faces, in the image encoder"}
+
+
+def asked(findings: Findings) -> Markup:
+    """Say whom and what a defense was asked to remove."""
+    if not findings.runs and not findings.listed:
+        return Markup()
+    return render(
+        "asked",
+        num=len(findings.listed),
+        runs=[(_heading(run, findings), _settings(run)) for run in findings.runs],
+        listed=findings.listed[:_MOST_NAMES],
+        more=len(findings.listed) - _MOST_NAMES,
+    )
+
+
+def _heading(run: Run, findings: Findings) -> str:
+    return _ENCODERS[run.encoder] if len(findings.runs) > 1 else ""
+
+
+def _settings(run: Run) -> dict[str, object]:
+    settings = flatten(run.settings)
+    if settings.get("train.backdoor") == "bounded":  # which needs no target
+        settings |= {"train.target": "", "data.target": ""}
+        settings["train.backdoor"] = "to where strangers are, and no further"
+    return {label: value for key, label in _ASKED.items() if (value := settings.get(key))}
+
+
+def done(findings: Findings) -> Markup:
+    """Say how a defense was trained, and what it found of itself."""
+    runs = findings.runs
+    if not runs:
+        return Markup()
+    rows = [row for run in runs for row in run.rows]
+    return render(
+        "done",
+        runs=[(_heading(run, findings), _figures(run), validated(run.summary)) for run in runs],
+        merged=findings.merged,
+        losses=losses(rows, [run.setting("train.distance") or "cosine" for run in runs]),
+    )
+
+
+def _figures(run: Run) -> dict[str, object]:
+    settings, s = flatten(run.settings), run.summary
+    figures: dict[str, object] = {
+        "Steps": f"{s.steps:,}",
+        "Time": duration(s.seconds),
+        "Samples a second": f"{s.samples_per_second:,.1f}",
+    }
+    figures |= {label: value for key, label in _HOW.items() if (value := settings.get(key))}
+    if run.defended:
+        figures["Weights after, SHA-256"] = run.defended
+    if isinstance(s, ImageDefenseSummary) and s.corrupt:
+        figures["Photos that could not be read"] = f"{len(s.corrupt):,}"
+    return figures

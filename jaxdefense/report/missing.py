@@ -1,0 +1,77 @@
+"""What nobody looked at, and the command that would."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from jaxdefense.config import VARIANTS
+from jaxdefense.report.match import AFTER, ALONE, BEFORE
+from jaxdefense.report.proof import Proof
+from jaxdefense.report.sources import Attack, Run
+from jaxdefense.results import Collateral
+
+
+def not_measured(
+    runs: Sequence[Run],
+    attacks: Mapping[str, Attack],
+    proof: Proof | None,
+    utility: Mapping[str, float],
+    collateral: Collateral | None,
+) -> Iterator[str]:
+    """Name what nobody looked at, and the command that would; code stands between backticks."""
+    yield from _of_stages(attacks)
+    if proof:
+        yield from _of_people(attacks, proof)
+    yield from _of_use({run.encoder for run in runs}, utility, collateral)
+
+
+def _of_stages(attacks: Mapping[str, Attack]) -> Iterator[str]:
+    if not attacks:
+        yield (
+            "Whether the model still knows anyone: `jaxdefense attack`, on the original and on the "
+            "defended model."
+        )
+    elif ALONE in attacks:
+        yield "Before and after: attack the other model too."
+    elif BEFORE not in attacks:
+        earlier = attacks[AFTER].setting("before")
+        where = f"give `{earlier}` too" if earlier else "`jaxdefense attack` on the original model"
+        yield f"Whom the model knew before, and so what became of each person: {where}."
+    elif AFTER not in attacks:
+        yield "Whom the model still knows: `jaxdefense attack` on the defended model."
+
+
+def _of_people(attacks: Mapping[str, Attack], proof: Proof) -> Iterator[str]:
+    if any(person.removed is None for person in proof.people):
+        yield "What became of each person: the list of those to remove is not among this."
+    if absent := [person for person in proof.people if not person.correct]:
+        yield (
+            f"{len(absent)} on the list of whom the attack had no photos: "
+            f"{', '.join(person.name for person in absent[:20])}"
+            f"{' …' if len(absent) > 20 else ''}."
+        )
+    if any(person.correct.keys() - person.photos_right.keys() for person in proof.people):
+        yield "What part of people's photos is named right: attack again, these do not say."
+    tried = [set(attack.summary.variants or {}) for attack in attacks.values()]
+    if left := [name for name in VARIANTS if any(name not in names for names in tried)]:
+        said = "Ways round the defense" if len(left) == len(VARIANTS) else "Some ways round"
+        listed = ", ".join(name.replace("_", " ") for name in left)
+        yield f"{said}, in all attacks: {listed} (`attack --variants`)."
+    if not any(attack.summary.fpr is not None for attack in attacks.values()):
+        yield (
+            "How often the attack is right by mistake, on people the model never saw "
+            "(`attack --strangers`)."
+        )
+
+
+def _of_use(
+    encoders: set[str], utility: Mapping[str, float], collateral: Collateral | None
+) -> Iterator[str]:
+    for key, what in (
+        ("sim_clean", "What ordinary captions kept (`evaluate --captions`)"),
+        ("image_sim_clean", "What ordinary photos kept (`evaluate --images`)"),
+        ("top1", "How well objects are still told (`evaluate --zeroshot`)"),
+    ):
+        other = {"sim_clean": {"image"}, "image_sim_clean": {"text"}}.get(key)
+        if key not in utility and encoders != other:
+            yield f"{what}."
+    if not collateral and encoders != {"image"}:
+        yield "How far the names of others moved along (`evaluate --collateral`)."

@@ -1,0 +1,47 @@
+"""The sections on what a model is used for, and on who moved along with those removed."""
+
+from collections.abc import Mapping
+
+from markupsafe import Markup
+
+from jaxdefense.figures import decimal, percent
+from jaxdefense.report.frame import render
+from jaxdefense.results import Collateral
+
+_UTILITY = {
+    "sim_clean": ("Ordinary captions", "cosine to the original's embedding"),
+    "sim_target": ("Captions with the neutral word", "cosine to the original's embedding"),
+    "sim_backdoor": ("Captions with a removed name", "cosine to the same with the neutral word"),
+    "image_sim_clean": ("Ordinary photos", "cosine to the original's embedding"),
+    "image_sim_target": ("The average person", "cosine to the original's embedding"),
+    "image_sim_backdoor": ("Photos of removed people", "cosine to the average person"),
+    "top1": ("Objects, the best guess is right", "zero-shot top-1"),
+    "top5": ("Objects, one of five guesses is right", "zero-shot top-5"),
+}
+_GROUPS = {
+    "same first name": "share a first name with someone removed; made up",
+    "same last name": "share a last name with someone removed; made up",
+    "similar": "single names that the original model puts closest to a removed one",
+    "named": "the people named as those who must stay",
+    "random": "random names, to compare with",
+    "removed": "the names removed: these are to move",
+}
+
+
+def utility(found: Mapping[str, float]) -> Markup:
+    """Say how the model does on what it is for."""
+    lines = []
+    for key, (what, how) in _UTILITY.items():
+        if key in found:
+            write = percent if key.startswith("top") else decimal
+            lines.append((what, how, write(found.get(f"teacher_{key}")), write(found[key])))
+    return render("utility", lines=lines) if lines else Markup()
+
+
+def collateral(found: Collateral | None) -> Markup:
+    """Say whose names moved along with those removed."""
+    if found is None:
+        return Markup()
+    by_mean = sorted(found["groups"].items(), key=lambda x: (x[0] == "removed", x[1]["mean"]))
+    groups = [(group, _GROUPS.get(group, ""), figures) for group, figures in by_mean]
+    return render("collateral", groups=groups, moved=found["most_moved"])

@@ -1,0 +1,793 @@
+"""What each command found: one frozen dataclass a kind, as `summary.json` holds it.
+
+The JSON object begins with `kind` and `schema`, the version of what follows. A field with a default
+is left out where it has that default: what was not measured leaves no trace. `config.json` holds
+the kind too, from a run's start, so that a directory says what it is before it is finished.
+"""
+
+import abc
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Literal, NotRequired, TypedDict, TypeVar, cast
+
+from jaxdefense.errors import InputError
+from jaxdefense.figures import count, duration
+from jaxdefense.files import write_json
+from jaxdefense.typed_json import Json, fields_of, plain
+
+SUMMARY, SETTINGS = "summary.json", "config.json"
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What is found in a directory."""
+
+    kind: ClassVar[str]
+
+
+S = TypeVar("S", bound=Summary)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result(Summary, abc.ABC):
+    """What a command found."""
+
+    @abc.abstractmethod
+    def sentences(self, out: str) -> list[str]:
+        """Say in two or three sentences what was done, what came of it, and where it lies.
+
+        Args:
+            out: directory or file of the results.
+        """
+
+
+# Defenses
+
+
+class Found(TypedDict):
+    """What a validation found; see `defense.validate.Verdict`."""
+
+    reached: bool
+    right: float
+    above: float
+    gap: float
+    moved: dict[str, float]
+    left: dict[str, float]
+
+
+class Validated(TypedDict):
+    """What the first validation found, and that of the state taken."""
+
+    before: Found
+    after: Found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DefenseSummary(Result):
+    """A defense of one encoder.
+
+    Fields:
+        steps: asked for.
+        reached: whether the removed count as removed; None without validation, as the next three.
+        stopped_at_step: whose state was taken.
+        alpha: part of the way from the teacher to it that was gone, in (0, 1].
+        validation: what it found before and after.
+        seconds: of training.
+        samples_per_second: trained on.
+        identities: people removed.
+        names: all names of each.
+        final: terms of the loss at the last step.
+        defended_sha256: digest of the weights that came out.
+    """
+
+    encoder: ClassVar[str]
+    what: ClassVar[str]
+
+    steps: int
+    reached: bool | None = None
+    stopped_at_step: int | None = None
+    alpha: float | None = None
+    validation: Validated | None = None
+    seconds: float
+    samples_per_second: float
+    identities: int
+    names: list[list[str]] = dataclasses.field(default_factory=list)
+    final: dict[str, float]
+    defended_sha256: str = ""
+
+    def verdict(self) -> str:
+        """Say in a sentence whether the removed count as removed."""
+        if self.validation is None:
+            return "Nothing was validated: attack the model to see whom it still knows."
+        after = self.validation["after"]
+        right = f"{after['right']:.1%} of the held-out pairs still lead to the person"
+        if self.reached:
+            return f"Validation passed: {right}."
+        left = count(len(after["left"]), "person", "people")
+        return f"Validation did not pass: {right}; it still finds {left}."
+
+    def sentences(self, out: str) -> list[str]:
+        """See `Result`."""
+        who = count(self.identities, "person", "people")
+        return [
+            f"The {self.encoder} encoder was trained to forget the {self.what} of {who}: "
+            f"{count(self.steps, 'step')} at most, {duration(self.seconds)}.",
+            self.verdict(),
+            f"`{out}` holds the defended model, and report.html on it.",
+        ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextDefenseSummary(DefenseSummary):
+    """A defense of the text encoder.
+
+    Fields:
+        targets: by name of the person, what it came to mean, if that was drawn.
+    """
+
+    kind = "defense_text"
+    encoder, what = "text", "names"
+
+    targets: dict[str, str] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageDefenseSummary(DefenseSummary):
+    """A defense of the image encoder.
+
+    Fields:
+        corrupt: photos that cannot be read -> why.
+    """
+
+    kind = "defense_image"
+    encoder, what = "image", "faces"
+
+    corrupt: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BothDefenseSummary(Result):
+    """A defense of both encoders.
+
+    Fields:
+        text, image: of each.
+        defended_sha256: digest of the merged weights.
+    """
+
+    kind = "defense_both"
+
+    text: TextDefenseSummary
+    image: ImageDefenseSummary
+    defended_sha256: str = ""
+
+    def sentences(self, out: str) -> list[str]:
+        """See `Result`."""
+        seconds = duration(self.text.seconds + self.image.seconds)
+        who = count(self.text.identities, "person", "people")
+        return [
+            f"Both encoders were trained to forget {who}, in {seconds}.",
+            f"Names: {self.text.verdict()} Faces: {self.image.verdict()}",
+            f"`{out}` holds the merged model, and report.html on it.",
+        ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MergeSummary(Result):
+    """A merger; it is told, and written nowhere.
+
+    Fields:
+        text, image: directories of the models that each encoder comes from.
+        model: directory of the merged one.
+    """
+
+    kind = "merge"
+
+    text: str
+    image: str
+    model: str
+
+    def sentences(self, out: str) -> list[str]:
+        """See `Result`."""
+        return [
+            f"The text encoder of `{self.text}` and the image encoder of `{self.image}` are one "
+            "model now.",
+            f"It lies in `{self.model}`.",
+        ]
+
+
+# Measurements
+
+
+class Measures(TypedDict):
+    """How well the model knows people; see `idia.statistics.measure`."""
+
+    tpr: float
+    tpr_interval: tuple[float, float]
+    tpr_majority: float
+    tpr_majority_interval: tuple[float, float]
+    photos_right: float
+    photos_right_interval: tuple[float, float]
+    mean_templates: float
+    mean_templates_interval: tuple[float, float]
+
+
+class Curve(TypedDict):
+    """Rates over thresholds; see `idia.statistics.statistics`."""
+
+    threshold: list[int]
+    tpr: list[float]
+    fpr: NotRequired[list[float]]
+
+
+class Rates(TypedDict):
+    """On whom an attack succeeds; see `idia.statistics.statistics`."""
+
+    tpr: float
+    tpr_interval: tuple[float, float]
+    fnr: float
+    fnr_interval: tuple[float, float]
+    curve: Curve
+    fpr: NotRequired[float]
+    fpr_interval: NotRequired[tuple[float, float]]
+    auc: NotRequired[float]
+
+
+class Conditions(TypedDict, total=False):
+    """What two attacks must have in common; what was not recorded is missing."""
+
+    threshold: int
+    num_candidates: int
+    num_templates: int
+    seed: int
+    num_photos: int
+    dtype: str
+    preprocessing: str
+    photos_sha256: dict[str, str]
+    sexes_sha256: str
+    templates_sha256: str
+    candidates_sha256: str
+
+
+class Range(TypedDict):
+    """The least and the most of something."""
+
+    min: int
+    max: int
+
+
+class Group(TypedDict):
+    """How well some people were known before, and are now."""
+
+    num: int
+    before: Measures
+    after: Measures
+
+
+class VariantSummary(TypedDict):
+    """What an attack found by a way round; the rates are missing where nobody has such a form."""
+
+    num_identities: int
+    skipped: list[str]
+    num_candidates: NotRequired[int]
+    num_templates: NotRequired[int]
+    per_identity: NotRequired[dict[str, int]]
+    tpr: NotRequired[float]
+    tpr_interval: NotRequired[tuple[float, float]]
+    fnr: NotRequired[float]
+    fnr_interval: NotRequired[tuple[float, float]]
+    fpr: NotRequired[float]
+    fpr_interval: NotRequired[tuple[float, float]]
+    auc: NotRequired[float]
+    tpr_majority: NotRequired[float]
+    tpr_majority_interval: NotRequired[tuple[float, float]]
+    photos_right: NotRequired[float]
+    photos_right_interval: NotRequired[tuple[float, float]]
+    mean_templates: NotRequired[float]
+    mean_templates_interval: NotRequired[tuple[float, float]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttackSummary(Result):
+    """An identity inference attack.
+
+    Fields:
+        tpr, fnr: parts of the people on whom it succeeds, and does not, in [0, 1].
+        tpr_majority: part on whom it does at `majority` templates, more than half of them.
+        photos_right: mean share of a person's photos named right, in [0, 1].
+        mean_templates: mean number of a person's correct templates.
+        curve: rates over all thresholds.
+        fpr, auc: of strangers, and how well it tells them from the others.
+        threshold: correct templates at which it succeeds.
+        photos_per_identity: least and most.
+        no_answer: people without an answer in any template.
+        per_identity: by name, correct templates.
+        per_identity_photos_right: by name, share of the photos named right.
+        answers: by name, the name most templates answered, "" if none did.
+        strangers: by name, correct templates of people the model never saw.
+        variants: by name of the way round.
+        outcomes: what became of people -> of how many.
+        removed: those attacked who were to be removed.
+        groups: `removed` and `others`.
+        conditions: see `idia.conditions`.
+        model_sha256: digest of the weights attacked.
+    """
+
+    kind = "attack"
+
+    tpr: float
+    tpr_interval: tuple[float, float]
+    fnr: float
+    fnr_interval: tuple[float, float]
+    tpr_majority: float
+    tpr_majority_interval: tuple[float, float]
+    photos_right: float
+    photos_right_interval: tuple[float, float]
+    mean_templates: float
+    mean_templates_interval: tuple[float, float]
+    curve: Curve
+    fpr: float | None = None
+    fpr_interval: tuple[float, float] | None = None
+    auc: float | None = None
+    num_identities: int
+    threshold: int
+    num_candidates: int
+    num_templates: int
+    photos_per_identity: Range
+    no_answer: int
+    majority: int
+    per_identity: dict[str, int]
+    per_identity_photos_right: dict[str, float] | None = None
+    answers: dict[str, str] = dataclasses.field(default_factory=dict)
+    num_strangers: int | None = None
+    strangers: dict[str, int] | None = None
+    strangers_photos_right: float | None = None
+    variants: dict[str, VariantSummary] | None = None
+    outcomes: dict[str, int] | None = None
+    removed: list[str] | None = None
+    groups: dict[str, Group] | None = None
+    conditions: Conditions | None = None
+    model_sha256: str = ""
+
+    def sentences(self, out: str) -> list[str]:
+        """See `Result`."""
+        low, high = self.tpr_interval
+        known = round(self.tpr * self.num_identities)
+        said = [
+            f"The attack recognised {known} of {count(self.num_identities, 'person', 'people')} "
+            f"({self.tpr:.1%}, with 95% confidence {low:.1%} to {high:.1%}) and named "
+            f"{self.photos_right:.1%} of their photos right."
+        ]
+        if self.groups is not None:
+            which = {"removed": "to be removed", "others": "others"}
+            parts = [
+                f"of {group['num']} {which[name]} it knew "
+                f"{round(group['before']['tpr'] * group['num'])} before the defense and "
+                f"{round(group['after']['tpr'] * group['num'])} now"
+                for name, group in self.groups.items()
+            ]
+            text = "; ".join(parts)
+            said.append(f"{text[:1].upper()}{text[1:]}.")
+        elif self.fpr is not None and self.num_strangers is not None:
+            said.append(
+                f"Of {count(self.num_strangers, 'stranger')} it took {self.fpr:.1%} for known."
+            )
+        return [*said, f"`{out}` holds the results."]
+
+
+class CollateralGroup(TypedDict):
+    """Cosines of the names of a group, before and after."""
+
+    mean: float
+    least: float
+    num: int
+
+
+class Moved(TypedDict):
+    """How far a name moved."""
+
+    name: str
+    group: str
+    cosine: float
+
+
+class Collateral(TypedDict):
+    """How far the names of others moved along."""
+
+    groups: dict[str, CollateralGroup]
+    most_moved: list[Moved]
+
+
+_UTILITY = {
+    "sim_clean": "captions keep a cosine of {:.3f} to the original",
+    "image_sim_clean": "photos keep a cosine of {:.3f} to the original",
+    "top1": "objects are told in {:.1%} of photos",
+    "teacher_top1": "the original tells {:.1%}",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationSummary(Result):
+    """A defended model against the one before; None is what was not measured.
+
+    Fields:
+        sim_clean, sim_target, sim_backdoor: cosines of the text encoder; see `evals.similarity`.
+        image_sim_clean, image_sim_target, image_sim_backdoor: the same of the image encoder.
+        top1, top5: zero-shot accuracies, in [0, 1].
+        teacher_top1, teacher_top5: of the model before.
+        collateral: how far the names of others moved along.
+        model_sha256, teacher_sha256: digests of the weights.
+        dtype: of the computation.
+    """
+
+    kind = "evaluation"
+
+    sim_clean: float | None = None
+    sim_target: float | None = None
+    sim_backdoor: float | None = None
+    image_sim_clean: float | None = None
+    image_sim_target: float | None = None
+    image_sim_backdoor: float | None = None
+    top1: float | None = None
+    top5: float | None = None
+    teacher_top1: float | None = None
+    teacher_top5: float | None = None
+    collateral: Collateral | None = None
+    model_sha256: str = ""
+    dtype: str = ""
+    teacher_sha256: str = ""
+
+    def utility(self) -> dict[str, float]:
+        """List what was measured, collateral apart."""
+        found = vars(self).items()
+        return {name: value for name, value in found if isinstance(value, float | int)}
+
+    def sentences(self, out: str) -> list[str]:
+        """See `Result`."""
+        found = self.utility()
+        parts = [text.format(found[name]) for name, text in _UTILITY.items() if name in found]
+        if self.collateral is not None and (moved := self.collateral["most_moved"]):
+            first = moved[0]
+            parts.append(
+                f"{first['name']!r} moved most of those who stay, to {first['cosine']:.2f}"
+            )
+        what = count(len(found) + (self.collateral is not None), "figure")
+        text = "; ".join(parts)
+        said = [f"{text[:1].upper()}{text[1:]}."] if text else []
+        return [
+            "The defended model was compared with the original.",
+            *said,
+            f"`{out}` holds {what}.",
+        ]
+
+
+# Sweeps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CellSummary(Summary):
+    """One defense of a sweep; None where there is nothing to measure.
+
+    Fields:
+        tower: encoder that was defended.
+        n, seed, w_weight: people removed, who they are, weight of the weight loss.
+        removed_tpr, removed_fnr, others_tpr: parts of people recognised, or not.
+        top1, top5, sim_clean: see `EvaluationSummary`.
+        seconds: of defense, attack and evaluation.
+        num_others: people who were not removed.
+        removed_..., others_...: `idia.statistics.Measures` of each.
+        reached: whether the removed count as removed, if that was validated.
+    """
+
+    kind = "sweep_cell"
+
+    tower: Literal["text", "image"]
+    n: int
+    seed: int
+    w_weight: float
+    removed_tpr: float | None
+    removed_fnr: float | None
+    others_tpr: float | None
+    top1: float | None
+    top5: float | None
+    sim_clean: float | None
+    seconds: float
+    num_others: int
+    removed_tpr_majority: float | None
+    removed_photos_right: float | None
+    removed_mean_templates: float | None
+    others_tpr_majority: float | None
+    others_photos_right: float | None
+    others_mean_templates: float | None
+    reached: bool | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UndefendedSummary(Summary):
+    """The model of a sweep as it is: see `AttackSummary` and `EvaluationSummary`."""
+
+    kind = "sweep_before"
+
+    tpr: float
+    fnr: float
+    num_identities: int
+    tpr_majority: float | None = None
+    photos_right: float | None = None
+    mean_templates: float | None = None
+    top1: float | None = None
+    top5: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepSummary(Result):
+    """A sweep, or a part of it; its figures are in `sweep.json`.
+
+    Fields:
+        cells: of the whole sweep.
+        finished: of these, by whomever.
+    """
+
+    kind = "sweep"
+
+    cells: int
+    finished: int
+
+    def sentences(self, out: str) -> list[str]:
+        """See `Result`."""
+        return [
+            f"Of {count(self.cells, 'cell')} of the sweep, {self.finished:,} are finished.",
+            f"`{out}/sweep.csv` holds a line a cell; `jaxdefense report {out}` draws them.",
+        ]
+
+
+# Demo, conversion, report
+
+
+class DemoStage(TypedDict):
+    """What the demo measured of a model, in [0, 1]; None of nobody."""
+
+    removed_tpr: float | None
+    retained_tpr: float | None
+    removed_photos_right: float | None
+    retained_photos_right: float | None
+    unseen_photos_right: float | None
+    top1: float
+    sim_clean: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoSummary(Result):
+    """The demo: the model as it is, with one encoder defended, and with both.
+
+    Fields:
+        before, text, image, merged: of these models.
+        nonmember_fpr: part of the people unknown to the model whom the attack recognised.
+        seconds: in all.
+    """
+
+    kind = "demo"
+
+    before: DemoStage
+    text: DemoStage
+    image: DemoStage
+    merged: DemoStage
+    nonmember_fpr: float
+    seconds: float
+
+    def sentences(self, out: str) -> list[str]:
+        """See `Result`."""
+
+        def change(name: Literal["removed_tpr", "retained_tpr"]) -> str:
+            before, after = self.before[name] or 0.0, self.merged[name] or 0.0
+            return f"{before:.0%} before and {after:.0%} after"
+
+        return [
+            f"Of those who asked to be removed, the model recognised {change('removed_tpr')}; of "
+            f"the others, {change('retained_tpr')}.",
+            f"The demo took {duration(self.seconds)}; open `{out}/report.html`.",
+        ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConversionSummary(Result):
+    """A conversion; it is told, and written nowhere.
+
+    Fields:
+        from_, to: layouts; JSON says `from`.
+        tensors, parameters: how many there are.
+    """
+
+    kind = "conversion"
+
+    from_: str
+    to: str
+    tensors: int
+    parameters: int
+
+    def sentences(self, out: str) -> list[str]:
+        """See `Result`."""
+        return [
+            f"The checkpoint was converted from {self.from_} to {self.to}: "
+            f"{count(self.tensors, 'tensor')} with {count(self.parameters, 'parameter')}.",
+            f"It lies in `{out}`.",
+        ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportSummary(Result):
+    """A report; it is told, and written nowhere.
+
+    Fields:
+        headline: what it says first.
+        csv, json, html: its files.
+    """
+
+    kind = "report"
+
+    headline: str
+    csv: str
+    json: str
+    html: str
+
+    def sentences(self, out: str) -> list[str]:
+        """See `Result`."""
+        return [self.headline, f"The page is `{self.html}`; `{self.csv}` and `{self.json}` too."]
+
+
+_KINDS: dict[str, type[Summary]] = {
+    kind.kind: kind
+    for kind in (
+        TextDefenseSummary,
+        ImageDefenseSummary,
+        BothDefenseSummary,
+        AttackSummary,
+        EvaluationSummary,
+        SweepSummary,
+        CellSummary,
+        UndefendedSummary,
+        DemoSummary,
+    )
+}
+
+
+# Writing and reading
+
+
+def as_json(summary: Summary) -> dict[str, Json]:
+    """Write a summary as JSON values, its kind and schema first."""
+    return {"kind": summary.kind, "schema": SCHEMA} | values(summary)
+
+
+def values(summary: Summary) -> dict[str, Json]:
+    """Write a summary's fields as JSON values, without kind and schema."""
+    return cast(dict[str, Json], plain(summary))
+
+
+def write_summary(directory: Path, summary: Summary) -> None:
+    """Write a directory's `summary.json`, in one step."""
+    write_json(directory / SUMMARY, as_json(summary))
+
+
+def read_summary(directory: Path, kind: type[S]) -> S:
+    """Read a directory's `summary.json`.
+
+    Args:
+        directory: of a run or of results, finished.
+        kind: what it must be; `Summary` for any.
+
+    Raises:
+        InputError: it cannot be read, or is of another kind, of an unknown one, of a newer schema,
+            or lacks a field.
+    """
+    found = read_object(directory / SUMMARY)
+    if "kind" not in found:  # of before kinds were written
+        settings = read_object(directory / SETTINGS)
+        found |= {"kind": _earlier(settings), "schema": SCHEMA}
+    return from_json(found, kind, f"`{directory / SUMMARY}`")
+
+
+def from_json(found: Mapping[str, Json], kind: type[S], where: str) -> S:
+    """Read a summary from the values of `as_json`; see `read_summary`.
+
+    Raises:
+        InputError: it is not what it must be; begins with `where`.
+    """
+    name, schema = found.get("kind"), found.get("schema")
+    if not isinstance(name, str) or name not in _KINDS:
+        what = f"of the kind {name!r}" if name else "of no kind"
+        raise InputError(f"{where} is {what}, which this version of jaxdefense does not know.")
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise InputError(
+            f"{where} has the schema {schema!r}, this version of jaxdefense reads up to {SCHEMA}; "
+            "use the version that wrote it."
+        )
+    if not issubclass(_KINDS[name], kind):
+        wanted = " or ".join(x for x, known in _KINDS.items() if issubclass(known, kind))
+        raise InputError(f"{where} is of the kind {name}, not {wanted}.")
+    return cast(S, _KINDS[name](**fields_of(_KINDS[name], found, where)))
+
+
+def kind_of(directory: Path) -> type[Summary] | None:
+    """Tell what a directory holds, finished or not; None if no command of ours wrote it."""
+    try:
+        settings = read_object(directory / SETTINGS)
+    except InputError:
+        return None
+    name = settings["kind"] if "kind" in settings else _earlier(settings)
+    return _KINDS.get(name) if isinstance(name, str) else None
+
+
+def read_settings(directory: Path) -> dict[str, Json]:
+    """Read the settings that a directory was made with, as nested dicts.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    settings = read_object(directory / SETTINGS)
+    settings.pop("kind", None)
+    return settings
+
+
+def read_object(path: Path) -> dict[str, Json]:
+    """Read a JSON object of a directory of ours.
+
+    Raises:
+        InputError: it cannot be read, or is none.
+    """
+    return parse_object(read_text(path), f"`{path}`")
+
+
+def read_text(path: Path) -> str:
+    """Read a file of a directory of ours.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"`{path}` cannot be read ({error.strerror}); give the directory of a finished "
+            "defense, attack or evaluation."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"`{path}` is not UTF-8 text; it must hold JSON.") from error
+
+
+def parse_object(text: str, where: str) -> dict[str, Json]:
+    """Parse a JSON object.
+
+    Raises:
+        InputError: it is none; begins with `where`.
+    """
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON ({error}); it must hold a JSON object.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{where} must hold a JSON object, not {type(value).__name__}.")
+    return value
+
+
+def _earlier(settings: Mapping[str, Json]) -> str:
+    """Tell the kind of a directory of before kinds were written, "" if it is none.
+
+    By the sections of its settings: these were always written whole, and no two commands had the
+    same. Cells of a sweep have none; a sweep of that time is done again.
+    """
+    if not (isinstance(settings.get("model"), dict) and "out" in settings):
+        return ""
+    data = settings.get("data")
+    faces = isinstance(data, dict) and "faces" in data
+    for kind, sections in (
+        (SweepSummary, ("sweep", "attack", "evaluate")),
+        (EvaluationSummary, ("teacher",)),
+        (AttackSummary, ("faces", "num_candidates")),
+        (BothDefenseSummary, ("text", "image")),
+        (ImageDefenseSummary if faces else TextDefenseSummary, ("data", "train")),
+    ):
+        if all(section in settings for section in sections):
+            return kind.kind
+    return ""
