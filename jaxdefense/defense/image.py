@@ -79,7 +79,7 @@ def image_terms(
     cfg: OverlayConfig,
     parts: int,
 ) -> dict[str, jax.Array]:
-    """Give the parts of the image loss, each the weighted sum over its photos.
+    """Give the terms of the image loss, each the weighted sum over its photos.
 
     One student forward for all photos together; the teacher sees those that must stay: the clean
     ones, and those with the face of a person who is not listed. Faces go on the step's clean

@@ -4,7 +4,7 @@
 
 `name` is of texts with names that must stay, `keep` of photos with faces that must.
 
-What is defended comes in as `terms`: it runs student and teacher over a batch and gives the parts
+What is defended comes in as `terms`: it runs student and teacher over a batch and gives the terms
 of the loss. The student's frozen tensors (norms) are the teacher's own, so they are neither in the
 optimizer state nor in a checkpoint.
 
@@ -37,7 +37,7 @@ from jaxdefense.sharding import (
 
 # draw(batch, key) -> batch, with all that is random about it drawn, for every sample at once
 Draw = Callable[[Any, jax.Array], Any]
-# terms(student, teacher, batch) -> parts of the loss by name, scalars: sums over samples whose
+# terms(student, teacher, batch) -> terms of the loss by name, scalars: sums over samples whose
 # weights sum to 1 over the global batch, so that those of micro-batches add up
 Terms = Callable[[Any, Any, Any], dict[str, jax.Array]]
 Metrics = dict[str, jax.Array]
@@ -72,8 +72,8 @@ class Objective(NamedTuple):
     """What a step makes smaller.
 
     Fields:
-        terms: the parts of the loss.
-        weights: of each part in the loss; `weight` is the weight distance.
+        terms: of the loss.
+        weights: of each term in the loss; `weight` is the weight distance.
         draw: draws on the device what is random in a batch; without, nothing is.
     """
 
@@ -165,7 +165,7 @@ def train_step(
         cfg: static.
 
     Returns:
-        the next state, and metrics: each part of the loss, `total`, and the gradient's norm;
+        the next state, and metrics: each term of the loss, `total`, and the gradient's norm;
         losses are means over the global batch, those of the parameters before the step.
     """
     terms, given, draw = cfg.objective
@@ -176,33 +176,33 @@ def train_step(
 
     def loss(params: nnx.State, batch: Any) -> tuple[jax.Array, Metrics]:
         student_tower = merge_student(cfg.graphdef, gathered(params), gathered(teacher))
-        parts = terms(student_tower, teacher_tower, batch)
-        return sum((weights[name] * part for name, part in parts.items()), jnp.zeros(())), parts
+        values = terms(student_tower, teacher_tower, batch)
+        return sum((weights[name] * value for name, value in values.items()), jnp.zeros(())), values
 
     def weight_loss(params: nnx.State) -> tuple[jax.Array, jax.Array]:
-        part = weight_distance(params, teacher.trained, cfg.stacked_dims)
-        return weights["weight"] * part, part
+        value = weight_distance(params, teacher.trained, cfg.stacked_dims)
+        return weights["weight"] * value, value
 
     slope = jax.value_and_grad(loss, has_aux=True)
     if cfg.accumulate == 1:
-        (total, parts), grads = slope(state.params, batch)
+        (total, values), grads = slope(state.params, batch)
     else:
         micro = micro_batches(batch, cfg.accumulate)
         shapes = jax.eval_shape(slope, state.params, jax.tree.map(lambda x: x[0], micro))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        ((total, parts), grads), _ = jax.lax.scan(
+        ((total, values), grads), _ = jax.lax.scan(
             lambda sums, one: (jax.tree.map(jnp.add, sums, slope(state.params, one)), None),
             zeros,
             micro,
         )
-    (weighted, parts["weight"]), weight_grads = jax.value_and_grad(weight_loss, has_aux=True)(
+    (weighted, values["weight"]), weight_grads = jax.value_and_grad(weight_loss, has_aux=True)(
         state.params
     )
     total, grads = total + weighted, jax.tree.map(jnp.add, grads, weight_grads)
     updates, opt_state = cfg.tx.update(grads, state.opt_state, state.params)
     updates = jax.tree.map(lambda update: state.rate * update, updates)
     params = cast(nnx.State, optax.apply_updates(state.params, updates))
-    metrics = parts | {"total": total, "grad_norm": optax.tree.norm(grads)}
+    metrics = values | {"total": total, "grad_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, opt_state, state.rate, state.push), metrics
 
 

@@ -69,7 +69,7 @@ def text_terms(
     level: str = "pooled",
     bound: float = 0.0,
 ) -> dict[str, jax.Array]:
-    """Give the parts of the text loss, each the weighted sum over its captions.
+    """Give the terms of the text loss, each the weighted sum over its captions.
 
     One student forward for clean and poisoned captions together, one teacher forward for clean and
     target captions; or, where the batch has a base, for the same captions as the student's.
