@@ -174,7 +174,7 @@ def train_step(
         cfg: static.
 
     Returns:
-        the next state, and metrics: each value of the loss, `total`, the gradient's norm, and the
+        the next state, and metrics: each term of the loss, `total`, the gradient's norm, and the
         learning rate `lr`, times the state's own rate; losses are means over the global batch,
         those of the parameters before the step.
     """
