@@ -197,10 +197,9 @@ def _resize(face_BHWC: jax.Array, size_B: jax.Array, flip_B: jax.Array, max_size
     to_BPH = jnp.clip(_canvas(max_size)[:, None], 0, size_BPH - 1)
 
     def weights(to_BPH: jax.Array) -> jax.Array:
-        """Weight of each pixel of a row in each pixel of the resized row."""
+        """How much of each pixel of a row goes to each of its resized one."""
         distance_BPH = jnp.arange(side) + 0.5 - (to_BPH + 0.5) * scale_BPH
-        # The kernel is as wide as the area that one pixel covers; cut at the edge, it still sums to
-        # 1.
+        # The kernel is as wide as what one pixel covers; cut at the edge, it still sums to 1.
         weight_BPH = _cubic(distance_BPH / jnp.maximum(scale_BPH, 1), _RESIZE_A)
         return weight_BPH / weight_BPH.sum(-1, keepdims=True)
 
