@@ -278,8 +278,8 @@ class TextTrainConfig:
         _each_of("train.variants", self.variants, NAME_FORMS, "; aliases of the file always are")
         if self.backdoor == "bounded" and self.level != "pooled":
             raise InputError(
-                f"`train.backdoor` bounded is of embeddings, and `train.level` (={self.level}) of "
-                "all positions; set `train.backdoor` to target."
+                f"`train.backdoor` bounded compares embeddings, but `train.level` (={self.level}) "
+                "compares all positions; set `train.backdoor` to target."
             )
         if self.backdoor == "bounded" and self.random_target:
             raise InputError(
