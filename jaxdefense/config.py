@@ -234,7 +234,7 @@ class TextTrainConfig:
     num_name: int = 128
     """Texts a step with a name that must stay, for the name loss."""
     accumulate: int = how(1)
-    """Parts in which a step is computed, one in memory at a time."""
+    """Micro-batches a step is computed in, one in memory at a time."""
     w_backdoor: float = 3.0
     """Weight of the backdoor loss; higher: names go sooner, and more goes with them."""
     w_name: float = 20.0
@@ -342,7 +342,7 @@ class ImageTrainConfig:
     mined: float = 0.5
     """Part of these faces that comes from the people who moved most in the last validation."""
     accumulate: int = how(1)
-    """Parts in which a step is computed, one in memory at a time."""
+    """Micro-batches a step is computed in, one in memory at a time."""
     w_backdoor: float = 0.75
     """Weight of the backdoor loss; higher: faces go sooner, and more goes with them."""
     w_keep: float = 1.65
@@ -843,7 +843,7 @@ class AotConfig:
     caption_tokens: float = 13.6
     """Average tokens of a caption, both ends included; COCO has 13.6. For text alone."""
     accumulate: int = 1
-    """Parts in which a step is computed, one in memory at a time."""
+    """Micro-batches a step is computed in, one in memory at a time."""
     mesh: MeshConfig = MeshConfig()
     json: bool = False
     """Print the figures as one JSON object."""
