@@ -209,7 +209,7 @@ def _topology(name: str) -> tuple[Chip, list[Any]]:
         return CHIPS[kind], list(topologies.get_topology_desc(name, "tpu", **how).devices)
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         line = str(error).splitlines()[0]
-        raise InputError(f"`topology` (={name}) is none that libtpu knows: {line}") from error
+        raise InputError(f"libtpu does not know `topology` (={name}): {line}") from error
 
 
 def _pieces(cfg: AotConfig, arch: Any, parts: int) -> tuple[StepConfig, Any, Any]:

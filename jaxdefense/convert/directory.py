@@ -288,7 +288,7 @@ def _companions(source: Path, weights: Collection[str]) -> Iterator[tuple[Path, 
                 "files again, or remove the link."
             )
         if not file.is_file():  # a pipe would wait for ever
-            raise InputError(f"`{file}` is no file; remove it.")
+            raise InputError(f"`{file}` is not a regular file; remove it.")
         yield file, name
 
 

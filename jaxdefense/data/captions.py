@@ -107,8 +107,8 @@ def check_captions(head: Sequence[str], path: str | Path) -> None:
     """Raise InputError if a file that begins with these lines is JSON or a table."""
     if kind := structure(head[:_LOOKED_AT]):
         raise InputError(
-            f"captions file `{path}` is {kind}, of which each line would be a caption; give a "
-            "text file with one caption a line and nothing else."
+            f"captions file `{path}` is {kind}, and each of its lines would become a caption; give "
+            "a text file with one caption a line and nothing else."
         )
 
 

@@ -133,7 +133,7 @@ class ImageProcessor(Preprocess):
         except UnidentifiedImageError:
             if data[4:8] == b"ftyp":
                 return f"it is HEIF, {remedy('.heic')}"
-            return "its format is none of a photo" if data else "it is empty"
+            return "it has no format of a photo" if data else "it is empty"
         except Exception as error:  # broken files make Pillow raise nearly anything
             return reason(error)
 
