@@ -162,7 +162,6 @@ class Progress:
         self._begun = self._told = clock()
         self._first: tuple[float, float] | None = None  # seconds and parts
         self._last = self._begun, float(done)
-        self._start = self._last
         self._note, self._foretold, self._ended = note, False, threading.Event()
         self._task: Any = None
 
@@ -237,9 +236,10 @@ class Progress:
         return f"{parts:,.0f} {self._unit}".rstrip()
 
     def _rate(self) -> float:
-        """Give the parts a second, 0 while that is not known."""
-        since = self._first if self._first and self._last[1] > self._first[1] else self._start
-        seconds, parts = (last - then for last, then in zip(self._last, since, strict=True))
+        """Give the parts a second, those of the first update left out; 0 while it is not known."""
+        if self._first is None:
+            return 0.0
+        seconds, parts = (last - then for last, then in zip(self._last, self._first, strict=True))
         return parts / seconds if seconds > 0 else 0.0
 
     def tell(self) -> None:

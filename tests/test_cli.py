@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -77,7 +78,10 @@ def defend(*flags, settings=()):
 
 
 def assert_refused(capsys, code, *words):
+    """One line says what is wrong, beside those with a time that say what was done before."""
+    timed = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
     err = capsys.readouterr().err.strip()
+    err = "\n".join(line for line in err.splitlines() if not timed.match(line))
     assert code == 2, err
     assert err.count("\n") == 0 and err.startswith("jaxdefense: error: "), err
     for word in words:

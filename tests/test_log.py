@@ -106,10 +106,14 @@ def test_phase_within_another_is_told_of_with_it(by_hand):
             clock.now += 4
             inner.update(16)
             outer.tell()
+            clock.now += 10
+            inner.update(56)
+            outer.tell()
     assert lines(said) == [
         "validating",
-        "validating, 12 s so far; embedding photos 16 of 64, 4.0/s, 12 s left",
-        "validating: done in 12 s",
+        "validating, 12 s so far; embedding photos 16 of 64, 4.0 s so far",
+        "validating, 22 s so far; embedding photos 56 of 64, 4.0/s, 2.0 s left",
+        "validating: done in 22 s",
     ]
 
 
