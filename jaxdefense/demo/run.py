@@ -246,7 +246,10 @@ def _write_reports(
     write_report([*results, out / _EVALUATION / AFTER[-1]], page)
     before, runs = attacks[BEFORE], [Path(half.out) for half in defense_config(cfg).halves()]
     report = DemoReport(
-        stages={stage: dict(found) for stage, found in stages.items()},
+        stages={
+            stage: {name: x for name, x in found.items() if isinstance(x, float)}
+            for stage, found in stages.items()
+        },
         people=_people(who, attacks),
         num_templates=before.num_templates,
         threshold=before.threshold,
