@@ -86,7 +86,7 @@ def test_digest_of_photos_is_that_of_their_contents(tmp_path):
 
 
 def test_difference_names_what_it_is():
-    after = {"seed": 0, "candidates_sha256": "a", "photos_sha256": {"Zoe": "z", "Ada": "a"}}
+    after: Any = {"seed": 0, "candidates_sha256": "a", "photos_sha256": {"Zoe": "z", "Ada": "a"}}
     assert difference(after, after) == ""
     assert difference(after | {"photos_sha256": after["photos_sha256"] | {"Joe": "j"}}, after) == ""
     for change, words in (

@@ -1,6 +1,7 @@
 """The attack's statistics, against published values, definitions and plain loops."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_auc_is_the_area_under_the_curve():
 
 @given(counts, st.one_of(st.just([]), counts), st.integers(1, 6))
 def test_statistics_are_counts_over_people(members, strangers, threshold):
-    found = statistics(members, strangers, threshold, 6)
+    found: Any = statistics(members, strangers, threshold, 6)
     assert found["tpr"] == len([n for n in members if n >= threshold]) / len(members)
     assert found["tpr"] + found["fnr"] == 1
     low, high = found["tpr_interval"]
@@ -127,7 +128,7 @@ def test_people_who_are_all_alike_leave_room_for_others():
 @given(st.lists(st.tuples(st.integers(0, 6), st.floats(0, 1)), min_size=1, max_size=9))
 def test_measure_is_counts_and_means_over_people(people):
     correct, right = zip(*people, strict=True)
-    found = measure(correct, right, 2, 6)
+    found: Any = measure(correct, right, 2, 6)
     num = len(people)
     assert found["tpr"] == len([n for n in correct if n >= 2]) / num
     assert found["tpr_majority"] == len([n for n in correct if n > 3]) / num
