@@ -538,7 +538,7 @@ class SweepSummary(Result):
         """See `Result`."""
         return [
             f"Of {count(self.cells, 'cell')} of the sweep, {self.finished:,} are finished.",
-            f"`{out}/sweep.csv` holds a line a cell; `jaxdefense report {out}` draws them.",
+            f"`{out}/sweep.csv` holds a line a cell; `jaxdefense report` draws them.",
         ]
 
 

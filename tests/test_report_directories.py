@@ -61,8 +61,7 @@ def attack(path, correct, model="S", settings=None, **summary):
     found |= {"per_identity": correct, "answers": {name: name for name in correct}}
     found["per_identity_photos_right"] = {name: num / 21 for name, num in correct.items()}
     numbers, shares = [*correct.values()], [num / 21 for num in correct.values()]
-    found |= statistics(numbers, [], 2, 21)
-    found |= measure(numbers, shares, 2, 21)
+    found |= {**statistics(numbers, [], 2, 21), **measure(numbers, shares, 2, 21)}
     found |= {"photos_per_identity": {"min": 1, "max": 1}, "no_answer": 0, "majority": 11}
     found["num_identities"] = len(correct)
     return write_result(path, AttackSummary, config, found | summary)
