@@ -30,7 +30,7 @@ from jaxdefense.data.names import random_names
 from jaxdefense.defense import loop
 from jaxdefense.defense.defend import run
 from jaxdefense.defense.loop import Diverged
-from jaxdefense.defense.step import TrainState
+from jaxdefense.defense.step import TrainState, make_optimizer
 from jaxdefense.defense.text import defend_text, plan_text
 from jaxdefense.errors import InputError
 from jaxdefense.results import as_json
@@ -190,8 +190,37 @@ def test_run_writes_what_it_promises(inputs):
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert rows[-1]["total"] == summary.final["total"]
+    times = [row["time"] for row in rows]
+    assert times == sorted(times) and 0 <= time.time() - times[-1] < 600
+    assert all(row["samples_per_second"] > 0 for row in rows)
+    schedule = make_optimizer(**vars(PAPER_TEXT_OPTIMIZER), steps=5).lr
+    wanted = [np.asarray(schedule(step)) for step in range(5)]
+    np.testing.assert_allclose([row["lr"] for row in rows], wanted, rtol=1e-6)
     # At step 0 the student is the teacher.
     np.testing.assert_allclose([rows[0]["utility"], rows[0]["weight"]], [-1, 0], atol=1e-6)
+
+
+def test_throughput_of_a_line_is_since_the_line_before_and_leaves_validations_out(
+    tmp_path, monkeypatch
+):
+    now = [10.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    metrics: Any = {"total": np.float32(1)}
+    with loop._Log(tmp_path / "metrics.jsonl", 0, samples_per_step=64) as log:
+        now[0] += 8  # compiles
+        log.write(0, metrics)
+        now[0] += 2
+        log.write(1, metrics)
+        now[0] += 100
+        log.leave_out(99)
+        log.write(2, metrics)
+    again = loop._Log(tmp_path / "metrics.jsonl", 2, samples_per_step=64)
+    assert again.last == {"total": 1}  # what no step computed is none of its metrics
+    with again:
+        now[0] += 4
+        again.write(2, metrics)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["samples_per_second"]) for row in rows] == [(0, 8), (1, 32), (2, 16)]
 
 
 def test_run_stops_on_a_number_that_is_none(inputs):

@@ -308,3 +308,17 @@ def test_step_compiles_once(case):
     for i in range(3):
         state, _ = step(state, teacher, case.batches[i], jax.random.key(0))
     assert step._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_metrics_hold_the_learning_rate_times_the_states_own(case):
+    cfg, teacher = step_config(case.tower, warmup=2, milestones=())
+    mesh, rules = make_mesh(devices=jax.devices()[:1]), ShardingRules()
+    step, *shardings = make_train_step(cfg, mesh, rules, teacher)
+    state, teacher = jax.device_put((init_state(teacher, cfg), teacher), tuple(shardings))
+    batch = jax.device_put(case.batches[0], batch_sharding(mesh, rules))
+    found, key = [], jax.device_put(jax.random.key(0), replicated(mesh))
+    for rate in (1.0, 1.0, 0.25):
+        state = state._replace(rate=jax.device_put(np.float32(rate), replicated(mesh)))
+        state, metrics = step(state, teacher, batch, key)
+        found.append(float(metrics["lr"]))
+    np.testing.assert_allclose(found, [LR / 2, LR, LR / 4], rtol=1e-6)
