@@ -6,6 +6,7 @@ Commands import what they need when they run: help must not wait for JAX.
 import dataclasses
 import importlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from jaxdefense.log import write_to
 
 if TYPE_CHECKING:
     from jaxdefense.results import Result
+
+logger = logging.getLogger(__name__)
 
 # A function that takes the settings; a command's returns a `Result`.
 Run = Callable[[Any], Any]
@@ -94,6 +97,8 @@ def _together(run: Run, cfg: Any) -> None:
         result = run(cfg)
     if first():
         _tell(result, cfg, cfg.out)
+    else:
+        logger.info("done")  # what its log kept in memory is written with it
 
 
 def _defend(run: Run, cfg: Any) -> None:
@@ -109,6 +114,8 @@ def _defend(run: Run, cfg: Any) -> None:
         on_first(partial(_write_reports, [*runs, cfg.out]))
     if first():
         _tell(summary, cfg, cfg.out)
+    else:
+        logger.info("done")
     both = isinstance(summary, BothDefenseSummary)
     halves = {REMOVED["text"]: summary.text, REMOVED["image"]: summary.image} if both else {}
     found = halves or {"": summary}

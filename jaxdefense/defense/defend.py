@@ -28,6 +28,8 @@ from jaxdefense.words import some
 
 logger = logging.getLogger(__name__)
 
+_OF_THE_STEP = ("grad_norm", "lr")  # metrics that are no loss
+
 
 def run(plan: Plan[D], resume: bool = False) -> D:
     """Carry out a plan: train, validate, write the defended model directory and the summary.
@@ -69,7 +71,7 @@ def run(plan: Plan[D], resume: bool = False) -> D:
         steps=plan.cfg.train.steps,
         seconds=round(outcome.seconds, 3),
         samples_per_second=round(outcome.samples_per_second, 3),
-        final={name: x for name, x in outcome.metrics.items() if name != "grad_norm"},
+        final={name: x for name, x in outcome.metrics.items() if name not in _OF_THE_STEP},
         defended_sha256=model_digest(directory.model),
         **corrupt,
         **(found._asdict() if found else {}),
