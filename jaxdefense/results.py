@@ -56,6 +56,7 @@ class Found(TypedDict):
     gap: float
     moved: dict[str, float]
     left: dict[str, float]
+    expected: NotRequired[float]
 
 
 class Validated(TypedDict):
@@ -104,6 +105,8 @@ class DefenseSummary(Result):
             return "Nothing was validated: attack the model to see whom it still knows."
         after = self.validation["after"]
         right = f"{after['right']:.1%} of the held-out pairs still lead to the person"
+        if expected := after.get("expected"):
+            right += f", and {expected:.1%} of those with new photos are expected to"
         if self.reached:
             return f"Validation passed: {right}."
         left = count(len(after["left"]), "person", "people")

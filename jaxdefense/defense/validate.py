@@ -76,6 +76,7 @@ class Verdict:
             "gap": self.gap,
             "moved": self.moved,
             "left": self.left,
+            "expected": self.expected,
         }
 
     def __str__(self) -> str:

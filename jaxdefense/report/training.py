@@ -56,8 +56,9 @@ def validated(found: DefenseSummary) -> Markup:
         ]
         for stage, verdict in (("Before", before), ("After", after))
     ]
-    left = list(after["left"].items())
-    return render("validated", found=found, left=left, head=_VALIDATION, lines=lines)
+    left, expected = list(after["left"].items()), after.get("expected", 0.0)
+    figures = {"left": left, "expected": expected, "head": _VALIDATION, "lines": lines}
+    return render("validated", found=found, **figures)
 
 
 def losses(rows: Sequence[Mapping[str, object]], distances: Iterable[str]) -> Markup:
