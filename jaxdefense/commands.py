@@ -124,9 +124,8 @@ def _defend(run: Run, cfg: Any) -> None:
     if failed:
         which = f" ({' and '.join(failed)})" if halves else ""
         raise NotReached(
-            f"not reached{which}: of those to remove, {len(left)} are still recognised in "
-            f"validation; the model was written all the same, and the report in `{cfg.out}` says "
-            "who is left."
+            f"not reached{which}: of those to remove, {len(left)} did not pass validation; the "
+            f"model was written all the same, and the report in `{cfg.out}` says who is left."
         )
 
 

@@ -110,7 +110,8 @@ class DefenseSummary(Result):
         if self.reached:
             return f"Validation passed: {right}."
         left = count(len(after["left"]), "person", "people")
-        return f"Validation did not pass: {right}; it still finds {left}."
+        still = f"it still finds {left}" if any(after["left"].values()) else f"{left} did not pass"
+        return f"Validation did not pass: {right}; {still}."
 
     def sentences(self, out: str) -> list[str]:
         """See `Result`."""

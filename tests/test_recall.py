@@ -442,7 +442,10 @@ def test_defend_text_says_whom_it_could_not_remove(here, monkeypatch, capsys):
     found = read("run")
     assert found["reached"] is False and found["alpha"] == 1.0 and found["steps"] == 4
     left = found["validation"]["after"]["left"]
-    assert f"{len(left)} are still recognised" in last and left.keys() <= {"Joe Cool", "Ada King"}
+    assert f"{len(left)} did not pass validation" in last and left.keys() <= {
+        "Joe Cool",
+        "Ada King",
+    }
     assert (here / "run" / "report.html").exists()
     assert set(found["final"]) == {"utility", "backdoor", "name", "weight", "total"}
     rows = [json.loads(x) for x in Path("run/validation.jsonl").read_text().splitlines()]

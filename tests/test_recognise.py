@@ -560,7 +560,9 @@ def slow_verdict(inputs, faces, model, t):
                 gone.append(own - middle)
                 way.append(float(teachers[key] @ anchor) - middle)
     gap = np.mean(gone) / np.mean(way) if np.mean(way) > 1e-6 else 0.0
-    new = stats.t(max(len(held) - 1, 4), np.mean(lead), np.std(lead) * np.sqrt(1 + 1 / len(held)))
+    num = len(held)
+    spread = np.std(lead) * np.sqrt(num / (num - 1) * (1 + 1 / num))
+    new = stats.t(max(num - 1, 4), np.mean(lead), spread)
     return {k: np.mean(x) for k, x in right.items()}, np.mean(above), gap, new.sf(0)
 
 
@@ -712,7 +714,7 @@ def test_defend_image_says_whom_it_could_not_remove(here, monkeypatch, capsys, t
     found = read(tmp_path / "run")
     assert found["reached"] is False and found["alpha"] == 1.0
     assert found["stopped_at_step"] in (2, 4) and found["steps"] == 4
-    assert f"of those to remove, {len(found['validation']['after']['left'])} are" in last
+    assert f"of those to remove, {len(found['validation']['after']['left'])} did not pass" in last
     assert set(found["final"]) == {"utility", "backdoor", "keep", "weight", "total"}
     rows = [json.loads(x) for x in (tmp_path / "run/validation.jsonl").read_text().splitlines()]
     assert [row.pop("step") for row in rows] == [2, 4]

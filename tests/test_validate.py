@@ -240,7 +240,7 @@ def test_push_grows_while_some_stay_near_strangers(reached, gap, push, part, wan
 
 def test_who_is_left_is_said_in_one_line():
     left = {f"A B{i}": 0.5 for i in range(12)}
-    text = describe_left(verdict(False, 0.04, 0.2, left=left), "what may help: rest")
+    text = describe_left(verdict(False, 0.04, 0.2, left=left), "what may help: rest", 0.02)
     assert text.startswith("not reached: A B0 (50%), ") and "\n" not in text
     assert "A B9 (50%) and 2 more still recognised" in text and "A B10" not in text
     assert "named right 4.00%" in text and "above strangers 20.0%" in text
@@ -255,7 +255,7 @@ def test_expected_part_is_that_of_one_more_value():
     rng = np.random.default_rng(0)
     for num, shift in ((6, -1.0), (10, -2.0), (30, 0.5)):
         lead_QI = rng.normal(shift, 1, (1, num))
-        spread = lead_QI.std() * np.sqrt(1 + 1 / num)
+        spread = lead_QI.std(ddof=1) * np.sqrt(1 + 1 / num)
         want = stats.t(num - 1, lead_QI.mean(), spread).sf(0)
         assert expected_part(lead_QI, num) == pytest.approx(want, rel=1e-6)
     # Of many, as many as are above.
@@ -286,7 +286,7 @@ def test_few_inputs_that_all_pass_narrowly_are_not_enough(num, reached):
     assert (found.expected > 0.02) is not reached
     assert list(found.left) == ([] if reached else [NAMES[(num - 1) % 4]])  # who came nearest
     if not reached:
-        said = describe_left(found, "advice")
+        said = describe_left(found, "advice", 0.02)
         assert f"of new photos {found.expected:.1%} are expected" in said
         assert said.endswith("though of the few held out none is; advice.")
         assert f"({found.expected:.1%} expected of new photos)" in str(found)

@@ -60,7 +60,7 @@ def run(plan: Plan[D], resume: bool = False) -> D:
     teacher = put(plan.encoder.teacher, plan.encoder.teacher_sharding)
     watch = _watch(plan, teacher, directory.path)
     if watch is None:
-        logger.info("not validated, as `train.validate.every` is 0: attack what comes out")
+        logger.warning("not validated, as `train.validate.every` is 0: attack what comes out")
     outcome = _train(plan, teacher, watch, directory.path)
     params, found = outcome.state.params, None
     if watch:
@@ -170,7 +170,8 @@ def _best(plan: Plan, watch: Watch, teacher: TeacherParams) -> tuple[nnx.State, 
             )
     logger.info(f"state of step {step}, {alpha:.0%} of the way to it: {verdict}")
     if not verdict.reached:
-        logger.info(describe_left(verdict, plan.advice))
+        most = plan.cfg.train.validate.right
+        logger.warning(describe_left(verdict, plan.advice, most))
     validation: Validated = {
         "before": watch.found[0][1].summary(),
         "after": verdict.summary(),

@@ -155,7 +155,8 @@ def expected_part(lead_QI: np.ndarray, num: int) -> float:
         lead_QI: f32 [Q, I], above 0 where one leads to its person.
         num: of inputs that are not forms of one another.
     """
-    spread = max(float(lead_QI.std()), 1e-9) * np.sqrt(1 + 1 / num)
+    of_one_more = (1 + 1 / num) * num / max(num - 1, 1)  # of num the deviation is too small
+    spread = max(float(lead_QI.std()), 1e-9) * np.sqrt(of_one_more)
     return float(stdtr(max(num - 1, _FREEDOM), float(lead_QI.mean()) / spread))
 
 
@@ -180,11 +181,11 @@ def adapted(
     return rate, (min(1.5 * push, _MOST) if part >= _EARLY else push)
 
 
-def describe_left(verdict: Verdict, advice: str) -> str:
-    """Say in one line who is left, and what would help."""
-    names = [f"{name} ({right:.0%})" for name, right in verdict.left.items()]
+def describe_left(verdict: Verdict, advice: str, right: float) -> str:
+    """Say in one line who is left, and what would help; `right` is what is allowed."""
+    names = [f"{name} ({share:.0%})" for name, share in verdict.left.items()]
     more = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
-    if verdict.expected and not any(verdict.left.values()):
+    if verdict.expected > right and not any(verdict.left.values()):
         return (
             f"not reached: of new photos {verdict.expected:.1%} are expected to be recognised, "
             f"first of all those of {', '.join(verdict.left)}, though of the few held out none is; "
