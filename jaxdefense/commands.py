@@ -83,27 +83,33 @@ def _tell(result: "Result", cfg: Any, out: str) -> None:
         print(line.encode(encoding, "backslashreplace").decode(encoding))
 
 
-def _plain(run: Run, cfg: Any) -> None:
-    _tell(run(cfg), cfg, cfg.out)
-
-
-def _together(run: Run, cfg: Any) -> None:
-    """Run on all processes, in a directory that no other command writes."""
+def _tell_once(result: "Result", cfg: Any) -> None:
+    """Print what several processes found together, on the first of them."""
     from jaxdefense.distributed import first
-    from jaxdefense.run_directory import claimed
 
-    _join(cfg)
-    with claimed(Path(cfg.out)):
-        result = run(cfg)
     if first():
         _tell(result, cfg, cfg.out)
     else:
         logger.info("done")  # what its log kept in memory is written with it
 
 
+def _plain(run: Run, cfg: Any) -> None:
+    _tell(run(cfg), cfg, cfg.out)
+
+
+def _together(run: Run, cfg: Any) -> None:
+    """Run on all processes, in a directory that no other command writes."""
+    from jaxdefense.run_directory import claimed
+
+    _join(cfg)
+    with claimed(Path(cfg.out)):
+        result = run(cfg)
+    _tell_once(result, cfg)
+
+
 def _defend(run: Run, cfg: Any) -> None:
     from jaxdefense.config import REMOVED
-    from jaxdefense.distributed import first, on_first
+    from jaxdefense.distributed import on_first
     from jaxdefense.results import BothDefenseSummary
     from jaxdefense.run_directory import claimed
 
@@ -112,10 +118,7 @@ def _defend(run: Run, cfg: Any) -> None:
         summary = run(cfg)
         runs = [half.out for half in cfg.halves()] if hasattr(cfg, "halves") else []
         on_first(partial(_write_reports, [*runs, cfg.out]))
-    if first():
-        _tell(summary, cfg, cfg.out)
-    else:
-        logger.info("done")
+    _tell_once(summary, cfg)
     both = isinstance(summary, BothDefenseSummary)
     halves = {REMOVED["text"]: summary.text, REMOVED["image"]: summary.image} if both else {}
     found = halves or {"": summary}

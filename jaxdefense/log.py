@@ -129,9 +129,9 @@ def _bars(console: Console) -> Bars:
 class Progress:
     """A phase of long work, and how far it is: a bar on a terminal, elsewhere lines in the log.
 
-    Without a terminal a line says that the phase begins, another one how long it will take as soon
-    as that is known, and one every 10 s how far it is, even while a single part takes longer. Of a
-    phase within another both are said in one line, and its beginning is not.
+    Without a terminal a line says that the phase begins. Another one says how long it will take, as
+    soon as that is known. One every 10 s says how far it is, even while a single part takes longer.
+    Of a phase within another both are said in one line, and its beginning is not.
 
         with Progress("embedding photos", len(photos)) as progress:
             for block in blocks:

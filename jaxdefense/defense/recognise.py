@@ -200,11 +200,11 @@ class Recognition:
         """Give how near held-out photos come to their person, and by how much before others."""
         image_IE = student.pixels(self._held_BHWC, "held-out photos")
         first_I, after_I = self._of[self._owner_I].T
+        number_N = np.arange(self._text_QNE.shape[1])
+        own_IN = (first_I[:, None] <= number_N) & (number_N < after_I[:, None])
         scores, leads = [], []
         for text_NE in self._text_QNE:
             score_IN = image_IE @ text_NE.T
-            number_N = np.arange(score_IN.shape[1])
-            own_IN = (first_I[:, None] <= number_N) & (number_N < after_I[:, None])
             scores.append(score_IN[np.arange(len(image_IE)), first_I])
             own_I = np.where(own_IN, score_IN, -np.inf).max(-1)
             leads.append(own_I - np.where(own_IN, -np.inf, score_IN).max(-1))

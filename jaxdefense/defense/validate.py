@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -69,15 +69,9 @@ class Verdict:
 
     def summary(self) -> Found:
         """All but what only the run itself needs."""
-        return {
-            "reached": self.reached,
-            "right": self.right,
-            "above": self.above,
-            "gap": self.gap,
-            "moved": self.moved,
-            "left": self.left,
-            "expected": self.expected,
-        }
+        found = dataclasses.asdict(self)
+        del found["mined"]
+        return cast(Found, found)
 
     def __str__(self) -> str:
         moved = ", ".join(f"{name} {value:.3f}" for name, value in self.moved.items())
@@ -155,8 +149,8 @@ def expected_part(lead_QI: np.ndarray, num: int) -> float:
         lead_QI: f32 [Q, I], above 0 where one leads to its person.
         num: of inputs that are not forms of one another.
     """
-    of_one_more = (1 + 1 / num) * num / max(num - 1, 1)  # of num the deviation is too small
-    spread = max(float(lead_QI.std()), 1e-9) * np.sqrt(of_one_more)
+    # Of one more: 1 + 1 / num times the sample's variance, which is num / (num - 1) times this one.
+    spread = max(float(lead_QI.std()), 1e-9) * np.sqrt((num + 1) / max(num - 1, 1))
     return float(stdtr(max(num - 1, _FREEDOM), float(lead_QI.mean()) / spread))
 
 
