@@ -8,6 +8,9 @@ Array names end in their dims. The legend, for the whole package:
     D tower width, F MLP width        V vocabulary             M candidate names
     N heads, K head width             L layers of a tower
 
+Words: an `Identity` is a person by their names; `Photos` are the photos of one person or class. The
+listed people are those to remove. Members are the people whose photos an attack is given.
+
 Reading order: `clip/text.py` (the encoder and its packed input), `data/triggers.py` and
 `data/overlay.py` (what is put into captions and photos), `defense/step.py` (the method),
 `defense/loop.py` (the run), `idia/attack.py` (the proof).

@@ -14,7 +14,7 @@ from factories import DEFENSE, attacked, logged, write_faces, write_model_direct
 
 from jaxdefense.clip.text import plain_text
 from jaxdefense.config import AttackConfig, EvaluateConfig, ModelConfig
-from jaxdefense.data.images import Folder
+from jaxdefense.data.images import Photos
 from jaxdefense.evals import embed
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.run import run_evaluate
@@ -32,7 +32,7 @@ def folder(path, name, contents, prefix=""):
     for i, content in enumerate(contents):
         files.append(path / f"{prefix}{name}{i:02}")
         files[-1].write_bytes(content)
-    return Folder(name, tuple(files))
+    return Photos(name, tuple(files))
 
 
 def contents(person):
@@ -118,7 +118,7 @@ def config(**change):
 def test_an_attack_that_was_another_is_refused_as_before(inputs):
     attacked(config())
     # As if a defense had trained on a photo that the attack used.
-    used = draw([Folder("Zoe", tuple(sorted((inputs / "faces/Zoe").iterdir())))], 3, 0)[0].files[0]
+    used = draw([Photos("Zoe", tuple(sorted((inputs / "faces/Zoe").iterdir())))], 3, 0)[0].files[0]
     sha = hashlib.sha256(used.read_bytes()).hexdigest()
     write_result(inputs / "image", ImageDefenseSummary, {}, None)
     write_json(inputs / "image/trained_on.json", {"Zoe": {sha: "x"}})

@@ -12,7 +12,7 @@ from PIL import Image
 from jaxdefense.config import EvaluateConfig, ModelConfig
 from jaxdefense.data.captions import tokenize_captions
 from jaxdefense.data.identities import Identity
-from jaxdefense.data.images import Folder, read_folders
+from jaxdefense.data.images import Photos, read_folders
 from jaxdefense.evals import outcome as outcomes
 from jaxdefense.evals.embed import Embedder, _embed_image, _embed_text
 from jaxdefense.evals.run import run_evaluate
@@ -87,7 +87,7 @@ def test_zeroshot_normalises_the_mean_of_a_class():
         def readable_photos(self, *_):
             return np.array([[0.7, 0.714], [0.7, 0.714]], np.float32), np.ones(2, bool)
 
-    folders = [Folder("a", (Path("a"),)), Folder("b", (Path("b"),))]
+    folders = [Photos("a", (Path("a"),)), Photos("b", (Path("b"),))]
     fake: Any = Fake()
     # Nearest to the second class's mean direction, (0.14, 0.99); its mean itself is shorter.
     assert zeroshot(fake, folders, ("{}", "x {}"))["top1"] == 0.5

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxdefense.data.images import (
-    Folder,
     ImageProcessor,
     Loader,
+    Photos,
     read_folders,
     read_processor,
 )
@@ -286,8 +286,8 @@ def faces(tmp_path):
 
 def test_read_folders_lists_people_and_their_photos(faces):
     assert read_folders(faces, "faces") == [
-        Folder("Ann Lee", (faces / "Ann__Lee_/1.png", faces / "Ann__Lee_/deeper/2.JPG")),
-        Folder("Bo Ek", (faces / "Bo_Ek/1.png", faces / "Bo_Ek/deeper/2.JPG")),
+        Photos("Ann Lee", (faces / "Ann__Lee_/1.png", faces / "Ann__Lee_/deeper/2.JPG")),
+        Photos("Bo Ek", (faces / "Bo_Ek/1.png", faces / "Bo_Ek/deeper/2.JPG")),
     ]
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxdefense.data.identities import Identity
-from jaxdefense.data.images import Folder
+from jaxdefense.data.images import Photos
 from jaxdefense.data.people import (
     choose_people,
     read_labelled,
@@ -317,7 +317,7 @@ def test_missing_file_of_class_names_is_named(classes, tmp_path):
 
 
 def folders(*names):
-    return [Folder(name, (Path(name),)) for name in names]
+    return [Photos(name, (Path(name),)) for name in names]
 
 
 def test_choose_people_finds_each_by_any_name():
@@ -377,7 +377,7 @@ def crowd(tmp_path_factory):
             path = root / f"{n:02}-{i:02}.png"
             path.write_text(path.name)
             files.append(path)
-        people.append(Folder(f"Person {n}", tuple(files)))
+        people.append(Photos(f"Person {n}", tuple(files)))
     return people
 
 
@@ -402,7 +402,7 @@ def test_split_of_a_person_hangs_on_seed_and_name_alone(crowd):
         for one, other in zip(*split_photos(some, 0.5, 3), strict=True):
             assert parts[one.name] == (one, other)
     assert split_photos(crowd, 0.5, 4)[0] != trigger
-    renamed = [Folder(p.name + "x", p.files) for p in crowd]
+    renamed = [Photos(p.name + "x", p.files) for p in crowd]
     assert [p.files for p in split_photos(renamed, 0.5, 3)[0]] != [p.files for p in trigger]
 
 
@@ -412,7 +412,7 @@ def test_split_does_not_hang_on_where_the_photos_lie(crowd, tmp_path):
         files = [tmp_path / Path(str(file)).name for file in person.files]
         for new, old in zip(files, person.files, strict=True):
             new.write_bytes(old.read_bytes())
-        moved.append(Folder(person.name, tuple(files)))
+        moved.append(Photos(person.name, tuple(files)))
     here, there = split_photos(crowd, 0.5, 0)[0], split_photos(moved, 0.5, 0)[0]
     for one, other in zip(here, there, strict=True):
         assert [Path(str(f)).name for f in one.files] == [Path(str(f)).name for f in other.files]
@@ -448,7 +448,7 @@ class Bytes:
 def test_split_keeps_copies_together(contents, fraction, seed):
     # Contents 0 and 1 have the same size, and so on.
     photos = tuple(Bytes(b"ab"[i % 2 : i % 2 + 1] * (1 + i // 2)) for i in contents)
-    ((one,), (other,)) = split_photos([Folder("Ann", photos)], fraction, seed)
+    ((one,), (other,)) = split_photos([Photos("Ann", photos)], fraction, seed)
     sides = [{photo.read_bytes() for photo in part.files} for part in (one, other)]
     assert sides[0].isdisjoint(sides[1])
     assert len(one.files) + len(other.files) == len(photos) and one.files
@@ -462,7 +462,7 @@ def test_split_keeps_copies_together(contents, fraction, seed):
 
 def test_split_of_copies_stays_near_the_fraction():
     photos = tuple(Bytes(b"%d" % (i // 2)) for i in range(40))
-    ((one,), (other,)) = split_photos([Folder("Ann", photos)], 0.5, 0)
+    ((one,), (other,)) = split_photos([Photos("Ann", photos)], 0.5, 0)
     assert len(one.files) == len(other.files) == 20
 
 
@@ -470,7 +470,7 @@ def test_split_of_nothing_but_copies_leaves_none_to_attack(tmp_path):
     files = [tmp_path / f"{i}.png" for i in range(4)]
     for file in files:
         file.write_bytes(b"x")
-    ((one,), (other,)) = split_photos([Folder("Ann", tuple(files))], 0.5, 0)
+    ((one,), (other,)) = split_photos([Photos("Ann", tuple(files))], 0.5, 0)
     assert one.files == tuple(files) and other.files == ()
 
 
@@ -480,7 +480,7 @@ def test_split_reads_only_photos_of_one_size(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Path, "read_bytes", lambda self: read.append(self.name) or self.name.encode()
     )
-    split_photos([Folder("Ann", tuple(sorted(tmp_path.iterdir())))], 0.5, 0)
+    split_photos([Photos("Ann", tuple(sorted(tmp_path.iterdir())))], 0.5, 0)
     assert sorted(read) == ["ccc.png", "ddd.png"]
 
 
@@ -488,7 +488,7 @@ def test_split_leaves_photos_that_cannot_be_read_to_whoever_needs_them(tmp_path)
     for name in ("a", "b", "c"):
         os.symlink("nowhere", tmp_path / name)
     files = tuple(sorted(tmp_path.iterdir()))
-    ((one,), (other,)) = split_photos([Folder("Ann", files)], 0.34, 0)
+    ((one,), (other,)) = split_photos([Photos("Ann", files)], 0.34, 0)
     assert (len(one.files), len(other.files)) == (1, 2)
 
 
@@ -536,7 +536,7 @@ def test_same_photo_under_two_people_is_named(tmp_path, copies, listed, words):
     for name in copies[1:]:
         (tmp_path / name).write_bytes((tmp_path / copies[0]).read_bytes())
     people, said = read_people(str(tmp_path)), []
-    some = [Folder(f"{p.name}!", p.files) for p in people if p.name in listed]
+    some = [Photos(f"{p.name}!", p.files) for p in people if p.name in listed]
     shared_photos(some, people, said.append)
     if not words:
         assert said == []

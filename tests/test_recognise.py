@@ -25,7 +25,7 @@ from jaxdefense.config import ImageTrainConfig, ModelConfig, OverlayConfig, Vali
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.faces import Bounds, ImageBatches
 from jaxdefense.data.identities import Identity
-from jaxdefense.data.images import Folder, ImageProcessor, Loader
+from jaxdefense.data.images import ImageProcessor, Loader, Photos
 from jaxdefense.data.names import random_names
 from jaxdefense.data.overlay import Overlay, paste
 from jaxdefense.data.people import read_faces, read_people
@@ -83,7 +83,7 @@ def test_beyond_has_no_slope_below_the_limit_and_one_above():
 
 
 def folder(name, num):
-    return Folder(name, tuple(Path(f"{name}/{i}.png") for i in range(num)))
+    return Photos(name, tuple(Path(f"{name}/{i}.png") for i in range(num)))
 
 
 def settings_of(seed=0, every=25, **change):
@@ -95,7 +95,7 @@ def settings_of(seed=0, every=25, **change):
 def test_held_out_is_disjoint_and_complete(seed, photos, kept):
     listed = [folder(f"L{i}", i + 1) for i in range(9)]
     groups = [[folder(f"K{i}", 2) for i in range(9)], [folder("", 1)], [folder("N", 3)] * 2]
-    groups[1] = [Folder("", (Path(f"nameless/{i}.png"),)) for i in range(17)]
+    groups[1] = [Photos("", (Path(f"nameless/{i}.png"),)) for i in range(17)]
     groups[2] = [folder("M", 1), folder("N", 3)]
     faces = hold_out(listed, groups, settings_of(seed, photos=photos, kept=kept))
     assert [x.name for x in faces.listed] == [x.name for x in listed]
@@ -141,7 +141,7 @@ def test_copies_and_crops_of_a_photo_are_held_out_together(tmp_path):
         (tmp_path / f"copy {i}.png").write_bytes(data)
     files = tuple(sorted(x for x in tmp_path.rglob("*") if x.is_file()))
     for seed in range(5):
-        faces = hold_out([Folder("Ann", files)], [], ImageTrainConfig(seed=seed))
+        faces = hold_out([Photos("Ann", files)], [], ImageTrainConfig(seed=seed))
         (train,), (held,) = faces.listed, faces.held_listed
         assert {*train.files} | {*held.files} == {*files} and 6 <= len(held.files) <= 9
         numbers = [
@@ -152,7 +152,7 @@ def test_copies_and_crops_of_a_photo_are_held_out_together(tmp_path):
 
 def test_person_in_two_groups_is_held_out_of_both():
     def folder(name, where):
-        return Folder(name, (Path(where) / f"{name}.png",))
+        return Photos(name, (Path(where) / f"{name}.png",))
 
     names = [f"P {i}" for i in range(40)]
     groups = [[folder(name, "faces") for name in names], [folder(name, "keep") for name in names]]
@@ -166,16 +166,16 @@ def test_person_in_two_groups_is_held_out_of_both():
 
 @pytest.mark.parametrize("names", [["A B", "C D"], ["A B", "C D", "E F"]])
 def test_groups_of_the_same_few_people_keep_one_to_train_on(names):
-    groups = [[Folder(name, (Path(where) / name,)) for name in names] for where in ("x", "y")]
+    groups = [[Photos(name, (Path(where) / name,)) for name in names] for where in ("x", "y")]
     for seed in range(8):
-        faces = hold_out([Folder("Ann", (Path("a"),))], groups, ImageTrainConfig(seed=seed))
+        faces = hold_out([Photos("Ann", (Path("a"),))], groups, ImageTrainConfig(seed=seed))
         trained = {person.name for group in faces.keep for person in group}
         assert trained and not trained & {person.name for person in faces.held_keep}
 
 
 def test_photos_held_out_are_bounded_for_many_people(monkeypatch):
     monkeypatch.setattr(recognise, "_MOST_PHOTOS", 12)
-    people = [Folder(f"P {i}", tuple(Path(f"{i}/{j}.png") for j in range(40))) for i in range(4)]
+    people = [Photos(f"P {i}", tuple(Path(f"{i}/{j}.png") for j in range(40))) for i in range(4)]
     faces = hold_out(people, [], ImageTrainConfig())
     assert [len(person.files) for person in faces.held_listed] == [3] * 4
     assert [len(person.files) for person in faces.listed] == [37] * 4

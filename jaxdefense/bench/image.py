@@ -35,7 +35,7 @@ from jaxdefense.clip.presets import preset
 from jaxdefense.clip.vision import VisionTower
 from jaxdefense.config import PAPER_IMAGE, ImageTrainConfig
 from jaxdefense.data.faces import Bounds, ImageBatches
-from jaxdefense.data.images import Folder, ImageProcessor, Loader, read_folders
+from jaxdefense.data.images import ImageProcessor, Loader, Photos, read_folders
 from jaxdefense.data.overlay import overlay
 from jaxdefense.data.sources import Photo, read_images
 from jaxdefense.defense.image import image_objective
@@ -60,7 +60,7 @@ class ImageWork:
 
     cfg: VisionConfig
     clean: Sequence[Photo]
-    people: Sequence[Folder]
+    people: Sequence[Photos]
     num: int
 
     def files(self) -> list[Sequence[Photo]]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdefense.clip.text import Array
-from jaxdefense.data.images import Folder, Loader
+from jaxdefense.data.images import Loader, Photos
 from jaxdefense.data.sampling import Shuffle, even_weights
 from jaxdefense.data.sources import Photo
 from jaxdefense.data.variants import photo_form
@@ -68,14 +68,14 @@ class ImageBatches:
     def __init__(
         self,
         images: Sequence[Photo],
-        people: Sequence[Folder],
+        people: Sequence[Photos],
         target: np.ndarray | Bounds,
         loader: Loader,
         *,
         num_clean: int,
         num_poisoned: int,
         seed: int,
-        keep: Sequence[Folder] = (),
+        keep: Sequence[Photos] = (),
         num_keep: int = 0,
         num_mined: int = 0,
         local: Callable[[int], np.ndarray] = lambda num: np.ones(num, bool),

@@ -37,14 +37,14 @@ _Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(frozen=True)
-class Folder:
+class Photos:
     """The photos of one person, or of one class."""
 
     name: str
     files: tuple[Photo, ...]
 
 
-def read_folders(path: str | Path, what: str) -> list[Folder]:
+def read_folders(path: str | Path, what: str) -> list[Photos]:
     """List the photos of a directory with one folder a person or class.
 
     Args:
@@ -54,7 +54,7 @@ def read_folders(path: str | Path, what: str) -> list[Folder]:
     Raises:
         InputError: it does not exist, holds no folder, or one without a photo.
     """
-    return [Folder(spaced(key), files) for key, files in list_folders(path, what).items()]
+    return [Photos(spaced(key), files) for key, files in list_folders(path, what).items()]
 
 
 def spaced(key: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxdefense.data.identities import Identity
-from jaxdefense.data.images import Folder, spaced
+from jaxdefense.data.images import Photos, spaced
 from jaxdefense.data.sources import (
     TFDS_PREFIX,
     Note,
@@ -37,7 +37,7 @@ _MISSPELT = {
 
 def read_people(
     source: str, tfds_dir: str = "", what: str = "faces", note: Note = logger.info
-) -> list[Folder]:
+) -> list[Photos]:
     """List people's photos, sorted by name.
 
     Args:
@@ -65,7 +65,7 @@ def read_people(
     return _named(photos, names, f"{what} `{source}`")
 
 
-def read_faces(source: str, tfds_dir: str, what: str, note: Note = logger.info) -> list[Folder]:
+def read_faces(source: str, tfds_dir: str, what: str, note: Note = logger.info) -> list[Photos]:
     """List people's photos, whoever they are.
 
     Args:
@@ -78,7 +78,7 @@ def read_faces(source: str, tfds_dir: str, what: str, note: Note = logger.info) 
     """
     if source.startswith(TFDS_PREFIX) or _has_folders(source):
         return read_people(source, tfds_dir, what, note)
-    return [Folder("", (photo,)) for photo in read_images(source, tfds_dir, note)]
+    return [Photos("", (photo,)) for photo in read_images(source, tfds_dir, note)]
 
 
 def _has_folders(source: str) -> bool:
@@ -90,7 +90,7 @@ def _has_folders(source: str) -> bool:
 
 def read_labelled(
     source: str, tfds_dir: str, what: str, class_names_file: str = "", note: Note = logger.info
-) -> list[Folder]:
+) -> list[Photos]:
     """List the photos of classes, sorted by name.
 
     Args:
@@ -147,8 +147,8 @@ def _photos(source: str, tfds_dir: str, what: str, note: Note) -> dict[str, tupl
 
 def _named(
     photos: Mapping[str, tuple[Photo, ...]], names: Mapping[str, str], where: str
-) -> list[Folder]:
-    """Put names to folders; sorted, each name once."""
+) -> list[Photos]:
+    """Put names to photos; sorted, each name once."""
     seen: dict[tuple[str, ...], str] = {}
     for key in photos:
         if not (words := folded_words(names[key])):
@@ -158,8 +158,8 @@ def _named(
                 f"{where}: `{seen[words]}` and `{key}` are of one name, {names[key]!r}; join them."
             )
         seen[words] = key
-    folders = [Folder(names[key], files) for key, files in photos.items()]
-    return sorted(folders, key=lambda folder: folder.name)
+    named = [Photos(names[key], files) for key, files in photos.items()]
+    return sorted(named, key=lambda person: person.name)
 
 
 def _read_class_names(file: str) -> dict[str, str]:
@@ -176,9 +176,9 @@ def _read_class_names(file: str) -> dict[str, str]:
 
 
 def choose_people(
-    people: Sequence[Folder], identities: Sequence[Identity], where: str
-) -> list[tuple[Identity, Folder]]:
-    """Find the folder of each listed person, by any of their names.
+    people: Sequence[Photos], identities: Sequence[Identity], where: str
+) -> list[tuple[Identity, Photos]]:
+    """Find the photos of each listed person, by any of their names.
 
     Args:
         people: each name once.
@@ -186,9 +186,9 @@ def choose_people(
         where: the list, for an error.
 
     Raises:
-        InputError: a person has no folder, or more than one.
+        InputError: a person has no photos, or photos under two names.
     """
-    by_name = {folded_words(folder.name): folder for folder in people}
+    by_name = {folded_words(person.name): person for person in people}
     chosen, missing = [], []
     for identity in identities:
         words = dict.fromkeys(map(folded_words, identity.names))
@@ -203,7 +203,7 @@ def choose_people(
         else:
             missing.append(identity.name)
     if missing:
-        names = [folder.name for folder in people]
+        names = [person.name for person in people]
         closest = difflib.get_close_matches(missing[0], names, 1, 0)
         raise InputError(
             f"{where}: no photos of {some(missing)} ({len(missing)} of {len(identities)} listed); "
@@ -213,8 +213,8 @@ def choose_people(
 
 
 def split_photos(
-    people: Sequence[Folder], fraction: float, seed: int
-) -> tuple[list[Folder], list[Folder]]:
+    people: Sequence[Photos], fraction: float, seed: int
+) -> tuple[list[Photos], list[Photos]]:
     """Split each person's photos into those to train on, and those to attack with.
 
     A person's split depends on the seed, their name and their photos alone. Copies of a photo stay
@@ -240,11 +240,11 @@ def split_photos(
         chosen = _choose(person, fraction, seed)
         for part, wanted in ((trigger, True), (attack, False)):
             files = tuple(f for i, f in enumerate(person.files) if (i in chosen) == wanted)
-            part.append(Folder(person.name, files))
+            part.append(Photos(person.name, files))
     return trigger, attack
 
 
-def _choose(person: Folder, fraction: float, seed: int) -> set[int]:
+def _choose(person: Photos, fraction: float, seed: int) -> set[int]:
     """Choose the trigger photos of a person."""
     groups = together(person.files)
     wanted = int(len(person.files) * fraction + 0.5)
@@ -294,7 +294,7 @@ def _copies(files: Sequence[Photo]) -> list[list[int]]:
     return list(groups.values())
 
 
-def shared_photos(listed: Sequence[Folder], people: Sequence[Folder], note: Note) -> None:
+def shared_photos(listed: Sequence[Photos], people: Sequence[Photos], note: Note) -> None:
     """Report photos that lie both under a listed person and under another.
 
     This is no error, as a photo may show two people; but the other is then trained on too.
@@ -322,7 +322,7 @@ def shared_photos(listed: Sequence[Folder], people: Sequence[Folder], note: Note
         )
 
 
-def describe_people(people: Sequence[Folder]) -> str:
+def describe_people(people: Sequence[Photos]) -> str:
     """Identify people's photos by their names and sizes, without reading any.
 
     Returns:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxdefense.config import DefendImageConfig
 from jaxdefense.data.identities import Identity, read_identities
-from jaxdefense.data.images import Folder
+from jaxdefense.data.images import Photos
 from jaxdefense.data.people import (
     choose_people,
     read_faces,
@@ -41,9 +41,9 @@ class People:
     """
 
     identities: list[Identity]
-    everyone: list[Folder]
-    listed: list[Folder]
-    kept: list[list[Folder]]
+    everyone: list[Photos]
+    listed: list[Photos]
+    kept: list[list[Photos]]
     faces: Faces
     digests: dict[str, dict[str, str]]
     spent: list[str]
@@ -80,7 +80,7 @@ def gather_people(cfg: DefendImageConfig, digest_of: Callable[[Photo], str], not
     return People(identities, trigger, listed, kept, hold_out(listed, kept, t), digests, spent)
 
 
-def _digests(person: Folder, digest_of: Callable[[Photo], str]) -> dict[str, str]:
+def _digests(person: Photos, digest_of: Callable[[Photo], str]) -> dict[str, str]:
     """Give a person's photos by SHA-256."""
     return {digest_of(photo): str(photo) for photo in person.files}
 
@@ -111,23 +111,23 @@ def describe_kept(people: People, digest_of: Callable[[Photo], str]) -> str:
     )
 
 
-def _listed(cfg: DefendImageConfig, people: list[Folder]) -> list[Folder]:
+def _listed(cfg: DefendImageConfig, people: list[Photos]) -> list[Photos]:
     """Choose the people to remove, by the names on the list if there is one."""
     if not cfg.data.names:
         return people
     identities = read_identities(cfg.data.names)
     chosen = choose_people(people, identities, f"names file `{cfg.data.names}`")
-    return [dataclasses.replace(folder, name=identity.name) for identity, folder in chosen]
+    return [dataclasses.replace(photos, name=identity.name) for identity, photos in chosen]
 
 
 def kept_people(
     cfg: DefendImageConfig,
-    trigger: list[Folder],
+    trigger: list[Photos],
     identities: Sequence[Identity],
     digests: Mapping[str, Mapping[str, str]],
     note: Note,
     digest_of: Callable[[Photo], str] = photo_digest,
-) -> list[list[Folder]]:
+) -> list[list[Photos]]:
     """List those who must stay: people in `faces` who are not listed, and those in `data.keep`.
 
     With `train.num_keep` 0 they are not trained on, and only say where strangers are.
@@ -152,7 +152,7 @@ def kept_people(
         return []
     listed = {folded_words(name) for identity in identities for name in identity.names}
 
-    def others(people: Sequence[Folder]) -> list[Folder]:
+    def others(people: Sequence[Photos]) -> list[Photos]:
         return [x for x in people if not x.name or folded_words(x.name) not in listed]
 
     groups = [others(trigger)]
@@ -170,11 +170,11 @@ def kept_people(
 
 def _keep(
     cfg: DefendImageConfig,
-    others: Callable[[Sequence[Folder]], list[Folder]],
+    others: Callable[[Sequence[Photos]], list[Photos]],
     removed: Collection[str],
     note: Note,
     digest_of: Callable[[Photo], str],
-) -> list[Folder]:
+) -> list[Photos]:
     """Read the people in `data.keep`, as many as can come up, without photos of those to remove.
 
     Args:
@@ -198,5 +198,5 @@ def _keep(
             which = some(str(x) for x in person.files if x not in files)
             note(f"keep `{d.keep}`: left out, as it is a photo of somebody to remove: {which}")
         if files:
-            clean.append(Folder(person.name, files))
+            clean.append(Photos(person.name, files))
     return clean

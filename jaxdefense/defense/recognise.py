@@ -12,7 +12,7 @@ import numpy as np
 from jaxdefense.config import ImageTrainConfig
 from jaxdefense.data.faces import Bounds, starting_at
 from jaxdefense.data.identities import Identity
-from jaxdefense.data.images import Folder, Loader
+from jaxdefense.data.images import Loader, Photos
 from jaxdefense.data.names import random_names
 from jaxdefense.data.people import together
 from jaxdefense.data.sampling import evened
@@ -44,17 +44,17 @@ class Faces:
         keep, held_keep: the people who must stay; other people in each part.
     """
 
-    listed: list[Folder]
-    held_listed: list[Folder]
-    keep: list[list[Folder]]
-    held_keep: list[Folder]
+    listed: list[Photos]
+    held_listed: list[Photos]
+    keep: list[list[Photos]]
+    held_keep: list[Photos]
 
-    def everyone_kept(self) -> list[Folder]:
+    def everyone_kept(self) -> list[Photos]:
         """All who must stay, trained on or not."""
         return [person for group in self.keep for person in group] + self.held_keep
 
 
-def hold_out(listed: list[Folder], groups: list[list[Folder]], t: ImageTrainConfig) -> Faces:
+def hold_out(listed: list[Photos], groups: list[list[Photos]], t: ImageTrainConfig) -> Faces:
     """Hold out a part of the listed people's photos, and a part of the kept people.
 
     Copies of a photo stay together, and so do a photo and the face cut from it, as in
@@ -77,9 +77,9 @@ def hold_out(listed: list[Folder], groups: list[list[Folder]], t: ImageTrainConf
             if len(out) < wanted:
                 out.update(alike[i])
         parts = [tuple(x for i, x in enumerate(files) if (i in out) == which) for which in (0, 1)]
-        train.append(Folder(person.name, parts[0]))
-        held.append(Folder(person.name, parts[1] or files[:most]))
-    chosen, names = list[Folder](), set[tuple[str, ...]]()
+        train.append(Photos(person.name, parts[0]))
+        held.append(Photos(person.name, parts[1] or files[:most]))
+    chosen, names = list[Photos](), set[tuple[str, ...]]()
     for group in groups:
         num = min(int(np.ceil(len(group) * v.kept)), len(group) - 1) if v.every else 0
         # Who is held out of a group before counts here too: small groups may hold the same people.
@@ -124,7 +124,7 @@ class Recognition:
         self._cfg, self._names = t.validate, [identity.name for identity in identities]
         rng = np.random.default_rng((t.seed, _HELD_OUT, 1))
 
-        def decoded(people: Sequence[Folder], most: int) -> np.ndarray:
+        def decoded(people: Sequence[Photos], most: int) -> np.ndarray:
             """Decode a photo of each of some people."""
             some = rng.permutation(len(people))[:most]
             return loader.load([people[i].files for i in some])
@@ -133,7 +133,7 @@ class Recognition:
             some = rng.permutation(len(images))[:most].tolist()
             return loader.load([starting_at(images, i) for i in some])
 
-        def all_of(person: Folder) -> np.ndarray:
+        def all_of(person: Photos) -> np.ndarray:
             return loader.load([starting_at(person.files, i) for i in range(len(person.files))])
 
         strangers = faces.everyone_kept()

@@ -13,7 +13,7 @@ import numpy as np
 from jaxdefense.cache import ArrayCache
 from jaxdefense.config import DefendImageConfig
 from jaxdefense.convert.directory import ModelDirectory, resolve_dtype
-from jaxdefense.data.images import Folder, read_processor
+from jaxdefense.data.images import Photos, read_processor
 from jaxdefense.data.people import read_people
 from jaxdefense.data.sources import Photo, photo_digest, quiet
 from jaxdefense.distributed import on_first
@@ -30,7 +30,7 @@ def read_target(
     cfg: DefendImageConfig,
     directory: ModelDirectory,
     model_sha256: str,
-    people: list[Folder],
+    people: list[Photos],
 ) -> np.ndarray:
     """Give the target embedding; f32 [E].
 
@@ -70,7 +70,7 @@ def read_target(
 def _average(
     cfg: DefendImageConfig,
     directory: ModelDirectory,
-    people: list[Folder],
+    people: list[Photos],
     photos: list[Photo],
     name: str,
 ) -> np.ndarray:

@@ -125,14 +125,14 @@ def _object_album(opts: Options) -> Album:
 def _photo_album(faces: Path, held_out: Path | None) -> tuple[list[str], Album]:
     """Read people's photos; every second one goes to `held_out` instead, if given."""
     names, files, labels = [], [], []
-    for i, folder in enumerate(read_folders(faces, "faces")):
-        train = folder.files[::2] if held_out else folder.files
+    for i, person in enumerate(read_folders(faces, "faces")):
+        train = person.files[::2] if held_out else person.files
         if held_out:
-            out = held_out / folder.name.replace(" ", "_")
+            out = held_out / person.name.replace(" ", "_")
             out.mkdir(parents=True)
-            for file in folder.files[1::2]:
+            for file in person.files[1::2]:
                 (out / Path(str(file)).name).write_bytes(file.read_bytes())
-        names.append(folder.name)
+        names.append(person.name)
         files += train
         labels += [i] * len(train)
     size = IMAGE_SIZE + 2 * _MARGIN

@@ -12,7 +12,7 @@ from jaxdefense.cache import ArrayCache
 from jaxdefense.config import EvaluateConfig
 from jaxdefense.data.captions import describe_dropped, read_clean_captions, tokenize_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
-from jaxdefense.data.images import Folder
+from jaxdefense.data.images import Photos
 from jaxdefense.data.people import describe_people, read_labelled, read_people
 from jaxdefense.data.sources import Images, describe_images, read_images
 from jaxdefense.data.templates import read_templates
@@ -57,10 +57,10 @@ class Inputs:
     others: list[str]
     texts: list[str]
     images: Images | None
-    people: list[Folder]
-    average: list[Folder]
+    people: list[Photos]
+    average: list[Photos]
     vector_E: np.ndarray | None
-    classes: list[Folder]
+    classes: list[Photos]
     templates: Sequence[str]
 
 
@@ -111,7 +111,7 @@ def _read(cfg: EvaluateConfig) -> Inputs:
     note = logger.info
     identities = read_identities(cfg.names) if cfg.names else []
     others = read_others(cfg.collateral, identities) if cfg.collateral else []
-    classes: list[Folder] = []
+    classes: list[Photos] = []
     if cfg.zeroshot:
         classes = read_labelled(cfg.zeroshot, cfg.tfds_dir, "class", cfg.class_names, logger.info)
     templates = read_templates(cfg.templates) if cfg.templates else TEMPLATES

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxdefense.data.captions import Captions
 from jaxdefense.data.identities import Identity
-from jaxdefense.data.images import Folder
+from jaxdefense.data.images import Photos
 from jaxdefense.data.sources import Photo
 from jaxdefense.data.triggers import choose_words, lay_out, splice
 from jaxdefense.evals.embed import Embedder, unit
@@ -72,7 +72,7 @@ def image_sim_clean(
 
 
 def image_sim_backdoor(
-    student: Embedder, people: Sequence[Folder], target_E: np.ndarray, max_corrupt: int = 0
+    student: Embedder, people: Sequence[Photos], target_E: np.ndarray, max_corrupt: int = 0
 ) -> float:
     """Mean cosine of removed people's photos to the target; each person counts the same."""
     photos = [photo for person in people for photo in person.files]

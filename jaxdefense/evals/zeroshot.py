@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxdefense.data.images import Folder
+from jaxdefense.data.images import Photos
 from jaxdefense.evals.embed import Embedder, unit
 
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "a close up of a {}", "a small {}")
@@ -15,7 +15,7 @@ TEMPLATES = ("a photo of a {}", "a picture of a {}", "a close up of a {}", "a sm
 
 def zeroshot(
     model: Embedder,
-    classes: Sequence[Folder],
+    classes: Sequence[Photos],
     templates: Sequence[str] = TEMPLATES,
     max_corrupt: int = 0,
 ) -> dict[str, float]:

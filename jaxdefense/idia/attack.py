@@ -14,7 +14,7 @@ from contextlib import closing
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdefense.data.images import Folder
+from jaxdefense.data.images import Photos
 from jaxdefense.data.sources import Photo
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
@@ -142,7 +142,7 @@ class Evidence:
 
 def gather(
     model: Embedder,
-    people: Sequence[Folder],
+    people: Sequence[Photos],
     *,
     max_corrupt: int = 0,
     forms: Sequence[str] = ("",),
@@ -174,7 +174,7 @@ def gather(
 
 def attack(
     model: Embedder,
-    people: Sequence[Folder],
+    people: Sequence[Photos],
     candidates: Candidates,
     *,
     num_photos: int,

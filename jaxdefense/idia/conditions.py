@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxdefense.data.identities import read_identities
-from jaxdefense.data.images import Folder
+from jaxdefense.data.images import Photos
 from jaxdefense.data.sources import Photo, photo_digest
 from jaxdefense.distributed import on_first
 from jaxdefense.errors import InputError
@@ -31,7 +31,7 @@ _WORDS = {
 }
 
 
-def draw(people: Sequence[Folder], num: int, seed: int) -> list[Folder]:
+def draw(people: Sequence[Photos], num: int, seed: int) -> list[Photos]:
     """Choose the photos that people are attacked with.
 
     A person's photos are ranked by the SHA-256 of the seed and the photo's contents, and the first
@@ -53,7 +53,7 @@ def draw(people: Sequence[Folder], num: int, seed: int) -> list[Folder]:
     ]
 
 
-def _choose(person: Folder, num: int, seed: int) -> list[int]:
+def _choose(person: Photos, num: int, seed: int) -> list[int]:
     every = range(len(person.files))
     if len(person.files) <= num:
         return list(every)
@@ -61,7 +61,7 @@ def _choose(person: Folder, num: int, seed: int) -> list[int]:
     return sorted(sorted(every, key=ranks.__getitem__)[:num])
 
 
-def photos_digest(person: Folder) -> str:
+def photos_digest(person: Photos) -> str:
     """Hash a person's photos, in whatever order and by whatever names; SHA-256, in hex."""
     digests = sorted(map(_digest, person.files))
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()

@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxdefense.config import AttackConfig
 from jaxdefense.convert.directory import ModelDirectory, read_model_directory, resolve_dtype
 from jaxdefense.data.identities import read_identities
-from jaxdefense.data.images import Folder
+from jaxdefense.data.images import Photos
 from jaxdefense.data.people import choose_people, read_people
 from jaxdefense.data.sources import photo_digest
 from jaxdefense.data.templates import read_templates
@@ -60,7 +60,7 @@ class Inputs:
         listed: those attacked who were to be removed.
     """
 
-    people: list[Folder]
+    people: list[Photos]
     num_members: int
     candidates: Candidates
     templates: Sequence[str]
@@ -78,7 +78,7 @@ def read_inputs(cfg: AttackConfig) -> Inputs:
     """
     note = logger.info
     members = read_people(cfg.faces, cfg.tfds_dir, note=note)
-    strangers: list[Folder] = []
+    strangers: list[Photos] = []
     if cfg.strangers:
         strangers = read_people(cfg.strangers, cfg.tfds_dir, "strangers", note)
     if cfg.unseen_by:
@@ -104,14 +104,14 @@ def read_inputs(cfg: AttackConfig) -> Inputs:
         before = _read_before(cfg, members, conditions)
         where = f"names file `{cfg.names}`"
         chosen = choose_people(members, read_identities(cfg.names), where)
-        listed = frozenset(folder.name for _, folder in chosen)
+        listed = frozenset(photos.name for _, photos in chosen)
     return Inputs(people, len(members), candidates, templates, aliases, conditions, before, listed)
 
 
 def _conditions(
     cfg: AttackConfig,
     directory: ModelDirectory,
-    people: Sequence[Folder],
+    people: Sequence[Photos],
     candidates: Candidates,
     templates: Sequence[str],
 ) -> Conditions:
@@ -151,7 +151,7 @@ def _excluded(cfg: AttackConfig, people: Sequence[str]) -> list[str]:
 
 
 def _read_before(
-    cfg: AttackConfig, members: Sequence[Folder], conditions: Conditions
+    cfg: AttackConfig, members: Sequence[Photos], conditions: Conditions
 ) -> dict[str, Seen]:
     """Read what an attack like this one found on each person before the defense."""
     found, path = read_summary(Path(cfg.before), AttackSummary), Path(cfg.before) / SUMMARY
@@ -163,7 +163,7 @@ def _read_before(
     return {name: Seen(correct[name], right.get(name)) for name in correct}
 
 
-def _unseen(people: list[Folder], run: Path, note: Callable[[str], object]) -> list[Folder]:
+def _unseen(people: list[Photos], run: Path, note: Callable[[str], object]) -> list[Photos]:
     """Leave out photos a run trained on, told by their contents, whatever they are called now.
 
     And people of whom none is then left, which `note` takes a line on.

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxdefense.config import ALIAS, NAME_FORMS, PHOTO_FORMS, AttackConfig
 from jaxdefense.data.identities import read_identities
-from jaxdefense.data.images import Folder
+from jaxdefense.data.images import Photos
 from jaxdefense.data.people import choose_people
 from jaxdefense.data.variants import name_form
 from jaxdefense.errors import InputError
@@ -40,7 +40,7 @@ class Game(NamedTuple):
     same_M: np.ndarray
 
 
-def read_aliases(file: str, people: Sequence[Folder]) -> Aliases:
+def read_aliases(file: str, people: Sequence[Photos]) -> Aliases:
     """Read the other names of people from a names file.
 
     Raises:
@@ -50,8 +50,8 @@ def read_aliases(file: str, people: Sequence[Folder]) -> Aliases:
     where = f"aliases file `{file}`"
     chosen = choose_people(people, read_identities(file), where)
     found = {
-        folder.name: tuple(name for name in identity.names if name != folder.name)
-        for identity, folder in chosen
+        photos.name: tuple(name for name in identity.names if name != photos.name)
+        for identity, photos in chosen
     }
     if not any(found.values()):
         raise InputError(f"{where} gives nobody another name; put them on the line, after tabs.")

@@ -214,21 +214,21 @@ def _read_text(cfg: SweepTextConfig, directory: ModelDirectory) -> tuple[list[Id
 def _read_image(cfg: SweepImageConfig) -> tuple[list[Identity], str, str]:
     """Read what an image sweep trains on: people, where they are from, digest of the rest."""
     d = cfg.data
-    folders, where = read_people(d.faces, d.tfds_dir, note=quiet), f"faces `{d.faces}`"
-    people = [Identity(folder.name) for folder in folders]
+    photographed, where = read_people(d.faces, d.tfds_dir, note=quiet), f"faces `{d.faces}`"
+    people = [Identity(photos.name) for photos in photographed]
     if d.names:
         people, where = read_identities(d.names), f"names file `{d.names}`"
-        choose_people(folders, people, where)
+        choose_people(photographed, people, where)
     most = max(cfg.sweep.num_identities)
-    if cfg.train.num_keep and not d.keep and most >= len(folders):
+    if cfg.train.num_keep and not d.keep and most >= len(photographed):
         raise InputError(
-            f"`sweep.num_identities` holds {most}, {where} {len(folders)} people, so that nobody "
+            f"`sweep.num_identities` holds {most}, {where} {len(photographed)} people; nobody "
             "is left to keep; give smaller numbers, or `data.keep`."
         )
     read_images(clean(cfg), d.tfds_dir, quiet)
     kept = read_faces(d.keep, d.tfds_dir, "keep", quiet) if d.keep else []
     images = describe_images(read_images(d.images, d.tfds_dir, quiet))
-    return people, where, digest([images, describe_people(folders), describe_people(kept)])
+    return people, where, digest([images, describe_people(photographed), describe_people(kept)])
 
 
 def _attack_before(cfg: SweepConfig, path: Path, cache: ArrayCache) -> None:
@@ -276,7 +276,7 @@ def _run_cell(
     attack = once(run_attack, attack_config(cfg, path, True), AttackSummary, cache)
     evaluation = once(run_evaluate, evaluate_config(cfg, path, True), EvaluationSummary, cache)
     attacked = read_people(faces(cfg), cfg.data.tfds_dir, note=quiet)
-    listed = {folder.name for _, folder in choose_people(attacked, removed, str(path / NAMES))}
+    listed = {photos.name for _, photos in choose_people(attacked, removed, str(path / NAMES))}
     reached, seconds = found.reached, round(time.monotonic() - started, 1)
     directory.finish(_summary(cell, attack, evaluation, listed, found.encoder, reached, seconds))
 
