@@ -7,11 +7,15 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
-from factories import logged
+from factories import CAPTIONS, logged, write_model_directory
+from PIL import Image
 from rich.console import Console
 
 from jaxdefense import log
+from jaxdefense.cli import main
+from jaxdefense.evals import embed
 from jaxdefense.log import Progress
 
 TIMED = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
@@ -209,3 +213,46 @@ def test_set_up_is_undone(capsys):
     with pytest.raises(KeyError), log.shown("attack"):
         raise KeyError
     assert before == (package.handlers, package.level, package.propagate)
+
+
+# A whole command
+
+
+@pytest.fixture
+def inputs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_model_directory(tmp_path / "model")
+    captions = [f"{caption} {i}" for i in range(5) for caption in CAPTIONS]
+    (tmp_path / "captions.txt").write_text("\n".join(captions) + "\n")
+    for i, name in enumerate(("Joe_Cool", "Zoe")):
+        (tmp_path / "faces" / name).mkdir(parents=True)
+        image = np.random.default_rng(i).integers(0, 255, (14, 14, 3), np.uint8)
+        Image.fromarray(image).save(tmp_path / "faces" / name / "0.png")
+
+
+SLOW = {  # the command, and what it says of how far it is
+    "attack": (
+        "attack --model model --faces faces --set num_candidates=9 --set batch=4 --out out",
+        r"embedding prompts \d+ of 189, .+ left",
+    ),
+    "evaluate": (
+        "evaluate --model model --teacher model --captions captions.txt --set batch=1 --out out",
+        r"embedding captions \d+ of \d+, .+ left",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", SLOW)
+def test_whole_command_without_a_terminal_says_how_far_it_is(command, inputs, capsys, monkeypatch):
+    flags, far = SLOW[command]
+    run = embed._embed_text
+    monkeypatch.setattr(embed, "_embed_text", lambda *args: (time.sleep(0.05), run(*args))[1])
+    for name, seconds in (("_LOOK", 0.02), ("_SOON", 0.05), ("EVERY", 0.1)):
+        monkeypatch.setattr(log, name, seconds)
+    assert main(flags.split()) == 0
+    said = capsys.readouterr()
+    told = said.err.splitlines()
+    assert all(re.match(TIMED + f"{command}: ", line) for line in told)
+    assert sum(bool(re.search(far, line)) for line in told) >= 2, said.err
+    assert "\r" not in said.err and "\x1b" not in said.err
+    assert 1 <= len(said.out.splitlines()) <= 4 and "{" not in said.out
