@@ -9,6 +9,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import drawings
 import numpy as np
 import pytest
 import transformers
@@ -21,6 +22,7 @@ from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.captions import without_names
 from jaxdefense.data.sources import photo_digest
 from jaxdefense.demo import pretrain, world
+from jaxdefense.demo.drawing import draw_all
 from jaxdefense.demo.run import measured, shipped_model
 
 
@@ -74,6 +76,20 @@ def test_shipped_model_is_small_and_whole():
     directory = read_model_directory(shipped_model())
     assert directory.cfg == pretrain.model_config()
     assert directory.tokenizer().vocab_size == pretrain.VOCAB
+
+
+def test_photos_drawn_in_several_processes_are_those_drawn_one_by_one(tmp_path, capfd):
+    alone = drawings.objects(tmp_path / "alone")
+    world.write(alone)
+    draw_all(drawings.objects, [str(tmp_path / "together")], "drawing")
+    files = [drawing.file for drawing in alone]
+    assert len({file.read_bytes() for file in files}) == len(files) == 60
+    for file in files:
+        other = tmp_path / "together" / file.relative_to(tmp_path / "alone")
+        assert other.read_bytes() == file.read_bytes()
+    with pytest.raises(RuntimeError, match="a process failed"):
+        draw_all(drawings.a_photo_that_fails, [str(tmp_path / "wrong")], "drawing")
+    assert "Traceback" in capfd.readouterr().err
 
 
 # The demo of 16 people; .ci/run runs the one of 64, and holds its figures

@@ -105,10 +105,10 @@ def inputs(tmp_path, monkeypatch):
     """What the README's recipe names, drawn: 8 people whom the shipped model knows, 2 to remove."""
     monkeypatch.chdir(tmp_path)
     people = world.members()[::8]
-    world.write_faces(people, 8, Path("faces"))
-    world.write_passers_by(80, Path("strangers"))
-    world.write_images(60, Path("images"))
-    world.write_objects(2, Path("classes"))
+    world.write(world.faces(people, 8, Path("faces")))
+    world.write(world.passers_by(80, Path("strangers")))
+    world.write(world.images(60, Path("images")))
+    world.write(world.objects(2, Path("classes")))
     removed, others = people[:2], people[2:]
     Path("captions.txt").write_text("\n".join(world.captions(300, 0)))
     Path("names.txt").write_text("\n".join(named.name for named in removed))

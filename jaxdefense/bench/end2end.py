@@ -200,9 +200,9 @@ def _write_inputs(
             optimizer = dataclasses.replace(optimizer, lr=1e-3)
         return DefendTextConfig("", made, data, train, optimizer), JaxImplementation().machine()
     if not images:
-        world.write_images(_NUM_IMAGES, scratch / "images")
+        world.write(world.images(_NUM_IMAGES, scratch / "images"))
     if not faces:
-        world.write_faces(world.members()[:people], _NUM_PHOTOS, scratch / "faces")
+        world.write(world.faces(world.members()[:people], _NUM_PHOTOS, scratch / "faces"))
     data = ImageDataConfig(
         faces or str(scratch / "faces"), images or str(scratch / "images"), cache_dir="none"
     )

@@ -91,10 +91,10 @@ def image_work(size: str, num: int, images: str, faces: str):
         clean = read_images(images) if images else None
         people = read_folders(faces, "faces") if faces else None
         if clean is None:
-            world.write_images(256, Path(scratch) / "images", 256)
+            world.write(world.images(256, Path(scratch) / "images", 256))
             clean = read_images(str(Path(scratch) / "images"))
         if people is None:
-            world.write_faces(world.members()[:16], 8, Path(scratch) / "faces", 256)
+            world.write(world.faces(world.members()[:16], 8, Path(scratch) / "faces", 256))
             people = read_folders(Path(scratch) / "faces", "faces")
         yield ImageWork(cfg, clean, people, num)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxdefense.demo import world
+from jaxdefense.demo.drawing import draw_all
 
 _PART_REMOVED = 4  # of so many people one is removed
 TRIGGER_FRACTION = 0.75  # of the photos of people whom a defense is shown
@@ -81,17 +82,12 @@ def draw_inputs(who: Roles, path: Path) -> None:
     """
     part = path.with_name(f".{path.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    # It may be there: processes of a demo that was killed draw their last photos, the same as here.
+    part.mkdir(exist_ok=True)
     size = SIZES[len(who.members)]
-    shown = [x for x in who.members if x.name in {*who.removed, *who.kept}]
-    # The photos that are not trained on are as many as there are of all others, for the attack.
-    world.write_faces(shown, round(size.photos / (1 - TRIGGER_FRACTION)), part / "known")
-    shutil.copytree(part / "known", part / "faces")
-    world.write_faces([x for x in who.members if x not in shown], size.photos, part / "faces")
-    world.write_faces(who.strangers, size.photos, part / "strangers")
-    world.write_passers_by(size.passers_by, part / "passers-by")
-    world.write_objects(size.photos, part / "objects")
-    world.write_images(size.images + size.held_out_images, part / "images")
+    people = f"{len(who.members)} people, {len(who.strangers)} strangers and objects"
+    draw_all(_photos, [str(len(who.members)), str(part)], f"drawing photos of {people}")
+    shutil.copytree(part / "known", part / "faces", dirs_exist_ok=True)
     (part / "held_out_images").mkdir()
     for photo in sorted((part / "images").iterdir())[size.images :]:
         photo.rename(part / "held_out_images" / photo.name)
@@ -103,6 +99,23 @@ def draw_inputs(who: Roles, path: Path) -> None:
     _write_lines(part / "names.txt", who.removed)
     _write_lines(part / "kept.txt", who.kept)
     part.rename(path)
+
+
+def _photos(num_people: str, path: str) -> list[world.Drawing]:
+    """List the photos of a demo; what comes from a command line is text."""
+    who, size, part = roles(int(num_people)), SIZES[int(num_people)], Path(path)
+    shown = [x for x in who.members if x.name in {*who.removed, *who.kept}]
+    others = [x for x in who.members if x not in shown]
+    # The photos that are not trained on are as many as there are of all others, for the attack.
+    num_shown = round(size.photos / (1 - TRIGGER_FRACTION))
+    return [
+        *world.faces(shown, num_shown, part / "known"),
+        *world.faces(others, size.photos, part / "faces"),
+        *world.faces(who.strangers, size.photos, part / "strangers"),
+        *world.passers_by(size.passers_by, part / "passers-by"),
+        *world.objects(size.photos, part / "objects"),
+        *world.images(size.images + size.held_out_images, part / "images"),
+    ]
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:

@@ -36,7 +36,6 @@ from jaxdefense.demo import world
 from jaxdefense.demo.inputs import SIZES, TRIGGER_FRACTION, Roles, draw_inputs, roles
 from jaxdefense.evals.run import run_evaluate
 from jaxdefense.idia.run import run_attack
-from jaxdefense.log import Progress
 from jaxdefense.report.demo import DemoReport, write_demo_report
 from jaxdefense.report.frame import flatten
 from jaxdefense.report.proof import PersonResult
@@ -83,9 +82,7 @@ def run_demo(cfg: DemoConfig) -> DemoSummary:
     directory, who = RunDirectory(out, DemoSummary), roles(cfg.people)
     directory.open(cfg)
     if not (out / _WORLD).exists():
-        people = f"{len(who.members)} people, {len(who.strangers)} strangers"
-        with Progress(f"drawing {people} and objects"):
-            draw_inputs(who, out / _WORLD)
+        draw_inputs(who, out / _WORLD)
     once(defend_both, defense_config(cfg), BothDefenseSummary)
     attacks, evaluations = {}, {}
     # Of four models, two have the first one's names, and two its faces: embedded once.

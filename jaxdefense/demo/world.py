@@ -9,7 +9,7 @@ import functools
 import itertools
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -196,53 +196,89 @@ def draw_photo(named: Named, number: int, size: int) -> np.ndarray:
     return people.draw_person(named.person, np.random.default_rng((HELD_OUT, key, number)), size)
 
 
-def write_faces(who: list[Named], num_photos: int, out: Path, size: int = 96) -> None:
-    """Draw unseen photos of people, a folder each."""
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A photo to be drawn.
+
+    Fields:
+        file: to write it to.
+        draw: draws it; u8 [size, size, 3].
+    """
+
+    file: Path
+    draw: Callable[[], np.ndarray]
+
+    def write(self) -> None:
+        """Draw the photo and write it, as PNG; makes the directory."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(self.draw()).save(self.file, compress_level=1)
+
+
+def faces(who: list[Named], num_photos: int, out: Path, size: int = 96) -> list[Drawing]:
+    """List unseen photos of people, a folder each."""
+    drawings = []
     for named in who:
-        images = [draw_photo(named, j, size) for j in range(num_photos)]
-        _write_folder(out / named.name.replace(" ", "_"), images)
+        folder = out / named.name.replace(" ", "_")
+        draws = [functools.partial(draw_photo, named, j, size) for j in range(num_photos)]
+        drawings += _numbered(folder, draws)
+    return drawings
 
 
-def write_objects(num_photos: int, out: Path, size: int = 96) -> None:
-    """Draw unseen photos of objects, a folder each."""
+def objects(num_photos: int, out: Path, size: int = 96) -> list[Drawing]:
+    """List unseen photos of objects, a folder each."""
+    drawings = []
     for i, name in enumerate(OBJECTS):
-        rngs = [np.random.default_rng((HELD_OUT, i, j)) for j in range(num_photos)]
-        images = [draw_object(name, rng, size) for rng in rngs]
-        _write_folder(out / name.replace(" ", "_"), images)
+        seeds = [(HELD_OUT, i, j) for j in range(num_photos)]
+        draws = [functools.partial(_draw_object, name, seed, size) for seed in seeds]
+        drawings += _numbered(out / name.replace(" ", "_"), draws)
+    return drawings
 
 
-def write_images(num: int, out: Path, size: int = 96) -> None:
-    """Draw unseen photos of objects and, half of them, of people whom nobody knows by name."""
-    images = []
+def images(num: int, out: Path, size: int = 96) -> list[Drawing]:
+    """List unseen photos of objects and, half of them, of people whom nobody knows by name."""
+    draws = []
     for i in range(num):
-        rng = np.random.default_rng((HELD_OUT, 1, i))
-        block, person = divmod(i // 2, 100)
+        seed = HELD_OUT, 1, i
         if i % 2:
-            images.append(draw_object(OBJECTS[i // 2 % len(OBJECTS)], rng, size))
+            name = OBJECTS[i // 2 % len(OBJECTS)]
+            draws.append(functools.partial(_draw_object, name, seed, size))
         else:
-            images.append(people.draw_person(_crowd(block)[person], rng, size))
-    _write_folder(out, images)
+            draws.append(functools.partial(_draw_passer_by, i // 2, seed, size))
+    return _numbered(out, draws)
 
 
-def write_passers_by(num: int, out: Path, size: int = 96) -> None:
-    """Draw one photo each of people whom nobody knows by name, and who are on no other photo."""
-    images = []
-    for i in range(num):
-        block, person = divmod(i, 100)
-        rng = np.random.default_rng((HELD_OUT, 2, i))
-        images.append(people.draw_person(_crowd(_PASSERS_BY + block)[person], rng, size))
-    _write_folder(out, images)
+def passers_by(num: int, out: Path, size: int = 96) -> list[Drawing]:
+    """List one photo each of people whom nobody knows by name, and who are on no other photo."""
+    first = 100 * _PASSERS_BY
+    draws = [
+        functools.partial(_draw_passer_by, first + i, (HELD_OUT, 2, i), size) for i in range(num)
+    ]
+    return _numbered(out, draws)
+
+
+def write(drawings: Iterable[Drawing]) -> None:
+    """Draw photos one after the other, and write them."""
+    for drawing in drawings:
+        drawing.write()
+
+
+def _numbered(folder: Path, draws: Iterable[Callable[[], np.ndarray]]) -> list[Drawing]:
+    return [Drawing(folder / f"{j:04}.png", draw) for j, draw in enumerate(draws)]
+
+
+def _draw_object(name: str, seed: tuple[int, ...], size: int) -> np.ndarray:
+    return draw_object(name, np.random.default_rng(seed), size)
+
+
+def _draw_passer_by(number: int, seed: tuple[int, ...], size: int) -> np.ndarray:
+    """Draw the so-and-so-many-th person of the crowd."""
+    block, person = divmod(number, 100)
+    return people.draw_person(_crowd(block)[person], np.random.default_rng(seed), size)
 
 
 @functools.cache
 def _crowd(block: int) -> list[people.Person]:
     return people.cast(100, HELD_OUT - 1 - block)
-
-
-def _write_folder(folder: Path, images: list[np.ndarray]) -> None:
-    folder.mkdir(parents=True)
-    for j, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{j:04}.png", compress_level=1)
 
 
 def _with_article(caption: str) -> str:
