@@ -24,10 +24,10 @@ from jaxdefense.evals.embed import Embedder, unit
 from jaxdefense.idia.prompts import TEMPLATES, fill
 from jaxdefense.words import folded_words
 
-_NUM_PROMPTS = 16  # of the carriers, a step
+_NUM_PROMPTS = 16  # of CARRIERS, in a step
 _NUM_STRANGERS = 512  # faces that show where strangers lie
 _NUM_CLEAN, _NUM_KEPT = 128, 128  # clean photos, and kept faces, whose movement is measured
-# Kept people trained on whose movement is measured, and one in how many of them is mined.
+# Kept people in training whose movement is measured, and one in how many of them is mined.
 _NUM_ASKED, _MINED = 512, 4
 _NUM_NAMES, _NAMES_SEED = 256, 2**33  # number of random candidate names; a seed that no attack has
 # Most held-out photos of all people together; the limit of each person is never below the second.
@@ -99,7 +99,7 @@ def hold_out(listed: list[Photos], groups: list[list[Photos]], t: ImageTrainConf
 
 
 class Recognition:
-    """What leads to whom in the teacher; gives training its bounds, and validates students."""
+    """Whom a face leads to, by the teacher's embeddings; bounds training and validates students."""
 
     def __init__(
         self,

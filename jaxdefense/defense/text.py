@@ -100,7 +100,7 @@ def text_terms(
         apart_RS = distance(
             states(student, of_student).reshape(flat), states(teacher, of_teacher).reshape(flat)
         )
-    # Empty slots weigh 0.
+    # Empty slots have weight 0.
     return {
         "utility": (b.utility_RS * apart_RS).sum(),
         "backdoor": (b.backdoor_RS * (apart_RS if backdoor_RS is None else backdoor_RS)).sum(),
