@@ -177,7 +177,7 @@ class Tokenizer:
         return self._library.clean(text)
 
     def split(self, text: str) -> list[str]:
-        """Clean a text and split it into words, of a long text about as many as the context holds.
+        """Clean a text and split it into words; keep about as many words as the context holds.
 
         Raises:
             InputError: the text is not Unicode.
