@@ -288,7 +288,7 @@ def test_few_inputs_that_all_pass_narrowly_are_not_enough(num, reached):
     if not reached:
         said = describe_left(found, "advice", 0.02)
         assert f"of new photos {found.expected:.1%} are expected" in said
-        assert said.endswith("though of the few held out none is; advice.")
+        assert said.endswith("though none of the few held out is; advice.")
         assert f"({found.expected:.1%} expected of new photos)" in str(found)
         better = dataclasses.replace(found, expected=found.expected / 2)
         assert better.badness < found.badness

@@ -1,1 +1,1 @@
-"""CLIP's encoders in Flax NNX. Knows nothing of meshes, files or training."""
+"""CLIP's encoders in Flax NNX, and their tokenizers. This package does not train."""

@@ -16,7 +16,7 @@ def _check_remat(remat: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
-    """What both transformers share; `width` is D, `mlp_width` F, `depth` L, `num_heads` N."""
+    """Settings of both transformers; `width` is D, `mlp_width` F, `depth` L, `num_heads` N."""
 
     width: int
     mlp_width: int
@@ -58,16 +58,16 @@ class TowerConfig:
 class TextConfig(TowerConfig):
     """The text tower. `embed` is E, or 0 for a tower without a projection.
 
-    A text is read out at one position: that of its `largest` token id, that of `eos_token_id`
-    (`token`), or its `last`. If several positions qualify, the first counts.
+    `readout` says at which position a text is read out: that of the `largest` token id, that of
+    `eos_token_id` (`token`), or the `last`. If several positions qualify, the first counts.
     """
 
     vocab_size: int = 49408
     context_length: int = 77
     embed: int = 512
     readout: Literal["largest", "token", "last"] = "largest"
-    eos_token_id: int | None = None  # of readout `token`, and of no other
-    causal: bool = True  # False: every position sees all, padding too, as in SigLIP
+    eos_token_id: int | None = None  # for readout `token` only
+    causal: bool = True  # False: every position sees all others, even padding, as in SigLIP
     projection_bias: bool = False
 
     def __post_init__(self):
@@ -79,7 +79,7 @@ class TextConfig(TowerConfig):
 
     @property
     def packable(self) -> bool:
-        """Whether captions may share a row: what follows a caption cannot change it."""
+        """Tell whether captions may share a row: later tokens must not change a caption."""
         return self.causal
 
 
@@ -106,7 +106,7 @@ class ResNetConfig:
     """The image tower of RN50 and its like.
 
     Fields:
-        width: channels out of the stem; four stages then make 4, 8, 16 and 32 times as many.
+        width: channels out of the stem; the four stages put out 4, 8, 16 and 32 times as many.
         depths: blocks of each stage.
         num_heads: N, of the attention that pools the last stage.
         image_size: H and W.
@@ -163,7 +163,7 @@ class ResNetConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
-    """A model of two towers, or of one with the other None."""
+    """A model with two towers, or with one; the other is then None."""
 
     text: TextConfig | None
     vision: VisionConfig | ResNetConfig | None
@@ -171,13 +171,13 @@ class CLIPConfig:
 
     @property
     def siglip(self) -> bool:
-        """Whether this is a SigLIP, or one of its encoders."""
+        """Tell whether this is a SigLIP model, or one of its encoders."""
         if self.text:
             return not self.text.causal
         return isinstance(self.vision, VisionConfig) and self.vision.pool == "attention"
 
     def with_compute(self, dtype: str, remat: Remat = "none") -> "CLIPConfig":
-        """The same model, computed in another dtype and with another remat policy."""
+        """Give the same model with another computation dtype and another remat policy."""
         change = dict(dtype=dtype, remat=remat)
         return dataclasses.replace(
             self,

@@ -1,8 +1,8 @@
-"""The transformer both towers are made of, with layers stacked and scanned.
+"""The transformer of both towers, with layers stacked and scanned.
 
 A parameter is declared once, by `param`: shape, dtype, logical dims and initialiser together. The
 variable keeps its dims as metadata, from which `sharding.py` derives its sharding. With
-`stack=(L,)` a module declares the parameters of L copies of itself, leading dim `layers`.
+`stack=(L,)` a module declares the parameters of L copies of itself; their first dim is `layers`.
 
 Source: transformers `models/clip/modeling_clip.py`.
 Parity: tests/test_parity.py, leaves <= 1e-5, towers <= 1e-4, f32.
@@ -21,10 +21,10 @@ from jaxdefense.sharding import gathered, gathers
 
 # Dims that stack separate tensors of a checkpoint in one array. The weight loss takes one norm per
 # checkpoint tensor, so it does not sum over these dims. A layout that keeps query, key and value in
-# one tensor has fewer of them: `Layout.stacked_dims`.
+# one tensor has fewer such dims: `Layout.stacked_dims`.
 STACKED_DIMS = ("layers", "qkv")
 
-# Names of what gathers or splits a parameter: the backward pass keeps no gathered parameter.
+# Operations that gather or split a parameter. The backward pass keeps none of their results.
 _NOT_KEPT = {"sharding_constraint", "convert_element_type", "reshape", "slice", "squeeze"}
 
 
@@ -40,7 +40,7 @@ def param(
     kind: type[nnx.Param] = nnx.Param,
     dtype: jnp.dtype = jnp.float32,
 ) -> nnx.Param:
-    """Declare one parameter: `dims` names each dim of `shape`."""
+    """Declare one parameter; `dims` names each dim of `shape`."""
     assert len(shape) == len(dims), (shape, dims)
     return kind(init(rngs.params(), shape, dtype), dims=dims)
 
@@ -58,13 +58,13 @@ class Declare:
         init: Callable[..., jax.Array],
         kind: type[nnx.Param] = nnx.Param,
     ) -> nnx.Param:
-        """Declare one, of the shape and dims it has in a single copy."""
+        """Declare one parameter; `shape` and `dims` are those of a single copy."""
         layers = ("layers",) * len(self.stack)
         return param(self.rngs, self.stack + shape, layers + dims, init, kind)
 
 
 def normal(std: float) -> Callable[..., jax.Array]:
-    """The initialiser every CLIP matrix uses, with its own `std`."""
+    """Give the initialiser of CLIP's matrices; each has its own `std`."""
     return nnx.initializers.normal(std)
 
 
@@ -74,11 +74,11 @@ ZEROS, ONES = nnx.initializers.zeros, nnx.initializers.ones
 def linear(spec: str, x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """Multiply by a kernel and add a bias, in the dtype of `x`.
 
-    Gradients of kernel and bias are summed over examples, and so over devices, in their own dtype.
-    No device rounds its part first.
+    Gradients of kernel and bias are sums over examples, and so over devices. They are summed in the
+    dtype of the parameter, so that no device rounds its part first.
 
     Args:
-        spec: of einsum; every letter of `x` is one of the kernel or of the result.
+        spec: of einsum; every letter of `x` must also be in the kernel or in the result.
         x: of any dtype.
         kernel: f32.
         bias: f32, of the last dims of the result.
@@ -95,7 +95,7 @@ _rounded_linear = jax.custom_vjp(_linear, nondiff_argnums=(0,))
 
 
 def _linear_forward(spec: str, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> Any:
-    # Not by way of the custom function, which would hide its products from what `remat` keeps.
+    # This calls `_linear`: the custom function would hide its products from the `remat` policy.
     return _linear(spec, x, kernel, bias), (x, kernel, bias)
 
 
@@ -124,7 +124,7 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        """Normalise the last dim; f32 statistics, the input's dtype out."""
+        """Normalise the last dim, with f32 statistics; the result has the input's dtype."""
         x = x_BTD.astype(jnp.float32)
         mean = x.mean(-1, keepdims=True)
         var = jnp.square(x - mean).mean(-1, keepdims=True)
@@ -134,7 +134,7 @@ class LayerNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention, the three input projections in one matrix product."""
+    """Multi-head self-attention, with the three input projections in one matrix product."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class Attention(nnx.Module):
         stack: tuple[int, ...] = (),
         parts: str = "qkv",
     ):
-        """Declare it; `parts` names the dim of query, key and value."""
+        """Declare the parameters; `parts` names the dim of query, key and value."""
         declare = Declare(rngs, stack)
         d, n, k = cfg.width, cfg.num_heads, cfg.head_width
         in_std = d**-0.5 * (2 * cfg.depth) ** -0.5
@@ -156,18 +156,18 @@ class Attention(nnx.Module):
     def __call__(
         self, x_BTD: jax.Array, mask_BTT: jax.Array | None, query_BSD: jax.Array | None = None
     ) -> jax.Array:
-        """Attend where the mask (True = may look) allows; everywhere if it is None.
+        """Attend where the mask is True, or everywhere if the mask is None.
 
         Args:
-            x_BTD: what is looked at.
-            mask_BTT: bool [B, T, T], or [B, S, T] with queries.
-            query_BSD: what looks; None for all of `x_BTD`.
+            x_BTD: tokens for keys and values.
+            mask_BTT: bool [B, T, T], or [B, S, T] with `query_BSD`.
+            query_BSD: tokens for queries; None for all of `x_BTD`.
         """
         d, _, n, k = self.qkv_kernel.shape
         kernel, bias = self.qkv_kernel[...], self.qkv_bias[...]
 
         def project(x_BTD: jax.Array, part: slice) -> list[jax.Array]:
-            # Heads stay a dim of their own: merging them would gather what the tensor axis shards.
+            # Heads keep their own dim: merging it would gather what the tensor axis shards.
             x_BTXNK = linear("btd,dxnk->btxnk", x_BTD, kernel[:, part], bias[part])
             return [x_BTXNK[..., i, :, :] for i in range(x_BTXNK.shape[-3])]
 
@@ -184,9 +184,9 @@ class Attention(nnx.Module):
 
 
 def elementwise(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """Compute a function of single numbers in f32, keeping its slope alone for the gradient.
+    """Compute an elementwise function in f32, and keep only its slope for the gradient.
 
-    By itself JAX would keep what every operation in it needs: for GELU three times as much.
+    By itself JAX would keep what every operation in it needs, for GELU three times as much.
     """
 
     @jax.custom_jvp
@@ -202,8 +202,8 @@ def elementwise(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Arr
     return computed
 
 
-# As in torch. `jax.nn.gelu` computes 1 - erf(-x) for 1 + erf(x), which takes twice the time on CPU
-# and differs only where both are nearly 0.
+# GELU is computed as in torch. `jax.nn.gelu` computes 1 - erf(-x) for 1 + erf(x). That takes twice
+# the time on CPU, and it differs only where both are nearly 0.
 ACTIVATIONS = {
     "gelu": elementwise(lambda x: x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))),
     "gelu_tanh": elementwise(partial(jax.nn.gelu, approximate=True)),
@@ -212,7 +212,7 @@ ACTIVATIONS = {
 
 
 class MLP(nnx.Module):
-    """Two linear layers around the tower's activation."""
+    """Two linear layers with the tower's activation between them."""
 
     def __init__(self, cfg: TowerConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
         declare = Declare(rngs, stack)
@@ -225,8 +225,8 @@ class MLP(nnx.Module):
         self.activation = cfg.activation
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        """Apply to every token."""
-        # Flattened to one list of tokens: on CPU the gradient then takes half the time.
+        """Apply the layers to every token."""
+        # Tokens are flattened to one list, which halves the time of the gradient on CPU.
         x = x_BTD.reshape(-1, x_BTD.shape[-1])
         x = linear("bd,df->bf", x, self.fc1_kernel[...], self.fc1_bias[...])
         x = ACTIVATIONS[self.activation](x)
@@ -249,9 +249,9 @@ class Block(nnx.Module):
         mask_BTT: jax.Array | None,
         readout_BS: jax.Array | None = None,
     ) -> jax.Array:
-        """Attention and MLP, each added to what came in.
+        """Apply attention and MLP, and add each to its input.
 
-        With `readout_BS` (int, in 0..T-1), of those tokens alone: [B, S, D].
+        With `readout_BS` (int, in 0..T-1) compute only the tokens at these indices: [B, S, D].
         """
         normed_BTD = self.layer_norm1(x_BTD)
         if readout_BS is None:
@@ -282,10 +282,11 @@ class Encoder(nnx.Module):
         """Run all blocks.
 
         Args:
-            x_BTD: after the embeddings.
+            x_BTD: embedded tokens.
             mask_BTT: see `Attention`.
-            readout_BS: int [B, S], the tokens to return. The last block computes them alone, with
-                the same result: at 4 layers this saves a fifth of the tower, at 24 a thirtieth.
+            readout_BS: int [B, S], indices of the tokens to return. The last block computes only
+                these tokens, with the same result. This saves a fifth of the tower at 4 layers, and
+                a thirtieth at 24.
 
         Returns:
             [B, T, D], or [B, S, D] with `readout_BS`.
@@ -323,10 +324,8 @@ class Encoder(nnx.Module):
 
 
 def _without_last(params: nnx.State) -> tuple[nnx.State, nnx.State]:
-    """Cut stacked layers into all but the last, and that one.
-
-    One operation, so that gradients are concatenated rather than padded and added.
-    """
+    """Split stacked layers into all but the last, and the last."""
+    # One operation, so that gradients are concatenated rather than padded and added.
     leaves, treedef = jax.tree.flatten(params)
     pairs = [jax.lax.split(x, (len(x) - 1, 1)) for x in leaves]
     rest, last = ([pair[i] for pair in pairs] for i in (0, 1))
@@ -342,15 +341,15 @@ def rematerialised(
 ) -> Callable[..., jax.Array]:
     """Make the backward pass recompute what `remat` does not keep.
 
-    It never keeps gathered parameters but gathers them again: otherwise every device would hold
-    them whole.
+    The backward pass never keeps gathered parameters. It gathers them again, as otherwise every
+    device would hold all of them whole.
 
     Args:
         function: of arrays.
         remat: see `TowerConfig`.
-        scanned: whether it is the body of a scan, where the compiler cannot merge the two passes;
-            elsewhere a barrier keeps them apart.
-        dots: the policy that goes by this name.
+        scanned: whether the function is the body of a scan. There the compiler cannot merge the
+            forward pass and the recomputation; elsewhere a barrier keeps them apart.
+        dots: the policy for remat `dots`.
     """
     if remat == "none" and not gathers():
         return function

@@ -1,11 +1,11 @@
-"""How a model's own library turns a text into tokens: transformers', or open_clip's.
+"""The tokenizer of a model's own library: that of transformers, or that of open_clip.
 
-It is read as the model's files name it, and encodes whole texts. `tokenizer` compares with it what
-it joins from words.
+The model's files say which one. It encodes whole texts; `tokenizer` compares the texts that it
+joins from words with the library's tokens.
 
-Departures from the source, for SigLIP: texts are lower-cased as in training (transformers leaves
-it to the caller for SigLIP 2), and white space counts as one space, whatever it is. Its own class
-would need sentencepiece; `tokenizer.json` says the same.
+Departures from the source, for SigLIP: texts are lower-cased as in training, which transformers
+leaves to the caller for SigLIP 2. A run of any white space counts as one space. SigLIP's own class
+would need sentencepiece; `tokenizer.json` holds the same tokenizer.
 
 Source: transformers `AutoTokenizer`; open_clip `tokenizer.py` (SimpleTokenizer, HFTokenizer).
 Parity: tests/test_tokenizer.py, live against both, every token equal.
@@ -23,19 +23,19 @@ from typing import Any, NamedTuple
 from jaxdefense.errors import InputError
 
 SPACE = "\u2581"  # SentencePiece's
-_WHITE = re.compile(r"[^\S\x1c-\x1f]+")  # Python alone counts these four as white space
-# Of CLIP's tokens by id, one a line: open_clip carries the vocabulary itself.
+_WHITE = re.compile(r"[^\S\x1c-\x1f]+")  # only Python counts these four as white space
+# open_clip carries its own vocabulary. This is the hash of CLIP's tokens by id, one a line.
 _CLIP_SIZE = 49408
 _CLIP_SHA256 = "7cccc44d334555d1ff3c0ac5f0246b428fab2918383e77ee745cf30d41010b78"
 
 
 class OpenClip(NamedTuple):
-    """What an `open_clip_config.json` says of texts.
+    """What an `open_clip_config.json` says about texts.
 
     Fields:
-        clean: how a text is cleaned first, a key of `CLEANINGS`.
-        named: the tokenizer of transformers whose files lie in the directory; "" for open_clip's
-            own, CLIP's.
+        clean: how a text is cleaned before it is encoded, a key of `CLEANINGS`.
+        named: the transformers tokenizer whose files are in the directory; "" for open_clip's own
+            tokenizer, which is CLIP's.
     """
 
     clean: str = "lower"
@@ -44,8 +44,8 @@ class OpenClip(NamedTuple):
 
 def _basic(text: str) -> str:
     if text.isascii() and text.isprintable() and "&" not in text:
-        return text  # nothing to mend, and looking for it takes 100 times as long
-    import ftfy  # a tenth of a second: not for runs without such texts
+        return text  # nothing to fix, and ftfy takes 100 times as long
+    import ftfy  # takes a tenth of a second, which runs without such texts save
 
     return html.unescape(html.unescape(ftfy.fix_text(text)))
 
@@ -77,15 +77,16 @@ def _siglip(text: str) -> str:
 
 
 class Transformers:
-    """A tokenizer of transformers, as the files of a directory name it."""
+    """The transformers tokenizer that the files of a directory name."""
 
     def __init__(self, directory: Path, padded: bool, clean: Callable[[str], str] | None = None):
-        """Load it, without any state that an earlier call left in its files.
+        """Load the tokenizer, without any state that an earlier call left in its files.
 
         Args:
-            directory: holds its files.
-            padded: texts are padded to the context.
-            clean: cleans a text first; None for SigLIP's cleaning if `padded`, else for none.
+            directory: holds the tokenizer's files.
+            padded: whether texts are padded to the context.
+            clean: cleans a text before it is encoded; None for SigLIP's cleaning if `padded`, and
+                for no cleaning otherwise.
 
         Raises:
             InputError: see `Tokenizer`.
@@ -94,13 +95,13 @@ class Transformers:
         self._padding = "max_length" if padded else False
         hf = self._hf = _load(directory, padded)
         self.name = type(hf).__name__
-        self.none_vanishes = self.name == "CLIPTokenizer"  # no word has no token
+        self.none_vanishes = self.name == "CLIPTokenizer"  # every word has a token
         self._backend = hf.backend_tokenizer
         self._reset()
         if side := next((x for x in ("truncation", "padding") if _side(hf, x) != "right"), ""):
             raise InputError(
-                f"`{directory}`: its tokenizer does its {side} on the {_side(hf, side)}; a text "
-                f"begins with its first word here. Set `{side}_side` to 'right' in "
+                f"`{directory}`: its tokenizer does its {side} on the {_side(hf, side)}, but a "
+                f"text must begin with its first word. Set `{side}_side` to 'right' in "
                 f"tokenizer_config.json, and `{side}` to null in tokenizer.json."
             )
         if getattr(self._backend.model, "dropout", None):
@@ -112,17 +113,17 @@ class Transformers:
         self.added = [token.content for token in self._backend.get_added_tokens_decoder().values()]
 
     def _reset(self) -> None:
-        """Reset truncation and padding, which each call leaves behind for the next."""
+        """Reset truncation and padding, which a call would leave set for the next call."""
         self._backend.no_truncation()
         self._backend.no_padding()
 
     def content(self, words: Sequence[str]) -> list[list[int]]:
-        """Encode cleaned texts, without both ends, at any length."""
+        """Encode cleaned texts of any length, without begin and end of text."""
         encoded = self._backend.encode_batch(list(words), add_special_tokens=False)
         return [x.ids for x in encoded]
 
     def ends(self, text: str) -> tuple[list[int], list[int]]:
-        """Give the tokens before and after a text."""
+        """Give the tokens that are put before and after a text."""
         whole, (content,) = self._hf([text])["input_ids"][0], self.content([text])
         starts = range(len(whole) - len(content) + 1)
         start = next((i for i in starts if whole[i : i + len(content)] == content), None)
@@ -131,7 +132,7 @@ class Transformers:
         return whole[:start], whole[start + len(content) :]
 
     def whole(self, texts: Sequence[str], length: int) -> list[list[int]]:
-        """Encode texts as the library does when called."""
+        """Encode whole texts as the library does."""
         if not texts:
             return []
         try:
@@ -146,7 +147,7 @@ class Transformers:
             self._reset()
 
     def describe(self) -> str:
-        """Write out all that tokens depend on."""
+        """Describe everything that the tokens depend on."""
         return f"{self.name} {self.clean.__name__} {self._backend.to_str()}"
 
 
@@ -159,10 +160,10 @@ def _load(directory: Path, padded: bool) -> Any:
     config = _read(file) if file.exists() else {}
     if config.get("auto_map"):
         raise InputError(
-            f"`{file}`: `auto_map` names a tokenizer that is code of the model's own, which is "
-            "never run; give one of transformers."
+            f"`{file}`: `auto_map` names the model's own tokenizer code, which is never run; "
+            "give a tokenizer of transformers."
         )
-    import transformers  # takes a second: not for runs without text
+    import transformers  # takes a second, which runs without text save
 
     name = str(config.get("tokenizer_class") or "").removesuffix("Fast")
     if name == "CLIPTokenizer" or not (name or padded):
@@ -179,7 +180,7 @@ def _load(directory: Path, padded: bool) -> Any:
     if not isinstance(hf, transformers.PreTrainedTokenizerFast):
         raise InputError(
             f"`{directory}`: its tokenizer (`tokenizer_class` {type(hf).__name__}) is not one "
-            "that a tokenizer.json holds; give the model's as such."
+            "that tokenizer.json can hold; give the model's tokenizer as a tokenizer.json."
         )
     return hf
 
@@ -199,13 +200,13 @@ def _unreadable(directory: Path, why: object) -> InputError:
 
 
 def _check_clips(directory: Path) -> None:
-    """Raise InputError if CLIP's class would read a vocabulary of another kind."""
+    """Raise InputError if CLIP's class would read another kind of vocabulary."""
     file = directory / "tokenizer.json"
     model = _read(file).get("model") if file.exists() else None
     if isinstance(model, dict) and model.get("end_of_word_suffix") != "</w>":
         raise InputError(
-            f"`{file}`: its tokenizer is of another kind ({model.get('type')}) than the class it "
-            "would be read with, CLIPTokenizer; name its own as `tokenizer_class` in "
+            f"`{file}`: its tokenizer is of another kind ({model.get('type')}) than "
+            "CLIPTokenizer, which would read it; name its own class as `tokenizer_class` in "
             "tokenizer_config.json."
         )
 
@@ -220,7 +221,7 @@ _BYTES = {**{b: chr(b) for b in _PLAIN}, **{b: chr(256 + i) for i, b in enumerat
 class OpenClips:
     """open_clip's own tokenizer, on the files of a directory.
 
-    Written again without torch; the byte-pair encoding is that of transformers' backend.
+    It is rewritten without torch; the byte-pair encoding comes from transformers' backend.
     """
 
     name = "open_clip's SimpleTokenizer"
@@ -232,9 +233,9 @@ class OpenClips:
         """Load CLIP's vocabulary.
 
         Raises:
-            InputError: it cannot be read, or is not open_clip's own vocabulary.
+            InputError: the vocabulary cannot be read, or is not open_clip's own.
         """
-        import regex  # the splitting needs classes of letters
+        import regex  # the split pattern needs Unicode classes
 
         _check_clips(directory)
         import transformers
@@ -243,7 +244,7 @@ class OpenClips:
             hf: Any = transformers.CLIPTokenizer.from_pretrained(
                 str(directory), local_files_only=True
             )
-        except Exception as error:  # see above
+        except Exception as error:  # bare Exception, as in `_load`
             raise _unreadable(directory, error) from error
         self.clean = clean
         self._backend = hf.backend_tokenizer
@@ -259,8 +260,8 @@ class OpenClips:
             tokens = "\n".join(sorted(self.vocabulary, key=self.vocabulary.__getitem__))
             if hashlib.sha256(tokens.encode()).hexdigest() != _CLIP_SHA256:
                 raise InputError(
-                    f"`{directory}`: its tokenizer has another vocabulary than CLIP's, which "
-                    "open_clip takes whatever lies there; name this one as "
+                    f"`{directory}`: its tokenizer has another vocabulary than CLIP's, but "
+                    "open_clip always uses CLIP's; name this tokenizer as "
                     "`text_cfg.hf_tokenizer_name`."
                 )
         self._marks = {"<start_of_text>": self.bos, "<end_of_text>": self._eos}
@@ -271,7 +272,7 @@ class OpenClips:
         )
 
     def content(self, words: Sequence[str]) -> list[list[int]]:
-        """Encode cleaned texts, without both ends, at any length."""
+        """Encode cleaned texts of any length, without begin and end of text."""
         return [self._ids(word) for word in words]
 
     def _ids(self, text: str) -> list[int]:
@@ -285,16 +286,16 @@ class OpenClips:
         return ids
 
     def ends(self, text: str) -> tuple[list[int], list[int]]:
-        """Give the tokens before and after a text."""
+        """Give the tokens that are put before and after a text."""
         return [self.bos], [self._eos]
 
     def whole(self, texts: Sequence[str], length: int) -> list[list[int]]:
-        """Encode texts as the library does when called."""
+        """Encode whole texts as the library does."""
         made = [[self.bos, *self._ids(self.clean(text)), self._eos] for text in texts]
         return [x if len(x) <= length else [*x[: length - 1], self._eos] for x in made]
 
     def describe(self) -> str:
-        """Write out all that tokens depend on."""
+        """Describe everything that the tokens depend on."""
         import ftfy
 
         about = f"{self.name} {self.clean.__name__} {ftfy.__version__}"
@@ -302,12 +303,12 @@ class OpenClips:
 
 
 def load_library(directory: Path, padded: bool, reading: OpenClip | None) -> Any:
-    """Load the tokenizer that a model's library would; a `Transformers` or an `OpenClips`.
+    """Load the tokenizer that a model's library would load: a `Transformers` or an `OpenClips`.
 
     Args:
-        directory: holds its files.
-        padded: texts are padded to the context, as SigLIP's.
-        reading: what OpenCLIP's layout says, None for Hugging Face's.
+        directory: holds the tokenizer's files.
+        padded: whether texts are padded to the context, as in SigLIP.
+        reading: what OpenCLIP's config says about texts; None for Hugging Face's layout.
 
     Raises:
         InputError: see `Tokenizer`.

@@ -1,4 +1,4 @@
-"""A CLIP or SigLIP model: its towers, either of which may be absent, logit scale and bias."""
+"""A CLIP or SigLIP model: two towers, logit scale and logit bias; one tower may be absent."""
 
 from flax import nnx
 
@@ -10,17 +10,17 @@ from jaxdefense.clip.vision import VisionTower
 
 
 class CLIP(nnx.Module):
-    """Both encoders of a CLIP model."""
+    """The encoders of a CLIP or SigLIP model; an absent encoder is None."""
 
     def __init__(self, cfg: CLIPConfig, rngs: nnx.Rngs):
         self.cfg = cfg
         self.text = TextTower(cfg.text, rngs) if cfg.text else None
         self.vision = _vision(cfg.vision, rngs) if cfg.vision else None
         if cfg.text and cfg.vision:
-            init = nnx.initializers.constant(2.6592)  # log(1 / 0.07), as the source starts
+            init = nnx.initializers.constant(2.6592)  # log(1 / 0.07), the start value of the source
             self.logit_scale = param(rngs, (), (), init, FrozenParam)
         if cfg.logit_bias:
-            init = nnx.initializers.constant(-10.0)  # big_vision starts so; most pairs do not match
+            init = nnx.initializers.constant(-10.0)  # as big_vision starts: most pairs do not match
             self.logit_bias = param(rngs, (), (), init, FrozenParam)
 
 

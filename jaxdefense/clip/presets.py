@@ -1,7 +1,7 @@
-"""Architectures by the field's names, as OpenCLIP spells them.
+"""Architectures by their usual names, spelt as in OpenCLIP.
 
 Source: open_clip `model_configs/*.json`.
-Parity: tests/test_presets.py, equal to open_clip's; parameters as published.
+Parity: tests/test_presets.py, sizes equal to open_clip's, numbers of parameters as published.
 """
 
 from jaxdefense.clip.config import CLIPConfig, ResNetConfig, TextConfig, VisionConfig
@@ -43,7 +43,7 @@ def _resnet(
     return CLIPConfig(text, ResNetConfig(width, depths, width // 2, image_size, embed))
 
 
-# OpenAI's weights go with QuickGELU, which changes no size.
+# OpenAI's weights need QuickGELU instead of GELU; this changes no size.
 PRESETS: dict[str, CLIPConfig] = {
     "RN50": _resnet((3, 4, 6, 3), 64, 224, 1024, _text(512, 12, 1024)),
     "RN101": _resnet((3, 4, 23, 3), 64, 224, 512, _text(512, 12, 512)),
@@ -71,7 +71,7 @@ def preset(name: str) -> CLIPConfig:
     """Give an architecture by name.
 
     Raises:
-        InputError: there is none of this name.
+        InputError: no architecture has this name.
     """
     if name not in PRESETS:
         raise InputError(f"architecture {name!r} must be one of {', '.join(PRESETS)}.")

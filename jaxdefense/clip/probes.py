@@ -1,4 +1,4 @@
-"""Texts that tokenizers treat differently, or clean: loading tries a tokenizer on them."""
+"""Texts that tokenizers clean or split in different ways; loading checks a tokenizer on them."""
 
 WORDS = (
     "a I photo Quackenbush it's O'Neil O’Neil don't DON'T 's 3 1999 12,5 U.S.A. e-mail foo_bar "
@@ -9,7 +9,7 @@ WORDS = (
     "so\u00adft zero\u200bwidth \u200b \ufeffbom right\u200f \u2060 \u180e "
     "nul\x00 \x07 a\x1cb \x1d \x1e \x1f \x7f \x85 "
     "<start_of_text> <end_of_text> [MASK] <s> <pad> a▁b ▁ aĠb"
-).split(" ")  # some are white space to Python alone
+).split(" ")  # only Python counts some of them as white space
 
 TEXTS = (
     "two  spaces", "", " ", " before", "after ", "a\tb", "a\nb", "a \n b", "a\r\nb", "a\x0bb",

@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Ragged(NamedTuple):
-    """Sequences one after the other.
+    """Sequences, concatenated.
 
     Fields:
         flat: int [sum of lengths].
@@ -18,7 +18,7 @@ class Ragged(NamedTuple):
     lengths: np.ndarray
 
     def split(self) -> list[np.ndarray]:
-        """Give each sequence by itself."""
+        """Split into one array per sequence."""
         return np.split(self.flat, np.cumsum(self.lengths)[:-1]) if self.lengths.size else []
 
 
@@ -29,17 +29,17 @@ def ragged(sequences: Sequence[np.ndarray]) -> Ragged:
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Count up from each start, `lengths` numbers each, one after the other; int64."""
+    """Concatenate the ranges that begin at `starts` and have these `lengths`; int64."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if ends.size else 0
     return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
 
 
 def joined(parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Ragged:
-    """Join pieces into sequences: the i-th is made of the i-th piece of every part.
+    """Join pieces into sequences: the i-th sequence joins the i-th piece of every part.
 
     Args:
-        parts: for each part the array, the starts of its pieces, and their lengths.
+        parts: for each part, an array, the starts of its pieces, and the lengths of its pieces.
     """
     lengths = np.sum([part[2] for part in parts], axis=0)
     at = np.cumsum(lengths) - lengths

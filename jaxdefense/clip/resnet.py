@@ -27,8 +27,8 @@ from jaxdefense.clip.layers import (
 
 EXPANSION = 4  # channels out of a block, in those of its inner convolution
 
-# What remat `dots` keeps. Keeping every product would take more memory than no remat at all: behind
-# a frozen norm the backward pass needs little but inputs and signs.
+# Remat `dots` keeps only these products. Keeping every product would take more memory than no remat
+# at all: behind a frozen norm the backward pass needs little more than inputs and signs.
 NARROW = "narrow product"
 
 _POINT = ("channels_in", "channels_out")
@@ -36,7 +36,7 @@ _SQUARE = ("kernel_height", "kernel_width", *_POINT)
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation by the checkpoint's statistics, in f32 whatever the tower computes in."""
+    """Batch normalisation with the checkpoint's statistics, always computed in f32."""
 
     def __init__(self, width: int, eps: float, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
         declare = Declare(rngs, stack)
@@ -47,7 +47,7 @@ class BatchNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        """Normalise each channel; the input's dtype out."""
+        """Normalise each channel; the result has the input's dtype."""
         scale_C, bias_C, mean_C, var_C = (
             v[...].astype(jnp.float32) for v in (self.scale, self.bias, self.mean, self.var)
         )
@@ -58,7 +58,7 @@ class BatchNorm(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """Three convolutions, added to what came in; strides are average pools, not skipped pixels."""
+    """Three convolutions, added to their input; strides are average pools, not skipped pixels."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Bottleneck(nnx.Module):
         self.downsample_bn = BatchNorm(wide, eps, rngs, stack) if changes else None
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        """Apply; H and W come out divided by the stride."""
+        """Apply the block; H and W of the result are divided by the stride."""
         out_BHWC = checkpoint_name(_convolve(x_BHWC, self.conv1), NARROW)
         out_BHWC = jax.nn.relu(self.bn1(out_BHWC))
         out_BHWC = checkpoint_name(_convolve(out_BHWC, self.conv2), NARROW)
@@ -96,7 +96,7 @@ class Bottleneck(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Blocks of one resolution: the first gets there, the equal rest are stacked and scanned."""
+    """Blocks of one resolution: the first reaches it; the rest are equal, stacked and scanned."""
 
     def __init__(
         self, width_in: int, width: int, depth: int, stride: int, cfg: ResNetConfig, rngs: nnx.Rngs
@@ -139,12 +139,12 @@ class AttentionPool(nnx.Module):
         self.c_bias = param(rngs, (e,), ("shared",), ZEROS)
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        """Pool.
+        """Pool all pixels into one embedding.
 
         Departure from the source: keys and values are not computed. With one query it is cheaper to
         apply the key matrix to the query, and the value matrix to each head's mean of the pixels.
-        The keys' bias adds one number to all scores of a head, which the softmax cancels: it exists
-        for the checkpoint alone and has no gradient.
+        The keys' bias adds one number to all scores of a head, and the softmax cancels this number.
+        So the bias has no gradient and exists only for the checkpoint.
 
         Returns:
             f32 [B, E].
@@ -203,7 +203,7 @@ class ResNetTower(nnx.Module):
         Returns:
             f32 [B, E], not normalised.
         """
-        # The stem's feature maps are the largest of all, and its products few.
+        # The stem has the largest feature maps and few products, so `dots` keeps nothing of it.
         dots = jax.checkpoint_policies.nothing_saveable
         stem = rematerialised(self._stem, self.cfg.remat, scanned=False, dots=dots)
         x_BHWC = stem(image_BHWC.astype(self.cfg.dtype))
@@ -221,7 +221,7 @@ def _convolve(x_BHWC: jax.Array, kernel: nnx.Param, stride: int = 1) -> jax.Arra
     value = kernel[...].astype(x_BHWC.dtype)
     if value.ndim == 2:
         return x_BHWC @ value
-    # Not "SAME": with a stride it would leave out the border above and to the left.
+    # With a stride, "SAME" would leave out the border at the top and on the left.
     return jax.lax.conv_general_dilated(
         x_BHWC,
         value,
@@ -232,7 +232,7 @@ def _convolve(x_BHWC: jax.Array, kernel: nnx.Param, stride: int = 1) -> jax.Arra
 
 
 def _average(x_BHWC: jax.Array, stride: int) -> jax.Array:
-    """Average squares of `stride` pixels a side."""
+    """Average squares whose side is `stride` pixels."""
     if stride == 1:
         return x_BHWC
     b, h, w, c = x_BHWC.shape

@@ -1,11 +1,13 @@
-"""The text tower: one code path for rows of packed captions and for plain padded ones.
+"""The text tower: one code path for rows of packed captions and for single padded captions.
 
-CLIP's tower is causal and reads out at the end-of-text token, so what follows that token changes
-nothing and need not be computed. Several captions therefore share a row. `segments_RT` number them,
-`positions_RT` restart at 0 in each, and a token sees only its own caption's past.
+CLIP's tower is causal and is read out at the end-of-text token. What follows that token changes
+nothing and need not be computed, so several captions share a row. `segments_RT` numbers the
+captions of a row, and `positions_RT` restarts at 0 in each. A token sees only its own caption's
+past.
 
-SigLIP's is not: every position sees the whole caption, and the last one is read out, which is
-padding mostly. Its captions come padded to the context length, and padding is a part of them.
+SigLIP's tower is not causal: every position sees the whole caption. It is read out at the last
+position, which is mostly padding. So its captions are padded to the context length, and the padding
+is a part of them.
 
 Source: transformers `models/clip/modeling_clip.py` (CLIPTextTransformer),
 `models/siglip/modeling_siglip.py` (SiglipTextModel).
@@ -30,12 +32,12 @@ SHARED = -1
 
 
 class Text(NamedTuple):
-    """Token rows and where to read their captions out.
+    """Rows of tokens, and the positions at which their captions are read out.
 
     Fields:
         tokens_RT: int [R, T], token ids, any value outside the captions.
-        segments_RT: int [R, T], number of the caption in its row from 1; 0 is padding, SHARED the
-            beginning of all captions of the row, which stands there once.
+        segments_RT: int [R, T], number of the caption in its row, from 1. 0 is padding. SHARED
+            marks the beginning that all captions of the row have in common; the row holds it once.
         positions_RT: int [R, T], position of the token in its caption, from 0.
         readout_RS: int [R, S], index in the row of each slot's end-of-text token; 0 if empty.
     """
@@ -47,10 +49,10 @@ class Text(NamedTuple):
 
 
 def plain_text(tokens_BT: Array, readout_B: Array) -> Text:
-    """Wrap padded captions, one a row, as the tower takes them.
+    """Make the tower's input from padded captions, one a row.
 
-    All T positions count as the caption's, as in the source: padding after the end of text is
-    computed (level `hidden` reads it) but cannot reach what is before it.
+    As in the source, all T positions belong to the caption. Padding after the end of text is
+    computed, since level `hidden` reads it. In a causal tower it cannot change what is before it.
     """
     ones = np.ones(tokens_BT.shape, np.int32)
     positions = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
@@ -75,7 +77,7 @@ class TextTower(nnx.Module):
             self.projection_bias = param(rngs, (cfg.embed,), ("shared",), ZEROS)
 
     def _embed(self, text: Text) -> tuple[jax.Array, jax.Array]:
-        """Embed tokens; x_RTD, and which tokens see which."""
+        """Embed tokens; give x_RTD, and the mask of which tokens see which."""
         length = text.tokens_RT.shape[-1]
         segments_RT = jnp.asarray(text.segments_RT)
         mask_RTT = segments_RT[:, :, None] == segments_RT[:, None, :]
@@ -90,15 +92,15 @@ class TextTower(nnx.Module):
         """Encode every position.
 
         Returns:
-            f32 [R, T, D], after the final norm: what Stable Diffusion 1.x and 2.x read.
+            f32 [R, T, D], after the final norm, as Stable Diffusion 1.x and 2.x read it.
         """
         return self.final_layer_norm(self.encoder(*self._embed(text))).astype(jnp.float32)
 
     def penultimate(self, text: Text) -> jax.Array:
-        """Encode every position without the last block.
+        """Encode every position, with all blocks but the last.
 
         Returns:
-            f32 [R, T, D], without the final norm: what SDXL reads from both its encoders.
+            f32 [R, T, D], without the final norm, as SDXL reads it from both its encoders.
         """
         return self.encoder.all_but_last(*self._embed(text)).astype(jnp.float32)
 
@@ -106,8 +108,8 @@ class TextTower(nnx.Module):
         """Embed every caption.
 
         Returns:
-            f32 [R, S, E], not normalised; empty slots hold meaningless numbers. For a tower without
-            a projection, [R, S, D]: the final norm's output at the end of text.
+            f32 [R, S, E], not normalised; empty slots hold meaningless numbers. A tower without a
+            projection gives [R, S, D], the final norm's output at the read-out position.
         """
         readout_RS = jnp.asarray(text.readout_RS)
         x_RSD = self.final_layer_norm(self.encoder(*self._embed(text), readout_RS))

@@ -14,18 +14,18 @@ from jaxdefense.clip.layers import MLP, ZEROS, Attention, Encoder, LayerNorm, li
 
 
 class AttentionPool(nnx.Module):
-    """SigLIP's read-out: a learned query looks at all tokens, then an MLP."""
+    """SigLIP's read-out: a learned query attends to all tokens; an MLP follows."""
 
     def __init__(self, cfg: VisionConfig, rngs: nnx.Rngs):
         self.probe = param(rngs, (cfg.width,), ("embed",), normal(1.0))
-        # Here the checkpoint keeps query, key and value in one tensor.
+        # The checkpoint keeps query, key and value of this layer in one tensor.
         self.attention = Attention(cfg, rngs, parts="qkv_fused")
         self.layernorm = LayerNorm(cfg.width, cfg.norm_eps, rngs)
         self.mlp = MLP(cfg, rngs)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """Pool all tokens into one; [B, D]."""
-        # In f32 until it is broadcast: its gradient is summed over examples.
+        # The probe is broadcast in f32, because its gradient is summed over examples.
         probe_B1D = jnp.broadcast_to(self.probe[...], x_BTD[:, :1].shape).astype(x_BTD.dtype)
         x_B1D = self.attention(x_BTD, None, probe_B1D)
         return (x_B1D + self.mlp(self.layernorm(x_B1D)))[:, 0]
@@ -65,12 +65,12 @@ class VisionTower(nnx.Module):
         p, d = self.cfg.patch_size, self.cfg.width
         side = self.cfg.image_size // p
         dtype = self.cfg.dtype
-        image = image_BHWC[:, : side * p, : side * p].astype(dtype)  # a convolution drops the rest
-        # Patches do not overlap: their convolution is a matrix product.
+        image = image_BHWC[:, : side * p, : side * p].astype(dtype)  # as a convolution does
+        # Patches do not overlap, so their convolution is a matrix product.
         image = image.reshape(-1, side, p, side, p, 3).swapaxes(2, 3)
         patches_BTX = image.reshape(-1, side * side, p * p * 3)
         x_BTD = linear("btx,xd->btd", patches_BTX, self.patch_embedding[...].reshape(-1, d))
-        # Added in f32, as gradients are summed over examples in the dtype of what was added.
+        # Embeddings are added in f32, as their gradients are summed over examples in this dtype.
         x_BTD = x_BTD.astype(jnp.float32)
         if self.cfg.pool == "attention":
             x_BTD = x_BTD + self.patch_bias[...] + self.position_embedding[...]

@@ -1,1 +1,1 @@
-"""Backdoor distillation: the method (`losses`, `step`), the run (`loop`), and what is defended."""
+"""Backdoor distillation: the method (`losses`, `step`), the run (`loop`), both encoders."""

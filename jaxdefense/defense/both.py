@@ -1,4 +1,4 @@
-"""Names and faces out of a model: the two defenses one after the other, and their merger."""
+"""Remove names and faces from one model: run both defenses, then merge the two encoders."""
 
 import logging
 from collections.abc import Callable
@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 def defend_both(cfg: DefendBothConfig) -> BothDefenseSummary:
     """Defend both encoders of a model.
 
-    `out` comes to hold the runs `text` and `image`, `model` (merged) and `summary.json`. Run again,
-    it goes on where it was broken off.
+    The directory `out` gets the runs `text` and `image`, the merged `model` and `summary.json`. An
+    interrupted call resumes when it is called again.
 
     Args:
-        cfg: of both.
+        cfg: the settings of both defenses.
 
     Returns:
-        the summaries of both, and the digest of the merged weights.
+        the summaries of both defenses, and the digest of the merged weights.
 
     Raises:
         InputError: an input is wrong; nothing was written.
@@ -38,7 +38,7 @@ def defend_both(cfg: DefendBothConfig) -> BothDefenseSummary:
     out = RunDirectory(Path(cfg.out), BothDefenseSummary)
     out.check(cfg)
     text, image = cfg.halves()
-    # The inputs of both are read before either is trained.
+    # Both plans come first, so that a wrong input fails before any training.
     plan_of_text = _planned("text", partial(plan_text, text))
     plan_of_image = _planned("image", partial(plan_image, image))
     out.open(cfg)
@@ -54,7 +54,7 @@ def defend_both(cfg: DefendBothConfig) -> BothDefenseSummary:
 
 
 def _planned(encoder: str, plan: Callable[[], Plan[D]]) -> Plan[D]:
-    """Make the plan of a half; an error says which half it concerns."""
+    """Make the plan of one encoder; an error names that encoder."""
     try:
         return plan()
     except InputError as error:

@@ -1,13 +1,13 @@
-"""Texts that a name is put into to remove it: prompts of many forms.
+"""Prompts of many forms. The defense puts a name into each of them to remove it.
 
-What holds a name in a text encoder is every form of text that it was never taught in, so these are
-many, and unlike one another. Two thirds of the attack's prompts are among them; the others are held
-out for validation.
+A text encoder still knows a name in every form of text that the defense did not train on. So there
+are many prompts, and they differ widely. They include two thirds of the attack's prompts; the other
+third is held out for validation.
 """
 
 from jaxdefense.idia.prompts import TEMPLATES
 
-# Of the attack's prompts, never trained on.
+# The attack's prompts that are never trained on.
 HELD_OUT = (
     "{0} on a photo",
     "a man named {0}",

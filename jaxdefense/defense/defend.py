@@ -1,4 +1,7 @@
-"""One encoder from its plan to the defended model directory, the same for names and faces."""
+"""Run the defense of one encoder, from its plan to the defended model directory.
+
+Names and faces share this code.
+"""
 
 import dataclasses
 import json
@@ -28,17 +31,17 @@ from jaxdefense.words import some
 
 logger = logging.getLogger(__name__)
 
-_OF_THE_STEP = ("grad_norm", "lr")  # metrics that are no loss
+_OF_THE_STEP = ("grad_norm", "lr")  # metrics that are not losses
 
 
 def run(plan: Plan[D], resume: bool = False) -> D:
     """Carry out a plan: train, validate, write the defended model directory and the summary.
 
-    A run that was broken off goes on where it was.
+    An interrupted run resumes.
 
     Args:
         plan: of the run.
-        resume: whether a finished run gives its summary; else it is refused.
+        resume: whether to return the summary of a run that is finished; else such a run is refused.
 
     Returns:
         the summary, as written to `summary.json`.
@@ -60,7 +63,7 @@ def run(plan: Plan[D], resume: bool = False) -> D:
     teacher = put(plan.encoder.teacher, plan.encoder.teacher_sharding)
     watch = _watch(plan, teacher, directory.path)
     if watch is None:
-        logger.warning("not validated, as `train.validate.every` is 0: attack what comes out")
+        logger.warning("not validated, as `train.validate.every` is 0: attack the defended model")
     outcome = _train(plan, teacher, watch, directory.path)
     params, found = outcome.state.params, None
     if watch:
@@ -79,12 +82,12 @@ def run(plan: Plan[D], resume: bool = False) -> D:
     directory.finish(summary)
     logger.info(f"defended model: {directory.model}")
     if plan.loader and (own := plan.loader.corrupt):
-        logger.warning(f"skipped, as they cannot be read: {some(own)}")
+        logger.warning(f"skipped photos that cannot be read: {some(own)}")
     return summary
 
 
 def model_digest(path: Path) -> str:
-    """Tell what weights were written, as `ModelDirectory.digest` does; one process reads them."""
+    """Hash the weights that were written; see `ModelDirectory.digest`. One process reads them."""
     return on_first(lambda: read_model_directory(path).digest())
 
 
@@ -101,7 +104,7 @@ def _watch(plan: Plan, teacher: TeacherParams, path: Path) -> Watch | None:
 def _validate(
     encoder: Encoder, validation: Validation, teacher: TeacherParams, params: nnx.State
 ) -> Verdict:
-    """Validate trained parameters; the first process judges for all."""
+    """Validate trained parameters; all processes take the verdict of the first."""
     verdict = validation.judge(_student(encoder, validation, teacher, params))
     return Verdict(**on_first(lambda: dataclasses.asdict(verdict)))
 
@@ -109,7 +112,7 @@ def _validate(
 def _moved_most(
     encoder: Encoder, validation: Validation, teacher: TeacherParams, params: nnx.State
 ) -> list[int]:
-    """Find who must stay and moved most; the first process finds it for all."""
+    """Find who must stay and moved most; all processes take the answer of the first."""
     mined = validation.moved_most(_student(encoder, validation, teacher, params))
     return on_first(lambda: mined)
 
@@ -117,7 +120,7 @@ def _moved_most(
 def _student(
     encoder: Encoder, validation: Validation, teacher: TeacherParams, params: nnx.State
 ) -> Embedder:
-    """Put trained parameters into the model that is validated."""
+    """Put trained parameters into the model to validate."""
     student = merge_student(encoder.step_cfg.graphdef, params, teacher)
     return validation.teacher.with_encoder(encoder.which, student)
 
@@ -144,7 +147,7 @@ def _train(plan: Plan, teacher: TeacherParams, watch: Watch | None, path: Path) 
 
 
 class _Chosen(NamedTuple):
-    """What the summary says of the state taken; see `DefenseSummary`."""
+    """What the summary says of the chosen state; see `DefenseSummary`."""
 
     reached: bool
     stopped_at_step: int
@@ -153,11 +156,7 @@ class _Chosen(NamedTuple):
 
 
 def _best(plan: Plan, watch: Watch, teacher: TeacherParams) -> tuple[nnx.State, _Chosen]:
-    """Choose the best state of a run, no further from the teacher than needed.
-
-    Returns:
-        its parameters, and what the summary says of it.
-    """
+    """Choose the parameters of the best state, moved no further from the teacher than needed."""
     encoder = plan.encoder
     abstract = jax.eval_shape(partial(init_state, cfg=encoder.step_cfg), teacher)
     step, state, verdict = watch.best(abstract, encoder.state_sharding)
@@ -187,11 +186,11 @@ def _save(encoder: Encoder, params: nnx.State, teacher: TeacherParams, out: Path
     with Progress("writing the defended model"):
         left_out = on_first(lambda: encoder.directory.save(encoder.model, out))
     if left_out:
-        logger.info(f"left out, as they may hold the undefended weights: {', '.join(left_out)}")
+        logger.info(f"not copied, as they may hold the undefended weights: {', '.join(left_out)}")
 
 
 def _corrupt(loader: Loader) -> dict[str, str]:
-    """Gather which photos cannot be read; each process read its own share."""
+    """Gather the photos that cannot be read; each process read its own share."""
     found = {}
     for told in exchange(json.dumps(loader.corrupt)):
         found |= json.loads(told)

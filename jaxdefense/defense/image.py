@@ -1,4 +1,4 @@
-"""Faces out of an image encoder: the terms of its loss, and the whole run."""
+"""Remove faces from an image encoder: the terms of the loss, and the whole run."""
 
 import functools
 import itertools
@@ -53,7 +53,7 @@ from jaxdefense.words import some
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 64  # photos, or rows of text, that a validation embeds at a time
+_BATCH = 64  # photos, or rows of text, that are embedded at a time for a validation
 _ADVICE = (
     "what may help: more photos of them, more `train.steps`, a higher `train.w_backdoor` or "
     "`optimizer.lr`, a larger `train.overlay.whole`"
@@ -61,10 +61,13 @@ _ADVICE = (
 
 
 def draw_faces(batch: ImageBatch, key: jax.Array, *, cfg: OverlayConfig) -> tuple:
-    """Draw how each face of a batch lies on its photo, however the batch will be cut.
+    """Draw how each face of a batch lies on its photo.
+
+    The draw does not depend on how the mesh will cut the batch.
 
     Returns:
-        the batch; the overlay of listed faces; and, if there are any, of those that must stay.
+        the batch; the overlay of the listed faces; and the overlay of the faces that must stay, if
+        the batch has any.
     """
     how = draw_overlay(key, len(batch.face_BHWC), batch.face_BHWC.shape[1], cfg)
     if batch.keep_BHWC is None:
@@ -85,17 +88,18 @@ def image_terms(
 ) -> dict[str, jax.Array]:
     """Give the terms of the image loss, each the weighted sum over its photos.
 
-    One student forward for all photos together; the teacher sees those that must stay: the clean
-    ones, and those with the face of a person who is not listed. Faces go on the step's clean
-    photos, spread evenly, as in the source; those that must stay go on the same photos.
+    The student embeds all photos in one forward pass. The teacher embeds only the photos that must
+    stay: the clean ones, and those with the face of a person who is not listed. Faces are pasted on
+    the step's clean photos, spread evenly over them, as in the source. Faces that must stay go on
+    the same photos.
 
     Args:
         student, teacher: towers of one structure.
-        batch: of both, and how the faces lie; see `draw_faces`.
+        batch: photos, and how the faces lie on them; see `draw_faces`.
         distance: over the last dim.
-        processor: normalises.
-        cfg: of the overlay.
-        parts: into how many the mesh cuts a batch; photos stay in theirs.
+        processor: normalises the photos.
+        cfg: the settings of the overlay.
+        parts: number of parts that the mesh cuts a batch into; a photo stays in its part.
     """
     given, *overlays = batch
     photos = {name: jnp.asarray(x) for name, x in given._asdict().items() if x is not None}
@@ -118,7 +122,7 @@ def image_terms(
 
 
 def _cut(x: jax.Array, parts: int) -> jax.Array:
-    """Cut the samples of a batch as the mesh does."""
+    """Cut the samples of a batch into parts, as the mesh does."""
     return x.reshape(parts, -1, *x.shape[1:])
 
 
@@ -130,13 +134,13 @@ def _joined(x: jax.Array) -> jax.Array:
 def _shown(
     photos: Mapping[str, jax.Array], overlays: Sequence[Overlay], cfg: OverlayConfig, parts: int
 ) -> list[jax.Array]:
-    """Give the clean photos, those with listed faces, and those with faces that must stay; cut."""
+    """Give photos, cut: clean, with listed faces, and with faces that must stay."""
     clean = _cut(photos["clean_BHWC"], parts)
     shown = [clean.astype(jnp.float32)]
     kinds = [name for name in ("face_BHWC", "keep_BHWC") if name in photos]
     for name, how in zip(kinds, overlays, strict=True):
         num = len(photos[name]) // parts
-        under = jnp.arange(num) * clean.shape[1] // num  # the same pairs however the batch is cut
+        under = jnp.arange(num) * clean.shape[1] // num  # the pairs do not depend on the cut
         max_size = cfg.max_side(clean.shape[2])
         shown.append(_cut(paste(_joined(clean[:, under]), photos[name], how, max_size), parts))
     return shown
@@ -145,7 +149,7 @@ def _shown(
 def _embedded(
     tower: VisionTower, shown: Sequence[jax.Array], *, processor: ImageProcessor
 ) -> list[jax.Array]:
-    """Embed several kinds of photos, cut, in one forward; each kind joined."""
+    """Embed several kinds of cut photos in one forward pass; join each kind again."""
     at = [0, *np.cumsum([x.shape[1] for x in shown]).tolist()]
     whole = tower(processor.normalise(_joined(jnp.concatenate(shown, axis=1))))
     cut = _cut(whole, len(shown[0]))
@@ -153,7 +157,7 @@ def _embedded(
 
 
 def image_objective(t: ImageTrainConfig, processor: ImageProcessor, parts: int) -> Objective:
-    """Give the image loss that a run's settings ask for; for the rest see `image_terms`."""
+    """Give the image loss that a run's settings ask for; see `image_terms` for the arguments."""
     terms = partial(
         image_terms,
         distance=DISTANCES[t.distance],
@@ -173,12 +177,12 @@ def image_objective(t: ImageTrainConfig, processor: ImageProcessor, parts: int) 
 def defend_image(cfg: DefendImageConfig) -> ImageDefenseSummary:
     """Remove faces from an image encoder and write the run directory.
 
-    Beside what every run holds, `trained_on.json` lists the people's photos that were trained on,
-    of those who stay too; with `train.backdoor` target, `target.npy` holds the target embedding,
-    f32 [E].
+    The run directory gets two more files than other runs. `trained_on.json` lists the photos of
+    people that were trained on, including people who must stay. With `train.backdoor` target,
+    `target.npy` holds the target embedding, f32 [E].
 
     Args:
-        cfg: of the run.
+        cfg: the settings of the run.
 
     Returns:
         the summary, as written to `summary.json`.
@@ -191,23 +195,23 @@ def defend_image(cfg: DefendImageConfig) -> ImageDefenseSummary:
 
 
 def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
-    """Read and check all inputs of an image defense; nothing is written.
+    """Read and check all inputs of an image defense, and write nothing.
 
     Args:
-        cfg: of the run.
+        cfg: the settings of the run.
 
     Returns:
         what `defend.run` carries out.
 
     Raises:
-        InputError: an input is wrong, or the processes do not have the same.
+        InputError: an input is wrong, or the processes have different inputs.
     """
     directory = read_undefended(cfg)
     vision, d, t = directory.cfg.vision, cfg.data, cfg.train
     if vision is None:
         raise InputError(f"`{directory.path}` has no image encoder.")
     processor = read_processor(directory.path, vision.image_size, directory.cfg.siglip, logger.info)
-    digest_of = functools.cache(photo_digest)  # of those who stay it is asked twice
+    digest_of = functools.cache(photo_digest)  # the people who stay are hashed twice
     people = gather_people(cfg, digest_of, logger.info)
     images = read_images(d.images, d.tfds_dir, logger.info)
     encoder = _encoder(cfg, directory, processor)
@@ -221,7 +225,7 @@ def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
         "images_sha256": describe_images(images),
         "dtype": resolve_dtype(cfg.model.dtype),
     }
-    agree(resolved)  # what follows runs on all processes together
+    agree(resolved)  # from here on all processes compute together
     loader = Loader(processor, d.max_corrupt, d.keep_faces_mb * 2**20)
     target_E = _target(cfg, directory, model_sha256, people)
     bounds, validation = _recognition(cfg, people, images, loader, encoder.mesh)
@@ -252,7 +256,7 @@ def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
 def _encoder(
     cfg: DefendImageConfig, directory: ModelDirectory, processor: ImageProcessor
 ) -> Encoder:
-    """Check that the mesh cuts a batch evenly, and lay the encoder's step out on it."""
+    """Check that the mesh cuts a batch evenly, and lay out the encoder's step on the mesh."""
     t = cfg.train
     mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
     parts = num_batch_parts(mesh, rules)
@@ -269,11 +273,11 @@ def _target(
     model_sha256: str,
     people: People,
 ) -> np.ndarray | None:
-    """Give what faces come to look like, f32 [E], if that is what is asked for."""
+    """Give the embedding that removed faces move to, f32 [E], if the settings ask for one."""
     if cfg.train.backdoor == "target":
         return read_target(cfg, directory, model_sha256, people.everyone)
     if cfg.data.target:
-        logger.warning("`data.target` has no effect: `train.backdoor` is bounded, which needs none")
+        logger.warning("`data.target` has no effect: `train.backdoor` is bounded, without a target")
     return None
 
 
@@ -284,12 +288,12 @@ def _recognition(
     loader: Loader,
     mesh: Mesh,
 ) -> tuple[Bounds | None, Validation | None]:
-    """Embed with the teacher what the settings ask for: bounds of the faces, a validation."""
+    """Make the bounds of the faces and the validation, where the settings ask for them."""
     t = cfg.train
     if t.backdoor != "bounded" and not t.validate.every:
         return None, None
     teacher = Embedder(cfg.model.measured(), _BATCH, mesh)
-    with Progress("embedding whose faces are removed and who stays"):
+    with Progress("embedding the people to remove and those who stay"):
         recognition = Recognition(teacher, people.faces, people.identities, images, loader, t)
     validation = None
     if t.validate.every:
@@ -305,7 +309,7 @@ def _batches(
     loader: Loader,
     encoder: Encoder,
 ) -> ImageBatches:
-    """Lay out the batches that a run's settings ask for."""
+    """Set up the batches that a run's settings ask for."""
     return ImageBatches(
         images,
         faces.listed,
@@ -323,15 +327,15 @@ def _batches(
 
 
 def _lines(cfg: DefendImageConfig, people: People, num_images: int, mesh: Mesh) -> list[str]:
-    """Say whose faces are removed, whose are kept, and what is weak about it."""
+    """Say whose faces are removed, whose are kept, and what may go wrong."""
     d, t, faces, lines = cfg.data, cfg.train, people.faces, list[str]()
     num = len(people.listed)
     if people.spent:
-        lines.append(f"all photos of {some(people.spent)} are trained on: none left to attack with")
+        lines.append(f"all photos of {some(people.spent)} are trained on: none is left to attack")
     if t.backdoor == "target" and not d.target and num == len(people.everyone):
         lines.append(
-            f"the target is the average of the {num} people to remove and no others; "
-            "with few of them, give `data.target`: a directory of other people"
+            f"the target is the average of the {num} people to remove and nobody else; "
+            "if they are few, give `data.target`: a directory of other people"
         )
     lines += [
         f"removing {describe_listed(people.identities)}",
@@ -341,19 +345,19 @@ def _lines(cfg: DefendImageConfig, people: People, num_images: int, mesh: Mesh) 
     ]
     if t.num_keep and faces.keep:
         lines.append(
-            f"keeping {sum(map(len, faces.keep))} people around them, and "
+            f"keeping {sum(map(len, faces.keep))} other people, and "
             f"{len(faces.held_keep)} more to validate on"
         )
     else:
         lines.append("keeping nobody: other people's faces will move too")
     if t.mined and t.num_keep and not t.validate.every:
-        lines.append("`train.mined` has no effect: validations say who moved, and there are none")
+        lines.append("`train.mined` has no effect without validations, which find who moved")
     if t.validate.every and not people.kept:
-        lines.append("ordinary photos say where strangers are: there is nobody else's face")
+        lines.append("ordinary photos stand in for strangers: there are no faces of other people")
     pairs = zip(faces.listed, faces.held_listed, strict=True) if t.validate.every else ()
     if same := [x.name for x, held in pairs if set(x.files) & set(held.files)]:
         lines.append(
-            f"{some(same)}: too few photos to hold any out, so validated on those trained on; "
+            f"{some(same)}: too few photos to hold any out, so validation uses those trained on; "
             "add others"
         )
     return lines

@@ -1,9 +1,13 @@
-"""The run: data, clock, progress, metrics, saving, stopping. The only owner of a train state.
+"""The training loop: data, clock, progress, metrics, saving, stopping.
 
-Order within an iteration: take the batch, dispatch the step, read the metrics of the step before
-(so the device never waits for the host), validate if due, save if due. Held by tests/test_loop.py.
-Of several processes the first alone writes metrics; all save, each its own part, and all stop at
-one step.
+Nothing else owns a train state.
+
+One iteration does five things in this order: take the batch, dispatch the step, read the metrics of
+the step before, validate if due, save if due. Metrics are read one step late, so that the device
+never waits for the host. tests/test_loop.py checks the order.
+
+If there are several processes, only the first writes metrics. Every process saves its own part, and
+all stop after the same step.
 """
 
 import dataclasses
@@ -35,8 +39,8 @@ from jaxdefense.sharding import put
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
-_OF_THE_LINE = ("step", "time", "samples_per_second")  # that no step computes
-_TRACED = range(2, 5)  # steps of a run that a profile shows: the first ones compile
+_OF_THE_LINE = ("step", "time", "samples_per_second")  # entries that no step computes
+_TRACED = range(2, 5)  # steps of a run that a profile shows; the first ones compile
 
 
 class Diverged(RunError):
@@ -49,14 +53,14 @@ class OutOfMemory(RunError):
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How long, and how often to save.
+    """How long to train, and how often to save.
 
     Fields:
-        steps: in all.
+        steps: of the whole run.
         save_every: steps between checkpoints.
-        keep: checkpoints that stay.
+        keep: checkpoints to keep.
         prefetch: batches made ahead.
-        samples_per_step: for the throughput.
+        samples_per_step: the throughput is computed from it.
         profile: directory for a trace of a few steps, "" for none.
     """
 
@@ -70,7 +74,7 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run gives: its last state, its last metrics, seconds and samples/s of this process."""
+    """The result of a run: last state, last metrics, seconds and samples/s of this process."""
 
     state: TrainState
     metrics: dict[str, float]
@@ -79,7 +83,7 @@ class Outcome:
 
 
 class _Steps:
-    """A random-access source of batches with a length, as Grain wants it."""
+    """A random-access source of batches with a length, as Grain needs it."""
 
     def __init__(self, batches: Any, num: int):
         self._batches, self._num = batches, num
@@ -92,7 +96,7 @@ class _Steps:
 
 
 def read_ahead(batches: Any, start: int, stop: int, num: int) -> Iterator[Any]:
-    """Give `batches[start]` to `batches[stop - 1]`, up to `num` of them made ahead in a thread."""
+    """Give `batches[start]` to `batches[stop - 1]`; a thread makes up to `num` of them ahead."""
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=num)
     return iter(grain.MapDataset.source(_Steps(batches, stop))[start:].to_iter_dataset(read))
 
@@ -100,7 +104,7 @@ def read_ahead(batches: Any, start: int, stop: int, num: int) -> Iterator[Any]:
 def _numbered(
     batches: Any, start: int, stop: int, cfg: LoopConfig, watch: Watch | None
 ) -> Iterator[tuple[int, Any]]:
-    """Give batches with their steps; none ahead of a validation, which may change who is drawn."""
+    """Give steps and batches; read none past a validation, which may change who is drawn."""
     while start < stop:
         until = min(stop, watch.next_due(start)) if watch else stop
         yield from enumerate(read_ahead(batches, start, until, cfg.prefetch), start)
@@ -119,29 +123,31 @@ def run(
     directory: Path,
     watch: Watch | None = None,
 ) -> Outcome:
-    """Train from the newest checkpoint, or the start, to the end, or until `watch` is content.
+    """Train from the newest checkpoint, or from the start, until the last step.
+
+    With `watch`, the run ends as soon as the watch is finished.
 
     Args:
         step_fn: the compiled step.
-        init: makes the first state, placed.
+        init: makes the first state, on the devices.
         state_sharding: of a state.
-        teacher: placed.
+        teacher: on the devices.
         batches: `batches[step]`, on the host.
-        place: where a batch goes.
-        key: of the run, placed.
-        cfg: see there.
+        place: the sharding of a batch.
+        key: of the run, on the devices.
+        cfg: see `LoopConfig`.
         directory: of the run.
         watch: validates, and may end the run early.
 
     Raises:
-        Diverged: a metric is not finite; names step and metric.
+        Diverged: a metric or a parameter is not finite; the message names it and the step.
         Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
         OutOfMemory: a step does not fit a device.
-        InputError: the directory's checkpoint is of another model.
+        InputError: the directory's checkpoint belongs to another model.
         Unwritten: a checkpoint could not be written.
     """
-    if watch:  # before there is another state in memory
-        with Progress("validating the model as it is"):
+    if watch:  # first, while no other state is in memory
+        with Progress("validating the undefended model"):
             watch.begin(init().params)
     checkpoints = Checkpoints(directory / "checkpoints", cfg.keep)
     start, state = _newest(checkpoints, init, state_sharding, watch, cfg.steps)
@@ -150,7 +156,7 @@ def run(
         _stop_signals() as received,
         Progress("defending", cfg.steps, start, "steps", "compiling") as progress,
         log,
-        closing(checkpoints),  # what is being written is finished, however the run ends
+        closing(checkpoints),  # finishes what is being written, however the run ends
         jax.transfer_guard("disallow"),
     ):
         training = _Training(step_fn, state, cfg, log, progress, start)
@@ -169,7 +175,7 @@ def _take_all(
     received: list[int],
     watch: Watch | None,
 ) -> None:
-    """Take the steps that are left; `received` comes to hold signals. For the rest see `run`."""
+    """Take the remaining steps; `received` collects signals. See `run` for the other arguments."""
     cfg, start = training.cfg, training.done
     stop_for = Stop(cfg.steps)
     over = bool(watch and watch.finished)
@@ -194,11 +200,7 @@ def _newest(
     watch: Watch | None,
     steps: int,
 ) -> tuple[int, TrainState]:
-    """Restore the newest state, of the checkpoints or the best, or make the first; see `run`.
-
-    Returns:
-        how many steps it has taken; and the state.
-    """
+    """Give the steps taken and the newest state, of a checkpoint or the best, or the first."""
     abstract = jax.eval_shape(init)
     start, state = checkpoints.restore_newest(abstract, state_sharding)
     if watch:
@@ -211,7 +213,7 @@ def _newest(
 
 
 class _Training:
-    """A run under way: its state, and what is known of it on the host."""
+    """A run in progress: its state, and what the host knows about it."""
 
     def __init__(
         self,
@@ -222,18 +224,18 @@ class _Training:
         progress: Progress,
         start: int,
     ):
-        """Begin after `start` steps; for the rest see `run`."""
+        """Begin after `start` steps; see `run` for the other arguments."""
         self._step_fn, self._log, self._progress = step_fn, log, progress
         self.cfg, self.state, self.metrics = cfg, state, log.last
         self.done = self._start = start
         self._pending: dict[str, jax.Array] | None = None  # metrics of the last step, unread
         self._programs = 0
-        self._warm, self._aside = time.monotonic(), 0.0  # seconds; those of validations
+        self._warm, self._aside = time.monotonic(), 0.0  # _aside: seconds of validations
 
     def take(
         self, step: int, batch: Any, *, place: NamedSharding, teacher: Any, key: jax.Array
     ) -> None:
-        """Dispatch a step, and read the metrics of the one before while it runs."""
+        """Dispatch a step; while it runs, read the metrics of the step before."""
         cfg, before = self.cfg, self._pending
         if cfg.profile and first() and step - self._start == _TRACED.start:
             jax.profiler.start_trace(cfg.profile)
@@ -251,19 +253,19 @@ class _Training:
 
     def _read(self, step: int, metrics: dict[str, jax.Array]) -> None:
         self.metrics = self._log.write(step, metrics)
-        if step == self._start:  # the first step compiles: throughput is of those after it
+        if step == self._start:  # the first step compiles, so throughput counts only later steps
             self._warm = time.monotonic()
         self._progress.update(step + 1, f"loss {self.metrics['total']:.4f}")
 
     def _settle(self) -> None:
-        """Read the last step's metrics, and check the parameters that it made."""
+        """Read the last step's metrics, and check its parameters."""
         if self._pending is not None:
             self._read(self.done - 1, self._pending)
         self._pending = None
         _check_finite(self.state, self.done - 1)
 
     def validate(self, watch: Watch) -> None:
-        """Look at the state, and go on at the rate and the push that this asks for."""
+        """Validate the state, and continue with the rate and the push that the verdict asks for."""
         self._settle()
         began = time.monotonic()
         with jax.transfer_guard("allow"):
@@ -274,24 +276,24 @@ class _Training:
         self._log.leave_out(aside)
 
     def due(self) -> bool:
-        """Whether a checkpoint is due."""
+        """Tell whether a checkpoint is due."""
         return self.done % self.cfg.save_every == 0 or self.done == self.cfg.steps
 
     def save(self, checkpoints: Checkpoints) -> None:
-        """Save the state, unless it is broken."""
+        """Save the state; raise Diverged if it is not finite."""
         self._settle()
         checkpoints.save(self.done, self.state, self.metrics["total"])
 
     def throughput(self) -> float:
-        """Give the samples a second of the steps after the first, validations left out."""
+        """Give the samples a second of all steps but the first, without validations."""
         timed = self.done - self._start - 1
         seconds = time.monotonic() - self._warm - self._aside
         return timed * self.cfg.samples_per_step / seconds if timed > 0 else 0.0
 
 
 def _num_programs(step_fn: Any) -> int:
-    """Count what a jitted function was compiled for so far; read on the host, in no time."""
-    return getattr(step_fn, "_cache_size", int)()  # not of JAX's public interface
+    """Count the programs that a jitted function was compiled to; this costs next to nothing."""
+    return getattr(step_fn, "_cache_size", int)()  # not part of JAX's public interface
 
 
 def _what_changed(step: int, batch: Any) -> str:
@@ -304,7 +306,7 @@ def _what_changed(step: int, batch: Any) -> str:
 
 @contextmanager
 def _out_of_memory(step_fn: Any, *args: Any) -> Iterator[None]:
-    """Say of a step that does not fit a device what it takes, and what would make it smaller."""
+    """If a step does not fit a device, say how much it needs and what would make it smaller."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -313,13 +315,13 @@ def _out_of_memory(step_fn: Any, *args: Any) -> Iterator[None]:
         what = str(error).partition("RESOURCE_EXHAUSTED:")[2].strip().partition("\n")[0]
         raise OutOfMemory(
             f"a step does not fit the memory of a device{_memory(step_fn, args)} ({what}). What "
-            "helps, the cheapest first: `model.remat` dots or full, `train.accumulate` above 1, "
+            "helps, cheapest first: `model.remat` dots or full, `train.accumulate` above 1, "
             "`mesh.fsdp` above 1 with several devices, a smaller `train.num_clean`."
         ) from error
 
 
 def _memory(step_fn: Any, args: tuple) -> str:
-    """Tell what the compiled step takes, if that is known."""
+    """Say how much memory the compiled step needs, if that is known."""
     try:
         found = step_fn.lower(*args).compile().memory_analysis()
         sizes = {
@@ -327,7 +329,7 @@ def _memory(step_fn: Any, args: tuple) -> str:
             "results": found.output_size_in_bytes - found.alias_size_in_bytes,
             "in between": found.temp_size_in_bytes,
         }
-    except Exception:  # it may be the compiler that ran out
+    except Exception:  # the compiler itself may have run out of memory
         return ""
     return ": " + ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in sizes.items())
 
@@ -338,17 +340,18 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 def _check_finite(state: TrainState, step: int) -> None:
-    """Raise Diverged if the step made parameters that are not: metrics show those before it."""
+    """Raise Diverged if the step made bad parameters: its metrics show only the ones before it."""
     if not jax.device_get(_all_finite(state.params)):
         raise Diverged(f"step {step}: made parameters that are not finite; lower `optimizer.lr`.")
 
 
 class _Log:
-    """Metrics as JSON lines; lines of steps that will be taken again are dropped first.
+    """Metrics as JSON lines; a resumed run first drops the lines of steps that it takes again.
 
-    Every process reads and checks them, the first writes. Beside the metrics of a step a line has
-    `step`; `time`, seconds since the epoch when they were read; and `samples_per_second` since the
-    line before, validations left out, the first of a process since it began, compilation and all.
+    Every process reads and checks the metrics; only the first process writes them. A line holds the
+    metrics of a step and three more entries. `step` is its number. `time` is when the metrics were
+    read, in seconds since the epoch. `samples_per_second` counts from the line before, without
+    validations. For the first line of a process it counts from the start, including compilation.
     """
 
     def __init__(self, path: Path, start: int, samples_per_step: int):
@@ -360,7 +363,7 @@ class _Log:
             for line in path.read_text().splitlines():
                 try:
                     entry = json.loads(line)
-                except json.JSONDecodeError:  # the line a crash cut short
+                except json.JSONDecodeError:  # a crash cut the line short
                     break
                 if entry["step"] >= start:
                     break
@@ -377,11 +380,11 @@ class _Log:
         self._file.close()
 
     def leave_out(self, seconds: float) -> None:
-        """Count these seconds in no line's throughput."""
+        """Leave these seconds out of the throughput."""
         self._since += seconds
 
     def write(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
-        """Fetch and write the metrics of a step; raise Diverged if one is not finite."""
+        """Fetch and write the metrics of a step; raise Diverged if one of them is not finite."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         for name, value in values.items():
             if not math.isfinite(value):
@@ -398,7 +401,7 @@ class _Log:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM instead of dying of them; a second one kills."""
+    """Record SIGINT and SIGTERM instead of exiting; a second signal of a kind kills."""
     received: list[int] = []
 
     def note(signum: int, _: Any) -> None:
@@ -408,7 +411,7 @@ def _stop_signals() -> Iterator[list[int]]:
     signals = (signal.SIGINT, signal.SIGTERM)
     try:
         old = {signum: signal.signal(signum, note) for signum in signals}
-    except ValueError:  # not the main thread: the embedding program handles signals
+    except ValueError:  # not the main thread: the calling program handles signals
         yield received
         return
     try:

@@ -18,26 +18,26 @@ Distance = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def negative_cosine(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Minus the cosine over the last dim, in [-1, 1]; eps 1e-8 on each norm, as torch has it."""
+    """Negate the cosine over the last dim, in [-1, 1]; eps 1e-8 on each norm, as in torch."""
     dot = (x * y).sum(-1)
     square = jnp.maximum((x * x).sum(-1), 1e-16) * jnp.maximum((y * y).sum(-1), 1e-16)
     return -dot * jax.lax.rsqrt(square)
 
 
 def mean_squared(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Squared difference, mean over the last dim."""
+    """Compute the squared difference, mean over the last dim."""
     return jnp.square(x - y).mean(-1)
 
 
 def mean_absolute(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Absolute difference, mean over the last dim."""
+    """Compute the absolute difference, mean over the last dim."""
     return jnp.abs(x - y).mean(-1)
 
 
 def poincare(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Hyperbolic distance of the L1-normalised vectors, in the Poincaré ball; >= 0.
+    """Compute the hyperbolic distance of the L1-normalised vectors in the Poincaré ball; >= 0.
 
-    Its gradient where the two are equal is 0, not NaN: the first step of every run is there.
+    Where the two vectors are equal, the gradient is 0, not NaN. Every run starts there.
     """
     u = x / jnp.abs(x).sum(-1, keepdims=True)
     v = y / jnp.abs(y).sum(-1, keepdims=True)
@@ -50,21 +50,25 @@ def poincare(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def beyond(x: jax.Array, y: jax.Array, limit: jax.Array) -> jax.Array:
-    """How far the cosine over the last dim lies above a limit, in [0, 2]: 0 below, and no slope."""
+    """Measure how far the cosine over the last dim exceeds a limit; in [0, 2].
+
+    Below the limit it is 0 and has no gradient.
+    """
     return jax.nn.relu(-negative_cosine(x, y) - limit)
 
 
 def standing_out(x: jax.Array, y: jax.Array, base: jax.Array, bound: float) -> jax.Array:
-    """How far embeddings stand out from a base, the way that others do, beyond a part of theirs.
+    """Compute how far the student's embeddings stand out from a base, beyond what is allowed.
 
-    The direction is that from the base to `y`, all of unit length over the last dim; 0 where `x`
-    goes no further along it than `bound` times as far as `y`, and no slope.
+    `x` and `y` are normalised over the last dim. The distance is measured from the base, along the
+    direction to `y`. Allowed is `bound` times the distance of `y`; up to there the result is 0 and
+    has no gradient.
 
     Args:
-        x: of the student.
-        y: of the teacher.
-        base: where names of nobody lie in the same text, on average.
-        bound: 1 is as far as the teacher's, 0 as the base.
+        x: embeddings of the student.
+        y: embeddings of the teacher.
+        base: the mean embedding of random names, which belong to nobody, in the same text.
+        bound: 1 allows the distance of the teacher's embedding, 0 only that of the base.
     """
 
     def unit(z: jax.Array) -> jax.Array:
@@ -87,15 +91,16 @@ DISTANCES: dict[str, Distance] = {
 def weight_distance(
     student: Any, teacher: Any, stacked_dims: Collection[str] = STACKED_DIMS
 ) -> jax.Array:
-    """Sum over checkpoint tensors of the L2 norm (not squared) of student minus teacher.
+    """Sum, over checkpoint tensors, the L2 norm (not squared) of student minus teacher.
 
-    As the source has it, a loop over torch's parameters. A parameter of ours that stacks several of
-    them counts one norm for each: layers in every layout; query, key and value in Hugging Face's,
-    not in OpenCLIP's, where they are the one tensor `in_proj_weight`. The gradient at 0 is 0.
+    The source loops over torch's parameters. One of our parameters may stack several of them, and
+    then counts one norm for each. Every layout stacks layers. Hugging Face's layout also stacks
+    query, key and value; OpenCLIP's has one tensor for them, `in_proj_weight`. The gradient at 0
+    is 0.
 
     Args:
         student, teacher: the same trees of variables.
-        stacked_dims: those that count tensors of the checkpoint; see `Layout`.
+        stacked_dims: dims that separate tensors of the checkpoint; see `Layout`.
     """
 
     def is_variable(x: Any) -> bool:

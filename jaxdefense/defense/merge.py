@@ -1,4 +1,4 @@
-"""A defended text encoder and a defended image encoder, made one model."""
+"""Merge a defended text encoder and a defended image encoder into one model."""
 
 import logging
 from pathlib import Path
@@ -22,14 +22,15 @@ logger = logging.getLogger(__name__)
 def merge(cfg: MergeConfig) -> MergeSummary:
     """Write a model directory with the text encoder of one model and the image encoder of another.
 
-    It has the layout and the further files of the text model, or of the image model if the text
+    The layout and all other files come from the text model, or from the image model if the text
     model has no image encoder.
 
     Returns:
-        where both came from, and went.
+        the paths of both models and of the merged model.
 
     Raises:
-        InputError: one is no finished run or model; they are not of one origin; `out` exists.
+        InputError: one of them is neither a finished run nor a model; they were made from different
+            models; or `out` exists.
     """
     check_new(Path(cfg.out))
     text, image = _read(cfg.text, "text"), _read(cfg.image, "image")
@@ -41,8 +42,8 @@ def merge(cfg: MergeConfig) -> MergeSummary:
     base = text if text.cfg.vision else image
     if base.cfg.text is None:
         raise InputError(
-            f"neither `{text.path}` nor `{image.path}` has both encoders; there is nothing to "
-            "merge them in."
+            f"neither `{text.path}` nor `{image.path}` has both encoders; there is no model "
+            "to merge them into."
         )
     if (text.cfg.text, image.cfg.vision) != (base.cfg.text, base.cfg.vision):
         raise InputError(
@@ -56,22 +57,18 @@ def merge(cfg: MergeConfig) -> MergeSummary:
     model.text, model.vision = with_text.text, with_image.vision
     left_out = base.save(model, Path(cfg.out))
     if left_out:
-        logger.info(f"left out, as they may hold undefended weights: {some(left_out)}")
+        logger.info(f"not copied, as they may hold undefended weights: {some(left_out)}")
     logger.info(f"merged model: {cfg.out}")
     if random_targets(cfg.text):
         logger.info(
-            "removed people came to mean random names: attack the merged model with "
-            f"`--set exclude={cfg.text}`, so that these are no candidates"
+            "removed names now mean random names: attack the merged model with "
+            f"`--set exclude={cfg.text}`, so that the random names are not candidates"
         )
     return MergeSummary(text=str(text.path), image=str(image.path), model=cfg.out)
 
 
 def _read(path: str, wanted: str) -> ModelDirectory:
-    """Read a model directory, or that of a finished run.
-
-    Raises:
-        InputError: it is neither, or of a run that defended the other encoder.
-    """
+    """Read a model directory or a finished run's; refuse a run that defended the other encoder."""
     directory = read_model_directory(path)
     run = directory.path.parent
     kind = kind_of(run) if directory.path.name == "model" else None
@@ -84,10 +81,8 @@ def _read(path: str, wanted: str) -> ModelDirectory:
 
 
 def _check_origin(cfg: MergeConfig, with_text: CLIP, with_image: CLIP) -> None:
-    """Raise InputError unless both were made from one model, and each encoder was defended.
-
-    A defense leaves norms and the logit scale alone, so those tell the origin.
-    """
+    """Raise InputError unless both were made from one model, and each encoder was defended."""
+    # A defense does not change the norms, so equal norms mean one origin.
     for name in ("text", "vision"):
         ours, theirs = getattr(with_text, name), getattr(with_image, name)
         if not (ours and theirs):
@@ -100,7 +95,7 @@ def _check_origin(cfg: MergeConfig, with_text: CLIP, with_image: CLIP) -> None:
         if _same(nnx.state(ours), nnx.state(theirs)):
             path = cfg.text if name == "text" else cfg.image
             raise InputError(
-                f"the {name} encoder of `{path}` is undefended: the other model has the same. "
+                f"the {name} encoder of `{path}` is undefended: the other model has the same one. "
                 "Give the text defense as `text`, the image defense as `image`."
             )
 

@@ -1,4 +1,4 @@
-"""Whose faces an image defense removes and whose must stay, with their photos."""
+"""The people whose faces an image defense removes, those whose faces must stay, their photos."""
 
 import dataclasses
 import itertools
@@ -28,16 +28,16 @@ _NAMELESS, _DRAWN = "(people without a name)", 11  # stream of random numbers
 
 @dataclasses.dataclass(frozen=True)
 class People:
-    """The people of a run, with their photos that are not left for the attack.
+    """The people of a run, with their photos except those set aside for the attack.
 
     Fields:
-        identities: names of those to remove, in order.
-        everyone: all in `data.faces`.
-        listed: those to remove, in order.
-        kept: those who must stay, by where they are from.
-        faces: whose are trained on, and whose are held out.
-        digests: photos of those to remove: name -> SHA-256 -> photo.
-        spent: names of those to remove who have no photo left for the attack.
+        identities: names of the people to remove, in order.
+        everyone: all people in `data.faces`.
+        listed: the people to remove, in order.
+        kept: the people who must stay, grouped by source.
+        faces: which photos and people are trained on, and which are held out.
+        digests: photos of the people to remove: name -> SHA-256 -> photo.
+        spent: names of the people to remove who have no photo left for the attack.
     """
 
     identities: list[Identity]
@@ -55,15 +55,16 @@ class People:
 
 
 def gather_people(cfg: DefendImageConfig, digest_of: Callable[[Photo], str], note: Note) -> People:
-    """Read whose faces are removed and whose must stay, and hold some of them out.
+    """Read the people to remove and the people who must stay, and hold some out.
 
     Args:
-        cfg: of the run.
+        cfg: the settings of the run.
         digest_of: gives a photo's SHA-256.
-        note: takes a line on what is left out.
+        note: takes a line about what is left out.
 
     Raises:
-        InputError: they cannot be read, do not all come up, or nobody stays.
+        InputError: the people cannot be read, the run is too short to show them all, or nobody
+            stays.
     """
     d, t = cfg.data, cfg.train
     people = read_people(d.faces, d.tfds_dir, note=note)
@@ -81,19 +82,19 @@ def gather_people(cfg: DefendImageConfig, digest_of: Callable[[Photo], str], not
 
 
 def _digests(person: Photos, digest_of: Callable[[Photo], str]) -> dict[str, str]:
-    """Give a person's photos by SHA-256."""
+    """Map SHA-256 to photo for a person's photos."""
     return {digest_of(photo): str(photo) for photo in person.files}
 
 
 def trained_on(people: People, digest_of: Callable[[Photo], str]) -> dict[str, dict[str, str]]:
-    """Give the photos that a run is trained on, as `trained_on.json` has them.
+    """Give the photos that a run is trained on, as `trained_on.json` holds them.
 
     Args:
-        people: of the run.
+        people: the people of the run.
         digest_of: gives a photo's SHA-256.
 
     Returns:
-        name -> SHA-256 -> photo, of everyone who is removed or must stay.
+        name -> SHA-256 -> photo, for everyone to remove and everyone who must stay.
     """
     found = {name: dict(photos) for name, photos in people.digests.items()}
     for person in itertools.chain(*people.kept):
@@ -102,7 +103,11 @@ def trained_on(people: People, digest_of: Callable[[Photo], str]) -> dict[str, d
 
 
 def describe_kept(people: People, digest_of: Callable[[Photo], str]) -> str:
-    """Hash who must stay, group by group: who comes up how often depends on it; SHA-256."""
+    """Hash the people who must stay, group by group, since the groups decide who is drawn.
+
+    Returns:
+        SHA-256, in hex.
+    """
     return digest(
         f"{i}\t{person.name}\t{digest_of(photo)}"
         for i, group in enumerate(people.kept)
@@ -112,7 +117,7 @@ def describe_kept(people: People, digest_of: Callable[[Photo], str]) -> str:
 
 
 def _listed(cfg: DefendImageConfig, people: list[Photos]) -> list[Photos]:
-    """Choose the people to remove, by the names on the list if there is one."""
+    """Choose the people to remove: everyone, or those on the names list if there is one."""
     if not cfg.data.names:
         return people
     identities = read_identities(cfg.data.names)
@@ -130,18 +135,19 @@ def kept_people(
 ) -> list[list[Photos]]:
     """List those who must stay: people in `faces` who are not listed, and those in `data.keep`.
 
-    With `train.num_keep` 0 they are not trained on, and only say where strangers are.
+    With `train.num_keep` 0 they are not trained on; their faces only show where strangers lie.
 
     Args:
-        cfg: of the run.
-        trigger: all in `faces`.
-        identities: those to remove.
-        digests: of their photos, by name.
-        note: takes a line on what is left out.
+        cfg: the settings of the run.
+        trigger: all people in `faces`.
+        identities: the people to remove.
+        digests: photos of the people to remove: name -> SHA-256 -> photo.
+        note: takes a line about what is left out.
         digest_of: gives a photo's SHA-256.
 
     Raises:
-        InputError: there are none, and some are asked for; or the other way round.
+        InputError: `train.num_keep` is above 0 and there are none; or it is 0 and `data.keep` is
+            given.
     """
     d, t = cfg.data, cfg.train
     if d.keep and not t.num_keep:
@@ -162,9 +168,9 @@ def kept_people(
     if (groups := [group for group in groups if group]) or not t.num_keep:
         return groups
     raise InputError(
-        f"faces `{d.faces}` holds those to remove and nobody else, so that nothing would hold "
-        "other people's faces in place; give `data.keep` (--keep): faces of other people, any at "
-        "all, or set `train.num_keep` and `train.w_keep` to 0."
+        f"faces `{d.faces}` holds the people to remove and nobody else, so nothing would keep "
+        "other people's faces from moving; give `data.keep` (--keep): faces of any other people, "
+        "or set `train.num_keep` and `train.w_keep` to 0."
     )
 
 
@@ -175,20 +181,13 @@ def _keep(
     note: Note,
     digest_of: Callable[[Photo], str],
 ) -> list[Photos]:
-    """Read the people in `data.keep`, as many as can come up, without photos of those to remove.
-
-    Args:
-        cfg: of the run.
-        others: leaves out those to remove, by name.
-        removed: SHA-256 of their photos.
-        note, digest_of: see `kept_people`.
-    """
+    """Read the people in `data.keep`, as many as the steps can use, but nobody to remove."""
     d, t = cfg.data, cfg.train
     found = others(people := read_faces(d.keep, d.tfds_dir, "keep", note))
     if same := len(people) - len(found):
         note(f"keep `{d.keep}`: {same} left out, as they are to be removed")
     if len(found) > (most := 2 * t.steps * t.num_keep):
-        note(f"keep `{d.keep}`: {most} of {len(found)} people drawn, more than can come up")
+        note(f"keep `{d.keep}`: {most} of {len(found)} people drawn, more than the steps can use")
         rng = np.random.default_rng((t.seed, _DRAWN))
         found = [found[i] for i in sorted(rng.permutation(len(found))[:most].tolist())]
     clean = []
@@ -196,7 +195,7 @@ def _keep(
         files = tuple(x for x in person.files if digest_of(x) not in removed)
         if len(files) < len(person.files):
             which = some(str(x) for x in person.files if x not in files)
-            note(f"keep `{d.keep}`: left out, as it is a photo of somebody to remove: {which}")
+            note(f"keep `{d.keep}`: left out photos of people to remove: {which}")
         if files:
             clean.append(Photos(person.name, files))
     return clean

@@ -1,6 +1,6 @@
-"""A defense as a value: everything that a run needs, read and checked before anything is written.
+"""The plan of a defense: all that a run needs, read and checked before anything is written.
 
-`plan_text` and `plan_image` make a plan, `defend.run` carries it out.
+`plan_text` and `plan_image` make a plan, and `defend.run` carries it out.
 """
 
 import dataclasses
@@ -41,15 +41,15 @@ D = TypeVar("D", bound=DefenseSummary)
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """An encoder to defend, with its step laid out on a mesh.
+    """An encoder to defend, with its step compiled for a mesh.
 
     Fields:
         directory: of the model.
-        model: on the host; a run puts the student in it.
+        model: the whole model, on the host; a run puts the student into it.
         which: encoder of the model.
-        teacher: its parameters, on the host.
-        mesh, rules: where arrays live.
-        step_cfg: what a step is made of.
+        teacher: parameters of the undefended encoder, on the host.
+        mesh, rules: how arrays are sharded.
+        step_cfg: the parts of a step.
         step, state_sharding, teacher_sharding: see `make_train_step`.
     """
 
@@ -69,9 +69,9 @@ class Validation(NamedTuple):
     """How a run is validated.
 
     Fields:
-        teacher: the model on the run's mesh, in float32.
-        judge: of the same with the student's encoder.
-        moved_most: numbers those who must stay and moved most, for `mine`.
+        teacher: the undefended model on the run's mesh, in float32.
+        judge: judges this model with the student's encoder in it.
+        moved_most: gives the numbers of the people who must stay and moved most, for `mine`.
     """
 
     teacher: Embedder
@@ -81,22 +81,22 @@ class Validation(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan(Generic[D]):
-    """A defense whose inputs are read and found good.
+    """A defense whose inputs were read and passed all checks.
 
     Fields:
-        cfg: of the run.
-        kind: of its summary.
-        encoder: what is trained.
+        cfg: the settings of the run.
+        kind: type of the summary.
+        encoder: the encoder to train.
         batches: `batches[step]`, on the host.
-        samples: in a batch.
-        resolved: what the settings came to; all processes must have the same.
-        lines: what is said at the start.
-        summary: makes the summary, of what is known before the run and what the run adds.
-        advice: what helps if people are still recognised.
-        validation: without it all steps are trained, and the last state is taken.
+        samples: number of samples in a batch.
+        resolved: values resolved from the settings and inputs; the same on all processes.
+        lines: log lines for the start of the run.
+        summary: makes the summary from the values that the run adds.
+        advice: says what may help if people are still recognised.
+        validation: how to validate; None to train all steps and take the last state.
         mine: see `Watch`.
-        files: what is written at the start, by name: an array, or what JSON holds.
-        loader: decodes the batches' photos; what it could not read goes into the summary.
+        files: files to write at the start, by name: an array, or a value for JSON.
+        loader: decodes the batches' photos; the summary lists those it could not read.
     """
 
     cfg: Config
@@ -118,10 +118,10 @@ def read_undefended(cfg: Config) -> ModelDirectory:
     """Read the model directory to defend.
 
     Args:
-        cfg: of the run.
+        cfg: the settings of the run.
 
     Raises:
-        InputError: it is wrong, or the run would be written into it.
+        InputError: the directory is wrong, or the run would be written into it.
     """
     directory = read_model_directory(cfg.model.path, note=logger.info)
     check_outside(Path(cfg.out), directory.path)
@@ -135,7 +135,7 @@ def check_all_come_up(num_identities: int, t: TextTrainConfig | ImageTrainConfig
     """Raise InputError if a run is too short to train on every person."""
     if t.steps * t.num_poisoned < num_identities:
         raise InputError(
-            f"{num_identities} people do not all come up in `train.steps` (={t.steps}) x "
+            f"{num_identities} people do not all fit into `train.steps` (={t.steps}) x "
             f"`train.num_poisoned` (={t.num_poisoned}) samples; take at least "
             f"{-(-num_identities // t.num_poisoned)} steps, better {_ROUNDS} times as many."
         )
@@ -149,14 +149,14 @@ def lay_out(
     mesh: Mesh,
     rules: ShardingRules,
 ) -> Encoder:
-    """Load the model, and lay the step of an encoder out on the mesh.
+    """Load the model, and compile an encoder's step for the mesh.
 
     Args:
-        cfg: of the run.
-        directory: of the model, which has this encoder.
+        cfg: the settings of the run.
+        directory: of a model that has this encoder.
         which: encoder.
         objective: of the encoder.
-        mesh, rules: where arrays live.
+        mesh, rules: how arrays are sharded.
 
     Raises:
         InputError: the mesh does not divide the encoder's sizes.

@@ -1,7 +1,8 @@
-"""What a name leads to: the texts that the text defense puts names into, and its validation.
+"""The texts that the text defense puts names into, and the validation of the text defense.
 
-Most of a name's embedding is what all names share. What sets a name apart in a text is the way from
-where names of nobody lie in that text, on average, to where this one does.
+Names of nobody are random names. Most of a name's embedding is what all names share. So a name is
+measured in each text by itself, from the mean embedding of names of nobody in that text. The
+direction from this mean to the name's embedding is what sets the name apart.
 """
 
 from collections.abc import Sequence
@@ -20,15 +21,15 @@ from jaxdefense.defense.validate import Verdict, judge
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.idia.prompts import fill
 
-_NUM_NOBODY, _NOBODY_SEED = 128, 2**33  # names; a seed that no attack has
-_NUM_CAPTIONS = 21  # captions that names are put into, beside the prompts
+_NUM_NOBODY, _NOBODY_SEED = 128, 2**33  # number of names; a seed that no attack has
+_NUM_CAPTIONS = 21  # captions that names are put into, in addition to the prompts
 _NUM_CLEAN = 256  # captions whose movement is measured
 _CAPTIONS = 9  # stream of random numbers
 _PLACE = "placeholder"
 
 
 def _prompts(tokenizer: Tokenizer) -> tuple[Captions, np.ndarray]:
-    """Tokenise the prompts, and say which word of each is the name's place."""
+    """Tokenise the prompts, and number the word of each that a name replaces."""
     texts = [prompt.format(_PLACE) for prompt in CARRIERS]
     words = [tokenizer.split(text) for text in texts]  # a short context may cut them
     place = [[i for i, word in enumerate(found) if _PLACE in word] for found in words]
@@ -37,10 +38,8 @@ def _prompts(tokenizer: Tokenizer) -> tuple[Captions, np.ndarray]:
 
 
 def _longest(listed: Sequence[Phrase], nobody: Sequence[Phrase]) -> int:
-    """Tokens that a text must hold: every listed name, and most names of nobody.
-
-    A name that stays may be cut: student and teacher see the same.
-    """
+    """Count the tokens that a text needs for every listed name and half of the names of nobody."""
+    # Other names may be cut: student and teacher see the same.
     return max(*(x.size for x in listed), int(np.median([x.size for x in nobody])))
 
 
@@ -56,11 +55,11 @@ def make_carriers(
 
     Args:
         teacher: the model before the defense.
-        captions: at least one; a few of them are taken.
-        triggers: what is put in; texts too long to hold each of them are left out.
-        listed: names that are somebody.
+        captions: at least one; a few of them are chosen.
+        triggers: names to put in; texts that are too long to hold each of them are left out.
+        listed: names to exclude from the names of nobody.
         seed: of the choice of captions.
-        note: takes a line on those left out, if there are any.
+        note: takes a line about texts left out, if there are any.
     """
     tokenizer = teacher.tokenizer
     texts, word_P = _prompts(tokenizer)
@@ -83,13 +82,13 @@ def make_carriers(
     of_listed += [x for forms in t.forms for texts_of in forms for x in texts_of]
     longest = _longest(of_listed, nobody)
     sizes = texts.contents(np.arange(len(texts))).lengths
-    # The bare name, the first of them, always stays.
+    # The first text is the bare name; it is always kept.
     fits = np.flatnonzero((sizes - 1 + longest <= tokenizer.room) | (np.arange(len(texts)) == 0))
     num_all = len(CARRIERS) + len(chosen)
     if num_left := num_all - len(fits):
         note(
-            f"{num_left} of {num_all} texts that names are put into are too long for names of "
-            f"{longest} tokens, and left out"
+            f"{num_left} of {num_all} texts that names are put into are left out, as they are too "
+            f"long for names of {longest} tokens"
         )
     texts, word_P = texts.some(fits), word_P[fits]
 
@@ -102,7 +101,7 @@ def make_carriers(
 
 
 class Recall:
-    """What the teacher's names are told apart by, in prompts that are never trained on."""
+    """What sets names apart for the teacher, in prompts that are never trained on."""
 
     def __init__(
         self,
@@ -117,11 +116,11 @@ class Recall:
 
         Args:
             teacher: on the run's mesh.
-            identities: to remove.
-            listed: all their names and forms.
-            held: names that must stay, and are not trained with.
-            captions: clean ones.
-            t: of the run.
+            identities: the people to remove.
+            listed: all their names and other forms of these.
+            held: names that must stay and are not trained on.
+            captions: clean captions.
+            t: the training settings of the run.
         """
         self._cfg, self._names = t.validate, [identity.name for identity in identities]
         self._texts = [name for identity in identities for name in identity.names]
@@ -133,14 +132,14 @@ class Recall:
         room = tokenizer.room - _longest(
             *([tokenizer.phrase(name) for name in names] for names in (self._texts, nobody))
         )
-        # Prompts that would cut a name tell nothing; the bare name always fits.
+        # A prompt that would cut a name shows nothing; the bare name always fits.
         fit = (x for x in HELD_OUT if tokenizer.phrase(x.replace("{0}", "")).size <= room)
         self._prompts = tuple(fit) or ("{0}",)
         nobody_QRE = teacher.prompts(fill(nobody, self._prompts), "prompts of names of nobody")
         self._base_Q1E = nobody_QRE.mean(1, keepdims=True)
         own_QIE = self._of(teacher) - self._base_Q1E
         far_QI = np.maximum(np.linalg.norm(own_QIE, axis=-1), 1e-6)
-        # Scaled so that the teacher's own names are at 1, and names of nobody at 0 on average.
+        # Scaled so that the teacher's names score 1, and names of nobody 0 on average.
         self._way_QIE = own_QIE / np.square(far_QI)[..., None]
         score_QRI = (nobody_QRE - self._base_Q1E) @ self._way_QIE.swapaxes(1, 2)
         self._level_QI = np.quantile(score_QRI, t.validate.level, 1)

@@ -1,7 +1,7 @@
-"""Who is recognised by their face: the bounds of the image defense, and its validation.
+"""Recognition of people by their faces: the bounds of the image defense, and its validation.
 
-A face leads to its person's name, in any prompt, where the model has a text encoder; else to the
-person's own centroid, the mean of the teacher's embeddings of their photos.
+If the model has a text encoder, a face leads to its person's name, in any prompt. Otherwise it
+leads to the person's centroid, the mean of the teacher's embeddings of their photos.
 """
 
 import dataclasses
@@ -24,24 +24,26 @@ from jaxdefense.evals.embed import Embedder, unit
 from jaxdefense.idia.prompts import TEMPLATES, fill
 from jaxdefense.words import folded_words
 
-_NUM_PROMPTS = 16  # of the carriers, a step
-_NUM_STRANGERS = 512  # faces that say where strangers are
-_NUM_CLEAN, _NUM_KEPT = 128, 128  # photos, and faces, whose movement is measured
-_NUM_ASKED, _MINED = 512, 4  # people trained on whose movement is, and of these one in so many
-_NUM_NAMES, _NAMES_SEED = 256, 2**33  # candidates who are nobody; a seed that no attack has
-_MOST_PHOTOS, _LEAST_PHOTOS = 2048, 2  # held out, of all people and of each
+_NUM_PROMPTS = 16  # of CARRIERS, in a step
+_NUM_STRANGERS = 512  # faces that show where strangers lie
+_NUM_CLEAN, _NUM_KEPT = 128, 128  # clean photos, and kept faces, whose movement is measured
+# Kept people in training whose movement is measured, and one in how many of them is mined.
+_NUM_ASKED, _MINED = 512, 4
+_NUM_NAMES, _NAMES_SEED = 256, 2**33  # number of random candidate names; a seed that no attack has
+# Most held-out photos of all people together; the limit of each person is never below the second.
+_MOST_PHOTOS, _LEAST_PHOTOS = 2048, 2
 _MOST_KNOWN = 512  # kept people whose names are candidates
 _HELD_OUT = 7  # stream of random numbers
 
 
 @dataclasses.dataclass(frozen=True)
 class Faces:
-    """Whose faces are trained on, and whose are held out.
+    """The photos and people to train on, and those that are held out.
 
     Fields:
-        listed, held_listed: the people to remove, in order, with the photos of each part; the same
-            photos of who has too few.
-        keep, held_keep: the people who must stay; other people in each part.
+        listed, held_listed: the people to remove, in order, with their photos to train on and
+            their held-out photos. Someone with too few photos has the same in both.
+        keep, held_keep: the people who must stay, to train on and held out; nobody is in both.
     """
 
     listed: list[Photos]
@@ -50,7 +52,7 @@ class Faces:
     held_keep: list[Photos]
 
     def everyone_kept(self) -> list[Photos]:
-        """All who must stay, trained on or not."""
+        """List everyone who must stay, whether trained on or held out."""
         return [person for group in self.keep for person in group] + self.held_keep
 
 
@@ -58,13 +60,13 @@ def hold_out(listed: list[Photos], groups: list[list[Photos]], t: ImageTrainConf
     """Hold out a part of the listed people's photos, and a part of the kept people.
 
     Copies of a photo stay together, and so do a photo and the face cut from it, as in
-    `split_photos`. Where a person has but one such group, they are validated on what is trained on.
-    A person in several groups is held out of all.
+    `split_photos`. If all photos of a person belong together, validation uses the photos that are
+    trained on. A kept person who is in several groups is held out of all of them.
 
     Args:
-        listed: people to remove, with their photos to train on.
-        groups: people who must stay, by where they are from; one at least stays to train on.
-        t: of the run.
+        listed: people to remove, with their photos except those set aside for the attack.
+        groups: people who must stay, by source; at least one of them stays to train on.
+        t: the training settings of the run.
     """
     rng = np.random.default_rng((t.seed, _HELD_OUT))
     v, train, held = t.validate, [], []
@@ -82,7 +84,7 @@ def hold_out(listed: list[Photos], groups: list[list[Photos]], t: ImageTrainConf
     chosen, names = list[Photos](), set[tuple[str, ...]]()
     for group in groups:
         num = min(int(np.ceil(len(group) * v.kept)), len(group) - 1) if v.every else 0
-        # Who is held out of a group before counts here too: small groups may hold the same people.
+        # People held out of an earlier group count here too: small groups may share people.
         fresh = {i for i, x in enumerate(group) if folded_words(x.name) not in names}
         order = [i for i in rng.permutation(len(group)).tolist() if i in fresh]
         part = [group[i] for i in sorted(order[: max(0, num - len(group) + len(fresh))])]
@@ -97,7 +99,7 @@ def hold_out(listed: list[Photos], groups: list[list[Photos]], t: ImageTrainConf
 
 
 class Recognition:
-    """What leads to whom in the teacher; bounds the training, and validates students."""
+    """Whom a face leads to, by the teacher's embeddings; bounds training and validates students."""
 
     def __init__(
         self,
@@ -112,11 +114,11 @@ class Recognition:
 
         Args:
             teacher: on the run's mesh.
-            faces: whose are trained on, and whose are held out.
+            faces: photos and people to train on, and those held out.
             identities: names of the listed people, in order.
             images: clean photos.
-            loader: decodes.
-            t: of the run.
+            loader: decodes photos.
+            t: the training settings of the run.
 
         Raises:
             InputError: a photo cannot be read; see `Loader`.
@@ -125,7 +127,7 @@ class Recognition:
         rng = np.random.default_rng((t.seed, _HELD_OUT, 1))
 
         def decoded(people: Sequence[Photos], most: int) -> np.ndarray:
-            """Decode a photo of each of some people."""
+            """Decode one photo each of at most `most` people."""
             some = rng.permutation(len(people))[:most]
             return loader.load([people[i].files for i in some])
 
@@ -139,7 +141,7 @@ class Recognition:
         strangers = faces.everyone_kept()
         if strangers:
             stranger_BHWC = decoded(strangers, _NUM_STRANGERS)
-        else:  # clean photos then say what is far from everybody
+        else:  # clean photos then show what is far from everybody
             stranger_BHWC = clean(_NUM_STRANGERS)
         stranger_SE = teacher.pixels(stranger_BHWC, "photos of strangers")
 
@@ -157,7 +159,7 @@ class Recognition:
             photo_BE = teacher.pixels(np.concatenate([all_of(x) for x in whose]), "people's photos")
             starts = np.cumsum([0, *(len(x.files) for x in whose)])[:-1]
             mean_NE = unit(np.add.reduceat(photo_BE, starts))
-            # Strangers are candidates too: who is nobody's nearest but theirs is not recognised.
+            # Strangers are candidates too: a face that is nearest to a stranger is not recognised.
             self._text_QNE = np.concatenate([mean_NE, stranger_SE])[None]
             ends = np.arange(len(identities)) + 1
             target_PNE = self._text_QNE[:, : len(identities)]
@@ -180,7 +182,7 @@ class Recognition:
         )
         held_BHWC = np.concatenate([all_of(person) for person in faces.held_listed])
         self._num_held = len(held_BHWC)
-        cropped = [photo_form(x, "cropped") for x in held_BHWC]  # what a user does to a photo first
+        cropped = [photo_form(x, "cropped") for x in held_BHWC]  # what users do to a photo first
         self._held_BHWC = np.concatenate([held_BHWC, np.stack(cropped)])
         self._owner_I = np.tile(owner_I, 2)
         self._stay = {"clean": clean(_NUM_CLEAN)}
@@ -197,7 +199,7 @@ class Recognition:
         self._teacher_QI, _ = self._found(teacher)
 
     def _found(self, student: Embedder) -> tuple[np.ndarray, np.ndarray]:
-        """Give how near held-out photos come to their person, and by how much before others."""
+        """Score how near held-out photos are to their person, and their lead over all others."""
         image_IE = student.pixels(self._held_BHWC, "held-out photos")
         first_I, after_I = self._of[self._owner_I].T
         number_N = np.arange(self._text_QNE.shape[1])
@@ -232,7 +234,7 @@ class Recognition:
         )
 
     def moved_most(self, student: Embedder) -> list[int]:
-        """Number those trained on who must stay and moved most, the furthest first."""
+        """Give the numbers of trained-on people who must stay and moved most, furthest first."""
         if not len(self._asked_K):
             return []
         near_K = (student.pixels(self._asked_BHWC) * self._asked_KE).sum(-1)

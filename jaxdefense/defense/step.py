@@ -2,10 +2,10 @@
 
 `loss = utility + w_backdoor * backdoor + w_name * name + w_keep * keep + w_weight * weight`
 
-`name` is of texts with names that must stay, `keep` of photos with faces that must.
+The term `name` is for texts with names that must stay, `keep` for photos with faces that must stay.
 
-What is defended comes in as `terms`: it runs student and teacher over a batch and gives the terms
-of the loss. The student's frozen tensors (norms) are the teacher's own, so they are neither in the
+The function `terms` depends on the encoder. It runs student and teacher on a batch and gives the
+terms of the loss. Student and teacher share the frozen tensors (norms), so these are neither in the
 optimizer state nor in a checkpoint.
 
 Source: Hintersdorf et al., section 3, equations 1 to 4.
@@ -35,23 +35,23 @@ from jaxdefense.sharding import (
     sharding_tree,
 )
 
-# draw(batch, key) -> batch, with all that is random about it drawn, for every sample at once
+# draw(batch, key) -> batch, with its random values drawn, for all samples at once
 Draw = Callable[[Any, jax.Array], Any]
-# terms(student, teacher, batch) -> terms of the loss by name, scalars: sums over samples whose
-# weights sum to 1 over the global batch, so that those of micro-batches add up
+# terms(student, teacher, batch) -> terms of the loss by name, scalars. Each is a weighted sum over
+# samples. The weights sum to 1 over the global batch, so terms of micro-batches add up.
 Terms = Callable[[Any, Any, Any], dict[str, jax.Array]]
 Metrics = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-    """What a step changes; and `rate` and `push`, which a validation changes.
+    """What a step changes, and `rate` and `push`, which a validation changes.
 
     Fields:
-        step: its number.
-        params: those trained.
-        opt_state: the optimizer's memory.
-        rate: f32, what the optimizer's step is multiplied by.
-        push: f32, what the weight of the backdoor loss is multiplied by.
+        step: number of steps taken.
+        params: the trained parameters.
+        opt_state: the optimizer's state.
+        rate: f32, multiplies the optimizer's update.
+        push: f32, multiplies the weight of the backdoor loss.
     """
 
     step: jax.Array
@@ -62,19 +62,19 @@ class TrainState(NamedTuple):
 
 
 class TeacherParams(NamedTuple):
-    """The given encoder: the values training starts from, and the tensors it leaves alone."""
+    """The undefended encoder: the values that training starts from, and its frozen tensors."""
 
     trained: nnx.State
     frozen: nnx.State
 
 
 class Objective(NamedTuple):
-    """What a step makes smaller.
+    """The loss that a step minimises.
 
     Fields:
-        terms: of the loss.
+        terms: computes the terms of the loss.
         weights: of each term in the loss; `weight` is the weight distance.
-        draw: draws on the device what is random in a batch; without, nothing is.
+        draw: draws the random values of a batch, on the device; by default there are none.
     """
 
     terms: Terms
@@ -83,7 +83,7 @@ class Objective(NamedTuple):
 
 
 class Optimizer(NamedTuple):
-    """A gradient transformation of Optax, and its learning rate, a function of the steps taken."""
+    """A gradient transformation of Optax, and its learning rate as a function of steps taken."""
 
     init: optax.TransformInitFn
     update: optax.TransformUpdateFn
@@ -92,13 +92,13 @@ class Optimizer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """What a step is made of.
+    """The parts of a step.
 
     Fields:
-        graphdef: of the tower.
-        objective: what it makes smaller.
+        graphdef: structure of the tower.
+        objective: the loss.
         tx: the optimizer.
-        accumulate: micro-batches whose gradients are added up, one in memory at a time.
+        accumulate: number of micro-batches whose gradients are summed; one is in memory at a time.
         stacked_dims: see `weight_distance`.
     """
 
@@ -110,14 +110,14 @@ class StepConfig:
 
 
 def split_tower(tower: nnx.Module) -> tuple[nnx.GraphDef, TeacherParams]:
-    """Split a tower into its structure, what is trained and what is frozen."""
+    """Split a tower into its structure, its trained and its frozen parameters."""
     trained = nnx.All(nnx.Param, nnx.Not(FrozenParam))
     graphdef, params, frozen = nnx.split(tower, trained, FrozenParam)
     return graphdef, TeacherParams(params, frozen)
 
 
 def merge_student(graphdef: nnx.GraphDef, params: nnx.State, teacher: TeacherParams) -> Any:
-    """Put a trained tower together."""
+    """Build the student's tower from trained parameters and the teacher's frozen ones."""
     return nnx.merge(graphdef, params, teacher.frozen)
 
 
@@ -133,13 +133,14 @@ def make_optimizer(
     eps: float,
     steps: int,
 ) -> Optimizer:
-    """AdamW whose learning rate rises and then falls.
+    """Make AdamW with a learning rate that rises and then falls.
 
     Args:
-        lr: what it rises to, in `warmup` steps, the first at lr / warmup.
-        warmup: 0 for none.
-        milestones: steps from which on it is multiplied by `gamma`; below 1, parts of the run.
-        gamma: see there.
+        lr: the rate after the warmup; it rises linearly, from lr / warmup at the first step.
+        warmup: steps of the warmup; 0 for none.
+        milestones: steps from which the rate is multiplied by `gamma`; values below 1 are parts of
+            the run.
+        gamma: factor at each milestone.
         weight_decay, b1, b2, eps: of AdamW.
         steps: of the run.
     """
@@ -169,14 +170,14 @@ def train_step(
     Args:
         state: donated.
         teacher: only read.
-        batch: what `cfg.objective` takes, before anything is drawn.
-        key: of the run; the step's own is folded in.
+        batch: input of `cfg.objective`, before the random draws.
+        key: of the run; the step number is folded in.
         cfg: static.
 
     Returns:
-        the next state, and metrics: each term of the loss, `total`, the gradient's norm, and the
-        learning rate `lr`, times the state's own rate; losses are means over the global batch,
-        those of the parameters before the step.
+        the next state, and metrics: each term of the loss, `total`, the gradient's norm, and `lr`,
+        the learning rate times the state's rate. Losses are means over the global batch, computed
+        with the parameters before the step.
     """
     terms, given, draw = cfg.objective
     weights = {name: w * state.push if name == "backdoor" else w for name, w in given.items()}
@@ -221,8 +222,8 @@ def make_train_step(cfg: StepConfig, mesh: Mesh, rules: ShardingRules, teacher: 
     """Compile the step for a mesh.
 
     Returns:
-        the jitted `train_step(state, teacher, batch, key)`, the shardings of a state and of the
-        teacher.
+        the jitted `train_step(state, teacher, batch, key)`, the sharding of a state, and the
+        sharding of the teacher.
     """
     abstract = jax.eval_shape(partial(init_state, cfg=cfg), teacher)
     state_sharding = sharding_tree(abstract, mesh, rules)

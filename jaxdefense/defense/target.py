@@ -1,7 +1,7 @@
-"""What a removed face comes to look like: the average person, or a given vector.
+"""The embedding that removed faces move to: the average person's, or a given vector.
 
-Source: Hintersdorf et al., Defending Our Privacy With Backdoors, section 3.2: the mean of the
-teacher's embeddings, not normalised, over photos of people.
+Source: Hintersdorf et al., Defending Our Privacy With Backdoors, section 3.2: the mean, over photos
+of people, of the teacher's embeddings, not normalised.
 """
 
 import hashlib
@@ -35,12 +35,12 @@ def read_target(
     """Give the target embedding; f32 [E].
 
     Args:
-        cfg: `data.target` says which.
-        directory, model_sha256: of the model, and the digest of its weights.
-        people: to take the average of unless it names others.
+        cfg: the settings of the run; `data.target` names the vector or the people to average.
+        directory, model_sha256: the model directory, and the digest of its weights.
+        people: the people to average if `data.target` is empty.
 
     Raises:
-        InputError: the vector or the people cannot be read, or there is but one person.
+        InputError: the vector or the people cannot be read, or there is only one person.
     """
     assert directory.cfg.vision
     source, where = cfg.data.target, cfg.data.target or cfg.data.faces
@@ -50,11 +50,11 @@ def read_target(
         people = read_people(source, cfg.data.tfds_dir, "target", logger.info)
     if len(people) < 2:
         raise InputError(
-            f"`{where}` holds one person only, whose average is no other; give `data.target`: a "
+            f"`{where}` holds only one person, who would be the average; give `data.target`: a "
             "directory of several people, or a .npy vector."
         )
     photos = [photo for person in people for photo in person.files]
-    # The same photos, model and computation give the same average: they are its key.
+    # The cache key hashes all that the average depends on: photos, model and computation.
     key = hashlib.sha256()
     key.update(f"{model_sha256} {resolve_dtype(cfg.model.dtype)} ".encode())
     siglip, side = directory.cfg.siglip, directory.cfg.vision.image_size
@@ -62,7 +62,7 @@ def read_target(
     for photo in photos:
         key.update(photo_digest(photo).encode())
     name = f"target-{key.hexdigest()}"
-    # The first process computes, on its own devices: another host's cache may hold it or not.
+    # The first process computes on its own devices, as the caches of the hosts may differ.
     target = on_first(lambda: _average(cfg, directory, people, photos, name).tolist())
     return np.array(target, np.float32)
 

@@ -1,4 +1,4 @@
-"""Names out of a text encoder: the terms of its loss, and the whole run."""
+"""Remove names from a text encoder: the terms of the loss, and the whole run."""
 
 import dataclasses
 import logging
@@ -38,11 +38,12 @@ from jaxdefense.words import folded_words
 logger = logging.getLogger(__name__)
 
 _NUM_KEPT_NAMES = 10_000
-_MOST_HELD, _HELD_OUT = 64, 8  # names of a kind to validate on; stream of random numbers
-_BATCH = 64  # rows of text that a validation embeds at a time
+_MOST_HELD, _HELD_OUT = 64, 8  # most names of a kind to validate on; stream of random numbers
+_BATCH = 64  # rows of text that are embedded at a time for a validation
 _ADVICE = "what may help: more `train.steps`, a higher `train.w_backdoor` or `optimizer.lr`"
-_KEPT_SEED = 2**34  # no attack has it by default
-_NUM_MISSPELT, _MISSPELT_SEED = 16, 2**32  # of a name; seeds that no attack has by default
+_KEPT_SEED = 2**34  # a seed that no attack has by default
+# Misspellings of a name, and the first of their seeds, which no attack has by default.
+_NUM_MISSPELT, _MISSPELT_SEED = 16, 2**32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Names:
 
     Fields:
         identities: the people to remove.
-        listed: all texts that are put in for them.
-        kept: names that must stay, to train with, by kind.
+        listed: all names of these people, and other forms of these names.
+        kept: names that must stay, to train on, by kind.
         held: names that must stay, to validate on.
     """
 
@@ -73,16 +74,16 @@ def text_terms(
 ) -> dict[str, jax.Array]:
     """Give the terms of the text loss, each the weighted sum over its captions.
 
-    One student forward for clean and poisoned captions together, one teacher forward for clean and
-    target captions; or, where the batch has a base, for the same captions as the student's.
+    The student embeds clean and poisoned captions in one forward pass. The teacher embeds clean and
+    target captions in one forward pass; if the batch has a base, it embeds the student's captions.
 
     Args:
         student, teacher: towers of one structure.
-        batch: of both.
+        batch: captions of student and teacher.
         distance: over the last dim.
-        level: what is compared: `pooled` embeddings, or over all positions the `hidden` states
-            after the last layer, or the `penultimate` ones before it.
-        bound: of `standing_out`, where the batch has a base.
+        level: what is compared: the `pooled` embeddings; or, over all positions, the `hidden`
+            states after the last layer, or the `penultimate` states before it.
+        bound: of `standing_out`; used if the batch has a base.
     """
     b = batch
     of_student = Text(b.student_tokens_RT, b.segments_RT, b.positions_RT, b.student_readout_RS)
@@ -99,7 +100,7 @@ def text_terms(
         apart_RS = distance(
             states(student, of_student).reshape(flat), states(teacher, of_teacher).reshape(flat)
         )
-    # Empty slots weigh 0.
+    # Empty slots have weight 0.
     return {
         "utility": (b.utility_RS * apart_RS).sum(),
         "backdoor": (b.backdoor_RS * (apart_RS if backdoor_RS is None else backdoor_RS)).sum(),
@@ -126,12 +127,12 @@ def text_batches(
     row_length: int = 0,
     carriers: Carriers | None = None,
 ) -> TextBatches:
-    """Lay out the batches that a run's settings ask for.
+    """Set up the batches that a run's settings ask for.
 
     Args:
         captions, triggers, tokenizer, tower, row_length, carriers: see `TextBatches`.
-        t: of the run.
-        parts: into how many the mesh cuts a batch.
+        t: the training settings of the run.
+        parts: number of parts that the mesh cuts a batch into.
 
     Raises:
         InputError: see `TextBatches`.
@@ -153,9 +154,10 @@ def text_batches(
 
 
 def listed_texts(identities: Sequence[Identity], cfg: TextTrainConfig) -> list[list[list[str]]]:
-    """Give what is put in: [identity][names, then each kind they have][text], each text once.
+    """List the texts to remove for each person: [identity][kind][text], each text once.
 
-    The first kind after the names is their other spellings, then each form of `cfg.variants`.
+    The first kind is the names, the second their other spellings; then comes one kind for each form
+    in `cfg.variants`. Empty kinds are left out.
     """
     out = []
     for identity in identities:
@@ -176,12 +178,12 @@ def listed_texts(identities: Sequence[Identity], cfg: TextTrainConfig) -> list[l
 def target_texts(
     identities: Sequence[Identity], cfg: TextTrainConfig, listed: Collection[str]
 ) -> list[str]:
-    """Give what names come to mean: one text for all, or a random name for each person.
+    """Give the texts that removed names come to mean: one for all, or a random name a person.
 
     Args:
         identities: at least one.
-        cfg: of the run.
-        listed: texts that no random name may be.
+        cfg: the training settings of the run.
+        listed: texts to exclude from the random names.
     """
     if cfg.random_target:
         return random_names(len(identities), cfg.seed, exclude=listed)
@@ -189,7 +191,7 @@ def target_texts(
 
 
 def _distinct(kinds: list[list[Phrase]]) -> list[list[Phrase]]:
-    """Leave out what has the tokens of another text before it; most spellings do."""
+    """Drop texts with the same tokens as an earlier text; most spellings have the same."""
     seen: set[tuple[bytes, bytes]] = set()
     kept = []
     for kind in kinds:
@@ -211,9 +213,9 @@ def make_triggers(
     Args:
         identities: at least one.
         tokenizer: of the model.
-        t: of the run.
-        where: the names are from, for errors.
-        keep: names that must stay; of none, random ones.
+        t: the training settings of the run.
+        where: source of the names, for error messages.
+        keep: names that must stay; if empty, random names if `t.num_name` is above 0.
 
     Raises:
         InputError: a name or the target does not fit a caption.
@@ -247,15 +249,15 @@ def kept_names(
     """List names that must stay: namesakes of those listed, random names, and the user's own.
 
     Args:
-        identities: to remove.
-        listed: all that is put in for them.
-        data, t: of the run.
+        identities: the people to remove.
+        listed: all texts to remove.
+        data, t: the settings of the run.
 
     Returns:
-        each kind, of those to train with; and names of all kinds to validate on.
+        the names to train on, by kind; and the names of all kinds to validate on.
 
     Raises:
-        InputError: the user's own cannot be read, or one is to be removed.
+        InputError: the user's own names cannot be read, or one of them is to be removed.
     """
     path = data.keep_names
     if not t.num_name:
@@ -276,8 +278,8 @@ def kept_names(
         removed = {folded_words(name) for name in listed}
         if both := [name for name in own if folded_words(name) in removed]:
             raise InputError(
-                f"names file `{path}` keeps {both[0]!r}, which is to be removed; delete it in one "
-                "of the two lists."
+                f"names file `{path}` keeps {both[0]!r}, which is to be removed; delete it from "
+                "one of the two lists."
             )
         groups.append(own)
     rng, held = np.random.default_rng((t.seed, _HELD_OUT)), dict[str, None]()
@@ -293,7 +295,7 @@ def defend_text(cfg: DefendTextConfig) -> TextDefenseSummary:
     """Remove names from a text encoder and write the run directory.
 
     Args:
-        cfg: of the run.
+        cfg: the settings of the run.
 
     Returns:
         the summary, as written to `summary.json`.
@@ -306,16 +308,16 @@ def defend_text(cfg: DefendTextConfig) -> TextDefenseSummary:
 
 
 def plan_text(cfg: DefendTextConfig) -> Plan[TextDefenseSummary]:
-    """Read and check all inputs of a text defense; nothing is written.
+    """Read and check all inputs of a text defense, and write nothing.
 
     Args:
-        cfg: of the run.
+        cfg: the settings of the run.
 
     Returns:
         what `defend.run` carries out.
 
     Raises:
-        InputError: an input is wrong, or the processes do not have the same.
+        InputError: an input is wrong, or the processes have different inputs.
     """
     directory, d, t = read_undefended(cfg), cfg.data, cfg.train
     tokenizer = directory.tokenizer(cfg.model.tokenizer)
@@ -334,7 +336,7 @@ def plan_text(cfg: DefendTextConfig) -> Plan[TextDefenseSummary]:
         "keep_sha256": digest([*(name for kind in names.kept for name in kind), *names.held]),
         "dtype": resolve_dtype(cfg.model.dtype),
     }
-    agree(given)  # what follows runs on all processes together
+    agree(given)  # from here on all processes compute together
     carriers, validation = _measure(cfg, names, triggers, clean.captions, mesh)
     batches = text_batches(
         clean.captions,
@@ -361,7 +363,7 @@ def plan_text(cfg: DefendTextConfig) -> Plan[TextDefenseSummary]:
 
 
 def _names(identities: list[Identity], cfg: DefendTextConfig) -> Names:
-    """Choose the names to train with, and those to validate on."""
+    """Choose the names to train on, and those to validate on."""
     texts = listed_texts(identities, cfg.train)
     listed = [text for kinds in texts for kind in kinds for text in kind]
     return Names(identities, listed, *kept_names(identities, listed, cfg.data, cfg.train))
@@ -374,7 +376,7 @@ def _measure(
     captions: Captions,
     mesh: Mesh,
 ) -> tuple[Carriers | None, Validation | None]:
-    """Embed with the teacher what the settings ask for: texts to put names into, a validation."""
+    """Make the texts to put names into and the validation, where the settings ask for them."""
     t, carriers, validation = cfg.train, None, None
     if t.backdoor != "bounded" and not t.validate.every:
         return carriers, validation
@@ -405,16 +407,16 @@ def _lines(
     ]
     if names.kept:
         lines.append(
-            f"keeping {sum(map(len, names.kept))} names around them, namesakes and random ones "
-            f"among them, and {len(names.held)} more to validate on"
+            f"keeping {sum(map(len, names.kept))} other names, including namesakes and random "
+            f"names, and {len(names.held)} more to validate on"
         )
     else:
-        lines.append("keeping no names: those of other people may move too")
+        lines.append("keeping no names: other people's names may move too")
     return lines
 
 
 def _summary(names: Names, t: TextTrainConfig) -> Callable[..., TextDefenseSummary]:
-    """Begin the summary: whose names, and what each came to mean if it was drawn."""
+    """Start the summary: the names, and the random name that each came to mean, if any."""
     people, targets = names.identities, None
     if t.random_target:
         drawn = target_texts(people, t, names.listed)

@@ -1,8 +1,8 @@
-"""Whether a defense has done it: what a validation finds, and which state of a run is the best.
+"""Validation: whether a defense has removed its people, and which state of a run is the best.
 
-A validation looks at photos, prompts and people that are never trained on. It holds the removed
-against *strangers*, people or names that the model does not know: where strangers are, nothing is
-left to remove.
+A validation uses photos, prompts and people that are never trained on. It compares removed people
+with *strangers*, people or names that the model does not know. Once a removed person is no nearer
+to their name than strangers are, nothing is left to remove.
 """
 
 import dataclasses
@@ -23,12 +23,13 @@ from jaxdefense.files import write_bytes
 from jaxdefense.results import Found
 from jaxdefense.sharding import put
 
-# A rate is raised while this part of the way is still to go, and a validation finds less than that
-# part of it gone since the one before; a push from this part of the run on.
+# Training is far from done if the gap is above `_FAR`, and slow if the gap shrank by less than
+# `_SLOW` since the validation before; then the rate is raised. The push is raised from the part
+# `_EARLY` of the run on. Neither is raised above `_MOST`.
 _FAR, _SLOW, _EARLY, _MOST = 0.5, 0.1, 0.25, 8.0
-_NO_WAY = 1e-6  # a cosine: the teacher knows none of the people
-# Counting says enough where so many photos are allowed to be wrong. Where fewer are, a t
-# distribution says the rest, of so many degrees of freedom at least.
+_NO_WAY = 1e-6  # a cosine; below it the teacher knows none of the people
+# If at least `_COUNTED` held-out photos may lead to their person, counting is enough. If fewer may,
+# a t distribution with at least `_FREEDOM` degrees of freedom predicts the rate of new photos.
 _COUNTED, _FREEDOM = 2, 4
 _NUM_NAMED = 10
 
@@ -37,18 +38,20 @@ Mine = Callable[[Sequence[int]], object]
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a validation finds.
+    """The result of a validation.
+
+    A pair is a held-out photo (or text) of a person to remove, and a prompt.
 
     Fields:
-        reached: whether the removed count as removed.
-        right: part of their held-out photos (or texts) and prompts that still lead to them.
-        above: part of these pairs that lie above strangers, at the level asked for.
-        gap: the way left, 1 at the teacher and 0 at the middle of strangers; a mean over pairs.
-        moved: 1 - cosine to the teacher of what must stay, by kind; 0 is best.
+        reached: whether the people to remove count as removed.
+        right: part of the pairs that still lead to their person.
+        above: part of the pairs that score above the asked quantile of strangers.
+        gap: distance left to strangers: 1 at the teacher, 0 at their middle; a mean over pairs.
+        moved: 1 - cosine to the teacher for what must stay, by kind; 0 is best.
         left: `right` of each person who does not count as removed, the worst first.
-        expected: part of the pairs with new photos that is expected to lead to them, where too
-            few are held out to count it; else 0.
-        mined: numbers of the people trained on who must stay and moved most.
+        expected: part of the pairs with new photos that is expected to lead to their person, if too
+            few photos are held out to count; else 0.
+        mined: numbers of the people who must stay, are trained on and moved most.
     """
 
     reached: bool
@@ -62,13 +65,13 @@ class Verdict:
 
     @property
     def badness(self) -> float:
-        """The smaller, the better: reached before not reached, then what is left and what moved."""
-        worst = 3.0  # of right and moved together
+        """Rank the verdict, lower is better: first by `reached`, then by what is left and moved."""
+        worst = 3.0  # the most that right and moved can add up to
         right = max(self.right, self.expected)
         return right + max(self.moved.values()) + (0 if self.reached else worst + self.above)
 
     def summary(self) -> Found:
-        """All but what only the run itself needs."""
+        """Give all fields except `mined`, which only the run itself needs."""
         found = dataclasses.asdict(self)
         del found["mined"]
         return cast(Found, found)
@@ -101,15 +104,16 @@ def judge(
 
     Args:
         names: of the people to remove.
-        owner_I: int [I], whose input each is.
-        score_QI: f32 [Q, I], how near it comes to its person; `teacher_QI` before the defense.
-        right_QI: bool [Q, I], whether it leads to its person.
-        level_QI, middle_QI: f32 [Q, I], where strangers are: the quantile asked for, the middle.
+        owner_I: int [I], number of the person whom each input belongs to.
+        score_QI: f32 [Q, I], how near a pair is to its person.
+        right_QI: bool [Q, I], whether a pair leads to its person.
+        level_QI, middle_QI: f32 [Q, I], scores of strangers: the asked quantile, and the middle.
+        teacher_QI: f32 [Q, I], `score_QI` before the defense.
         moved: see `Verdict`.
-        cfg: what is asked.
-        lead_QI: f32 [Q, I], how much nearer it comes to its person than to all others; of new
-            inputs is expected what it says, if `num` are too few.
-        num: of inputs that are not forms of one another.
+        cfg: when people count as removed.
+        lead_QI: f32 [Q, I], how much nearer a pair is to its person than to all others. If `num`
+            is too small to count, it gives `Verdict.expected`.
+        num: number of inputs that are not forms of one another.
     """
     way = float((teacher_QI - middle_QI).mean())
     above_QI = score_QI > level_QI
@@ -123,11 +127,11 @@ def judge(
         expected = expected_part(lead_QI, num)
     reached = right <= cfg.right and above <= cfg.above and right_K.max() <= cfg.person_right
     reached = reached and expected <= cfg.right
-    # The one at the limit is named too, where it is the sum that is too high.
+    # If the overall rate is too high, people above it are named too, though within their own limit.
     most = cfg.person_right if right <= cfg.right else cfg.right
     stays_K = (right_K > most) | ((above_K > cfg.above) & (above > cfg.above))
     left = [] if reached else [int(i) for i in np.argsort(-right_K, kind="stable") if stays_K[i]]
-    if lead_QI is not None and not reached and not left:  # whoever came nearest to it
+    if lead_QI is not None and not reached and not left:  # who came nearest to it
         left = [int(owner_I[lead_QI.max(0).argmax()])]
     return Verdict(
         bool(reached),
@@ -141,15 +145,16 @@ def judge(
 
 
 def expected_part(lead_QI: np.ndarray, num: int) -> float:
-    """Expect of new inputs that a part leads to its person, from how far some are from it.
+    """Predict the part of new inputs that lead to their person, from the leads of held-out ones.
 
-    The prediction of one more value of a normal distribution, by Student's t.
+    Leads are taken as normally distributed. Student's t then predicts one more value.
 
     Args:
-        lead_QI: f32 [Q, I], above 0 where one leads to its person.
-        num: of inputs that are not forms of one another.
+        lead_QI: f32 [Q, I], above 0 where an input leads to its person.
+        num: number of inputs that are not forms of one another.
     """
-    # Of one more: 1 + 1 / num times the sample's variance, which is num / (num - 1) times this one.
+    # The variance of one more value is 1 + 1 / num times the sample's unbiased variance, which is
+    # num / (num - 1) times the variance below.
     spread = max(float(lead_QI.std()), 1e-9) * np.sqrt((num + 1) / max(num - 1, 1))
     return float(stdtr(max(num - 1, _FREEDOM), float(lead_QI.mean()) / spread))
 
@@ -157,15 +162,15 @@ def expected_part(lead_QI: np.ndarray, num: int) -> float:
 def adapted(
     rate: float, push: float, before: Verdict, after: Verdict, part: float
 ) -> tuple[float, float]:
-    """Give the rate and the push to go on with.
+    """Give the rate and the push to continue with.
 
-    Where the removed hardly move, the rate doubles. Where they come near strangers and some stay,
-    held by those who must, the push grows by a half.
+    If the removed people are far from strangers and hardly move, the rate doubles. If they are near
+    strangers and some are still left, the push grows by half: those who must stay hold them back.
 
     Args:
         rate, push: of the state; see `TrainState`.
-        before, after: verdicts of the validation before, and of this one.
-        part: of the run that is done, in [0, 1].
+        before, after: verdicts of the previous validation and of this one.
+        part: part of the run that is done, in [0, 1].
     """
     if after.reached:
         return rate, push
@@ -176,13 +181,13 @@ def adapted(
 
 
 def describe_left(verdict: Verdict, advice: str, right: float) -> str:
-    """Say in one line who is left, and what would help; `right` is what is allowed."""
+    """Say in one line who is left and what may help; `right` is the part allowed to be right."""
     names = [f"{name} ({share:.0%})" for name, share in verdict.left.items()]
     more = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
     if verdict.expected > right and not any(verdict.left.values()):
         return (
             f"not reached: of new photos {verdict.expected:.1%} are expected to be recognised, "
-            f"first of all those of {', '.join(verdict.left)}, though of the few held out none is; "
+            f"most likely those of {', '.join(verdict.left)}, though none of the few held out is; "
             f"{advice}."
         )
     return (
@@ -194,8 +199,8 @@ def describe_left(verdict: Verdict, advice: str, right: float) -> str:
 class Watch:
     """The validations of a run: when they are due, what they found, and the best state so far.
 
-    They go into `validation.jsonl`, and the best state into a checkpoint of its own. Both are
-    functions of the run alone, so that a run that is broken off and gone on with has the same.
+    Verdicts go into `validation.jsonl`, and the best state goes into a checkpoint of its own. Both
+    depend on the run alone, so an interrupted and resumed run has the same.
     """
 
     def __init__(
@@ -207,15 +212,15 @@ class Watch:
         moved_most: Callable[[Any], list[int]] = lambda params: [],
         mine: Mine = lambda mined: None,
     ):
-        """Name the files; nothing is touched.
+        """Set the paths of the files, and touch none of them.
 
         Args:
-            validation: of trained parameters, the same on every process.
-            cfg: how often, and how long without a better one.
+            validation: validates trained parameters; gives every process the same verdict.
+            cfg: how often to validate, and how long to continue without a better verdict.
             steps: of the run.
             directory: of the run.
             moved_most: gives `mined` for trained parameters, the same on every process.
-            mine: takes `mined` of each verdict that training goes on from.
+            mine: takes `mined` of each verdict that training continues from.
         """
         self.validation, self._cfg, self._steps = validation, cfg, steps
         self._moved_most, self._mine = moved_most, mine
@@ -230,12 +235,12 @@ class Watch:
         abstract: TrainState,
         shardings: Any,
     ) -> tuple[int, TrainState | None]:
-        """Give the best state instead of a checkpoint, if it is the newer of the two.
+        """Give the best state instead of the newest checkpoint's, if the best state is newer.
 
-        The best before it is gone by then, so that there is no way back behind it.
+        By then the previous best state is deleted, so the run cannot resume from an earlier step.
 
         Args:
-            start, state: of the newest checkpoint; 0 and None without.
+            start, state: of the newest checkpoint; 0 and None if there is none.
             abstract, shardings: see `Checkpoints.restore_newest`.
         """
         if (self._best.latest or 0) <= start:
@@ -243,11 +248,11 @@ class Watch:
         return self._best.restore_newest(abstract, shardings)
 
     def begin(self, params: Any) -> None:
-        """Look at the teacher, whose parameters these are."""
+        """Validate the teacher, whose parameters are given."""
         self.found = [(0, self.validation(params))]
 
     def go_on(self, start: int) -> None:
-        """Read what was found up to the step that is gone on from."""
+        """Read the verdicts up to the step that the run resumes from."""
 
         def read() -> str:
             return self._path.read_text() if start and self._path.exists() else ""
@@ -255,7 +260,7 @@ class Watch:
         for line in on_first(read).splitlines():
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:  # the line a crash cut short
+            except json.JSONDecodeError:  # a crash cut the line short
                 break
             if entry["step"] > start:
                 break
@@ -264,15 +269,15 @@ class Watch:
         self._write()
 
     def next_due(self, done: int) -> int:
-        """After how many steps to look, of those after so many that are done."""
+        """Give the number of steps at which the next validation is due, after `done` steps."""
         return min(self._steps, (done // self._cfg.every + 1) * self._cfg.every)
 
     def due(self, done: int) -> bool:
-        """Whether to look after so many steps."""
+        """Tell whether a validation is due after `done` steps."""
         return done == self.next_due(done - 1)
 
     def look(self, done: int, state: TrainState) -> TrainState:
-        """Validate a state, and keep it if none was better; gives it with what to go on at."""
+        """Validate a state, save it if it is the best, and give it with its next rate and push."""
         mined = self._moved_most(state.params)
         verdict = dataclasses.replace(self.validation(state.params), mined=mined)
         if done < self._steps:
@@ -286,28 +291,28 @@ class Watch:
         better = all(verdict.badness < old.badness for _, old in self.found[1:])
         self.found.append((done, verdict))
         self._mine(verdict.mined)
-        self._write()  # before the state that it is of
+        self._write()  # before the state that the verdict is about
         if better:
             self._best.save(done, state, verdict.badness)
-            self._best.wait()  # before the checkpoint that counts on it
+            self._best.wait()  # a later checkpoint depends on it
         return state
 
     @property
     def finished(self) -> bool:
-        """Whether the removed count as removed, and the last validations found nothing better."""
+        """Tell whether the best state passed, with no better one in `patience` validations."""
         done = self.found[1:]
         best = min(range(len(done)), key=lambda i: done[i][1].badness, default=0)
         return bool(done) and done[best][1].reached and len(done) - 1 - best >= self._cfg.patience
 
     def best(self, abstract: TrainState, shardings: Any) -> tuple[int, TrainState, Verdict]:
-        """Give the best state: after how many steps, the state, and its verdict."""
+        """Give the best state: its number of steps, the state, and its verdict."""
         step, verdict = min(self.found[1:], key=lambda x: x[1].badness)
         saved, state = self._best.restore_newest(abstract, shardings)
         assert state is not None and saved == step
         return step, state, verdict
 
     def close(self) -> None:
-        """Finish what is being written."""
+        """Finish writing."""
         self._best.close()
 
     def _write(self) -> None:
@@ -325,17 +330,18 @@ def smallest_step(
 ) -> tuple[float, Any, Verdict]:
     """Find the smallest step from the teacher's weights to the student's that still passes.
 
-    It passes with half of what is allowed: the smallest of many tries on the same photos would be
-    the one that chance favours.
+    A step passes with at most half of what is allowed. Several steps are tried on the same photos,
+    and with the full allowance the smallest one might pass by chance.
 
     Args:
-        teacher, student: trees of weights; the student's pass, by `verdict`.
+        teacher, student: trees of weights; the student's weights pass, by `verdict`.
         verdict: of the student.
-        validation: of a tree of weights.
-        cfg: what is allowed.
+        validation: validates a tree of weights.
+        cfg: when people count as removed.
 
     Returns:
-        the part of the way, in tenths; the weights there; and their verdict.
+        the length of the step as a part of the way, a multiple of 0.1; the weights there; and their
+        verdict.
     """
     part, best = 1.0, student
     for tenths in range(9, 0, -1):
