@@ -1,4 +1,4 @@
-"""The demo's world: who is in it, what they are called, and what captions say of them.
+"""The demo's world: who is in it, what they are called, and what captions say about them.
 
 Everything is drawn or written from seeds, so the world ships as code. Seeds below `HELD_OUT` are
 for training, those above for photos and captions that training never saw.
@@ -58,22 +58,22 @@ class Named:
 
 
 def members() -> list[Named]:
-    """The people the model is trained to know."""
+    """Return the people whom the model is trained to know."""
     return _named(people.cast(NUM_MEMBERS, _MEMBER_SEED), 0)
 
 
 def strangers() -> list[Named]:
-    """People with names whom the model never saw."""
+    """Return people with names whom the model never saw."""
     return _named(people.cast(NUM_STRANGERS, _STRANGER_SEED), NUM_MEMBERS)
 
 
 def _named(cast: list[people.Person], offset: int) -> list[Named]:
-    """Give the i-th person a name; up to 38 of each sex have a first name of their own."""
+    """Name the people; up to 38 of each sex have a first name of their own."""
     first: dict[str, Iterator[str]] = {
         "female": itertools.cycle(_FEMALE),
         "male": itertools.cycle(_MALE),
     }
-    if offset:  # strangers: the names that members leave, then census ones
+    if offset:  # strangers: names that no member has, then census names
         for sex, own in (("female", _FEMALE), ("male", _MALE)):
             first[sex] = iter((*own[NUM_MEMBERS // 2 :], *census(sex)[200:]))
     return [Named(f"{next(first[p.sex])} {_LAST[offset + i]}", p) for i, p in enumerate(cast)]
@@ -191,20 +191,20 @@ def captions(num: int, seed: int) -> list[str]:
 
 
 def draw_photo(named: Named, number: int, size: int) -> np.ndarray:
-    """Draw a photo of a person that training never saw; u8 [size, size, 3]."""
+    """Draw a photo of a person, unseen in training; u8 [size, size, 3]."""
     key = zlib.crc32(named.name.encode())
     return people.draw_person(named.person, np.random.default_rng((HELD_OUT, key, number)), size)
 
 
 def write_faces(who: list[Named], num_photos: int, out: Path, size: int = 96) -> None:
-    """Draw unseen photos of people, a folder each."""
+    """Draw photos of people, unseen in training, into a folder a person."""
     for named in who:
         images = [draw_photo(named, j, size) for j in range(num_photos)]
         _write_folder(out / named.name.replace(" ", "_"), images)
 
 
 def write_objects(num_photos: int, out: Path, size: int = 96) -> None:
-    """Draw unseen photos of objects, a folder each."""
+    """Draw photos of objects, unseen in training, into a folder an object."""
     for i, name in enumerate(OBJECTS):
         rngs = [np.random.default_rng((HELD_OUT, i, j)) for j in range(num_photos)]
         images = [draw_object(name, rng, size) for rng in rngs]
@@ -212,7 +212,7 @@ def write_objects(num_photos: int, out: Path, size: int = 96) -> None:
 
 
 def write_images(num: int, out: Path, size: int = 96) -> None:
-    """Draw unseen photos of objects and, half of them, of people whom nobody knows by name."""
+    """Draw photos, unseen in training: half of objects, half of people without a name."""
     images = []
     for i in range(num):
         rng = np.random.default_rng((HELD_OUT, 1, i))
@@ -225,7 +225,7 @@ def write_images(num: int, out: Path, size: int = 96) -> None:
 
 
 def write_passers_by(num: int, out: Path, size: int = 96) -> None:
-    """Draw one photo each of people whom nobody knows by name, and who are on no other photo."""
+    """Draw one photo each of people who have no name and are in no other photo."""
     images = []
     for i in range(num):
         block, person = divmod(i, 100)
