@@ -50,7 +50,7 @@ class Fields:
                 )
         if closed and (unknown := sorted(section.keys() - self.all)):
             raise InputError(
-                f"`{name}{unknown[0]}` is no field that OpenCLIP's models built like CLIP have."
+                f"`{name}{unknown[0]}` is not a field of OpenCLIP's models built like CLIP."
             )
 
 

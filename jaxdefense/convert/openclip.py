@@ -31,7 +31,7 @@ def config_from_openclip(raw: dict[str, Any]) -> CLIPConfig:
     for name, fields in (("vision_cfg", OPENCLIP_VISION), ("text_cfg", OPENCLIP_TEXT)):
         section = raw.get(name)
         if not isinstance(section, dict):
-            raise InputError(f"`{name}` must be a JSON object; this is no config of OpenCLIP.")
+            raise InputError(f"`{name}` must be a JSON object; this is not a config of OpenCLIP.")
         fields.check(section, f"{name}.")
         sections.append(section)
     vision, text = sections

@@ -90,7 +90,7 @@ def infer(
         num_people: I.
         block: at most this many candidates at a time.
         mesh: the mesh of devices.
-        own_I: int [I], the candidate that is each person's own name; None if person i's is i.
+        own_I: int [I], the candidate that is each person's own name; None for 0 to I - 1.
         same_M: int [M], the candidate that each one's votes count for; None for itself.
 
     Returns:

@@ -132,8 +132,8 @@ def read_excluded(source: str) -> list[str]:
         return [name for identity in read_identities(source) for name in identity.names]
     if not (targets := random_targets(source)):
         raise InputError(
-            f"`exclude` (={source}) is no run of a text defense with random targets; give one, or "
-            "a file of names."
+            f"`exclude` (={source}) is not a run of a text defense with random targets; give one, "
+            "or a file of names."
         )
     return targets
 

@@ -168,7 +168,7 @@ def _unseen(people: list[Photos], run: Path, note: Callable[[str], object]) -> l
     if (kind := kind_of(run)) is BothDefenseSummary:
         run, kind = run / "image", ImageDefenseSummary
     if kind is not ImageDefenseSummary or not (run / TRAINED_ON).exists():
-        raise InputError(f"`unseen_by` (={run}) is no run of an image defense: no {TRAINED_ON}.")
+        raise InputError(f"`unseen_by` (={run}) is not a run of an image defense: no {TRAINED_ON}.")
     seen = {sha for photos in read_json(run / TRAINED_ON).values() for sha in photos}
     unseen, spent = [], []
     for person in people:

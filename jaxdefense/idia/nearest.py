@@ -18,7 +18,7 @@ from jaxdefense.sharding import ShardingRules, fetch, num_parts, put, replicated
 
 _NO_INDEX = np.iinfo(np.int32).max
 _NOBODY = -1  # group of the rows that pad a block
-_NO_CANDIDATE = -2  # candidate of the photos that pad a part
+_NO_CANDIDATE = -2  # own candidate of the photos that pad a part
 
 
 class _Best(NamedTuple):
@@ -64,8 +64,8 @@ class Nearest:
         short = self._block - len(group_M)
         if short:
             text_QME = np.pad(text_QME, ((0, 0), (0, short), (0, 0)))
-        # The host makes one block while the device works on another, and no more than that:
-        # a queue of waiting blocks would fill the memory.
+        # The host makes the next block while the device works on one, but then waits here: a queue
+        # of blocks would fill the memory.
         jax.block_until_ready(self._best)
         self._best = self._update(
             self._best,

@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 
 from jaxdefense.results import Curve, Measures, Rates
 
-_Z = 1.959963984540054  # 95 % of a normal distribution lies within so many deviations
+_Z = 1.959963984540054  # 95 % of a normal distribution lies within this many deviations
 
 
 def wilson(successes: float, num: int) -> tuple[float, float]:
@@ -32,8 +32,8 @@ def wilson(successes: float, num: int) -> tuple[float, float]:
 def mean_interval(values: Sequence[float], most: float = 1.0) -> tuple[float, float]:
     """Return the 95 % interval of the mean over people like these, within 0 and `most`.
 
-    The interval is Student's. It has no width if all people are alike, and none is known for one
-    person. Then the interval is Wilson's, which is wide enough for any possible spread.
+    The interval is Student's. For one person its width is unknown, and for equal values it is 0. In
+    both cases the interval is Wilson's instead, which is wide enough for any possible spread.
     """
     share_N, num = np.asarray(values, np.float64) / most, len(values)
     mean = float(share_N.mean())
