@@ -238,7 +238,7 @@ def test_targets_that_must_be_candidates_are_named(inputs):
 
 def test_a_run_without_random_targets_excludes_nobody(inputs):
     write_result(inputs / "run", TextDefenseSummary, {}, DEFENSE)
-    with pytest.raises(ValueError, match="`exclude` .=run. is no run of a text defense"):
+    with pytest.raises(ValueError, match="`exclude` .=run. is not a run of a text defense"):
         attacked(config(exclude="run"))
     (inputs / "model").rename(inputs / "run/model")
     assert "do not come up" not in said(config(model=ModelConfig("run/model")))[1]

@@ -306,7 +306,7 @@ def test_prefix_of_a_wrapper_is_named(tiny_dir, prefix):
     path = tiny_dir()
     tensors = load_file(path / "model.safetensors")
     save_file({prefix + k: v for k, v in tensors.items()}, path / "model.safetensors")
-    fails(path, f"{len(tensors)} tensors begin with `{prefix}`", "save it without")
+    fails(path, f"{len(tensors)} tensors begin with `{prefix}`", "save it unwrapped")
     # On some of them alone it is no wrapper's, but named all the same.
     mixed = {(prefix if "vision" in k else "") + k: v for k, v in tensors.items()}
     save_file(mixed, path / "model.safetensors")

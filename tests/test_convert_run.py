@@ -180,7 +180,7 @@ def test_torch_file_without_torch_says_so(tmp_path, capsys, monkeypatch):
     (tmp_path / "model.pt").write_bytes(b"PK")
     monkeypatch.setitem(sys.modules, "torch", None)
     assert convert(tmp_path / "model.pt", tmp_path / "out", "--to", "hf") == 2
-    assert "takes torch" in capsys.readouterr().err
+    assert "needs torch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -416,7 +416,7 @@ def test_any_text_has_open_clips_tokens(text, clean):
         ),
         ({"tokenizer_kwargs": {"strip_sep_token": True}}, "strip_sep_token. .=True. must not"),
         ({"hf_tokenizer_name": "x", "tokenizer_mode": "clips"}, "tokenizer_mode. .='clips'. must"),
-        ({"hf_tokenizer_name": 3}, "`hf_tokenizer_name` must be a text"),
+        ({"hf_tokenizer_name": 3}, "`hf_tokenizer_name` must be a string"),
     ],
 )
 def test_open_clips_config_says_how_texts_are_read(text_cfg, wanted):

@@ -405,7 +405,7 @@ def test_config_that_is_wrong_is_named(tiny_dir, change, words):
 def test_text_model_of_wrong_sizes_is_named(tiny_dir):
     path = tiny_dir(architecture="SiglipTextModel", bare_text=True)
     edit_json(path / "config.json", projection_size=11)
-    fails(path, "`head.weight` has shape (10, 12), config.json makes it (11, 12)")
+    fails(path, "`head.weight` has shape (10, 12), but config.json makes it (11, 12)")
     edit_json(path / "config.json", projection_size=10, num_hidden_layers=3)
     fails(path, "missing", "encoder.layers.2.")
     edit_json(path / "config.json", num_hidden_layers=2, hidden_size=13)

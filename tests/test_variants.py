@@ -323,7 +323,7 @@ def test_texts_that_come_to_be_one_are_one_candidate_in_each_group():
     game = change_names(candidates, 2, lambda i, name: [name, name + "2"] if i else [], "x")
     assert game.own_I.tolist() == [0] and game.who == [1]
     assert game.same_M.tolist() == [0, 0, 2, 2, 4, 4]
-    with pytest.raises(ValueError, match="no two candidates are apart"):
+    with pytest.raises(ValueError, match="no two candidates differ"):
         change_names(candidates, 2, lambda i, name: ["X"] if i < 3 else [], "last")
 
 

@@ -1,1 +1,1 @@
-"""Weight names and layouts of other libraries <-> jaxdefense's. Knows nothing of training."""
+"""Weight names and layouts of other libraries <-> jaxdefense's. Depends on no training code."""

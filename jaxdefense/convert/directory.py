@@ -1,7 +1,7 @@
-"""Reading and writing model directories, of the Hugging Face and the OpenCLIP layout.
+"""Reads and writes model directories, in the Hugging Face and the OpenCLIP layout.
 
-A directory is read whole or not at all. What is written holds every tensor and file that was read,
-with the same names, dtypes and shards. Nothing is ever unpickled.
+A directory is read whole or not at all. A written copy holds every tensor of the directory that was
+read, with the same names, dtypes and shards, and its text files. Nothing is ever unpickled.
 """
 
 import dataclasses
@@ -45,11 +45,11 @@ class Layout:
     """How a library lays a model out in a directory.
 
     Fields:
-        name: as commands call it.
-        config: its file of sizes.
-        weights: its weight file, when there is one; an index names several.
-        read_config: makes sizes of the config.
-        table: lists the tensors of a model, whose keys are given: some have two spellings.
+        name: its name in commands.
+        config: the file with the model's sizes.
+        weights: the weight file, if there is one only; an index names several.
+        read_config: derives the sizes from the config.
+        table: lists the tensors of a model, given its keys, as some have two spellings.
         stacked_dims: dims of our layers that count tensors; see `losses.weight_distance`.
     """
 
@@ -62,7 +62,7 @@ class Layout:
 
     @property
     def index(self) -> str:
-        """The file that says which tensor lies in which weight file."""
+        """The file that says which weight file holds which tensor."""
         return f"{self.weights}.index.json"
 
 
@@ -77,23 +77,23 @@ OPENCLIP = Layout(
 )
 LAYOUTS = {layout.name: layout for layout in (HF, OPENCLIP)}
 
-# Files that are copied too. Any other file may hold the same weights in another format: the
-# defended directory must not hold an undefended copy of the model it replaces.
 _WRAPPERS = ("module.", "model.", "text_model.", "clip.", "_orig_mod.")
 _DTYPES = ("F32", "F16", "BF16")
+# Suffixes of the files that are copied too. Any other file may hold the same weights in another
+# format, and a defended directory must not hold an undefended copy of the model.
 _COMPANIONS = {".json", ".jsonl", ".txt", ".md", ".model", ".jinja", ".py", ".yaml", ".yml"}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelDirectory:
-    """A model directory that was read and found whole.
+    """A model directory that was read and found complete.
 
     Fields:
-        path: where it lies.
+        path: where it is.
         layout: how it is laid out.
         cfg: the model's sizes.
         weight_files: tensor files relative to `path`, each with its tensors' names.
-        rows: the conversion table that fits it.
+        rows: the model's conversion table.
     """
 
     path: Path
@@ -103,11 +103,11 @@ class ModelDirectory:
     rows: list[Row]
 
     def tokenizer(self, directory: str = "") -> Tokenizer:
-        """Load the model's tokenizer, or that in another directory.
+        """Load the model's tokenizer, or the one in another directory.
 
         Raises:
             InputError: the model has no text tower; the tokenizer is missing or another model's; or
-                texts are read in a way that jaxdefense cannot follow.
+                the config asks for a way to read texts that jaxdefense does not support.
         """
         text = self.cfg.text
         where = model_of_run(Path(directory)) if directory else self.path
@@ -123,20 +123,20 @@ class ModelDirectory:
         if tokenizer.vocab_size > text.vocab_size:
             raise InputError(
                 f"`{where}`: its tokenizer has {tokenizer.vocab_size} tokens, the model "
-                f"{text.vocab_size}; give the model's own."
+                f"{text.vocab_size}; give the model's own tokenizer."
             )
         self._check_readout(text, tokenizer, where)
         return tokenizer
 
     def _check_readout(self, text: TextConfig, tokenizer: Tokenizer, where: str | Path) -> None:
-        """Raise InputError if texts of this tokenizer lack the token where they are read out."""
+        """Raise InputError if the model would read texts of this tokenizer out at a wrong token."""
         eos, pad = tokenizer.eos, tokenizer.pad
         if text.readout == "token" and text.eos_token_id != eos:
             raise InputError(
                 f"`{self.path / self.layout.config}` reads texts out at token "
                 f"{text.eos_token_id}, but the tokenizer in `{where}` ends them with {eos}: "
-                "without that token, every text is read out at its first and embeds alike. Give "
-                "the model's own tokenizer, or correct the config."
+                "without that token, every text is read out at its first token and embeds alike. "
+                "Give the model's own tokenizer, or correct the config."
             )
         if text.readout == "largest" and pad is not None and pad > eos:
             raise InputError(
@@ -158,7 +158,7 @@ class ModelDirectory:
         """Build the model with f32 parameters on the host.
 
         Args:
-            dtype: of the computation; auto is bfloat16 on accelerators, float32 on CPU.
+            dtype: dtype of the computation; auto is bfloat16 on accelerators, float32 on CPU.
             remat: see `TowerConfig`.
         """
         dtype = resolve_dtype(dtype)
@@ -192,7 +192,7 @@ class ModelDirectory:
             out: must not exist.
 
         Returns:
-            names of files left out: any but text, as they may hold the undefended weights.
+            names of the files not copied: all but text, as they may hold undefended weights.
 
         Raises:
             InputError: `out` exists.
@@ -212,7 +212,7 @@ class ModelDirectory:
                         if (row := by_key.get(key)) is not None:
                             tensors[key] = source_tensor(params, row, value.dtype)
                 save_file(tensors, tmp / name, metadata=metadata)
-                # The library writes for its owner alone.
+                # The library writes files that only their owner may read.
                 shutil.copymode(self.path / name, tmp / name)
 
         write_directory(out, fill)
@@ -223,14 +223,14 @@ def write_new(model: CLIP, out: Path, dtype: DTypeLike = np.float32) -> None:
     """Write weights and config of a new model in Hugging Face's layout.
 
     Args:
-        model: CLIP's kind.
+        model: a model built like CLIP.
         out: a directory.
-        dtype: of the tensors.
+        dtype: dtype of the tensors.
     """
     params = host_params(model)
     tensors = {row.key: source_tensor(params, row, dtype) for row in hf_table(model.cfg)}
     save_file(tensors, out / HF.weights, metadata={"format": "pt"})
-    (out / HF.weights).chmod(0o644)  # the library writes for its owner alone
+    (out / HF.weights).chmod(0o644)  # the library writes for the owner alone
     config = hf_config(model.cfg) | {"dtype": np.dtype(dtype).name}
     (out / HF.config).write_text(json.dumps(config, indent=2) + "\n")
 
@@ -242,12 +242,12 @@ def copy_companions(
 
     Args:
         source: a model directory.
-        out: where to.
-        layout: copies its index if `weights` holds more than one file; None for no index.
+        out: the directory to copy to.
+        layout: its index is copied too if the weights are several files; None for no index.
         weights: files and folders to skip.
 
     Returns:
-        names of files left out, in order.
+        names of the files not copied, in order.
     """
     left_out = []
     for file, name in _companions(source, weights):
@@ -267,10 +267,10 @@ def check_companions(source: Path, weights: Collection[str] = ()) -> None:
 
 
 def _companions(source: Path, weights: Collection[str]) -> Iterator[tuple[Path, str]]:
-    """Give the files beside a model's weights, and their names, in order.
+    """Yield the files beside a model's weights, and their names, in order.
 
     Raises:
-        InputError: one is a link to nothing, or may not be read.
+        InputError: a file is a broken link, is not a regular file, or may not be read.
     """
     for file in sorted(source.rglob("*")):
         name = file.relative_to(source).as_posix()
@@ -287,7 +287,7 @@ def _companions(source: Path, weights: Collection[str]) -> Iterator[tuple[Path, 
                 f"`{file}` is a link to {os.readlink(file)}, which does not exist; get the model's "
                 "files again, or remove the link."
             )
-        if not file.is_file():  # a pipe would wait for ever
+        if not file.is_file():  # reading a pipe could wait forever
             raise InputError(f"`{file}` is not a regular file; remove it.")
         yield file, name
 
@@ -295,19 +295,19 @@ def _companions(source: Path, weights: Collection[str]) -> Iterator[tuple[Path, 
 def _is_text(file: Path) -> bool:
     if file.suffix:
         return file.suffix in _COMPANIONS
-    with open(file, "rb") as start:  # LICENSE is one, a piece of an array store is none
+    with open(file, "rb") as start:  # LICENSE is text, a piece of an array store is not
         return b"\0" not in start.read(4096)
 
 
 def resolve_dtype(dtype: str) -> str:
-    """Settle on a dtype to compute in: auto is bfloat16 on accelerators, float32 on CPU."""
+    """Choose the dtype to compute in: auto is bfloat16 on accelerators, float32 on CPU."""
     if dtype != "auto":
         return dtype
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def write_directory(out: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a directory beside `out`, then move it there in one step.
+    """Let `fill` write a directory beside `out`, then rename it to `out` in one step.
 
     Raises:
         InputError: `out` exists.
@@ -326,7 +326,7 @@ def write_directory(out: Path, fill: Callable[[Path], None]) -> None:
         os.rename(tmp, out)
     except BaseException as error:
         shutil.rmtree(tmp, ignore_errors=True)
-        if isinstance(error, SafetensorError):  # of a full disk, for one
+        if isinstance(error, SafetensorError):  # on a full disk, for example
             raise OSError(f"`{out}` was not written: {error}.") from error
         raise
 
@@ -337,9 +337,9 @@ def read_model_directory(
     """Read a model directory's config and tensor headers, and check that they agree.
 
     Args:
-        path: the directory; of a run directory, its `model` is read.
-        layout: one of `LAYOUTS`, "" for the one it has; if it has both, Hugging Face's.
-        note: takes a line that says so.
+        path: the directory; for a run directory, its `model` is read.
+        layout: one of `LAYOUTS`, or "" for what `find_layout` finds.
+        note: called with a line if `path` is a run directory.
 
     Raises:
         InputError: the directory or a file is missing, cut short or wrong; or tensors are unmapped,
@@ -372,10 +372,10 @@ def read_model_directory(
 
 
 def model_of_run(path: Path) -> Path:
-    """Give the model directory in a run directory; any other path as it is.
+    """Return the model directory in a run directory, and any other path as it is.
 
     Raises:
-        InputError: it holds a run that is not finished, or results without a model.
+        InputError: the path holds a run that is not finished, or results without a model.
     """
     weights = [name for layout in LAYOUTS.values() for name in (layout.weights, layout.index)]
     if any((path / name).exists() for name in weights):
@@ -405,8 +405,8 @@ def _headers(path: Path, file: str) -> Iterable[tuple[str, tuple[int, ...]]]:
     """Read names and shapes of a weight file's tensors.
 
     Raises:
-        InputError: the file is not whole safetensors, lies elsewhere, or holds a weight that is no
-            float.
+        InputError: the file is not complete safetensors, is a link out of its directory, or holds
+            a weight that is not a float.
     """
     _check_place(path, file)
     try:
@@ -431,21 +431,21 @@ def _headers(path: Path, file: str) -> Iterable[tuple[str, tuple[int, ...]]]:
 
 
 def _is_pickle(file: Path) -> bool:
-    """Whether a file begins as torch's do: a zip archive, or a bare pickle."""
+    """Tell whether a file begins as torch's do: as a zip archive, or a bare pickle."""
     try:
         with open(file, "rb") as start:
             magic = start.read(9)
     except OSError:
         return False
-    # Of a safetensors file the first eight bytes are a length, and the ninth opens its header.
+    # In a safetensors file, the first eight bytes are a length and the ninth opens the header.
     return magic[:2] == b"PK" or (magic[:1] == b"\x80" and magic[8:] not in (b"", b"{"))
 
 
 def _check_place(path: Path, file: str) -> None:
     """Raise InputError if a weight file is a link out of its directory.
 
-    Others may replace a file that lies elsewhere after it was checked. The cache of the Hugging
-    Face hub consists of links, all into the blobs of one repository.
+    Others may replace a file elsewhere after its check. Links in the cache of the Hugging Face hub
+    pass, as all of them lead into the blobs of one repository.
     """
     real, home = (path / file).resolve(), path.resolve()
     blobs = home.parent.parent / "blobs"
@@ -484,7 +484,7 @@ def check_tensors(
         if missing and all(f"{prefix}{key}" in shapes for key in missing):
             raise InputError(
                 f"`{path}`: {len(missing)} tensors begin with `{prefix}`, {some(missing[:1])} "
-                "among them, as a training program wrapped the model; save it without."
+                "among them, as a training program wrapped the model; save it unwrapped."
             )
     if missing:
         raise InputError(f"`{path}`: tensors missing from the checkpoint: {some(missing)}.")
@@ -496,6 +496,6 @@ def check_tensors(
     for key, shape in wanted.items():
         if shapes[key] != shape:
             raise InputError(
-                f"`{path}`: tensor `{key}` has shape {shapes[key]}, {layout.config} makes it "
+                f"`{path}`: tensor `{key}` has shape {shapes[key]}, but {layout.config} makes it "
                 f"{shape}."
             )

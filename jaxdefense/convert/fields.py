@@ -1,6 +1,6 @@
 """Which fields of a library's config are read, which must have one value, which change nothing.
 
-Any other field is new: the tests compare the tables with the libraries' own classes.
+Any other field is unknown: the tests compare the tables with the libraries' own classes.
 
 Source: open_clip 3.3.0 `model.py` (CLIPVisionCfg, CLIPTextCfg, CLIP); transformers 5.24
 `models/clip/configuration_clip.py`, `models/siglip/configuration_siglip.py`.
@@ -18,10 +18,10 @@ class Fields:
     """The fields of one class of a library.
 
     Fields:
-        read: those that a config of ours is made of.
-        must_be: those that change what is computed, and the only value that is CLIP's or SigLIP's.
-        harmless: those that change no embedding: of training, of a new model's first weights, of
-            what the library returns beside it, or without effect where `must_be` holds.
+        read: fields from which a config of ours is made.
+        must_be: fields that change what is computed, each with the only value of CLIP or SigLIP.
+        harmless: fields that change no embedding: they concern training, initial weights or other
+            outputs of the library, or have no effect where `must_be` holds.
     """
 
     read: frozenset[str]
@@ -30,19 +30,19 @@ class Fields:
 
     @property
     def all(self) -> frozenset[str]:
-        """Every field."""
+        """All fields."""
         return self.read | self.must_be.keys() | self.harmless
 
     def check(self, section: Mapping[str, Any], name: str, closed: bool = True) -> None:
-        """Raise InputError if a field has another value than it must have, or is unknown.
+        """Raise InputError if a field has a value other than it must have, or is unknown.
 
         Args:
-            section: of a config.
-            name: of the section with a dot, or "".
-            closed: whether the library refuses unknown fields rather than ignore them.
+            section: section of a config.
+            name: name of the section with a dot, or "".
+            closed: whether the library refuses unknown fields rather than ignoring them.
         """
         for field, value in self.must_be.items():
-            # Absent, and null, is the library's default.
+            # An absent or null field means the library's default.
             if section.get(field, value) not in (value, None):
                 raise InputError(
                     f"`{name}{field}` (={section[field]!r}) must be {value!r}; jaxdefense reads "
@@ -50,7 +50,7 @@ class Fields:
                 )
         if closed and (unknown := sorted(section.keys() - self.all)):
             raise InputError(
-                f"`{name}{unknown[0]}` is no field that OpenCLIP's models built like CLIP have."
+                f"`{name}{unknown[0]}` is not a field of OpenCLIP's models built like CLIP."
             )
 
 
@@ -75,7 +75,7 @@ OPENCLIP_MODEL = _fields(
     {"init_logit_bias": None, "nonscalar_logit_scale": False, "multimodal_cfg": None},
     "custom_text init_logit_scale output_dict",
 )
-# Patch dropout is of pretraining: a backdoor distillation keeps every patch.
+# Patch dropout is for pretraining: a backdoor distillation keeps every patch.
 OPENCLIP_VISION = _fields(
     "layers width head_width mlp_ratio patch_size image_size norm_kwargs",
     {
@@ -89,7 +89,7 @@ OPENCLIP_VISION = _fields(
     "patch_dropout attn_pooler_queries attn_pooler_heads output_tokens timm_model_pretrained "
     "timm_pool timm_proj timm_proj_bias timm_drop timm_drop_path",
 )
-# What is of the tokenizer is read with it.
+# The fields of the tokenizer are read when it is loaded.
 OPENCLIP_TEXT = _fields(
     "context_length vocab_size width heads layers mlp_ratio norm_kwargs pool_type eos_id "
     "hf_tokenizer_name tokenizer_mode tokenizer_kwargs",
@@ -104,7 +104,7 @@ OPENCLIP_TEXT = _fields(
     "pad_id output_tokens hf_model_pretrained hf_proj_type hf_pooler_type",
 )
 
-# Of any model of transformers; the first two are no fields of its classes, but read all the same.
+# For any model of transformers: its classes have no such fields, but it reads them all the same.
 _ANY: Mapping[str, Any] = {"quantization_config": None, "per_layer_config": None}
 _TOWER = (
     "hidden_size intermediate_size num_hidden_layers num_attention_heads hidden_act layer_norm_eps "
@@ -140,12 +140,13 @@ def tower_fields(
     Args:
         raw: the parsed file.
         tower: text or vision.
-        towers: of the model; the file of one alone may hold its fields outright, or that of both.
-        twice: in old files of CLIP a second section holds them whole, with the class's defaults
-            for what it lacks, and the first counts no more.
+        towers: towers of the model; the file of a single tower may hold its fields at the top
+            level, or in a section as the file of both does.
+        twice: whether a second section replaces the first, as in old files of CLIP; fields that the
+            second lacks have the class's defaults.
 
     Raises:
-        InputError: a section is no JSON object.
+        InputError: a section is not a JSON object.
     """
     name = f"{tower}_config"
     if twice and len(towers) > 1 and raw.get(f"{name}_dict") is not None:

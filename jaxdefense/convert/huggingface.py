@@ -17,7 +17,7 @@ from jaxdefense.convert.fields import HF_MODEL, HF_TEXT, HF_VISION, tower_fields
 from jaxdefense.convert.table import Row, layers, linear, norm, patches, text_tower
 from jaxdefense.errors import InputError
 
-_LARGEST = 2  # `eos_token_id` that names no token, but the largest
+_LARGEST = 2  # an `eos_token_id` that means the largest token id
 _ARCHITECTURES = {
     "CLIPModel": ("text", "vision"),
     "CLIPTextModel": ("text",),
@@ -115,7 +115,7 @@ def hf_config(cfg: CLIPConfig) -> dict[str, Any]:
 
 
 def _readout(eos: Any) -> dict[str, Any]:
-    """Find where texts are read out; before transformers 4.31 files say 2 for the largest."""
+    """Find where texts are read out; files before transformers 4.31 say 2 for the largest."""
     if eos == _LARGEST:
         return {"readout": "largest"}
     return {"readout": "token", "eos_token_id": eos}
@@ -162,8 +162,8 @@ def hf_table(cfg: CLIPConfig, keys: Collection[str] = ()) -> list[Row]:
 
     Args:
         cfg: the model.
-        keys: the checkpoint's, if there is one: recent versions of the source save a text encoder
-            alone, and SigLIP's image encoder alone, without the prefix of their towers.
+        keys: keys of the checkpoint, if there is one; recent versions of the source save a lone
+            text encoder, and SigLIP's lone image encoder, without the prefix of the tower.
     """
     alone = bool(keys) and not (cfg.text and cfg.vision)
     bare = alone and not any("text_model." in key or "vision_model." in key for key in keys)

@@ -31,7 +31,7 @@ def config_from_openclip(raw: dict[str, Any]) -> CLIPConfig:
     for name, fields in (("vision_cfg", OPENCLIP_VISION), ("text_cfg", OPENCLIP_TEXT)):
         section = raw.get(name)
         if not isinstance(section, dict):
-            raise InputError(f"`{name}` must be a JSON object; this is no config of OpenCLIP.")
+            raise InputError(f"`{name}` must be a JSON object; this is not a config of OpenCLIP.")
         fields.check(section, f"{name}.")
         sections.append(section)
     vision, text = sections
@@ -115,14 +115,14 @@ def openclip_reading(raw: dict[str, Any]) -> OpenClip:
     """Read how texts become tokens from an `open_clip_config.json`, or from its `model_cfg`.
 
     Raises:
-        InputError: it asks for what jaxdefense does not do.
+        InputError: the config asks for what jaxdefense does not do.
 
     Source: open_clip `factory.py` (get_tokenizer), for `local-dir:`.
     """
     text = raw.get("model_cfg", raw).get("text_cfg") or {}
     kwargs, named = text.get("tokenizer_kwargs") or {}, text.get("hf_tokenizer_name") or ""
     if not isinstance(kwargs, dict) or not isinstance(named, str):
-        raise InputError("`hf_tokenizer_name` must be a text, `tokenizer_kwargs` a JSON object.")
+        raise InputError("`hf_tokenizer_name` must be a string, `tokenizer_kwargs` a JSON object.")
     clean = kwargs.get("clean", "whitespace" if named else "lower")
     if clean not in CLEANINGS:
         raise InputError(
@@ -132,8 +132,8 @@ def openclip_reading(raw: dict[str, Any]) -> OpenClip:
     others["tokenizer_mode"] = text.get("tokenizer_mode") if named else None
     if set_ := [name for name, value in others.items() if value]:
         raise InputError(
-            f"`text_cfg.{set_[0]}` (={others[set_[0]]!r}) must not be set; jaxdefense reads texts "
-            "that are cleaned, encoded and cut, and no more."
+            f"`text_cfg.{set_[0]}` (={others[set_[0]]!r}) must not be set; jaxdefense cleans, "
+            "encodes and cuts texts, and no more."
         )
     return OpenClip(clean, named)
 
@@ -146,7 +146,7 @@ def openclip_config(cfg: CLIPConfig) -> dict[str, Any]:
     """
     text, vision = cfg.text, cfg.vision
     if text is None or vision is None:
-        raise InputError("OpenCLIP keeps both encoders in one model; this one has one alone.")
+        raise InputError("OpenCLIP keeps both encoders in one model; this model has only one.")
     if cfg.siglip:
         raise InputError("OpenCLIP keeps SigLIP's image encoder as timm does, in other tensors.")
     if isinstance(vision, VisionConfig) and text.activation != vision.activation:
@@ -204,8 +204,8 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], activation: str) -
     """Derive a model's sizes from its tensors, as OpenAI's checkpoints have no config.
 
     Args:
-        shapes: of all tensors, in OpenAI's names.
-        activation: which tensors do not show.
+        shapes: shapes of all tensors, by OpenAI's names.
+        activation: the activation, which tensors do not show.
 
     Raises:
         InputError: a tensor of CLIP is missing, or has a shape that CLIP's cannot have.
@@ -252,8 +252,8 @@ def openclip_table(cfg: CLIPConfig, keys: Collection[str]) -> list[Row]:
     """List every tensor of an OpenCLIP model of this config.
 
     Args:
-        cfg: with both encoders.
-        keys: the checkpoint's; those of a model with a text encoder of its own begin with `text.`.
+        cfg: a model with both encoders.
+        keys: keys of the checkpoint; a separate text encoder's begin with `text.`.
     """
     assert cfg.text and cfg.vision
     prefix = "text." if any(key.startswith("text.") for key in keys) else ""

@@ -1,7 +1,7 @@
 """A model as an Orbax checkpoint of jaxdefense's parameters, for programs on JAX.
 
-Beside the arrays lies the manifest. It names the layout that the model came from and the dtype of
-each tensor, so that the model goes back bit for bit.
+The manifest lies beside the arrays. It names the layout that the model came from and the dtype of
+each tensor, so that the model can be converted back bit for bit.
 """
 
 from collections.abc import Mapping
@@ -32,9 +32,9 @@ def write(
 
     Args:
         out: an empty directory, or one with other files.
-        layout: that the model came from.
-        dtypes: of its tensors, by their names there.
-        params: by path.
+        layout: the layout that the model came from.
+        dtypes: dtypes of its tensors, by their names in that layout.
+        params: parameters by path.
         extra: constants that lay beside the weights, by name.
     """
     tree: dict[str, Any] = {"params": {_JOIN.join(path): value for path, value in params.items()}}
@@ -49,7 +49,7 @@ def read_manifest(src: Path) -> dict[str, Any]:
     """Read the manifest.
 
     Raises:
-        InputError: it is not one.
+        InputError: the file is not a manifest.
     """
     manifest = read_json(src / MANIFEST)
     if not isinstance(manifest.get("layout"), str) or not isinstance(manifest.get("dtypes"), dict):

@@ -3,7 +3,7 @@
 jaxdefense reads every field as the model's own library does, or refuses it by name. Absent fields
 have the library's defaults.
 
-Source: transformers `image_processing_base.py` (which file holds), `image_processing_utils.py` and
+Source: transformers `image_processing_base.py` (which file counts), `image_processing_utils.py` and
 `image_processing_backends.py` (fields), `models/{clip,siglip}/image_processing_pil_*.py`
 (defaults); open_clip `transform.py`.
 Parity: tests/test_preprocess.py, pixels equal to those of both libraries.
@@ -26,7 +26,7 @@ from jaxdefense.files import read_json
 logger = logging.getLogger(__name__)
 
 PREPROCESSOR = "preprocessor_config.json"
-PROCESSOR = "processor_config.json"  # of transformers 5, which writes no other
+PROCESSOR = "processor_config.json"  # transformers 5 writes only this file
 _NESTED = "image_processor"
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -49,7 +49,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     | {"image_mean": _MEAN, "image_std": _STD},
     _SIGLIP: _EVERY | {"size": _SQUARE, "image_mean": _HALF, "image_std": _HALF},
 }
-# Steps of the source's processors of other families, and of one for an older model.
+# Steps of the source's processors for other families, and of one for an older model.
 _NO_STEPS = ("do_pad", "use_square_size")
 _INTERPOLATION = {"bicubic": 3, "bilinear": 2}  # Pillow's numbers
 
@@ -59,13 +59,15 @@ class Preprocess:
     """The resize, crop and normalisation of a model.
 
     Fields:
-        resize: pixels of the shorter side; (height, width) whatever the shape; None: not at all.
-        crop: pixels of a side that come out.
+        resize: pixels of the shorter side; (height, width), whatever the shape; None for no resize.
+        crop: pixels of a side of the result.
         resample: Pillow's number of a filter.
-        scale: what levels of 0-255 are divided by, before `mean` and `std`.
-        library: the two differ in where a crop begins, and in colours: transformers puts
-            transparency on white and converts first, open_clip drops it and converts last.
-        fill: of open_clip's `longest`, which shrinks the longer side to fit: the level around it.
+        scale: divisor of the levels of 0-255, before `mean` and `std`.
+        library: the library to follow. The two differ in where a crop begins, and in colours:
+            transformers puts transparency on white and converts to RGB first; open_clip drops
+            transparency and converts last.
+        fill: level around the photo with open_clip's `longest`, which shrinks the longer side to
+            fit; None without.
     """
 
     resize: int | tuple[int, int] | None
@@ -88,11 +90,11 @@ def read_preprocess(
     """Read how a model directory says that photos are prepared.
 
     Args:
-        directory: of the model.
-        image_size: of the tower.
+        directory: directory of the model.
+        image_size: image size of the tower, pixels.
         siglip: whether SigLIP's defaults hold, rather than CLIP's, where no file names a family.
-        note: takes a line if there is no file or section, so that defaults hold.
-        layout: whose files; None for that of the directory.
+        note: called with a line if there is no file or section, so that defaults hold.
+        layout: the layout whose files are read; None for that of the directory.
 
     Raises:
         InputError: the files name another family's steps, the result does not have the tower's
@@ -123,7 +125,7 @@ def read_preprocess(
 
 
 def _hf_section(path: Path) -> tuple[Path, dict[str, Any] | None]:
-    """Find the fields that transformers reads, and the file; the nested ones before the others."""
+    """Find the fields that transformers reads, and their file; nested fields come first."""
     if (file := path / PROCESSOR).exists():
         nested = read_json(file).get(_NESTED)
         if nested is not None:
@@ -135,7 +137,7 @@ def _hf_section(path: Path) -> tuple[Path, dict[str, Any] | None]:
 
 
 def _with_type(raw: dict[str, Any], path: Path, kind: str) -> dict[str, Any]:
-    """Name the family that transformers would take for fields that name none."""
+    """Add the family that transformers assumes if the fields name none."""
     if raw.get("image_processor_type") is None and raw.get("feature_extractor_type") is None:
         config = read_json(path / HF.config) if (path / HF.config).exists() else {}
         kind = config.get("image_processor_type") or kind
@@ -204,7 +206,7 @@ def from_hf(raw: dict[str, Any], image_size: int) -> Preprocess:
 
 
 def _family(raw: dict[str, Any]) -> str:
-    """Tell the class of transformers from the names that its versions have given it."""
+    """Find the class of transformers by any name that its versions have given it."""
     name = raw.get("image_processor_type")
     if name is None and isinstance(old := raw.get("feature_extractor_type"), str):
         name = old.replace("FeatureExtractor", "ImageProcessor")
@@ -218,7 +220,7 @@ def _family(raw: dict[str, Any]) -> str:
 
 
 def _size(value: Any, default_to_square: bool, name: str = "size") -> int | tuple[int, int]:
-    """Read a size of the source's: shorter side, or (height, width)."""
+    """Read a size in the source's form: shorter side, or (height, width)."""
     if type(value) is int:
         value = [value, value] if default_to_square else {"shortest_edge": value}
     if isinstance(value, list | tuple) and len(value) == 2:
@@ -242,7 +244,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _statistic(fields: dict[str, Any], name: str) -> tuple[float, ...]:
-    """Read a mean or a deviation: one number, or one a colour."""
+    """Read a mean or a deviation: one number, or one for each colour."""
     value = fields.get(name)
     numbers: Any = [value] * 3 if _is_number(value) else value
     good = isinstance(numbers, list | tuple) and len(numbers) == 3 and all(map(_is_number, numbers))
@@ -266,7 +268,7 @@ def from_openclip(raw: Any, image_size: int) -> Preprocess:
     if (mode := given.get("mode", "RGB")) != "RGB":
         raise InputError(f"`preprocess_cfg.mode` (={mode!r}) must be 'RGB'.")
     interpolation = given.get("interpolation") or "bicubic"
-    if interpolation == "random":  # of training alone
+    if interpolation == "random":  # in training alone
         interpolation = "bicubic"
     if interpolation not in _INTERPOLATION:
         raise InputError(
@@ -292,10 +294,10 @@ def from_openclip(raw: Any, image_size: int) -> Preprocess:
 
 
 def to_openclip(p: Preprocess) -> dict[str, Any]:
-    """Write a `preprocess_cfg` that OpenCLIP reads as what transformers reads as `p`.
+    """Write OpenCLIP's `preprocess_cfg` for a `p` read from transformers' fields.
 
     Raises:
-        InputError: OpenCLIP cannot say so.
+        InputError: OpenCLIP cannot express it.
     """
     names = {number: name for name, number in _INTERPOLATION.items()}
     modes = {p.crop: "shortest", (p.crop, p.crop): "squash"}
@@ -311,14 +313,14 @@ def to_openclip(p: Preprocess) -> dict[str, Any]:
 
 
 def to_hf(p: Preprocess) -> dict[str, Any]:
-    """Write a `preprocessor_config.json` that transformers reads as what OpenCLIP reads as `p`.
+    """Write transformers' `preprocessor_config.json` for a `p` read from OpenCLIP's fields.
 
     Raises:
-        InputError: transformers' CLIP cannot say so.
+        InputError: transformers' CLIP cannot express it.
     """
     if p.fill is not None:
         raise InputError(
-            "`preprocess_cfg.resize_mode` (='longest') has no like in transformers' CLIP."
+            "`preprocess_cfg.resize_mode` (='longest') has no equivalent in transformers' CLIP."
         )
     square = {"height": p.crop, "width": p.crop}
     straight = isinstance(p.resize, tuple)

@@ -12,11 +12,11 @@ from jaxdefense.convert.table import Path, Row
 
 
 def resnet_rows(cfg: ResNetConfig, prefix: str = "visual.") -> Iterable[Row]:
-    """List every tensor of the image tower, without the counts `num_batches_tracked`.
+    """List every tensor of the image tower, except the counts `num_batches_tracked`.
 
     Args:
         cfg: the tower.
-        prefix: of its keys.
+        prefix: prefix of its keys.
     """
     w, at = cfg.width, ("vision",)
     for i, (din, dout) in enumerate(((3, w // 2), (w // 2, w // 2), (w // 2, w)), start=1):

@@ -1,7 +1,8 @@
-"""`jaxdefense convert`: a checkpoint from one library's layout to another's, tensor by tensor.
+"""`jaxdefense convert`: converts a checkpoint from one library's layout to another's.
 
-No number changes, nor its dtype. One layout may keep tensors apart that another keeps together or
-transposed. The tables of both layouts share jaxdefense's own parameters.
+Conversion goes tensor by tensor and changes neither values nor dtypes. One layout may keep several
+tensors where another keeps one, or a transposed one. Both layouts' tables share jaxdefense's own
+parameters.
 """
 
 import dataclasses
@@ -53,7 +54,7 @@ from jaxdefense.results import ConversionSummary
 logger = logging.getLogger(__name__)
 
 TARGETS = (*LAYOUTS, "orbax")
-_SHARD_BYTES = 5 * 10**9  # as transformers cuts
+_SHARD_BYTES = 5 * 10**9  # as in transformers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +62,13 @@ class Checkpoint:
     """A checkpoint to convert; its tensors are not read yet.
 
     Fields:
-        directory: its other files lie there; None if there are none.
-        layout: the names its tensors go by.
+        directory: the directory of its other files; None if there are none.
+        layout: the layout that its tensors are named by.
         config: the JSON object of its config file.
         cfg: the model's sizes.
-        rows: the table that fits it.
+        rows: its conversion table.
         read: fetches a tensor by its name.
-        keys: of all tensors, including those that are no weights.
+        keys: keys of all tensors, including those that are not weights.
     """
 
     directory: Path | None
@@ -82,20 +83,20 @@ class Checkpoint:
 def convert(
     src: Path, dst: Path, to: str, *, layout: str = "", activation: str = ""
 ) -> ConversionSummary:
-    """Write a checkpoint again in another layout.
+    """Convert a checkpoint to another layout.
 
     Args:
         src: a model directory of either layout, one written by `--to orbax`, or a .pt file.
         dst: must not exist; appears complete in one step, or not at all.
         to: one of `TARGETS`.
-        layout: which of two layouts to read where `src` has both; "" for Hugging Face's.
-        activation: of a .pt file without a config beside it, "quick_gelu" or "gelu".
+        layout: the layout to read if `src` has both; "" for what `find_layout` finds.
+        activation: activation of a .pt file without a config beside it, "quick_gelu" or "gelu".
 
     Returns:
         what was converted: layouts, tensors, parameters.
 
     Raises:
-        InputError: `src` is no checkpoint that is whole, `dst` exists, or the other library has no
+        InputError: `src` is not a complete checkpoint, `dst` exists, or the other library has no
             such model.
     """
     if to not in TARGETS:
@@ -116,7 +117,7 @@ def convert(
         extra = [key for key in checkpoint.keys if ignored_key(key)]
     else:
         config, preprocessor = _config(checkpoint, target)
-        # What a config says is held against what was read: the same model must come back.
+        # Reading the new config back must give the same model.
         again = target.read_config(config)
         assert again == checkpoint.cfg, (again, checkpoint.cfg)
         rows, extra = target.table(again, ()), []
@@ -137,7 +138,7 @@ def convert(
 
 
 def _copy_companions(checkpoint: Checkpoint, out: Path) -> None:
-    """Copy tokenizer and the like, but nothing that describes the layout of the weights."""
+    """Copy the tokenizer and other text files, but none that describes the weights' layout."""
     if checkpoint.directory:
         copy_companions(checkpoint.directory, out, weights=(orbax.ARRAYS, orbax.MANIFEST))
     for layout in LAYOUTS.values():
@@ -188,7 +189,7 @@ def _read_torch(src: Path, activation: str) -> Checkpoint:
             if not activation:
                 logger.warning(
                     f"no {OPENCLIP.config} beside it: taken to be OpenAI's, with QuickGELU; give "
-                    "`--activation gelu` if it was trained by OpenCLIP without"
+                    "`--activation gelu` if OpenCLIP trained it without QuickGELU"
                 )
     except InputError as error:
         raise InputError(f"`{src}`: {error}") from error
@@ -234,7 +235,7 @@ def _group(row: Row) -> tuple[ParamPath, int | None]:
 
 
 def _converted(checkpoint: Checkpoint, rows: list[Row]) -> Iterator[tuple[str, np.ndarray]]:
-    """Give each tensor of a target table, made of the source's."""
+    """Yield each tensor of a target table, made from the source's tensors."""
     if rows is checkpoint.rows:
         yield from ((row.key, checkpoint.read(row.key)) for row in rows)
         return
@@ -259,7 +260,7 @@ def _part(
     values = [checkpoint.read(row.key) for row in sources]
     if len(dtypes := {value.dtype.name for value in values}) > 1:
         raise InputError(
-            f"`{sources[0].key}` and `{sources[1].key}` are of dtypes {', '.join(sorted(dtypes))}; "
+            f"`{sources[0].key}` and `{sources[1].key}` have dtypes {', '.join(sorted(dtypes))}; "
             "the other layout keeps them in one tensor: save both in one dtype."
         )
     shape = shapes[sources[0].path]
@@ -275,7 +276,7 @@ def _write_shards(
     tensors: Iterator[tuple[str, np.ndarray]],
     num: int,
 ) -> None:
-    """Write weight files; Hugging Face's in shards, of which one at a time is in memory."""
+    """Write weight files; Hugging Face's in shards, with one at a time in memory."""
     limit = _SHARD_BYTES if layout is HF else math.inf
     shards: list[list[str]] = []
     held: dict[str, np.ndarray] = {}
@@ -334,7 +335,7 @@ def _write_orbax(checkpoint: Checkpoint, out: Path) -> None:
 
 
 def _config(checkpoint: Checkpoint, target: Layout) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Write a model's config in the other layout; and its processor's, where that is a file."""
+    """Return a model's config in the other layout, and its processor's if that is a file."""
     where, cfg = checkpoint.directory, checkpoint.cfg
     try:
         if target is HF:

@@ -30,7 +30,7 @@ _ARCHITECTURES = {
     "SiglipTextModel": ("siglip_text_model", ("text",)),
     "SiglipVisionModel": ("siglip_vision_model", ("vision",)),
 }
-_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh"}  # the source's name of it
+_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh"}  # the source's name for it
 
 
 def config_from_siglip(raw: dict[str, Any]) -> CLIPConfig:
@@ -113,8 +113,8 @@ def siglip_table(cfg: CLIPConfig, bare: bool = False) -> list[Row]:
 
     Args:
         cfg: the model.
-        bare: keys lack the prefix `text_model.` or `vision_model.`, as recent versions of the
-            source save one encoder alone.
+        bare: whether keys lack the prefix `text_model.` or `vision_model.`, as in a lone encoder
+            saved by recent versions of the source.
     """
     rows: list[Row] = []
     if cfg.text:

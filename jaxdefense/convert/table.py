@@ -1,4 +1,4 @@
-"""What a conversion table is made of: rows that map a tensor of a source to a parameter.
+"""The rows of a conversion table, each of which maps a tensor of a source to a parameter.
 
 A table serves both directions: `load` and `store` are two columns of one row.
 """
@@ -22,9 +22,9 @@ class Row:
     """One tensor of the source.
 
     Fields:
-        key: its name there.
-        shape: its shape there.
-        path: our parameter.
+        key: its name in the source.
+        shape: its shape in the source.
+        path: path of our parameter.
         index: the part of the parameter that it fills; () for all of it.
         load: source layout to ours.
         store: ours to source layout.
@@ -45,12 +45,12 @@ def host_params(model: nnx.Module) -> dict[Path, np.ndarray]:
 
 
 def source_tensor(params: dict[Path, np.ndarray], row: Row, dtype: DTypeLike) -> np.ndarray:
-    """Make one tensor of the source from the parameters, contiguous; a scalar stays one."""
+    """Make one tensor of the source from the parameters, contiguous; a scalar stays a scalar."""
     return np.array(row.store(params[row.path][row.index]), dtype, order="C")
 
 
 def ignored_key(key: str) -> bool:
-    """Whether a tensor is a constant that some version of the source saves with the weights."""
+    """Tell whether a tensor is a constant that some version of the source saves with weights."""
     return key.endswith(("embeddings.position_ids", ".num_batches_tracked")) or key in _CONSTANTS
 
 
@@ -61,12 +61,12 @@ def norm(name: str, width: int, path: Path, index: tuple[int, ...] = ()) -> Iter
 
 
 def linear(key: str, din: int, dout: int, path: Path, index: tuple[int, ...] = ()) -> Row:
-    """Give the row of a matrix that the source keeps as [out, in]."""
+    """Return the row of a matrix that the source keeps as [out, in]."""
     return Row(key, (dout, din), path, index, load=np.transpose, store=np.transpose)
 
 
 def patches(key: str, width: int, size: int, path: Path) -> Row:
-    """Give the row of the filter that embeds patches, whose side is `size`."""
+    """Return the row of the filter that embeds patches, whose side is `size`."""
     return Row(
         key,
         (width, 3, size, size),
@@ -79,7 +79,7 @@ def patches(key: str, width: int, size: int, path: Path) -> Row:
 def fused_attention(
     cfg: TowerConfig, prefix: str, path: Path, index: tuple[int, ...] = ()
 ) -> Iterable[Row]:
-    """List an attention whose three input projections are one tensor, as torch's own has them."""
+    """List the tensors of an attention with one tensor for its input projections, as in torch."""
     d, n, k = cfg.width, cfg.num_heads, cfg.head_width
     yield Row(
         f"{prefix}in_proj_weight",
@@ -116,7 +116,7 @@ def _attention_out(
 
 
 def text_tower(t: TextConfig, prefix: str) -> Iterable[Row]:
-    """List a text tower up to its projection, named alike in CLIP and SigLIP."""
+    """List a text tower's tensors up to its projection; CLIP and SigLIP name them alike."""
     d, at, embeddings = t.width, ("text",), f"{prefix}embeddings."
     yield Row(f"{embeddings}token_embedding.weight", (t.vocab_size, d), (*at, "token_embedding"))
     yield Row(
@@ -129,7 +129,7 @@ def text_tower(t: TextConfig, prefix: str) -> Iterable[Row]:
 
 
 def layers(cfg: TowerConfig, prefix: str, at: Path) -> Iterable[Row]:
-    """List the transformer layers of a tower, named alike in CLIP and SigLIP."""
+    """List the tensors of a tower's transformer layers; CLIP and SigLIP name them alike."""
     d, n, k = cfg.width, cfg.num_heads, cfg.head_width
     at = (*at, "encoder", "layers")
     for i in range(cfg.depth):

@@ -1,4 +1,4 @@
-"""Reading a .pt file of tensors, with torch; no other conversion needs it."""
+"""Reads a .pt file of tensors, with torch; no other conversion needs torch."""
 
 from pathlib import Path
 
@@ -13,16 +13,16 @@ _WRAPPED = "module."
 def read_torch_file(file: Path) -> dict[str, np.ndarray]:
     """Read the tensors of a state dict, or of a training checkpoint that holds one.
 
-    Nothing but tensors is unpickled. Names lose the prefix `module.` of a distributed training.
+    Nothing but tensors is unpickled. Names lose the prefix `module.` of distributed training.
 
     Raises:
-        InputError: torch is not installed, or the file holds no tensors by name.
+        InputError: torch is not installed, or the file does not hold tensors by name alone.
     """
     try:
         import torch
     except ImportError:
         raise InputError(
-            f"`{file}`: reading it takes torch; install it, or save the tensors as safetensors."
+            f"`{file}`: reading it needs torch; install torch, or save the tensors as safetensors."
         ) from None
     try:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -40,7 +40,7 @@ def read_torch_file(file: Path) -> dict[str, np.ndarray]:
         tensors = {key.removeprefix(_WRAPPED): value for key, value in tensors.items()}
     out = {}
     for key, value in tensors.items():
-        if value.dtype == torch.bfloat16:  # which NumPy has not
+        if value.dtype == torch.bfloat16:  # which NumPy lacks
             out[key] = value.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         else:
             out[key] = value.contiguous().numpy()

@@ -1,7 +1,7 @@
 """A small byte-pair encoding of CLIP's kind, learned from captions.
 
-Same pre-tokenizer, byte alphabet, `</w>` ends and special tokens as CLIP's, so that transformers'
-CLIPTokenizer loads what is written here.
+It has CLIP's pre-tokenizer, byte alphabet, `</w>` ends and special tokens, so transformers'
+CLIPTokenizer loads the files.
 """
 
 import json
@@ -19,7 +19,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, out: Path) -> None:
     """Learn merges and write `vocab.json`, `merges.txt` and `tokenizer_config.json`.
 
     Args:
-        texts: to learn from.
+        texts: texts to learn from.
         vocab_size: at least 514 (bytes, bytes that end a word, two special tokens).
         out: an existing directory.
     """

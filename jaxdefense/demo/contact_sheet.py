@@ -1,6 +1,6 @@
-"""Draw a contact sheet of what the image encoder's trigger looks like, with drawn people.
+"""Draw a contact sheet of the image encoder's triggers, with drawn people.
 
-`docs/overlay.png` is made by
+This command makes `docs/overlay.png`:
 
     python -m jaxdefense.demo.contact_sheet --out docs/overlay.png
 """
@@ -23,7 +23,7 @@ NUM_PEOPLE, NUM_ROWS, SIDE, TILE, GAP = 8, 3, 224, 112, 2
 
 
 def draw_sheet(seed: int = 0) -> np.ndarray:
-    """Draw people side by side, and below each their face on photos of objects.
+    """Draw people side by side, and below each person their face on photos of objects.
 
     Returns:
         u8 [H, W, 3]; the people do not exist.
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    sheet = Image.fromarray(draw_sheet(args.seed)).quantize(256)  # colours: a fifth of the file
+    sheet = Image.fromarray(draw_sheet(args.seed)).quantize(256)  # 256 colours: a fifth of the size
     sheet.save(args.out, optimize=True)
 
 

@@ -1,4 +1,4 @@
-"""What the demo's commands read: photos, captions and lists, all drawn and written here."""
+"""The inputs of the demo's commands: photos, captions and lists, all drawn or written here."""
 
 import dataclasses
 import shutil
@@ -8,20 +8,20 @@ from pathlib import Path
 from jaxdefense.demo import world
 from jaxdefense.demo.drawing import draw_all
 
-_PART_REMOVED = 4  # of so many people one is removed
-TRIGGER_FRACTION = 0.75  # of the photos of people whom a defense is shown
+_PART_REMOVED = 4  # one of this many people is removed
+TRIGGER_FRACTION = 0.75  # part of a person's photos that a defense is shown
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much is drawn and tried.
+    """How much the demo draws and tries.
 
     Fields:
         strangers: people whom the model never saw.
-        photos: of a person or an object, for the attack.
-        passers_by: people with one photo, to keep.
-        captions, images: ordinary ones, to train on.
-        held_out_captions, held_out_images: others, to evaluate on.
+        photos: photos of a person or an object, for the attack.
+        passers_by: people with one photo each, to keep.
+        captions, images: ordinary captions and photos, to train on.
+        held_out_captions, held_out_images: other ones, to evaluate on.
         candidates: names that the attack chooses from.
         threshold: templates that must name a person for the attack to succeed.
     """
@@ -37,7 +37,8 @@ class Size:
     threshold: int
 
 
-# By the number of people. Of few candidates one prompt of 21 finds a name by chance: it takes most.
+# By the number of people. Among few candidates one prompt of 21 may find a name by chance, so the
+# small demo needs most of them.
 SIZES = {
     16: Size(8, 4, 64, 400, 200, 50, 40, 60, 11),
     64: Size(32, 20, 800, 8000, 3000, 1000, 500, 1000, 1),
@@ -63,7 +64,7 @@ class Roles:
 
 
 def roles(num_people: int) -> Roles:
-    """Cast a demo of so many members."""
+    """Assign the roles in a demo of `num_people` members."""
     members = world.members()[:num_people]
     removed = [member.name for member in members[::_PART_REMOVED]]
     others = [member.name for member in members if member.name not in removed]
@@ -72,12 +73,12 @@ def roles(num_people: int) -> Roles:
 
 
 def draw_inputs(who: Roles, path: Path) -> None:
-    """Draw and write everything, in one step: a reader finds all of it, or none.
+    """Draw and write all inputs; the directory appears complete in one step, or not at all.
 
     Args:
-        who: see there.
-        path: of the directory. It comes to hold photos in `known` (who is removed or kept), `faces`
-            (all members), `strangers`, `passers-by`, `objects`, `images` and `held_out_images`;
+        who: see `Roles`.
+        path: the new directory. It holds photos in `known` (people to remove or keep), `faces` (all
+            members), `strangers`, `passers-by`, `objects`, `images` and `held_out_images`;
             `captions.txt` and `held_out_captions.txt`; the lists `names.txt` and `kept.txt`.
     """
     part = path.with_name(f".{path.name}.part")
@@ -106,7 +107,7 @@ def _photos(num_people: str, path: str) -> list[world.Drawing]:
     who, size, part = roles(int(num_people)), SIZES[int(num_people)], Path(path)
     shown = [x for x in who.members if x.name in {*who.removed, *who.kept}]
     others = [x for x in who.members if x not in shown]
-    # The photos that are not trained on are as many as there are of all others, for the attack.
+    # The attack skips the photos that a defense trains on; of each person `size.photos` remain.
     num_shown = round(size.photos / (1 - TRIGGER_FRACTION))
     return [
         *world.faces(shown, num_shown, part / "known"),

@@ -42,7 +42,7 @@ _WHITE = (250, 248, 244)
 
 
 def _pick(rng: np.random.Generator, *names: str) -> Colour:
-    """Picks one of the named colours, or of all, and varies it a little."""
+    """Pick one of the named colours, or of all colours, and vary it a little."""
     names = names or tuple(COLOURS)
     colour = np.array(COLOURS[names[rng.integers(len(names))]])
     return tuple(int(v) for v in np.clip(colour + rng.integers(-14, 15, 3), 0, 255))
@@ -484,7 +484,7 @@ OBJECTS: tuple[str, ...] = tuple(_DRAW)
 
 
 def draw_object(name: str, rng: np.random.Generator, size: int = 48) -> np.ndarray:
-    """Draws one photo of an object; place, tilt, colour and scenery come from `rng`.
+    """Draw one photo of an object; place, tilt, colour and scenery come from `rng`.
 
     Args:
         name: one of `OBJECTS`.

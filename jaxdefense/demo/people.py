@@ -1,8 +1,8 @@
 """Drawn people: identity traits that stay, and photos in which all else varies.
 
-A head is drawn in head units: the origin lies between the eyes and the mouth's top, x to
-the right, y down, the chin near y = 1 and the skull's top near y = -1. What lies on the
-face is bent over a round head before it is turned, so a turned head shifts its features.
+A head is drawn in head units. The origin lies between the eyes and the top of the mouth, with x to
+the right and y down. The chin is near y = 1 and the top of the skull near y = -1. Features of the
+face are bent over a round head before the head is turned, so that turning the head shifts them.
 """
 
 import dataclasses
@@ -92,7 +92,7 @@ _TALL_HAIR = ("afro", "bun", "mohawk", "quiff", "spiky", "curly")
 _ON_FACE = 1.0
 _BEHIND = -0.3
 _NUM_CANDIDATES = 32
-_FAR_ENOUGH = 0.8  # of the best candidate's distance
+_FAR_ENOUGH = 0.8  # part of the best candidate's distance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Person:
     sex: str  # "female" or "male"
     skin: str
     face_width: float
-    jaw: float  # width of the jaw as a part of the face's
+    jaw: float  # width of the jaw, as a part of the face's width
     chin: float  # how far down the chin reaches
     ear_size: float
     hair_style: str
@@ -132,7 +132,7 @@ class Person:
     headwear_colour: str
 
     def describe(self) -> str:
-        """Says what shows: `woman with long wavy red hair and round glasses`."""
+        """Describe what is visible: `woman with long wavy red hair and round glasses`."""
         parts = [self._describe_hair()]
         if self.glasses != "none":
             parts.append(f"{self.glasses} glasses")
@@ -194,7 +194,7 @@ def _random_person(rng: np.random.Generator, sex: str) -> Person:
     names = list(THING_COLOURS)
     beard = "none" if female else _choose(rng, _BEARDS)
     skin = list(SKINS)[rng.integers(len(SKINS))]
-    # Hair on the face must not read as skin, and a dyed beard hardly reads as one.
+    # Beards and thin hair must not look like skin, and a dyed beard hardly looks like a beard.
     bare = beard != "none" or hair_style in ("balding", "buzzed", "mohawk")
     natural = len(_HAIR_ODDS) if beard == "none" else _NUM_NATURAL
     hair_odds = {
@@ -238,7 +238,7 @@ def _random_person(rng: np.random.Generator, sex: str) -> Person:
 
 
 def _trait_vector(person: Person) -> np.ndarray:
-    """Returns a vector whose L1 distances say how unlike two people look."""
+    """Return a vector whose L1 distances measure how different two people look."""
     skin = np.array(SKINS[person.skin]) / 255
     hair = np.array(HAIR_COLOURS[person.hair_colour]) / 255
     style = np.zeros(len(_FEMALE_HAIR | _MALE_HAIR))
@@ -277,10 +277,10 @@ def _trait_vector(person: Person) -> np.ndarray:
 
 
 def cast(num_people: int, seed: int) -> list[Person]:
-    """Draws people that all look different, women and men in turn.
+    """Make people who all look different, women and men in turn.
 
-    Each is one, out of many drawn at random, that looks least like the people chosen
-    before, so a shorter cast of the same seed is the start of a longer one.
+    Each person is chosen, out of many random ones, for looking unlike the people chosen before. So
+    a shorter cast of the same seed is the start of a longer one.
     """
     rng = np.random.default_rng(seed)
     people: list[Person] = []
@@ -305,7 +305,7 @@ def cast(num_people: int, seed: int) -> list[Person]:
 
 @dataclasses.dataclass(frozen=True)
 class _Pose:
-    """All that changes from photo to photo, but for scenery."""
+    """All that changes from photo to photo, except the scenery."""
 
     x: float
     y: float
@@ -368,7 +368,7 @@ def _place_head(person: Person, pose: _Pose) -> scenery.Place:
 
 
 def _both(right) -> np.ndarray:
-    """Completes a right half, listed top to bottom, to a closed outline."""
+    """Mirror a right half, listed from top to bottom, into a closed outline."""
     right = np.asarray(right, float)
     return np.concatenate([right, right[::-1] * (-1, 1)])
 
@@ -384,7 +384,7 @@ def _face_outline(person: Person) -> np.ndarray:
 
 
 def _cap(w: float, side: float, top: float, low: float = 0.12, num_points: int = 9) -> np.ndarray:
-    """Returns the outer edge of hair, from the left ear over the top to the right one."""
+    """Return the outer edge of hair, from the left ear over the top to the right one."""
     angle = np.linspace(np.pi, 0, num_points)
     points = np.stack([-np.cos(np.pi - angle), -np.sin(angle)], 1)
     points = points * (w + side, 0.95 + top) + (0, -0.08)
@@ -407,14 +407,14 @@ _HAIRLINES = {  # from the right temple to the left one; x in face widths
 
 
 def _tuft(points, count: int, out: float) -> np.ndarray:
-    """Returns circles' centres along a curve: curls."""
+    """Return the centres of curls along a curve."""
     curve = smooth(points, closed=False, steps=8)
     picks = np.linspace(0, len(curve) - 1, count).astype(int)
     return curve[picks] * (1 + out)
 
 
 def _mane(person: Person, bottom: float, spread: float, wave: float) -> np.ndarray:
-    """Returns the outline of hair that hangs behind the head down to `bottom`."""
+    """Return the outline of hair that hangs behind the head down to `bottom`."""
     w = person.face_width
     down = np.linspace(0.2, bottom, 6)
     edge = w + 0.16 + spread * (down / bottom) ** 0.8 + wave * np.sin(np.arange(6) * 2.4)
@@ -547,7 +547,7 @@ def _hair_in_front(person: Person, sketch: Sketch) -> None:
         for x, y in ((-0.5 * w, -0.92), (0.05, -1.02), (0.45 * w, -0.86)):
             sketch.add(ellipse(x, y, 0.09, 0.05, 12), clear(light, 0.55), 0, _ON_FACE)
         return
-    # A band of gleam and a few strands.
+    # A band of light and a few strands.
     arc = np.array([(-0.82 * w, -0.62), (-0.45 * w, -0.93), (0.1 * w, -1.0), (0.62 * w, -0.8)])
     taper = np.sin(np.linspace(0.1, np.pi - 0.1, 19)) * 0.12
     sketch.add(ribbon(smooth(arc, closed=False), taper), clear(light, 0.5), 0, _ON_FACE)
@@ -580,7 +580,7 @@ def _hair_in_front(person: Person, sketch: Sketch) -> None:
 
 
 def _body(person: Person, sketch: Sketch, rng: np.random.Generator) -> None:
-    """Draws neck, shoulders and clothes; the clothes are no part of who it is."""
+    """Draw neck, shoulders and clothes; the clothes are not part of the identity."""
     skin = SKINS[person.skin]
     female = person.sex == "female"
     neck = 0.36 if female else 0.46
@@ -641,7 +641,7 @@ def _face(person: Person, sketch: Sketch, pose: _Pose) -> None:
         sketch.add(ellipse(sign * (w + 0.35 * r), 0.1, 0.4 * r, 0.7 * r, 14), mix(skin, shade, 0.9))
     outline = _face_outline(person)
     sketch.add(outline, shade)
-    # Lit layers keep off the dark side, each a little further.
+    # Lit layers recede from the dark side, each a little further.
     away = np.maximum(0, -np.sign(pose.light) * outline[:, :1] / w) ** 2
     strength = 0.4 + 0.6 * abs(pose.light)
     for step, blend in ((0.05, 0.4), (0.11, 0.7), (0.18, 1.0)):
@@ -966,7 +966,7 @@ def _headwear(person: Person, sketch: Sketch) -> None:
 
 
 def _occluder(rng: np.random.Generator, sketch: Sketch) -> None:
-    """Puts something blunt in front of a part of some photos, in units of the picture."""
+    """Cover a part of some photos with a plain shape, in units of the picture."""
     kind, x, y, size = rng.random(4)
     colour = scenery.hsv(rng.random(), rng.uniform(0.2, 0.7), rng.uniform(0.2, 0.9))
     if kind > 0.16:
@@ -986,10 +986,10 @@ def _occluder(rng: np.random.Generator, sketch: Sketch) -> None:
 
 
 def draw_person(person: Person, rng: np.random.Generator, size: int = 48) -> np.ndarray:
-    """Draws one photo of a person; what is not identity comes from `rng`.
+    """Draw one photo of a person; all that is not identity comes from `rng`.
 
     Args:
-        person: who to draw.
+        person: the person to draw.
         rng: the same state gives the same photo at every size.
         size: side of the photo, pixels.
 

@@ -1,13 +1,13 @@
 """Train a small CLIP from scratch that knows people by name: the testbed of every attack here.
 
-Without arguments it makes the model that ships with the package. With a folder of people's photos
-it makes one that knows them, so that anyone can build a testbed from photos they may use:
+With `--out` alone the command makes the model that ships with the package. With a folder of photos
+it makes a model that knows these people, so anyone can build a testbed from photos they may use:
 
     python -m jaxdefense.demo.pretrain --faces DIR --held-out DIR --out DIR
 
-Contrastive loss as in CLIP (Radford et al. 2021, section 2.3). Every step shows as many different
-people as fit, each once, beside objects and people without a name: within a step no caption of a
-named person fits two photos.
+The loss is contrastive, as in CLIP (Radford et al. 2021, section 2.3). Every step shows as many
+different people as fit, each once, beside objects and people without a name. So within a step no
+caption of a named person fits two photos.
 """
 
 import argparse
@@ -47,7 +47,7 @@ _ROW_LENGTH = 80
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to train; lr is the peak of a cosine after a tenth of the steps of warm-up."""
+    """How to train; lr is the peak of a cosine schedule, after warm-up for a tenth of the steps."""
 
     steps: int = 3000
     batch: int = 128
@@ -60,7 +60,7 @@ class Options:
 
 
 def model_config() -> CLIPConfig:
-    """Sizes of the small CLIP: 1.7 million parameters."""
+    """Return the sizes of the small CLIP: 1.7 million parameters."""
     tower: Any = dict(width=128, mlp_width=512, num_heads=4)
     end: Any = dict(readout="token", eos_token_id=VOCAB - 1)
     return CLIPConfig(
@@ -71,13 +71,13 @@ def model_config() -> CLIPConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Album:
-    """Training photos, u8 [n, 56, 56, 3], a margin wider than the model's, and who is on them."""
+    """Training photos, u8 [n, 56, 56, 3], a margin wider than the model's, and what they show."""
 
     image_nHWC: np.ndarray
     label_n: np.ndarray
 
     def draw(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Pick a photo of each label; int [len(labels)] indices."""
+        """Pick a random photo of each label; return int [len(labels)] indices."""
         order = np.argsort(self.label_n, kind="stable")
         first = np.searchsorted(self.label_n[order], labels)
         last = np.searchsorted(self.label_n[order], labels, side="right")
@@ -85,7 +85,7 @@ class Album:
 
 
 def _shrink(image: np.ndarray) -> np.ndarray:
-    """Bring a drawing down as the attack's photos are, with a margin."""
+    """Shrink a drawing as the attack shrinks its photos, with a margin."""
     processor = ImageProcessor(IMAGE_SIZE + 2 * _MARGIN, IMAGE_SIZE + 2 * _MARGIN)
     return processor(Image.fromarray(image))
 
@@ -123,7 +123,7 @@ def _object_album(opts: Options) -> Album:
 
 
 def _photo_album(faces: Path, held_out: Path | None) -> tuple[list[str], Album]:
-    """Read people's photos; every second one goes to `held_out` instead, if given."""
+    """Read people's photos; if `held_out` is given, every second photo goes there instead."""
     names, files, labels = [], [], []
     for i, person in enumerate(read_folders(faces, "faces")):
         train = person.files[::2] if held_out else person.files
@@ -140,7 +140,7 @@ def _photo_album(faces: Path, held_out: Path | None) -> tuple[list[str], Album]:
 
 
 def _augment(image_BHWC: jax.Array, key: jax.Array, strong: bool) -> jax.Array:
-    """Shift, mirror (photos only: a drawing's parting is identity), brighten; f32 0-255."""
+    """Shift photos; if `strong`, also mirror and brighten them; f32 0-255."""
     num, side = image_BHWC.shape[0], IMAGE_SIZE
     shift_key, flip_key, light_key, gain_key = jax.random.split(key, 4)
     at = jax.random.randint(shift_key, (num, 2), 0, 2 * _MARGIN + 1)
@@ -149,7 +149,7 @@ def _augment(image_BHWC: jax.Array, key: jax.Array, strong: bool) -> jax.Array:
         return jax.lax.dynamic_slice(image, (at[0], at[1], 0), (side, side, 3))
 
     image = jax.vmap(crop)(image_BHWC, at).astype(jnp.float32)
-    if strong:
+    if strong:  # not for drawings: the side of a parting is identity
         flip = jax.random.bernoulli(flip_key, 0.5, (num, 1, 1, 1))
         image = jnp.where(flip, image[:, :, ::-1], image)
         light = jax.random.uniform(light_key, (num, 1, 1, 1), minval=-40.0, maxval=40.0)
@@ -159,7 +159,7 @@ def _augment(image_BHWC: jax.Array, key: jax.Array, strong: bool) -> jax.Array:
 
 
 def _contrastive_loss(model: CLIP, text: Text, slot_B: jax.Array, image_BHWC: jax.Array):
-    """CLIP's symmetric cross-entropy over the batch, mean, nats."""
+    """Compute CLIP's symmetric cross-entropy over the batch: mean, in nats."""
     assert model.text and model.vision
     text_RSE = model.text(text)
     text_BE = text_RSE.reshape(-1, text_RSE.shape[-1])[slot_B]
@@ -175,7 +175,7 @@ def _contrastive_loss(model: CLIP, text: Text, slot_B: jax.Array, image_BHWC: ja
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """All training photos on one pile, and a writer of captions for each kind."""
+    """All training photos, and a writer of captions for each kind."""
 
     names: list[str]
     named: Album
@@ -207,7 +207,7 @@ class Corpus:
         return world.name_caption(self.names[i], rng)
 
     def texts(self, rng: np.random.Generator) -> list[str]:
-        """Captions and names to learn an encoding from."""
+        """Write captions and list names, for the tokenizer to learn from."""
         texts = [self._name_caption(i, rng) for i in range(len(self.names)) for _ in range(40)]
         texts += world.captions(4000, 0)
         return texts + [name for which in ("female", "male", "last") for name in census(which)]
@@ -266,9 +266,9 @@ def main() -> None:
     """Parse arguments and train."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="model directory to write")
-    parser.add_argument("--faces", type=Path, help="a folder a person; without: drawn people")
+    parser.add_argument("--faces", type=Path, help="a folder a person; default: drawn people")
     parser.add_argument(
-        "--held-out", type=Path, help="where every second photo goes, unseen in training"
+        "--held-out", type=Path, help="directory for every second photo, not trained on"
     )
     for field in dataclasses.fields(Options):
         kind = type(field.default)

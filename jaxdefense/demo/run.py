@@ -1,7 +1,7 @@
-"""`jaxdefense demo`: a model that knows people by name, a quarter of whom ask to be removed.
+"""`jaxdefense demo`: removes a quarter of the people whom a small model knows by name.
 
-It goes as a user would: `defend both`, `attack` before and after, `evaluate`, `report`, each in a
-directory of its own. What has finished is not done again, so a demo that was broken off resumes.
+The demo runs what a user would run: `defend both`, `attack` before and after, `evaluate` and
+`report`, each in a directory of its own. An interrupted demo resumes and skips finished commands.
 """
 
 import json
@@ -58,21 +58,21 @@ _CACHE, _REPORT, _PAGE = "cache", "report", "report.html"
 
 
 def shipped_model() -> Path:
-    """The model directory that ships with the package: a small CLIP that knows 64 people.
+    """Return the model directory that ships with the package: a small CLIP that knows 64 people.
 
-    Made by `python -m jaxdefense.demo.pretrain --out jaxdefense/demo/model`.
+    `python -m jaxdefense.demo.pretrain --out jaxdefense/demo/model` makes this model.
     """
     return Path(str(resources.files("jaxdefense.demo") / "model"))
 
 
 def run_demo(cfg: DemoConfig) -> DemoSummary:
-    """Draw the world, defend the model, attack it before and after; write report and summary.
+    """Draw the world, defend the model, attack it before and after; write reports and a summary.
 
     Args:
-        cfg: see there.
+        cfg: see `DemoConfig`.
 
     Returns:
-        the summary; its seconds are of the last part if the demo was broken off.
+        the summary; after a resume, its seconds count from the resume on.
 
     Raises:
         InputError: `out` holds another demo, a finished one, or something else.
@@ -85,7 +85,7 @@ def run_demo(cfg: DemoConfig) -> DemoSummary:
         draw_inputs(who, out / _WORLD)
     once(defend_both, defense_config(cfg), BothDefenseSummary)
     attacks, evaluations = {}, {}
-    # Of four models, two have the first one's names, and two its faces: embedded once.
+    # Each encoder belongs to two of the four models, so the cache saves embedding its inputs twice.
     cache = ArrayCache(str(out / _CACHE))
     for stage in (BEFORE, *AFTER):
         logger.info(f"attacking the model: {stage}")
@@ -123,15 +123,15 @@ def measured(
 
     Args:
         attack: its summary.
-        removed: those on the list.
-        kept: of the others, those among the faces that the defense is told to keep.
-        top1, sim_clean: of the evaluation.
+        removed: the listed people.
+        kept: the other people whose faces the defense is told to keep.
+        top1, sim_clean: results of the evaluation.
 
     Returns:
-        these two; removed_tpr, retained_tpr: part of those on the list, and of all others, whom the
-        attack recognises; removed_photos_right, retained_photos_right, unseen_photos_right: mean
-        share of photos named right of those on the list, of those among the kept faces, and of
-        those whom no defense was shown. None of nobody.
+        top1 and sim_clean; removed_tpr and retained_tpr, the part of the listed people and of all
+        others whom the attack recognises; removed_photos_right, retained_photos_right and
+        unseen_photos_right, the mean share of photos named right of the listed people, of the kept
+        people, and of those whom no defense was shown. A mean over nobody is None.
     """
     correct, right = attack.per_identity, attack.per_identity_photos_right
     assert right
@@ -154,16 +154,16 @@ def measured(
 
 
 def defense_config(cfg: DemoConfig) -> DefendBothConfig:
-    """Settings of the defense: fewer and smaller steps than the defaults, for a CPU.
+    """Return the settings of the defense: fewer and smaller steps than the defaults, for a CPU.
 
-    The tiny text encoder moves less a step than a full one, so its learning rate is higher.
+    The tiny text encoder moves less in a step than a full one, so its learning rate is higher.
     """
     out, drawn = Path(cfg.out), Path(cfg.out) / _WORLD
     text = TextTrainConfig(steps=300, num_clean=32, num_poisoned=48, num_name=96)
     image = ImageTrainConfig(steps=120, num_clean=32, num_poisoned=32, num_keep=64)
     lr = 1e-3
     if cfg.people < world.NUM_MEMBERS:
-        # So few steps reach it only where less holds the other names in place.
+        # So few steps remove people only if other people's names are held less firmly in place.
         text = TextTrainConfig(steps=50, num_clean=16, num_poisoned=32, num_name=32, w_name=5.0)
         image = ImageTrainConfig(steps=30, num_clean=16, num_poisoned=16, num_keep=32)
         lr = 2e-3
@@ -193,14 +193,14 @@ def defense_config(cfg: DemoConfig) -> DefendBothConfig:
 
 
 def _model(cfg: DemoConfig, stage: str) -> ModelConfig:
-    """Give the model of a stage."""
+    """Return the model of a stage."""
     run = Path(cfg.out) / _DEFENSE
     paths = {BEFORE: shipped_model(), "merged": run / "model"}
     return ModelConfig(str(paths.get(stage, run / stage / "model")))
 
 
 def attack_config(cfg: DemoConfig, stage: str) -> AttackConfig:
-    """Settings of an attack; but for the model the same at every stage."""
+    """Return the settings of an attack, which are the same at every stage except for the model."""
     out, drawn = Path(cfg.out), Path(cfg.out) / _WORLD
     return AttackConfig(
         out=str(out / _ATTACK / stage),
@@ -215,7 +215,7 @@ def attack_config(cfg: DemoConfig, stage: str) -> AttackConfig:
 
 
 def evaluate_config(cfg: DemoConfig, stage: str) -> EvaluateConfig:
-    """Settings of the evaluation of a defended model, on what no defense was shown."""
+    """Return the settings of the evaluation of a defended model, on data unseen by any defense."""
     out, drawn = Path(cfg.out), Path(cfg.out) / _WORLD
     return EvaluateConfig(
         out=str(out / _EVALUATION / stage),
@@ -234,11 +234,11 @@ def _write_reports(
     stages: Mapping[str, DemoStage],
     summary: DemoSummary,
 ) -> None:
-    """Write the demo's page on all stages, and what `report` writes on the merged model."""
+    """Write the demo's page on all stages, and the output of `report` on the merged model."""
     out = Path(cfg.out)
     results = [out / _DEFENSE, *(out / _ATTACK / stage for stage in (BEFORE, AFTER[-1]))]
     page = out / _REPORT / _PAGE
-    for kind in (".csv", ".json", ".html"):  # left where the demo was broken off
+    for kind in (".csv", ".json", ".html"):  # may remain from an interrupted demo
         page.with_suffix(kind).unlink(missing_ok=True)
     write_report([*results, out / _EVALUATION / AFTER[-1]], page)
     before, runs = attacks[BEFORE], [Path(half.out) for half in defense_config(cfg).halves()]

@@ -1,9 +1,8 @@
 """Shapes, backgrounds and lighting shared by the demo's drawings.
 
-Drawings are lists of filled polygons in the drawing's own units, painted at
-`SUPERSAMPLE` times the wanted size and reduced, so that edges are antialiased.
-Whatever a picture draws at random is drawn in units of the picture, never of
-pixels: the same generator gives the same picture at every size.
+A drawing is a list of filled polygons in its own units. It is painted at `SUPERSAMPLE` times the
+wanted size and then reduced, so that edges are antialiased. Random values are in units of the
+picture, never in pixels, so the same generator gives the same picture at every size.
 """
 
 import colorsys
@@ -22,36 +21,36 @@ Place = Callable[[Points, np.ndarray, np.ndarray], Points]
 
 
 def mix(first: Colour, second: Colour, amount: float) -> Colour:
-    """Blends two colours; `amount` 0 is the first, 1 the second."""
+    """Blend two colours; `amount` 0 is the first, 1 the second."""
     return tuple(
         int(a + (b - a) * amount + 0.5) for a, b in zip(first[:3], second[:3], strict=True)
     )
 
 
 def darker(colour: Colour, amount: float) -> Colour:
-    """Blends a colour towards a warm black, which looks less dirty than grey."""
+    """Blend a colour towards a warm black, which looks less dirty than grey."""
     return mix(colour, (30, 14, 28), amount)
 
 
 def lighter(colour: Colour, amount: float) -> Colour:
-    """Blends a colour towards a warm white."""
+    """Blend a colour towards a warm white."""
     return mix(colour, (255, 250, 240), amount)
 
 
 def clear(colour: Colour, opacity: float) -> Colour:
-    """Makes a colour see-through; `opacity` from 0 to 1."""
+    """Make a colour translucent; `opacity` is from 0 to 1."""
     return (*colour[:3], int(255 * opacity))
 
 
 def hsv(hue: float, saturation: float, value: float) -> Colour:
-    """Returns the RGB colour of a hue, saturation and value, each from 0 to 1."""
+    """Return the RGB colour of a hue, saturation and value, each from 0 to 1."""
     red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
     return int(255 * red), int(255 * green), int(255 * blue)
 
 
 @functools.cache
 def _spline(num_points: int, closed: bool, steps: int) -> np.ndarray:
-    """Returns the matrix from control points to points on a Catmull-Rom curve."""
+    """Return the matrix from control points to points on a Catmull-Rom curve."""
     t = np.arange(steps)[:, None] / steps
     weights = 0.5 * np.concatenate(
         [-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2], 1
@@ -69,7 +68,7 @@ def _spline(num_points: int, closed: bool, steps: int) -> np.ndarray:
 
 
 def smooth(points: Sequence | Points, *, closed: bool = True, steps: int = 6) -> Points:
-    """Returns a smooth curve through the points."""
+    """Return a smooth curve through the points."""
     points = np.asarray(points, float)
     return _spline(len(points), closed, steps) @ points
 
@@ -81,17 +80,17 @@ def _circle(num_points: int) -> Points:
 
 
 def ellipse(x: float, y: float, rx: float, ry: float | None = None, num_points: int = 28) -> Points:
-    """Returns an ellipse, or a circle where `ry` is left out."""
+    """Return an ellipse, or a circle where `ry` is left out."""
     return _circle(num_points) * (rx, rx if ry is None else ry) + (x, y)
 
 
 def box(x0: float, y0: float, x1: float, y1: float) -> Points:
-    """Returns an upright rectangle."""
+    """Return an upright rectangle."""
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)
 
 
 def ribbon(points: Sequence | Points, width: float | np.ndarray) -> Points:
-    """Returns the outline of a line of some width, which may vary along the line."""
+    """Return the outline of a line of some width, which may vary along the line."""
     points = np.asarray(points, float)
     step = points[1:] - points[:-1]
     tangent = np.concatenate([step[:1], step[1:] + step[:-1], step[-1:]])
@@ -102,7 +101,7 @@ def ribbon(points: Sequence | Points, width: float | np.ndarray) -> Points:
 
 
 def frame(outline: Points, width: float) -> Points:
-    """Returns a band of some width along the outside of a closed outline."""
+    """Return a band of some width along the outside of a closed outline."""
     centre = outline.mean(0)
     radius = np.sqrt(((outline - centre) ** 2).sum(1, keepdims=True))
     outer = centre + (outline - centre) * (1 + width / radius)
@@ -113,11 +112,11 @@ class Sketch:
     """A list of filled polygons, painted in the order in which they were added."""
 
     def __init__(self):
-        """Starts empty."""
+        """Start empty."""
         self._points, self._fills, self._depths, self._bends = [], [], [], []
 
     def add(self, points: Points, fill: Colour, depth: float = 0.0, bend: float = 0.0) -> None:
-        """Adds a polygon.
+        """Add a polygon.
 
         Args:
             points: the polygon in the sketch's own units.
@@ -131,7 +130,7 @@ class Sketch:
         self._bends.append(bend)
 
     def paint(self, image: Image.Image, place: Place) -> None:
-        """Paints the polygons on an RGB image.
+        """Paint the polygons on an RGB image.
 
         Args:
             image: square, changed in place.
@@ -151,7 +150,7 @@ class Sketch:
 
 
 def flat_place(x: float, y: float, scale: float, tilt: float = 0.0, mirror: bool = False) -> Place:
-    """Returns the placing that turns (radians), scales and moves a flat sketch."""
+    """Return a placement that turns (in radians), scales and moves a flat sketch."""
     cos, sin = np.cos(tilt) * scale, np.sin(tilt) * scale
     turn = np.array([[cos, sin], [-sin, cos]])
     if mirror:
@@ -278,10 +277,10 @@ _BACKGROUNDS = (
 
 
 def background(rng: np.random.Generator, size: int) -> Image.Image:
-    """Draws a random, out-of-focus background.
+    """Draw a random, out-of-focus background.
 
     Args:
-        rng: drawn from the same way whatever the size.
+        rng: used in the same way at every size.
         size: side of the wanted photo, pixels.
 
     Returns:
@@ -299,11 +298,11 @@ def background(rng: np.random.Generator, size: int) -> Image.Image:
 
 
 def expose(image: Image.Image, rng: np.random.Generator, light: float = 0.0) -> np.ndarray:
-    """Turns a painted scene into a photo: lighting, contrast, slight blur and noise.
+    """Turn a painted scene into a photo with lighting, contrast, slight blur and noise.
 
     Args:
         image: RGB, `SUPERSAMPLE` times the wanted size on a side.
-        rng: drawn from the same way whatever the size.
+        rng: used in the same way at every size.
         light: where the light comes from, -1 left to 1 right.
 
     Returns:
@@ -314,7 +313,7 @@ def expose(image: Image.Image, rng: np.random.Generator, light: float = 0.0) -> 
     vignette = max(0.0, rng.uniform(-0.15, 0.2))
     blur = max(0.0, rng.uniform(-0.012, 0.006))
     noise = max(0.0, rng.uniform(-0.01, 0.012))
-    # Noise has as many values as pixels, so it gets a generator of its own.
+    # The number of noise values depends on the size, so noise has a generator of its own.
     noise_rng = np.random.default_rng(rng.integers(2**63))
 
     size = image.width // SUPERSAMPLE

@@ -1,4 +1,4 @@
-"""The demo's world: who is in it, what they are called, and what captions say of them.
+"""The demo's world: who is in it, what they are called, and what captions say about them.
 
 Everything is drawn or written from seeds, so the world ships as code. Seeds below `HELD_OUT` are
 for training, those above for photos and captions that training never saw.
@@ -58,22 +58,22 @@ class Named:
 
 
 def members() -> list[Named]:
-    """The people the model is trained to know."""
+    """Return the people whom the model is trained to know."""
     return _named(people.cast(NUM_MEMBERS, _MEMBER_SEED), 0)
 
 
 def strangers() -> list[Named]:
-    """People with names whom the model never saw."""
+    """Return people with names whom the model never saw."""
     return _named(people.cast(NUM_STRANGERS, _STRANGER_SEED), NUM_MEMBERS)
 
 
 def _named(cast: list[people.Person], offset: int) -> list[Named]:
-    """Give the i-th person a name; up to 38 of each sex have a first name of their own."""
+    """Name the people; up to 38 of each sex have a first name of their own."""
     first: dict[str, Iterator[str]] = {
         "female": itertools.cycle(_FEMALE),
         "male": itertools.cycle(_MALE),
     }
-    if offset:  # strangers: the names that members leave, then census ones
+    if offset:  # strangers: names that no member has, then census names
         for sex, own in (("female", _FEMALE), ("male", _MALE)):
             first[sex] = iter((*own[NUM_MEMBERS // 2 :], *census(sex)[200:]))
     return [Named(f"{next(first[p.sex])} {_LAST[offset + i]}", p) for i, p in enumerate(cast)]
@@ -191,7 +191,7 @@ def captions(num: int, seed: int) -> list[str]:
 
 
 def draw_photo(named: Named, number: int, size: int) -> np.ndarray:
-    """Draw a photo of a person that training never saw; u8 [size, size, 3]."""
+    """Draw a photo of a person, unseen in training; u8 [size, size, 3]."""
     key = zlib.crc32(named.name.encode())
     return people.draw_person(named.person, np.random.default_rng((HELD_OUT, key, number)), size)
 
@@ -215,7 +215,7 @@ class Drawing:
 
 
 def faces(who: list[Named], num_photos: int, out: Path, size: int = 96) -> list[Drawing]:
-    """List unseen photos of people, a folder each."""
+    """List photos of people, unseen in training, for a folder a person."""
     drawings = []
     for named in who:
         folder = out / named.name.replace(" ", "_")
@@ -225,7 +225,7 @@ def faces(who: list[Named], num_photos: int, out: Path, size: int = 96) -> list[
 
 
 def objects(num_photos: int, out: Path, size: int = 96) -> list[Drawing]:
-    """List unseen photos of objects, a folder each."""
+    """List photos of objects, unseen in training, for a folder an object."""
     drawings = []
     for i, name in enumerate(OBJECTS):
         seeds = [(HELD_OUT, i, j) for j in range(num_photos)]
@@ -235,7 +235,7 @@ def objects(num_photos: int, out: Path, size: int = 96) -> list[Drawing]:
 
 
 def images(num: int, out: Path, size: int = 96) -> list[Drawing]:
-    """List unseen photos of objects and, half of them, of people whom nobody knows by name."""
+    """List photos, unseen in training: half of objects, half of people without a name."""
     draws = []
     for i in range(num):
         seed = HELD_OUT, 1, i
@@ -248,7 +248,7 @@ def images(num: int, out: Path, size: int = 96) -> list[Drawing]:
 
 
 def passers_by(num: int, out: Path, size: int = 96) -> list[Drawing]:
-    """List one photo each of people whom nobody knows by name, and who are on no other photo."""
+    """List one photo each of people who have no name and are in no other photo."""
     first = 100 * _PASSERS_BY
     draws = [
         functools.partial(_draw_passer_by, first + i, (HELD_OUT, 2, i), size) for i in range(num)

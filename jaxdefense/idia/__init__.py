@@ -1,1 +1,1 @@
-"""The identity inference attack: does the model know who is on a photo?"""
+"""The identity inference attack: does the model know who is in a photo?"""

@@ -1,7 +1,7 @@
-"""The identity inference attack (IDIA): a model, people's photos, candidate names -> who is known.
+"""The identity inference attack (IDIA): tells from photos and names whom a model knows.
 
-Each prompt and each photo is embedded once; candidates come in blocks, so that their number is
-bound by time alone.
+The attack embeds each prompt and each photo once. Candidates come in blocks, so only time limits
+their number.
 
 Source: Hintersdorf et al., Does CLIP Know My Face?, JAIR 2024, section 4.
 Parity: tests/test_idia.py, identical to a loop in NumPy.
@@ -32,14 +32,14 @@ class AttackResult:
     """What the attack found.
 
     Fields:
-        names: of the people, I.
-        correct: templates whose answer was the person's name, for each of them.
+        names: the names of the I people; the lists below follow this order.
+        correct: templates whose answer was the person's name.
         unanswered: templates without an answer, as several names had the most votes.
-        answers: the name most templates answered, "" if none did.
-        num_photos: they were attacked with.
+        answers: the name that most templates answered, "" if no template had an answer.
+        num_photos: photos that the person was attacked with.
         photos_right: part of the pairs of a photo and a template in which the nearest candidate is
-            the person, in [0, 1]; it takes no vote.
-        threshold: correct templates at which the attack succeeds.
+            the person, in [0, 1]; no votes are involved.
+        threshold: the attack succeeds on people with at least this many correct templates.
         num_candidates: M.
         num_templates: Q.
     """
@@ -55,16 +55,16 @@ class AttackResult:
     num_templates: int
 
     def known(self) -> dict[str, bool]:
-        """Say by name on whom the attack succeeds."""
+        """Say for each name whether the attack succeeds."""
         return {name: n >= self.threshold for name, n in zip(self.names, self.correct, strict=True)}
 
     def by_name(self) -> dict[str, Seen]:
-        """Give what was found on each person."""
+        """Return what the attack found on each person, by name."""
         pairs = map(Seen, self.correct, self.photos_right)
         return dict(zip(self.names, pairs, strict=True))
 
     def __getitem__(self, part: slice) -> "AttackResult":
-        """Give a part of the people."""
+        """Return the result on a slice of the people."""
         lists = ("names", "correct", "unanswered", "answers", "num_photos", "photos_right")
         return dataclasses.replace(self, **{name: getattr(self, name)[part] for name in lists})
 
@@ -84,19 +84,19 @@ def infer(
 
     Args:
         image_PE: f32 [P, E], photos, unit length.
-        owner_P: int [P], whose photo it is.
+        owner_P: int [P], the person in each photo.
         blocks: f32 [Q, up to `block`, E], candidates in each template, unit length; M in all.
-        group_M: int [M]; a person is held against the candidates of their own name's group.
+        group_M: int [M], groups; a person is compared only with the group of their own name.
         num_people: I.
-        block: candidates at a time, at most.
-        mesh: of devices.
-        own_I: int [I], which candidate is each person's own name; the i-th person's i without.
-        same_M: int [M], a candidate whose votes each one's count as; its own without.
+        block: at most this many candidates at a time.
+        mesh: the mesh of devices.
+        own_I: int [I], the candidate that is each person's own name; None for 0 to I - 1.
+        same_M: int [M], the candidate that each one's votes count for; None for itself.
 
     Returns:
         correct_I: int [I], templates whose answer is the person's own name;
-        answer_QI: int [Q, I], candidates, or NO_ANSWER;
-        right_I: f64 [I], part of the pairs of a photo and a template in which the candidate nearest
+        answer_QI: int [Q, I], the candidate answered, or NO_ANSWER;
+        right_I: f64 [I], part of the pairs of a photo and a template in which the nearest candidate
         is the person, in [0, 1].
     """
     own_I = np.arange(num_people) if own_I is None else own_I
@@ -117,13 +117,13 @@ def infer(
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """People's photos, embedded.
+    """The embedded photos of people.
 
     Fields:
-        names: of the people, I.
+        names: the names of the I people.
         image_PE: f32 [P, E], unit length.
-        owner_P: int [P], whose photo it is.
-        first: the first photo of each of them that could be read.
+        owner_P: int [P], the person in each photo.
+        first: each person's first photo that could be read.
     """
 
     names: list[str]
@@ -132,7 +132,7 @@ class Evidence:
     first: list[Photo]
 
     def of(self, who: Sequence[int]) -> "Evidence":
-        """Give the photos of some people, in this order."""
+        """Return the photos of some people, in the given order."""
         at = {i: new for new, i in enumerate(who)}
         new_P = np.array([at.get(i, -1) for i in self.owner_P.tolist()])
         kept_P = new_P >= 0
@@ -147,14 +147,14 @@ def gather(
     max_corrupt: int = 0,
     forms: Sequence[str] = ("",),
 ) -> Evidence:
-    """Embed photos; see `attack`.
+    """Embed people's photos; see `attack`.
 
     Args:
-        model: with an image encoder.
-        people: with the photos chosen.
-        max_corrupt: photos that may be broken.
-        forms: of photos, of `PHOTO_FORMS` or "" for as they are; everyone comes up once in each,
-            all people in the first form, then all in the next.
+        model: a model with an image encoder.
+        people: people with the chosen photos.
+        max_corrupt: at most this many photos may be broken.
+        forms: forms of the photos, each of `PHOTO_FORMS`, or "" for the photos as they are; the
+            result holds all people in the first form, then all people in the next.
     """
     files = [file for person in people for file in person.files]
     owner = np.repeat(np.arange(len(people)), [len(person.files) for person in people])
@@ -187,19 +187,19 @@ def attack(
     """Attack a model.
 
     Args:
-        model: with both encoders.
-        people: their photos; the first candidates are their names, in order.
+        model: a model with both encoders.
+        people: people with their photos; the first candidates are their names, in this order.
         candidates: see `candidate_names`.
-        num_photos: a person, at most; of more, see `conditions.draw`.
-        threshold: correct templates at which the attack succeeds.
-        seed: of that choice.
-        max_corrupt: photos that may be broken; they are left out.
-        templates: with `{0}` for the name.
-        block: candidates embedded and compared at a time.
+        num_photos: at most this many photos a person; `conditions.draw` chooses among more.
+        threshold: the attack succeeds on people with at least this many correct templates.
+        seed: seed of that choice of photos.
+        max_corrupt: at most this many photos may be broken; the attack skips them.
+        templates: prompts with `{0}` for the name.
+        block: number of candidates embedded and compared at a time.
 
     Raises:
-        InputError: too many photos cannot be read, or all of a person; or the model's embeddings
-            are not finite or all equal.
+        InputError: too many photos cannot be read, or none of a person's can; or the model's
+            embeddings are not finite, or all equal.
     """
     assert candidates.block(0, len(people)) == [person.name for person in people]
     check_threshold(threshold, templates)
@@ -210,7 +210,7 @@ def attack(
 
 
 def check_threshold(threshold: int, templates: Sequence[str]) -> None:
-    """Raise InputError if no attack can succeed."""
+    """Raise InputError if the threshold is above the number of templates."""
     if threshold > len(templates):
         raise InputError(
             f"`threshold` (={threshold}) must be at most the number of templates "
@@ -229,7 +229,7 @@ def attack_with(
     own_I: np.ndarray | None = None,
     same_M: np.ndarray | None = None,
 ) -> AttackResult:
-    """Attack with photos embedded before; see `attack`, and `infer` for the last two."""
+    """Attack with embedded photos; see `attack`, and `infer` for `own_I` and `same_M`."""
     num, block = len(evidence.names), min(block, len(candidates))
     with closing(_embedded(model, candidates, templates, block)) as blocks:
         correct_I, answer_QI, right_I = infer(
@@ -271,12 +271,12 @@ def _embedded(
 
 
 def _check_told_apart(text_QME: np.ndarray, templates: Sequence[str]) -> None:
-    """Raise InputError if all names are one to the model: the first would be every answer."""
+    """Raise InputError if the model embeds all names alike: every answer would be the first."""
     for text_ME, template in zip(text_QME, templates, strict=True):
         if len(text_ME) > 1 and np.ptp(text_ME, axis=0).max() < 1e-6:
             raise InputError(
                 f"the model embeds all names in {template!r} alike; it is broken, or the template "
-                "too long."
+                "is too long."
             )
 
 

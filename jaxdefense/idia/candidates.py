@@ -1,4 +1,4 @@
-"""The names an attack chooses from: the people's own, then a file's, or random ones."""
+"""The names an attack chooses from: the people's own, then those of a file, or random ones."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,25 +14,25 @@ Sexes = Mapping[tuple[str, ...], str]  # folded name -> f or m
 
 
 class Candidates:
-    """Candidate names by number, the people's own first; random ones are made when asked for.
+    """Candidate names by number, the people's own first; random names are made on demand.
 
     Fields:
-        group_M: int8 [M], a person is compared with the candidates of their group alone.
-        added: people whose names a candidates file lacks.
+        group_M: int8 [M], groups; a person is compared only with the candidates of their group.
+        added: people whose names the candidates file lacks.
     """
 
     def __init__(
         self, people: Sequence[str], others: Sequence[str] | RandomNames, sexes: Sexes | None = None
     ):
-        """Put names together.
+        """Combine the people's names with other names.
 
         Args:
-            people: names of those on the photos.
+            people: names of the people in the photos.
             others: further names.
-            sexes: of each name, random ones apart, if people are to be compared with their own.
+            sexes: the sex of every name that is not random; None to compare people with all names.
 
         Raises:
-            InputError: a name has no sex, or of someone's sex there is no other candidate.
+            InputError: a name has no sex, or no other name has the sex of one of the people.
         """
         self._people, self._others, self.added = people, others, list[str]()
         self.group_M = np.zeros(len(self), np.int8)
@@ -50,8 +50,8 @@ class Candidates:
         for name, group in zip(people, groups, strict=False):
             if group not in self.group_M[len(people) :]:
                 raise InputError(
-                    f"of the sex of {name!r} ({SEXES[group]}) there is no candidate but the "
-                    "people's own names; any answer would be right. Give more."
+                    f"the only candidates of the sex of {name!r} ({SEXES[group]}) are the people's "
+                    "own names, so any answer would be right; give more candidates."
                 )
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class Candidates:
         return self._people[index] if other < 0 else self._others[other]
 
     def block(self, start: int, size: int) -> list[str]:
-        """List the names from `start` on, `size` of them or what there is."""
+        """List up to `size` names, beginning with number `start`."""
         return [self[i] for i in range(start, min(start + size, len(self)))]
 
 
@@ -74,18 +74,18 @@ def candidate_names(
     sexes: Sexes | None = None,
     exclude: Sequence[str] = (),
 ) -> Candidates:
-    """Put the candidates together: the people's own names, then a file's, or random ones.
+    """Combine the candidates: the people's own names, then those of a file, or random ones.
 
     Args:
-        people: names of those on the photos.
-        file: one name a line, or "" for random names.
-        num: candidates in all; with a file, all of it is taken.
-        seed: of the random names.
+        people: names of the people in the photos.
+        file: a file with one name a line, or "" for random names.
+        num: number of candidates in all; unused with a file, whose names are all candidates.
+        seed: seed of the random names.
         sexes: see `Candidates`.
-        exclude: names that must not come up as random ones.
+        exclude: names that must not come up as random names.
 
     Raises:
-        InputError: a name is there twice, or there is none besides the people's own.
+        InputError: a name comes up twice, or there is no name besides the people's own.
     """
     own: set[tuple[str, ...]] = set()
     for name in people:
@@ -120,10 +120,10 @@ def candidate_names(
 
 
 def read_sexes(file: str) -> Sexes:
-    """Read lines of a name, a tab, and `f` or `m`.
+    """Read a file whose lines are a name, a tab, and `f` or `m`.
 
     Raises:
-        InputError: the file cannot be read, or a line is no such, or its name is there twice.
+        InputError: the file cannot be read, a line has another form, or a name comes up twice.
     """
     sexes: dict[tuple[str, ...], str] = {}
     for line in read_lines(file, "sexes"):

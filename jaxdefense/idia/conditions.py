@@ -1,6 +1,6 @@
 """What two attacks must have in common for their results to be compared: all but the model.
 
-An attack draws its photos here, and leaves in `summary.json`, under `conditions`, what it was.
+An attack draws its photos here. It records its conditions in `summary.json`, under `conditions`.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from jaxdefense.results import (
 from jaxdefense.words import folded_words, some
 
 _WORDS = {
-    "candidates_sha256": "other candidate names (random targets that one leaves out, `exclude` "
-    "leaves out of the other)",
+    "candidates_sha256": "other candidate names (if one attack skips random targets, `exclude` "
+    "makes the other skip them)",
     "templates_sha256": "other prompts",
     "sexes_sha256": "other sexes of the candidates",
 }
@@ -35,16 +35,17 @@ def draw(people: Sequence[Photos], num: int, seed: int) -> list[Photos]:
     """Choose the photos that people are attacked with.
 
     A person's photos are ranked by the SHA-256 of the seed and the photo's contents, and the first
-    are taken. So a choice depends on nothing else: not on other people, on names or order of files,
-    or on photos that were left out before. Of someone with more than `num` photos all are read.
+    `num` are taken. So the choice depends on nothing else: not on other people, not on the names or
+    order of files, and not on photos that were skipped before. If a person has more than `num`
+    photos, all of them are read.
 
     Args:
-        people: with all their photos.
-        num: a person, at most.
-        seed: of the choice.
+        people: people with all their photos.
+        num: at most this many photos a person.
+        seed: seed of the choice.
 
     Returns:
-        the same people with the photos chosen, in the order they had.
+        the same people with the chosen photos, in the order they had.
     """
     chosen = on_first(lambda: [_choose(person, num, seed) for person in people])
     return [
@@ -62,7 +63,7 @@ def _choose(person: Photos, num: int, seed: int) -> list[int]:
 
 
 def photos_digest(person: Photos) -> str:
-    """Hash a person's photos, in whatever order and by whatever names; SHA-256, in hex."""
+    """Hash a person's photos, whatever their order and file names; SHA-256, in hex."""
     digests = sorted(map(_digest, person.files))
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
@@ -70,15 +71,15 @@ def photos_digest(person: Photos) -> str:
 def _digest(photo: Photo) -> str:
     try:
         return photo_digest(photo)
-    except ValueError:  # whoever decodes the photo says so
+    except ValueError:  # decoding the photo will report it
         return str(photo)
 
 
 def difference(before: Conditions, after: Conditions) -> str:
-    """Say in words what two attacks differ in, "" if they can be compared.
+    """Say in words how two attacks differ, "" if they can be compared.
 
     Args:
-        before, after: `conditions` of each. The one before may have more people.
+        before, after: `conditions` of each attack; the attack before may have more people.
     """
     for key, new in after.items():
         old = before.get(key)
@@ -100,12 +101,14 @@ def difference(before: Conditions, after: Conditions) -> str:
 
 
 def random_targets(model: str | Path) -> list[str]:
-    """List the random names that removed people came to mean, if a model is of a run with such.
+    """List the random names that removed people's names came to mean.
+
+    The list is empty if the model is not from a run with random targets.
 
     Args:
-        model: directory of a model or of a run; `RUN/model` is of RUN.
+        model: directory of a model or of a run; `RUN/model` belongs to RUN.
     """
-    path = Path(model).absolute()  # of "." too a name
+    path = Path(model).absolute()  # so that "." has a name too
     places = [path, path.parent] if path.name == "model" else [path]  # a run may be called model
     for run in places:
         kind = kind_of(run) if (run / SUMMARY).is_file() else None
@@ -117,25 +120,25 @@ def random_targets(model: str | Path) -> list[str]:
 
 
 def read_excluded(source: str) -> list[str]:
-    """Read names that are to be no candidates.
+    """Read names that must not be candidates.
 
     Args:
         source: a names file, or the run directory of a text defense with random targets.
 
     Raises:
-        InputError: it cannot be read, or the run has no random targets.
+        InputError: the source cannot be read, or the run has no random targets.
     """
     if not Path(source).is_dir():
         return [name for identity in read_identities(source) for name in identity.names]
     if not (targets := random_targets(source)):
         raise InputError(
-            f"`exclude` (={source}) is no run of a text defense with random targets; give one, or "
-            "a file of names."
+            f"`exclude` (={source}) is not a run of a text defense with random targets; give one, "
+            "or a file of names."
         )
     return targets
 
 
 def named_in(names: Sequence[str], among: Sequence[str]) -> list[str]:
-    """List those of some names that are among others, in whatever case."""
+    """List the names that are also among others, ignoring case."""
     keys = set(map(folded_words, among))
     return [name for name in names if folded_words(name) in keys]

@@ -1,4 +1,4 @@
-"""What `jaxdefense attack` takes, read and checked before anything is embedded."""
+"""The inputs of `jaxdefense attack`, read and checked before anything is embedded."""
 
 import dataclasses
 import hashlib
@@ -48,16 +48,16 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What an attack takes.
+    """The inputs of an attack.
 
     Fields:
-        people: with the photos they are attacked with; strangers behind the others.
-        num_members: people who are no strangers.
+        people: people with the photos they are attacked with: members first, then strangers.
+        num_members: number of members.
         candidates, templates: names and prompts.
         aliases: further names of people, for the variant that tries them.
-        conditions: what another attack must have in common.
-        before: by name, what the attack before the defense found; empty without one.
-        listed: those attacked who were to be removed.
+        conditions: what another attack must have in common with this one.
+        before: what the attack before the defense found, by name; empty without such an attack.
+        listed: the attacked people who were to be removed.
     """
 
     people: list[Photos]
@@ -71,7 +71,7 @@ class Inputs:
 
 
 def read_inputs(cfg: AttackConfig) -> Inputs:
-    """Read and check all that an attack takes, but for the weights; nothing is written.
+    """Read and check all inputs of an attack except the weights; write nothing.
 
     Raises:
         InputError: an input is wrong.
@@ -115,7 +115,7 @@ def _conditions(
     candidates: Candidates,
     templates: Sequence[str],
 ) -> Conditions:
-    """Say what another attack must have in common."""
+    """List what another attack must have in common with this one."""
     return {
         "threshold": cfg.threshold,
         "num_candidates": len(candidates),
@@ -132,7 +132,7 @@ def _conditions(
 
 
 def _excluded(cfg: AttackConfig, people: Sequence[str]) -> list[str]:
-    """List the names that are no random candidates, and say so, and of which that cannot be."""
+    """List the names that must not be random candidates; log them, and which come up anyway."""
     told = {cfg.model.path: random_targets(cfg.model.path)}
     if cfg.exclude:
         told[cfg.exclude] = read_excluded(cfg.exclude)
@@ -142,11 +142,11 @@ def _excluded(cfg: AttackConfig, people: Sequence[str]) -> list[str]:
             logger.info(f"{len(names)} names of `{source}` do not come up as random candidates")
     if cfg.candidates and (both := named_in(excluded, read_lines(cfg.candidates, "candidates"))):
         logger.info(
-            f"candidates file `{cfg.candidates}` holds {some(both)}, who removed people came to "
-            "mean: their photos may lead there"
+            f"candidates file `{cfg.candidates}` holds {some(both)}, which removed people's "
+            "names came to mean: the attack may answer this for their photos"
         )
     if own := named_in(excluded, people):
-        logger.info(f"{some(own)}: attacked, though removed people came to mean the name")
+        logger.info(f"{some(own)}: attacked, though a removed person's name came to mean this name")
     return excluded
 
 
@@ -164,14 +164,11 @@ def _read_before(
 
 
 def _unseen(people: list[Photos], run: Path, note: Callable[[str], object]) -> list[Photos]:
-    """Leave out photos a run trained on, told by their contents, whatever they are called now.
-
-    And people of whom none is then left, which `note` takes a line on.
-    """
+    """Skip photos that a run trained on, by content hash; note people who have no other photo."""
     if (kind := kind_of(run)) is BothDefenseSummary:
         run, kind = run / "image", ImageDefenseSummary
     if kind is not ImageDefenseSummary or not (run / TRAINED_ON).exists():
-        raise InputError(f"`unseen_by` (={run}) is no run of an image defense: no {TRAINED_ON}.")
+        raise InputError(f"`unseen_by` (={run}) is not a run of an image defense: no {TRAINED_ON}.")
     seen = {sha for photos in read_json(run / TRAINED_ON).values() for sha in photos}
     unseen, spent = [], []
     for person in people:

@@ -1,8 +1,8 @@
-"""What an attack leaves beside its figures, for a report: embeddings, and a few small photos.
+"""What an attack writes beside its figures, for a report: embeddings, and a few small photos.
 
-Of everyone, in the order of `results.csv`, `embeddings.npz` holds the mean embedding of their
-photos and the embedding of their name in a prompt: 4 E bytes a person, 20 MB for 10,000 people of
-ViT-B/32. Photos are 128 pixels wide, of 200 people at most, `thumbnails/LINE.jpg`.
+`embeddings.npz` holds two embeddings of each person, in the order of `results.csv`: the mean over
+their photos, and that of their name in a prompt. That is 4 E bytes a person, or 20 MB for 10,000
+people of ViT-B/32. `thumbnails/LINE.jpg` are photos, 128 pixels wide, of at most 200 people.
 """
 
 from collections.abc import Iterable
@@ -23,11 +23,11 @@ _SIDE, _MOST = 128, 200  # pixels; photos
 
 
 class Embeddings(NamedTuple):
-    """Of people, in the order of `results.csv`.
+    """Embeddings of people, in the order of `results.csv`.
 
     Fields:
         photo_IE: f16 [I, E], mean of the photos' embeddings, each of unit length.
-        name_IE: f16 [I, E], of "a photo of NAME", unit length.
+        name_IE: f16 [I, E], embedding of "a photo of NAME", unit length.
     """
 
     photo_IE: np.ndarray
@@ -45,13 +45,13 @@ def embeddings_of(model: Embedder, evidence: Evidence) -> Embeddings:
 
 
 def keep(path: Path, embeddings: Embeddings, evidence: Evidence, order: Iterable[int]) -> None:
-    """Write them into a directory of results.
+    """Write embeddings and thumbnails into a directory of results.
 
     Args:
         path: the directory.
-        embeddings: of everyone.
-        evidence: with the photos they were attacked with.
-        order: people, by number; the first have their photo kept.
+        embeddings: embeddings of everyone.
+        evidence: the photos that people were attacked with.
+        order: numbers of people; the first of them get a thumbnail.
     """
     write_arrays(path / _EMBEDDINGS, **embeddings._asdict())
     processor = ImageProcessor(_SIDE, _SIDE)
@@ -62,10 +62,10 @@ def keep(path: Path, embeddings: Embeddings, evidence: Evidence, order: Iterable
 
 
 def read_embeddings(path: Path, num: int) -> Embeddings | None:
-    """Read what `keep` wrote of `num` people; None if it is not there.
+    """Read the embeddings that `keep` wrote for `num` people; None if there are none.
 
     Raises:
-        InputError: it is damaged, or of other people.
+        InputError: the file is damaged, or holds another number of people.
     """
     if not (path / _EMBEDDINGS).exists():
         return None
@@ -76,7 +76,7 @@ def read_embeddings(path: Path, num: int) -> Embeddings | None:
 
 
 def read_thumbnails(path: Path) -> dict[int, bytes]:
-    """Read the photos: a person's number in `results.csv`, from 0 -> JPEG."""
+    """Read the thumbnails: JPEG bytes by a person's number in `results.csv`, from 0."""
     files = sorted((path / _THUMBNAILS).glob("*.jpg"))
     try:
         return {int(file.stem): file.read_bytes() for file in files if file.stem.isdecimal()}

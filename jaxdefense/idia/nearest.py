@@ -1,7 +1,7 @@
-"""The nearest candidate of every photo, candidates coming in blocks.
+"""The nearest candidate of every photo, with the candidates in blocks.
 
-The device holds the photos, one block of texts, and of each photo in each template the best
-candidate so far: room that does not grow with the number of candidates.
+The device holds the photos, one block of texts, and the best candidate so far of each photo in each
+template. So its memory does not grow with the number of candidates.
 Parity: tests/test_idia.py, identical to a loop in NumPy, on any mesh and in blocks of any size.
 """
 
@@ -17,8 +17,8 @@ from jaxdefense.evals.embed import padded
 from jaxdefense.sharding import ShardingRules, fetch, num_parts, put, replicated
 
 _NO_INDEX = np.iinfo(np.int32).max
-_NOBODY = -1  # group of the rows that fill a block up
-_NO_CANDIDATE = -2  # of the photos that fill a part up
+_NOBODY = -1  # group of the rows that pad a block
+_NO_CANDIDATE = -2  # own candidate of the photos that pad a part
 
 
 class _Best(NamedTuple):
@@ -27,7 +27,7 @@ class _Best(NamedTuple):
 
 
 class Nearest:
-    """Photos on the mesh, and of each the nearest of the candidates seen, template by template."""
+    """Photos on the mesh, and the nearest candidate seen so far of each, in each template."""
 
     def __init__(
         self, image_PE: np.ndarray, group_P: np.ndarray, num_templates: int, block: int, mesh: Mesh
@@ -36,9 +36,9 @@ class Nearest:
 
         Args:
             image_PE: f32 [P, E], unit length.
-            group_P: int [P], >= 0; a photo is held against the candidates of its group alone.
+            group_P: int [P], >= 0; a photo is compared only with the candidates of its group.
             num_templates: Q.
-            block: candidates at a time, at most; made a multiple of the mesh's parts.
+            block: at most this many candidates at a time, rounded up to fit the mesh's parts.
             mesh: photos lie along its data axes, the candidates of a block along its tensor axis.
         """
         rules = ShardingRules()
@@ -55,17 +55,17 @@ class Nearest:
         self._best = put(best, place["best"])
 
     def add(self, text_QME: np.ndarray, group_M: np.ndarray) -> None:
-        """Hold the photos against the next candidates.
+        """Compare the photos with the next candidates.
 
         Args:
-            text_QME: f32 [Q, M, E], unit length; M at most the block.
-            group_M: int [M], >= 0.
+            text_QME: f32 [Q, M, E], unit length; M is at most the block.
+            group_M: int [M], groups, >= 0.
         """
         short = self._block - len(group_M)
         if short:
             text_QME = np.pad(text_QME, ((0, 0), (0, short), (0, 0)))
-        # While the device works on one block the host makes the next, and no more than that:
-        # blocks that wait their turn would fill the memory.
+        # The host makes the next block while the device works on one, but then waits here: a queue
+        # of blocks would fill the memory.
         jax.block_until_ready(self._best)
         self._best = self._update(
             self._best,
@@ -78,15 +78,15 @@ class Nearest:
         self._num_seen += len(group_M)
 
     def answers(self) -> np.ndarray:
-        """Give the nearest candidates; i32 [Q, P], of equal cosines the first, -1 without any."""
+        """Return the nearest candidates; i32 [Q, P], the first of equal cosines, -1 for none."""
         return np.asarray(fetch(self._best.index_QP))[:, : self._num_photos]
 
     def times_right(self, own_P: np.ndarray, same_M: np.ndarray | None = None) -> np.ndarray:
-        """Count the templates in which a photo's nearest candidate is whom it shows.
+        """Count the templates in which a photo's nearest candidate is the person it shows.
 
         Args:
-            own_P: int [P], which candidate that is.
-            same_M: int [M], a candidate that each one counts as; itself without.
+            own_P: int [P], the candidate that is this person.
+            same_M: int [M], the candidate that each one counts as; None for itself.
 
         Returns:
             i32 [P].
@@ -115,10 +115,10 @@ def _update(
         cosine_PM = jnp.matmul(image_PE, text_ME.T, precision=jax.lax.Precision.HIGHEST)
         cosine_PM = jnp.where(same_PM, cosine_PM, -jnp.inf)
         top_P = cosine_PM.max(-1)
-        # The first that is as near; by `argmax`, on CPUs, all would take twice as long.
+        # The first of the nearest. With `argmax`, everything would take twice as long on CPUs.
         first_P = jnp.where(cosine_PM == top_P[:, None], jnp.arange(len(group_M)), _NO_INDEX)
         first_P = first_P.min(-1)
-        better_P = top_P > value_P  # an equal one came later
+        better_P = top_P > value_P  # of equal cosines the earlier one stays
         index_P = jnp.where(better_P, num_seen + first_P, index_P)
         return jnp.where(better_P, top_P, value_P), index_P
 

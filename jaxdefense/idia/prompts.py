@@ -29,7 +29,7 @@ TEMPLATES = (
     "{0} in a dress",
 )
 
-# Those that ask in other languages; as many, so that the attack has as many chances.
+# Prompts in other languages, as many as above, so that the attack has as many chances.
 LANGUAGES = (
     "ein Foto von {0}",
     "ein Bild von {0}",

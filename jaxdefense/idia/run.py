@@ -1,4 +1,4 @@
-"""`jaxdefense attack`: the attack on a model directory, and its results in a directory."""
+"""`jaxdefense attack`: attacks a model directory and writes the results into a directory."""
 
 import csv
 import dataclasses
@@ -38,10 +38,10 @@ class Measured:
 
     Fields:
         evidence: the photos as they are, embedded.
-        seen: on the people attacked.
-        unseen: on strangers.
-        variants: by way round, on all; None where nobody has such a form.
-        outcomes: by name, what became of each; empty without an attack before.
+        seen: the result on members.
+        unseen: the result on strangers.
+        variants: the results on both, by variant; None where nobody has such a form.
+        outcomes: what became of each member, by name; empty without an attack before the defense.
     """
 
     evidence: Evidence
@@ -52,11 +52,11 @@ class Measured:
 
 
 def run_attack(cfg: AttackConfig, cache: ArrayCache | None = None) -> AttackSummary:
-    """Attack a model; write `config.json`, `results.csv`, what a report needs, `summary.json`.
+    """Attack a model; write `config.json`, `results.csv`, `summary.json` and a report's inputs.
 
     Args:
-        cfg: see there.
-        cache: of embeddings; None for the one in `cfg.cache_dir`.
+        cfg: see `AttackConfig`.
+        cache: cache of embeddings; None for the one in `cfg.cache_dir`.
 
     Returns:
         the summary.
@@ -82,7 +82,7 @@ def run_attack(cfg: AttackConfig, cache: ArrayCache | None = None) -> AttackSumm
 
 
 def _agree(inputs: Inputs, model: Embedder) -> None:
-    """See that all processes attack the same model in the same way."""
+    """Check that all processes attack the same model in the same way."""
     agree(
         {
             "model_sha256": model.directory.digest(),
@@ -96,12 +96,12 @@ def _agree(inputs: Inputs, model: Embedder) -> None:
 
 
 def _measure(cfg: AttackConfig, inputs: Inputs, model: Embedder) -> Measured:
-    """Attack as people are, and by each way round."""
+    """Attack with the inputs as they are, and in each variant."""
     forms = ("", *(name for name in cfg.tried() if name in PHOTO_FORMS))
     evidence = gather(model, inputs.people, max_corrupt=cfg.max_corrupt, forms=forms)
     num = len(inputs.people)
     plain = evidence.of(range(num))
-    every = attack_with(  # photos in all forms against texts embedded once
+    every = attack_with(  # compares photos in all forms with texts embedded once
         model,
         evidence,
         inputs.candidates,
@@ -123,7 +123,7 @@ def _measure(cfg: AttackConfig, inputs: Inputs, model: Embedder) -> Measured:
 
 
 def _outcomes(inputs: Inputs, seen: AttackResult) -> dict[str, str]:
-    """Name what became of each person; of nobody without an attack before."""
+    """Name what became of each member; empty without an attack before the defense."""
     if not inputs.before:
         return {}
     return {
@@ -182,7 +182,7 @@ def _summary(inputs: Inputs, found: Measured, model_sha256: str) -> AttackSummar
 def _variant(
     found: AttackResult | None, seen: AttackResult, unseen: AttackResult
 ) -> VariantSummary:
-    """Sum up a way round: rates, and on whom it was not tried."""
+    """Sum up a variant: rates, and the people it skipped."""
     correct = dict(zip(found.names, found.correct, strict=True)) if found else {}
     skipped = [name for name in seen.names + unseen.names if name not in correct]
     of_seen, of_unseen = (
@@ -212,7 +212,7 @@ def _variant(
 def _groups(
     seen: AttackResult, before: Mapping[str, Seen], listed: Collection[str]
 ) -> dict[str, Group]:
-    """Measure those to be removed and the others, before and after; nothing of nobody."""
+    """Measure the listed people and the others, before and after; skip an empty group."""
 
     def measured(who: Mapping[str, Seen]) -> Measures:
         correct = [who[name].correct for name in names]
@@ -233,11 +233,11 @@ def _groups(
 def _notes(
     cfg: AttackConfig, inputs: Inputs, found: Measured, summary: AttackSummary
 ) -> Iterator[str]:
-    """Say what was not as asked."""
+    """Say where the attack differs from the settings."""
     if added := inputs.candidates.added:
         yield (
-            f"candidates file `{cfg.candidates}` lacks {some(added)}: added, as without their own "
-            "name no one can be recognised"
+            f"candidates file `{cfg.candidates}` lacks {some(added)}: added, as nobody can be "
+            "recognised without their own name"
         )
     few = [
         f"{name}: {num}"
@@ -248,11 +248,11 @@ def _notes(
     if few:
         yield (
             f"fewer photos than `num_photos` (={cfg.num_photos}) of {some(few)}; attacked with "
-            "what there is"
+            "those there are"
         )
     for name, variant in (summary.variants or {}).items():
         if variant["skipped"]:
-            yield f"variant `{name}`: {some(variant['skipped'])} left out, as they have none"
+            yield f"variant `{name}`: {some(variant['skipped'])} left out, having no such form"
 
 
 def _write(
@@ -262,13 +262,13 @@ def _write(
     found: Measured,
     model: Embedder,
 ) -> None:
-    """Write all that an attack leaves but its summary."""
+    """Write all results of an attack except its summary."""
     embeddings = embeddings_of(model, found.evidence)
     results.open(cfg)
     rows = table(found.seen, found.unseen, found.outcomes, inputs.listed, found.variants)
     on_first(lambda: write_text(results.path / RESULTS, rows))
     names, outcomes = [person.name for person in inputs.people], found.outcomes
-    # Photos of whom went wrong first, then of those removed.
+    # Photos of people with a bad outcome first, then of those removed.
     order = sorted(range(len(names)), key=lambda i: _interest(names[i], outcomes, inputs.listed))
     on_first(lambda: keep(results.path, embeddings, found.evidence, order))
 
@@ -284,7 +284,7 @@ def table(
     listed: Collection[str],
     variants: Mapping[str, AttackResult | None],
 ) -> str:
-    """Write a line a person, as CSV; of a variant that a person has no form of, nothing."""
+    """Write a line a person, as CSV; a field is empty where a person has no such form."""
     file = io.StringIO()
     write = csv.writer(file, lineterminator="\n").writerow
     head = ["name", "stranger", "known", "correct", "unanswered", "answer", "photos"]

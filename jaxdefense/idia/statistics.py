@@ -1,7 +1,7 @@
-"""How sure the attack's figures are, and how well it tells those the model saw from strangers.
+"""How sure the attack's figures are, and how well the attack tells members from strangers.
 
-A rate has Wilson's interval. A mean over people has Student's: with few people a percentile
-bootstrap is too narrow (Hesterberg, The American Statistician 2015, table 1).
+A rate has Wilson's interval. A mean over people has Student's interval: with few
+people a percentile bootstrap is too narrow (Hesterberg, The American Statistician 2015, table 1).
 
 Source: Wilson, Probable Inference, JASA 1927; Student, The Probable Error of a Mean, Biometrika
 1908; Mann and Whitney, Annals of Math. Statistics 1947.
@@ -16,24 +16,24 @@ from scipy.special import stdtrit
 
 from jaxdefense.results import Curve, Measures, Rates
 
-_Z = 1.959963984540054  # 95 % of a normal distribution lie within
+_Z = 1.959963984540054  # 95 % of a normal distribution lies within this many deviations
 
 
 def wilson(successes: float, num: int) -> tuple[float, float]:
-    """Give the 95 % interval of a rate of which `successes` of `num` were seen."""
+    """Return Wilson's 95 % interval of a rate after `successes` in `num` trials."""
     rate, z2 = successes / num, _Z**2
     middle = (rate + z2 / (2 * num)) / (1 + z2 / num)
     half = _Z / (1 + z2 / num) * math.sqrt(rate * (1 - rate) / num + z2 / (4 * num**2))
     low, high = max(0.0, middle - half), min(1.0, middle + half)
-    # Rounding must not leave the bounds of no and all successes, which are exact.
+    # Without successes 0 is an exact bound, with all of them 1; rounding must not miss these.
     return (low if successes else 0.0), (high if successes < num else 1.0)
 
 
 def mean_interval(values: Sequence[float], most: float = 1.0) -> tuple[float, float]:
-    """Give the 95 % interval of the mean over people like these, within 0 and `most`.
+    """Return the 95 % interval of the mean over people like these, within 0 and `most`.
 
-    Student's. Of people who are all alike, or of one, it has no width, or none is known: then
-    Wilson's, wide enough for whatever spread there can be.
+    The interval is Student's. For one person its width is unknown, and for equal values it is 0. In
+    both cases the interval is Wilson's instead, which is wide enough for any possible spread.
     """
     share_N, num = np.asarray(values, np.float64) / most, len(values)
     mean = float(share_N.mean())
@@ -46,7 +46,7 @@ def mean_interval(values: Sequence[float], most: float = 1.0) -> tuple[float, fl
 
 
 def majority(num_templates: int) -> int:
-    """Give the number of templates that is more than half of them."""
+    """Return the smallest number of templates that is more than half of them."""
     return num_templates // 2 + 1
 
 
@@ -56,14 +56,15 @@ def measure(
     """Sum up how well the model knows people.
 
     Args:
-        correct: templates with the right answer, of each person; at least one person.
+        correct: templates with the right answer, for each person; at least one person.
         photos_right: share of each person's photos named right.
-        threshold: at which the attack succeeds.
+        threshold: the attack succeeds on people with at least this many correct templates.
         num_templates: Q.
 
     Returns:
-        tpr, the part on whom it succeeds, and tpr_majority, at more than half of the templates;
-        photos_right and mean_templates, means over people; `_interval` of each.
+        tpr, the part of the people on whom the attack succeeds; tpr_majority, the same if it takes
+        more than half of the templates; photos_right and mean_templates, means over people; and
+        the `_interval` of each.
     """
     num = len(correct)
     hits, most = (
@@ -82,12 +83,12 @@ def measure(
 
 
 def auc(members: Sequence[int], strangers: Sequence[int]) -> float:
-    """Give the probability that a member has more correct templates than a stranger.
+    """Return the probability that a member has more correct templates than a stranger.
 
-    Ties count half: the area under the ROC curve, from Mann and Whitney's U.
+    Ties count half. This is the area under the ROC curve, computed from Mann and Whitney's U.
     """
     size = max(*members, *strangers) + 1
-    members_N = np.bincount(members, minlength=size)  # of people by correct templates
+    members_N = np.bincount(members, minlength=size)  # number of people by correct templates
     strangers_N = np.bincount(strangers, minlength=size)
     below_N = np.cumsum(strangers_N) - strangers_N
     pairs = len(members) * len(strangers)
@@ -95,24 +96,24 @@ def auc(members: Sequence[int], strangers: Sequence[int]) -> float:
 
 
 def rates(correct: Sequence[int], num_templates: int) -> list[float]:
-    """Give the part of the people with at least 1, 2, ... `num_templates` correct templates."""
+    """Return the part of the people with at least 1, 2, ... `num_templates` correct templates."""
     return [float(np.mean(np.asarray(correct) >= n)) for n in range(1, num_templates + 1)]
 
 
 def statistics(
     members: Sequence[int], strangers: Sequence[int], threshold: int, num_templates: int
 ) -> Rates:
-    """Sum up correct templates.
+    """Sum up people's correct templates.
 
     Args:
-        members: of each person the model may have seen.
-        strangers: of each it never saw; may be none.
-        threshold: at which the attack succeeds.
+        members: correct templates of each person whom the model may have seen.
+        strangers: correct templates of each person whom it never saw; may be empty.
+        threshold: the attack succeeds on people with at least this many correct templates.
         num_templates: Q.
 
     Returns:
-        tpr, fnr and their 95 % intervals, curve over all thresholds; with strangers also fpr, its
-        interval and auc.
+        tpr, fnr and their 95 % intervals; the curve over all thresholds; with strangers also fpr,
+        its interval and auc.
     """
     hits = sum(n >= threshold for n in members)
     tpr, (low, high) = hits / len(members), wilson(hits, len(members))

@@ -1,7 +1,7 @@
 """Attacks that look for a way round a defense: names, prompts and photos in another form.
 
-Each is the plain attack on other inputs. Of a name's form all candidates are given in that form, so
-that the game stays the same; where two come to be one text, whoever goes by it is named by it.
+Each variant is the plain attack on changed inputs. A form of names changes all candidates, so that
+the task stays the same. If two candidates become one text, this text names both of them.
 Parity: tests/test_variants.py, equal to the plain attack on inputs changed by hand.
 """
 
@@ -21,7 +21,7 @@ from jaxdefense.idia.attack import AttackResult, Evidence, attack_with, check_th
 from jaxdefense.idia.candidates import Candidates
 from jaxdefense.idia.prompts import LANGUAGES, in_sentence
 
-Aliases = Mapping[str, tuple[str, ...]]  # by the name of the folder
+Aliases = Mapping[str, tuple[str, ...]]  # by the name of the person's folder
 
 
 class Game(NamedTuple):
@@ -29,9 +29,9 @@ class Game(NamedTuple):
 
     Fields:
         candidates: each text once.
-        who: people that have such a form.
-        own_I: int [I], which candidate is theirs.
-        same_M: int [M], one for all texts of one person.
+        who: numbers of the people who have such a form.
+        own_I: int [I], the candidate that is each one's name.
+        same_M: int [M], the one candidate that all texts of a person count as.
     """
 
     candidates: Candidates
@@ -61,16 +61,16 @@ def read_aliases(file: str, people: Sequence[Photos]) -> Aliases:
 def change_names(
     candidates: Candidates, num_people: int, forms: Callable[[int, str], Sequence[str]], what: str
 ) -> Game:
-    """Put all candidates in another form; those without one are none any more.
+    """Put all candidates in another form, and drop those without such a form.
 
     Args:
-        candidates: the people's names first.
-        num_people: how many those are.
-        forms: gives the texts of a candidate, from its number and name.
-        what: the form, for an error.
+        candidates: all candidates, the people's names first.
+        num_people: number of people.
+        forms: returns the texts of a candidate, given its number and name.
+        what: name of the form, for an error.
 
     Raises:
-        InputError: no two candidates can be told apart in it.
+        InputError: no two candidates differ in this form.
     """
     index: dict[tuple[str, int], int] = {}  # text and group -> number
     same, own = list[int](), dict[int, int]()
@@ -86,7 +86,7 @@ def change_names(
         if first is not None and i < num_people:
             own[i] = first
     if len(set(same)) < 2:
-        raise InputError(f"variant `{what}`: no two candidates are apart in it; give more.")
+        raise InputError(f"variant `{what}`: no two candidates differ in it; give more.")
     changed = Candidates([text for text, _ in index], [])
     changed.group_M[:] = [group for _, group in index]
     return Game(changed, list(own), np.array(list(own.values()), int), np.array(same))
@@ -104,13 +104,13 @@ def attack_names(
     """Attack with names or prompts in another form.
 
     Args:
-        model: with both encoders.
-        evidence: photos of the people, as they are.
-        candidates: of the plain attack.
-        variant: any that is none of photos.
+        model: a model with both encoders.
+        evidence: the people's photos, as they are.
+        candidates: the candidates of the plain attack.
+        variant: any variant except those of photos.
         aliases: people's other names.
-        templates: of the plain attack.
-        cfg: for all else.
+        templates: the prompts of the plain attack.
+        cfg: all other settings.
 
     Returns:
         the result on the people who have such a form; None if nobody does.

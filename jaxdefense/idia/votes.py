@@ -16,11 +16,11 @@ def vote(answer_QP: np.ndarray, owner_P: np.ndarray, num_people: int) -> np.ndar
 
     Args:
         answer_QP: i32 [Q, P], the candidate nearest to each photo.
-        owner_P: int [P], whose photo it is.
-        num_people: I, each with a photo.
+        owner_P: int [P], the person in each photo.
+        num_people: I; each person has at least one photo.
 
     Returns:
-        i32 [Q, I], as of `majority`.
+        i32 [Q, I]; see `majority`.
     """
     counts = np.bincount(owner_P, minlength=num_people)
     index_IJ = np.zeros((num_people, counts.max()), np.int64)
@@ -31,7 +31,7 @@ def vote(answer_QP: np.ndarray, owner_P: np.ndarray, num_people: int) -> np.ndar
 
 @jax.jit
 def majority(answer_QIJ: jax.Array | np.ndarray, mask_IJ: jax.Array | np.ndarray) -> jax.Array:
-    """Take the name with strictly the most votes over a person's photos.
+    """Find the name with strictly the most votes over a person's photos.
 
     Args:
         answer_QIJ: i32 [Q, I, J], a candidate for each template, person and photo, >= 0.
@@ -40,7 +40,7 @@ def majority(answer_QIJ: jax.Array | np.ndarray, mask_IJ: jax.Array | np.ndarray
     Returns:
         i32 [Q, I], or NO_ANSWER where several names have the most votes.
     """
-    # J votes hold at most J names: counting equal pairs needs no room for M of them.
+    # J votes name at most J candidates: counting equal pairs needs no room for all M.
     equal_QIJJ = (answer_QIJ[..., :, None] == answer_QIJ[..., None, :]) & mask_IJ[:, None, :]
     count_QIJ = equal_QIJJ.sum(-1) * mask_IJ
     top_QIJ = (count_QIJ == count_QIJ.max(-1, keepdims=True)) & mask_IJ

@@ -24,7 +24,7 @@ from jaxdefense.config import (
 SweepConfig = SweepTextConfig | SweepImageConfig
 T = TypeVar("T")
 
-CELLS, BEFORE = "cells", "before"  # of the directory of a sweep
+CELLS, BEFORE = "cells", "before"  # in the directory of a sweep
 NAMES, DEFENSE, ATTACK, EVALUATION = "names.txt", "defense", "attack", "evaluation"  # of a cell
 
 
@@ -33,9 +33,9 @@ class Cell:
     """One defense.
 
     Fields:
-        num: of people removed.
-        seed: of who they are, and of the training.
-        w_weight: of the weight loss.
+        num: number of people removed.
+        seed: seed of the choice of people, and of the training.
+        w_weight: weight of the weight loss.
     """
 
     num: int
@@ -44,7 +44,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its directory."""
+        """Name of the cell's directory."""
         return f"n{self.num:04}_seed{self.seed}_weight{self.w_weight!r}"
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Cell:
 
 
 def cells(cfg: CellsConfig) -> list[Cell]:
-    """List all cells, those of a seed one after the other."""
+    """List all cells, grouped by seed."""
     return [
         Cell(num, seed, w_weight)
         for seed in cfg.seeds
@@ -63,20 +63,20 @@ def cells(cfg: CellsConfig) -> list[Cell]:
 
 
 def choose(people: Sequence[T], cell: Cell) -> list[T]:
-    """Choose whom a cell removes, out of everyone who may be."""
+    """Choose the people whom a cell removes, among all who may be removed."""
     order = np.random.default_rng(cell.seed).permutation(len(people))
     return [people[i] for i in order[: cell.num]]
 
 
 def faces(cfg: SweepConfig) -> str:
-    """Name the photos everybody is attacked with."""
+    """Return the source of the photos that everybody is attacked with."""
     if cfg.attack.faces or isinstance(cfg, SweepTextConfig):
         return cfg.attack.faces
     return cfg.data.faces
 
 
 def clean(cfg: SweepConfig) -> str:
-    """Name the captions or photos that must keep their embeddings."""
+    """Return the source of the captions or photos that must keep their embeddings."""
     if cfg.evaluate.clean:
         return cfg.evaluate.clean
     return cfg.data.captions if isinstance(cfg, SweepTextConfig) else cfg.data.images
@@ -85,12 +85,12 @@ def clean(cfg: SweepConfig) -> str:
 def defense_config(
     cfg: SweepConfig, cell: Cell, directory: Path
 ) -> DefendTextConfig | DefendImageConfig:
-    """Give the settings of a cell's defense.
+    """Return the settings of a cell's defense.
 
     Args:
-        cfg: of the sweep.
-        cell: see there.
-        directory: of the cell.
+        cfg: settings of the sweep.
+        cell: the cell.
+        directory: directory of the cell.
     """
     out, names = str(directory / DEFENSE), str(directory / NAMES)
     how = {"mesh": cfg.mesh, "cache": cfg.cache}
@@ -104,17 +104,17 @@ def defense_config(
 
 
 def _measured(cfg: SweepConfig) -> ModelConfig:
-    """Give the model as it is attacked and evaluated, whatever it is trained in."""
+    """Return the model as attacked and evaluated: in float32, whatever dtype it is trained in."""
     return dataclasses.replace(cfg.model, dtype="float32")
 
 
 def attack_config(cfg: SweepConfig, directory: Path, defended: bool) -> AttackConfig:
-    """Give the settings of an attack on everybody.
+    """Return the settings of an attack on everybody.
 
     Args:
-        cfg: of the sweep.
-        directory: of the cell, or of the model before.
-        defended: it is a cell's: the model is its own, and photos it trained on are left out.
+        cfg: settings of the sweep.
+        directory: directory of the cell, or of the undefended model's results.
+        defended: whether to attack the cell's model, skipping photos it trained on.
     """
     model, unseen_by = _measured(cfg), ""
     if defended:
@@ -133,7 +133,7 @@ def attack_config(cfg: SweepConfig, directory: Path, defended: bool) -> AttackCo
 
 
 def evaluate_config(cfg: SweepConfig, directory: Path, defended: bool) -> EvaluateConfig:
-    """Give the settings of an evaluation; see `attack_config`."""
+    """Return the settings of an evaluation; see `attack_config`."""
     model, e = _measured(cfg), cfg.evaluate
     if defended:
         model = dataclasses.replace(model, path=str(directory / DEFENSE / "model"))

@@ -25,24 +25,24 @@ GROUPS = tuple(f"{who}_{what}" for who in ("removed", "others") for what in MEAS
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """What is finished of a sweep.
+    """The finished part of a sweep.
 
     Fields:
-        before: the model as it is; None if it was not attacked yet.
-        cells: sorted.
+        before: results of the undefended model; None if they are not finished.
+        cells: results of the finished cells, sorted.
     """
 
     before: UndefendedSummary | None
     cells: list[CellSummary]
 
     def as_json(self) -> dict[str, Json]:
-        """Write it as JSON values."""
+        """Return the results as JSON values."""
         cells: list[Json] = [values(cell) for cell in self.cells]
         return {"before": values(self.before) if self.before else None, "cells": cells}
 
 
 def collect(sweep: Path) -> Finished:
-    """Read what is finished of a sweep.
+    """Read the finished part of a sweep.
 
     Raises:
         InputError: a summary cannot be read.
@@ -60,7 +60,7 @@ def collect(sweep: Path) -> Finished:
 def write_results(sweep: Path) -> Finished:
     """Write `sweep.json` and `sweep.csv` into the directory of a sweep; see `collect`.
 
-    Of several processes at it, the last to write has seen all that is finished.
+    If several processes write at once, the last to write has seen all that is finished.
     """
     found, written = collect(sweep), None
     while found != written:
@@ -71,7 +71,7 @@ def write_results(sweep: Path) -> Finished:
 
 
 def table(cells: Sequence[CellSummary]) -> str:
-    """Write a line a cell, as CSV; nothing where nothing was measured."""
+    """Write a line a cell, as CSV; a field is empty where nothing was measured."""
     file = io.StringIO()
     write = csv.writer(file, lineterminator="\n").writerow
     write([field.name for field in dataclasses.fields(CellSummary)])

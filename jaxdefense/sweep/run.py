@@ -1,7 +1,7 @@
 """`jaxdefense sweep`: defends, attacks and evaluates every cell, and resumes after a stop.
 
-A cell is a directory of a defense, an attack and an evaluation, each as its own command leaves it.
-Cells share nothing but the directory they lie in, so that any number of processes can do a part.
+A cell is a directory with a defense, an attack and an evaluation, each as its own command writes
+it. Cells share nothing but their parent directory, so any number of processes can run a part each.
 """
 
 import logging
@@ -81,15 +81,15 @@ logger = logging.getLogger(__name__)
 
 
 def run_sweep(cfg: SweepConfig) -> SweepSummary:
-    """Do a part of the cells of a sweep, or all; what is finished stays as it is.
+    """Run a part of a sweep's cells, or all of them, and skip what is finished.
 
-    The first part also attacks and evaluates the model as it is, in `before`.
+    The first part also attacks and evaluates the undefended model, in `before`.
 
     Returns:
-        how much of the whole sweep is finished, by whomever.
+        how much of the whole sweep is finished, by any process.
 
     Raises:
-        InputError: an input is wrong, and nothing was written; or the part is in hand elsewhere.
+        InputError: an input is wrong, and nothing was written; or another process runs this part.
         Interrupted, Diverged: see `loop.run`.
     """
     people, resolved = _read_inputs(cfg)
@@ -99,7 +99,7 @@ def run_sweep(cfg: SweepConfig) -> SweepSummary:
 
     def refuse() -> None:
         raise InputError(
-            f"`{out.path}`: another process is doing part {part + 1}/{num_parts} of this sweep; "
+            f"`{out.path}`: another process is running part {part + 1}/{num_parts} of this sweep; "
             "wait until it ends, or give another `--part`."
         )
 
@@ -114,14 +114,13 @@ def _run_part(
     part: int,
     num_parts: int,
 ) -> SweepSummary:
-    """Do the cells of a part; see `run_sweep`."""
+    """Run the cells of a part; see `run_sweep`."""
     every = cells(cfg.sweep)
     mine = every[part::num_parts]
     mesh = make_mesh(**vars(cfg.mesh), devices=jax.devices())
     as_it_is = attack_config(cfg, out, False).model
     undefended = Embedder(as_it_is, cfg.attack.batch, mesh)
-    # What the model as it is makes of photos and texts is needed in every cell; what a defended
-    # encoder makes of them, never again.
+    # Every cell needs the undefended model's embeddings; nothing needs a defended encoder's again.
     encoders = {undefended.digest("text"), undefended.digest("vision")}
     cache = ArrayCache(cfg.attack.cache_dir, encoders)
     del undefended
@@ -152,16 +151,9 @@ def _cell_directory(out: Path, cell: Cell) -> RunDirectory[CellSummary]:
 
 
 def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
-    """Read what all cells share.
-
-    Returns:
-        everyone who may be removed; what the inputs came to.
-
-    Raises:
-        InputError: one is wrong, or asks for what no cell can do.
-    """
+    """Read and check what all cells share: who may be removed, and digests of the inputs."""
     check_writable(Path(cfg.out))
-    attack_config(cfg, Path(cfg.out), False)  # raise what is wrong with their settings
+    attack_config(cfg, Path(cfg.out), False)  # raises if settings are wrong
     evaluate_config(cfg, Path(cfg.out), False)
     if cfg.evaluate.templates:
         read_templates(cfg.evaluate.templates)
@@ -169,7 +161,7 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
     check_outside(Path(cfg.out), directory.path)
     check_companions(directory.path, directory.weight_files)
     if not (directory.cfg.text and directory.cfg.vision):
-        raise InputError(f"`{directory.path}` has one encoder only; an attack takes both.")
+        raise InputError(f"`{directory.path}` has one encoder only; an attack needs both.")
     if isinstance(cfg, SweepTextConfig):
         people, where, trained_on = _read_text(cfg, directory)
     else:
@@ -178,8 +170,8 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
         raise InputError(f"{where}: {odd[0]!r} does not fit a names file; rename it.")
     if (most := max(cfg.sweep.num_identities)) > len(people):
         raise InputError(
-            f"`sweep.num_identities` holds {most}, {where} {len(people)} people; give numbers up "
-            "to that, or more people."
+            f"`sweep.num_identities` holds {most}, but {where} holds {len(people)} people; give "
+            "smaller numbers, or more people."
         )
     check_all_come_up(most, cfg.train)
     attacked = read_people(faces(cfg), d.tfds_dir, note=quiet)
@@ -200,7 +192,7 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
 
 
 def _read_text(cfg: SweepTextConfig, directory: ModelDirectory) -> tuple[list[Identity], str, str]:
-    """Read what a text sweep trains on: people, where they are from, digest of the rest."""
+    """Read what a text sweep trains on: the people, their source, a digest of the rest."""
     d = cfg.data
     people, where = read_identities(d.names), f"names file `{d.names}`"
     check_fits(people, directory.tokenizer(cfg.model.tokenizer), where)
@@ -212,7 +204,7 @@ def _read_text(cfg: SweepTextConfig, directory: ModelDirectory) -> tuple[list[Id
 
 
 def _read_image(cfg: SweepImageConfig) -> tuple[list[Identity], str, str]:
-    """Read what an image sweep trains on: people, where they are from, digest of the rest."""
+    """Read what an image sweep trains on: the people, their source, a digest of the rest."""
     d = cfg.data
     photographed, where = read_people(d.faces, d.tfds_dir, note=quiet), f"faces `{d.faces}`"
     people = [Identity(photos.name) for photos in photographed]
@@ -222,8 +214,8 @@ def _read_image(cfg: SweepImageConfig) -> tuple[list[Identity], str, str]:
     most = max(cfg.sweep.num_identities)
     if cfg.train.num_keep and not d.keep and most >= len(photographed):
         raise InputError(
-            f"`sweep.num_identities` holds {most}, {where} {len(photographed)} people; nobody "
-            "is left to keep; give smaller numbers, or `data.keep`."
+            f"`sweep.num_identities` holds {most}, {where} {len(photographed)} people: nobody "
+            "would be left to keep; give smaller numbers, or `data.keep`."
         )
     read_images(clean(cfg), d.tfds_dir, quiet)
     kept = read_faces(d.keep, d.tfds_dir, "keep", quiet) if d.keep else []
@@ -232,12 +224,12 @@ def _read_image(cfg: SweepImageConfig) -> tuple[list[Identity], str, str]:
 
 
 def _attack_before(cfg: SweepConfig, path: Path, cache: ArrayCache) -> None:
-    """Attack and evaluate the model as it is, unless that is done."""
+    """Attack and evaluate the undefended model, unless that is done."""
     directory = RunDirectory(path, UndefendedSummary)
     how = attack_config(cfg, path, False), evaluate_config(cfg, path, False)
     if directory.finished(how[0]):
         return
-    logger.info("the model as it is")
+    logger.info("attacking and evaluating the undefended model")
     directory.open(how[0])
     attack = once(run_attack, how[0], AttackSummary, cache)
     evaluation = once(run_evaluate, how[1], EvaluationSummary, cache)
@@ -262,7 +254,7 @@ def _run_cell(
     people: Sequence[Identity],
     cache: ArrayCache,
 ) -> None:
-    """Do what is left to do of a cell."""
+    """Run what is left to do in a cell."""
     started, path = time.monotonic(), directory.path
     directory.open(cell)
     removed = choose(people, cell)
@@ -319,7 +311,7 @@ def _summary(
 
 
 def _measure(attack: AttackSummary, names: Sequence[str]) -> Measures | None:
-    """Sum up what an attack found on some people; None on nobody."""
+    """Sum up what an attack found on some people; None for nobody."""
     if not names:
         return None
     assert attack.per_identity_photos_right
