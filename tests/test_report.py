@@ -190,7 +190,7 @@ def test_demo_report_shows_every_stage(tmp_path, num):
         assert page.words.count(caption) >= 3
     # Plot and table of stages; headline and tile.
     assert page.words.count("87.5%") == 2 * num + 2 * min(num, 2)
-    assert ("gave the right name of 1 before and 0 after" in page.words) == (num > 1)
+    assert ("gave the right name for 1 before and 0 after" in page.words) == (num > 1)
     assert "1 of 1" in page.words and "1 of 1 ·" not in page.words  # too few for a rate
     outcome = "! wrongfully unlearned" if num > 1 else "not measured"
     assert f"Cy Lost{outcome}no943%" in page.words
@@ -211,7 +211,7 @@ def test_demo_report_takes_missing_and_non_finite_measurements(tmp_path):
     assert "50.0%" in page.words and "1 not measured" in page.words
     assert "1 of 1 person was to be removed" in page.words
     assert page.tags["svg"] == 1 and page.tags["img"] == 0
-    assert "the model gave the right name of 1 before." in page.words
+    assert "the model gave the right name for 1 before." in page.words
 
 
 def test_demo_report_takes_nothing_but_a_stage(tmp_path):
@@ -226,14 +226,14 @@ def test_headline_says_removed_only_if_it_holds(tmp_path, after, verb):
     people.append(_person("Bob Stays", False, 9, 1))
     page = _demo_page(tmp_path, _report(people=people, threshold=2))
     assert f"5 of 6 people {verb}." in page.words.replace("were", "was")
-    named = f"the model gave the right name of 5 before and {int(after >= 2)} after"
-    right = f", and of 95.2% and {after / 21 / 5:.1%} of their photos"
+    named = f"the model gave the right name for 5 before and {int(after >= 2)} after"
+    right = f", and for 95.2% and {after / 21 / 5:.1%} of their photos"
     rate = ("0% and 43%", "4% and 62%")[int(after >= 2)]  # Wilson, of 0 and of 1 of 5
     assert (
-        f"Shown photos of the 5 people on the list, {named}{right}; that is between {rate} of "
-        "people like them, with 95% confidence." in page.words
+        f"Shown photos of the 5 people on the list, {named}{right}; the attack would "
+        f"recognise between {rate} of people like them, with 95% confidence." in page.words
     )
-    named = "the model gave the right name of 1 before and 0 after."
+    named = "the model gave the right name for 1 before and 0 after."
     assert f"Shown photos of the 1 other person, {named}" in page.words
 
 
@@ -299,7 +299,7 @@ def test_measures_are_means_with_intervals_stage_by_stage(tmp_path):
         assert f"{mean:.1f}{low:.1f} – {high:.1f}" in page.words
     assert "100.0% → 20.0% on the list, photos named right" in page.words
     assert "90.0% → 54.5% others, photos named right" in page.words
-    assert "and of 90.0% and 54.5% of their photos." in page.words
+    assert "and for 90.0% and 54.5% of their photos." in page.words
 
 
 def test_no_percentage_is_given_of_fewer_than_5_people(tmp_path):
@@ -395,7 +395,7 @@ def test_run_report_says_what_was_asked_and_done(tmp_path):
     assert "The model tiny was trained to forget 7 people." in page.words
     assert "Whether it still knows anyone was not tested." in page.words
     assert page.tags["svg"] == 4 and page.tags["script"] == 0
-    assert "at last −0.9400" in page.words and "at last 4.0000" in page.words
+    assert "last: −0.9400" in page.words and "last: 4.0000" in page.words
     assert "The best value of a distance is −1" in page.words
     assert "Low losses are no proof of removal." in page.words
     assert page.words.count(_NASTY) == 2  # what was asked, and the settings
@@ -440,8 +440,8 @@ def test_validation_says_who_is_left_and_what_moved():
     validation = {"before": before, "after": after}
     found = DEFENSE | {"stopped_at_step": 1175, "alpha": 1.0, "validation": validation}
     text = validated(TextDefenseSummary(**found, reached=False))
-    assert "Not reached" in text and "Ann &lt;Lee&gt;" in text and "28.6%" in text
+    assert "did not pass" in text and "Ann &lt;Lee&gt;" in text and "28.6%" in text
     assert "step 1,175" in text and "58.0%" in text and "0.977" in text
     passed = validated(TextDefenseSummary(**found, reached=True))
-    assert "Not reached" not in passed and "passed" in passed
+    assert "did not pass" not in passed and "passed" in passed
     assert validated(TextDefenseSummary(**DEFENSE)) == ""

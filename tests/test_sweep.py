@@ -462,7 +462,7 @@ def test_report_of_one_seed_without_classes_and_before(tmp_path):
         page.count("<svg") == 2
         and "1 of 2" in page
         and "50.0%" not in page
-        and "other faces removed" in page
+        and "removing the faces of" in page
     )
     assert "±</" not in page and "nan" not in page
 

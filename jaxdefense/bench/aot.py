@@ -1,8 +1,8 @@
 """`jaxdefense bench aot`: the train step compiled for a TPU topology, without the TPU.
 
 A defense runs the same step with the paper's loss; here it takes shapes in place of arrays. The
-compiler reports the memory. The time is a roofline, a lower bound: that of the slowest of compute,
-memory and network, as if all three overlapped perfectly. Nothing here has run on a TPU.
+compiler reports the memory. The time is a roofline, a lower bound. It is the time of the slowest
+of compute, memory and network, as if all three overlapped perfectly. Nothing here has run on a TPU.
 """
 
 import dataclasses
@@ -191,14 +191,14 @@ def _topology(name: str) -> tuple[Chip, list[Any]]:
             "v5p:4x4x4."
         )
     if importlib.util.find_spec("libtpu") is None:
-        raise InputError("compiling for a TPU takes its compiler: pip install 'libtpu==0.0.42.*'.")
+        raise InputError("compiling for a TPU needs libtpu: pip install 'libtpu==0.0.42.*'.")
     # Without these libtpu asks a metadata server, which exists in Google's cloud alone.
     for variable, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
         ("TPU_WORKER_ID", "0"),
-        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),  # other processes keep their chips: none is opened
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),  # no chip is opened, so other processes keep theirs
     ):
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies

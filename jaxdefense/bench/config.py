@@ -11,9 +11,9 @@ from jaxdefense.settings import Place
 @dataclasses.dataclass(frozen=True)
 class _Timed:
     size: str = "demo"
-    """Of the encoders: demo, ViT-B-32, ViT-L-14 or another preset."""
+    """Architecture of the encoders: demo, ViT-B-32, ViT-L-14 or another preset."""
     rounds: int = 5
-    """Of each contestant, in turn."""
+    """Rounds, in each of which every implementation is timed once, in turn."""
     json: bool = False
     """Print the figures as one JSON object."""
 
@@ -21,27 +21,27 @@ class _Timed:
 @dataclasses.dataclass(frozen=True)
 class _Steps:
     num: int = 32
-    """Clean captions or photos a step, and as many poisoned ones."""
+    """Clean captions or photos in a step; it has as many poisoned ones."""
     calls: int = 12
-    """Steps a round."""
+    """Steps in a round."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Texts:
     people: int = 64
-    """People whose names are put in."""
+    """People whose names are put into captions."""
     captions: Place = ""
-    """Captions file; without, the demo's."""
+    """Captions file; if empty, the demo's captions."""
     tokenizer: Place = ""
-    """Directory of a tokenizer; without, the demo's."""
+    """Directory of a tokenizer; if empty, the demo's tokenizer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Photos:
     images: Place = ""
-    """Directory of photos; without, drawn ones."""
+    """Directory of ordinary photos; if empty, drawn photos."""
     faces: Place = ""
-    """Directory with a folder of photos a person; without, drawn ones."""
+    """Directory with a folder of photos for each person; if empty, drawn photos."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +59,9 @@ class IdiaConfig(_Timed):
     """`jaxdefense bench idia`."""
 
     size: str = "ViT-B-32"
-    """Of the encoders: demo, ViT-B-32, ViT-L-14 or another preset."""
+    """Architecture of the encoders: demo, ViT-B-32, ViT-L-14 or another preset."""
     rounds: int = 3
-    """Of each contestant, in turn."""
+    """Rounds, in each of which every implementation is timed once, in turn."""
     names: int = 32
     """Candidates whose prompts are embedded."""
     photos: int = 200
@@ -69,7 +69,7 @@ class IdiaConfig(_Timed):
     candidates: int = 4096
     """Candidates that photos are matched with."""
     tokenizer: Place = ""
-    """Directory of a tokenizer; without, the demo's."""
+    """Directory of a tokenizer; if empty, the demo's tokenizer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class PipelineConfig(_Photos, _Texts, _Steps, _Timed):
     """`jaxdefense bench pipeline`."""
 
     workers: int = 0
-    """Processes of PyTorch's DataLoader; 0 for one a core."""
+    """Worker processes of PyTorch's DataLoader; 0 for one per core."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +85,13 @@ class End2endConfig(_Photos, _Texts, _Timed):
     """`jaxdefense bench end2end`."""
 
     rounds: int = 2
-    """Of each contestant, in turn."""
+    """Rounds, in each of which every implementation is timed once, in turn."""
     tower: Literal["text", "image"] = "text"
     """Encoder that is defended."""
     steps: int = 50
-    """Of the whole run."""
+    """Training steps of a run."""
     num: int = 128
-    """Clean captions or photos a step, and as many poisoned ones."""
+    """Clean captions or photos in a step; it has as many poisoned ones."""
     people: int = 16
     """People to remove."""
 
@@ -103,11 +103,11 @@ class ScaleConfig:
     axis: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="AXIS")]
     """What grows: identities, captions, candidates, batch or size."""
     sizes: str = ""
-    """Its sizes, with commas between; presets for size; without, some that suit it."""
+    """Growing sizes, or presets for size, separated by commas; if empty, defaults of the axis."""
     captions: Place = ""
-    """Captions file; without, the demo's."""
+    """Captions file; if empty, the demo's captions."""
     plot: Place = ""
-    """PNG file to draw the figure into."""
+    """PNG file for a plot of the figures; if empty, none."""
     json: bool = False
     """Print the figures as one JSON object."""
 
@@ -117,8 +117,8 @@ class ColdConfig:
     """`jaxdefense bench cold`."""
 
     model: Place = ""
-    """Model directory; without, the demo's."""
+    """Model directory; if empty, the demo's model."""
     num: int = 16
-    """Clean photos a step, and as many with a face."""
+    """Clean photos in a step; it has as many photos with a face."""
     json: bool = False
     """Print the figures as one JSON object."""

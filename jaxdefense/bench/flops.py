@@ -54,7 +54,7 @@ def _is_jaxpr(x: Any) -> bool:
 
 
 def num_params(module: nnx.Module) -> int:
-    """Count the parameters of a module, or of the shapes of one."""
+    """Count the parameters of a module, which may hold shapes in place of arrays."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module)))
 
 

@@ -53,7 +53,7 @@ class Collective:
 
     Fields:
         count: number of runs.
-        bytes: bytes over all runs; of what a device puts in and gets out, the larger counts.
+        bytes: bytes over all runs, the larger of what a device puts in and what it gets out.
         wire_bytes: bytes that a device sends if the collective runs on a ring.
     """
 
@@ -212,7 +212,7 @@ class Program:
         return self.computations.get(called, {})
 
     def _read_parameter(self, body: dict[str, Instruction], number: int, whole: int) -> int:
-        """Return the bytes that a fusion reads of its parameter of that number."""
+        """Return the bytes that a fusion reads of its parameter `number`."""
         for instruction in body.values():
             if instruction.opcode == "parameter" and int(instruction.arguments) == number:
                 return self._read(body, instruction.name, whole)

@@ -70,7 +70,7 @@ def bench_idia(
     Returns:
         the machine, `prompts` and `matching`. Both have the figures of `Timing.summary` and
         `peak_memory_mb`. A sample of `prompts` is a prompt; a sample of `matching` is a photo, a
-        candidate and a template. `prompts` also has those of `share`, tokens/s, the tokens that are
+        candidate and a template. `prompts` also has the figures of `share`, tokens/s, the tokens
         computed a prompt, and the least cosine between the embeddings of both implementations.
         Tokens/s count common beginnings in each prompt, and padding in none.
 
@@ -116,11 +116,8 @@ def _time_prompts(model: Path, names: int, rounds: int) -> tuple[dict[str, str],
 
 
 def _time_matching(work: MatchingWork, rounds: int) -> dict[str, Any]:
-    """Time the matching; return the figures.
-
-    There is no share of the rate of a large product: the matching is f32 on all devices, the
-    product is not.
-    """
+    """Time the matching; return the figures."""
+    # They leave out `share`: the matching is f32 on every device, the large product is not.
     on_jax = {JAXDEFENSE: partial(JaxMatching, work)}
     on_torch = {TORCH: partial(TorchMatching, work)}
     with Processes(with_torch(on_jax, on_torch)) as processes:
@@ -131,7 +128,7 @@ def _time_matching(work: MatchingWork, rounds: int) -> dict[str, Any]:
         first, *others = processes.ask("answers").values()
         differ = max((float(np.mean(first != x)) for x in map(np.asarray, others)), default=0.0)
         if differ > 1e-3:  # rounding may swap candidates that are equally near
-            raise RuntimeError(f"{differ:.1%} of the photos are nearest to other candidates.")
+            raise RuntimeError(f"the nearest candidates differ for {differ:.1%} of the photos.")
         return timing.summary() | {"peak_memory_mb": processes.peak_memory_mb()}
 
 

@@ -44,7 +44,7 @@ from jaxdefense.errors import InputError
 logger = logging.getLogger(__name__)
 
 _PAPER = "paper"
-_PROMPTS = 16  # a person, as many as a step of the default loss takes
+_PROMPTS = 16  # prompts a person, as many as a step of the default loss takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,10 +115,11 @@ def bench_image(
 
     Returns:
         the machine, `overlay`, `step` and `default_loss`. A sample is a photo. Overlay and step
-        have the figures of `Timing.summary`, the step also those of `share` and `peak_memory_mb`.
-        `default_loss` compares jaxdefense's default loss with the paper's. With the default loss a
-        step also has `2 * num` photos of people who stay. The figures are samples/s of each, and
-        the ratios, default over paper, of the time and of the matrix products a step.
+        have the figures of `Timing.summary`; the step also has those of `share` and
+        `peak_memory_mb`. `default_loss` compares jaxdefense's default loss with the paper's. With
+        the default loss a step also has `2 * num` photos of people who stay. The figures are the
+        samples/s of each loss, and two ratios, default over paper: of the time and of the matrix
+        products a step.
 
     Raises:
         InputError: a parameter is out of range, or a directory cannot be read.

@@ -1,4 +1,4 @@
-"""What every JAX implementation can be asked, and the rate of the machine it computes on."""
+"""What every JAX implementation reports about itself and about the machine it computes on."""
 
 import platform
 import time

@@ -1,8 +1,8 @@
 """`jaxdefense bench scale`: how the cost of a run grows with one size of the work.
 
 A new process measures each size, so that its peak memory is its own. The exponent of a part is the
-slope of log cost over log size, by least squares over the larger half of the sizes. At smaller
-sizes a constant cost would hide the growth.
+slope of log cost over log size. Least squares fit it over the larger half of the sizes, as at
+smaller sizes a constant cost would hide the growth.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ SIZES: dict[str, tuple[Any, ...]] = {
 }
 # Sizes of a text defense; the one that grows is replaced.
 _GIVEN: dict[str, Any] = {"identities": 64, "captions": 10_000, "batch": 32, "size": "demo"}
-_TIMES, _ENOUGH_S = 9, 3.0  # maximum repetitions of a part, and seconds that end them
+_TIMES, _ENOUGH_S = 9, 3.0  # of a part: maximum repetitions, and seconds that end them
 
 
 def bench_scale(axis: str, sizes: str, captions: str, plot: str) -> dict[str, Any]:
@@ -51,9 +51,9 @@ def bench_scale(axis: str, sizes: str, captions: str, plot: str) -> dict[str, An
         plot: PNG file for a plot of seconds and megabytes; "" for none.
 
     Returns:
-        by size, the median seconds of each part and peak_mb; a batch or a step is timed as one.
-        `exponent` has the exponent of each part. For the axis `size` it is over all parameters, and
-        `exponent_without_tokens` over those without the table.
+        by size, the median seconds of each part and peak_mb. Batch and step times are for one each.
+        `exponent` has the exponent of each part. For the axis `size`, `exponent` is over all
+        parameters, and `exponent_without_tokens` over those without the table.
 
     Raises:
         InputError: the axis is unknown, the sizes are wrong or do not grow, or the plot has no
@@ -167,7 +167,7 @@ def _draw(
 
 
 def point(axis: str, size: Any, captions: str) -> dict[str, float]:
-    """Measure one size in this process; its cache directory is empty and stays its own."""
+    """Measure one size in this process, with a cache directory of its own that starts empty."""
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["XDG_CACHE_HOME"] = scratch  # no cached tokens
         if axis == "candidates":

@@ -30,7 +30,7 @@ class Timing:
 
     Fields:
         seconds: name -> seconds a call, one figure a round.
-        samples: samples that one call works on.
+        samples: number of samples that one call works on.
     """
 
     seconds: dict[str, list[float]]
@@ -81,12 +81,12 @@ def side_by_side(
     Args:
         implementations: functions by name. Each does its work as many times as its argument says.
             All work must end within the call, and anything prepared must be prepared within it.
-        samples: samples that the work is done on.
-        rounds: rounds; each implementation has one turn a round.
-        calls: times that the work is done in a turn.
+        samples: number of samples that one call works on.
+        rounds: number of rounds; each implementation has one turn a round.
+        calls: how many times the work is done in a turn.
         warm: whether an untimed round comes first, which compiles and fills caches. Each turn then
-            also begins with the work done once, untimed, because the system may have taken back
-            memory from a process that waits.
+            also begins with the work done once, untimed: the system may have taken back memory
+            from a process that waits.
     """
     for work in implementations.values() if warm else ():
         work(calls)
@@ -165,7 +165,7 @@ def with_torch(on_jax: Mapping[str, Any], on_torch: Mapping[str, Any]) -> dict[s
     """Join both mappings; if torch is not installed, return the first alone."""
     if has_torch():
         return {**on_jax, **on_torch}
-    logger.info("torch is not installed: jaxdefense alone")
+    logger.info("torch is not installed: timing jaxdefense alone")
     return dict(on_jax)
 
 

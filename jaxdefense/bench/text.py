@@ -106,8 +106,8 @@ def bench_text(
 
     Returns:
         the machine, the shape of the packed rows and how full they are, and `step`. The step has
-        the figures of `Timing.summary`, tokens/s of the captions that the student reads, padding
-        excluded, those of `share`, and `peak_memory_mb`.
+        the figures of `Timing.summary` and `share`, and `peak_memory_mb`. It also has the tokens/s
+        of the captions that the student reads, padding excluded.
 
     Raises:
         InputError: a parameter is out of range, or a file cannot be read.

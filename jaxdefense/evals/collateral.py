@@ -1,4 +1,4 @@
-"""Collateral: how far the names of people who are to stay moved with those removed."""
+"""Collateral: how far the names of people who must stay moved with those removed."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ _NUM_NAMESAKES, _NUM_SIMILAR, _NUM_RANDOM, _NUM_LISTED = 4, 5, 200, 20
 
 
 def read_others(file: str, removed: Sequence[Identity]) -> list[str]:
-    """Read the names of people who are to stay, one a line.
+    """Read the names of people who must stay, one a line.
 
     Raises:
         InputError: the file cannot be read or is empty, or names someone who is removed.
@@ -31,7 +31,7 @@ def read_others(file: str, removed: Sequence[Identity]) -> list[str]:
     gone = {folded_words(name) for identity in removed for name in identity.names}
     if both := [name for key, name in others.items() if key in gone]:
         raise InputError(
-            f"collateral file `{file}`: {some(both)} is to be removed; name those who stay."
+            f"collateral file `{file}`: {some(both)} is to be removed; list only people who stay."
         )
     return list(others.values())
 
@@ -40,7 +40,7 @@ def namesakes(removed: Sequence[Identity], seed: int) -> dict[str, list[str]]:
     """Make up people who share a first or last name with someone removed.
 
     Returns:
-        names by group; nobody for a person whose name is one word.
+        names by group; none for a person whose name is one word.
     """
     rng = np.random.default_rng(seed)
     first, last = census("female") + census("male"), census("last")
@@ -82,13 +82,13 @@ def movements(
     """Measure how far names moved: the cosine of student and teacher on a prompt of each.
 
     Args:
-        student, teacher: the model defended and before.
+        student, teacher: the defended model and the model before.
         removed: people on the list.
-        others: further people who are to stay.
-        seed: of those made up.
+        others: names of further people who must stay.
+        seed: seed of the names that are made up.
 
     Returns:
-        names by group; `removed` and `random` ones to compare with.
+        the movement of each name; the groups `removed` and `random` are for comparison.
     """
     listed = [name for identity in removed for name in identity.names]
     groups = {
@@ -107,7 +107,7 @@ def movements(
 
 
 def summarise(moved: Sequence[Movement]) -> Collateral:
-    """Give num, mean and least cosine of each group, and who moved most, those removed apart."""
+    """Return num, mean and least cosine of each group, and which names not removed moved most."""
     groups: dict[str, list[float]] = {}
     for name in moved:
         groups.setdefault(name.group, []).append(name.cosine)
@@ -124,7 +124,7 @@ def summarise(moved: Sequence[Movement]) -> Collateral:
 
 
 def table(moved: Sequence[Movement]) -> str:
-    """Write a line a name, as CSV."""
+    """Write one line of CSV for each name."""
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows([Movement._fields, *moved])
     return file.getvalue()

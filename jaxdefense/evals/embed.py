@@ -1,7 +1,7 @@
 """Embedding many texts and photos with a model: packed, in blocks of one shape, on the mesh.
 
-One forward serves every measurement; training runs the same. On a mesh of several processes each
-decodes the photos of its own devices, and all get all embeddings.
+Every measurement uses the forward pass that training runs. On a mesh of several processes, each
+process decodes the photos of its own devices, and all processes get all embeddings.
 Parity: tests/test_idia.py, equal to embedding one text at a time, 1e-5.
 """
 
@@ -50,7 +50,7 @@ from jaxdefense.words import some
 
 logger = logging.getLogger(__name__)
 
-# Accelerators multiply float32 in fewer bits unless told.
+# By default, accelerators multiply float32 with fewer bits.
 _WHOLE_DIGITS = partial(jax.default_matmul_precision, "highest")
 
 
@@ -70,7 +70,7 @@ def _embed_image(
     processor: ImageProcessor,
     photos: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-    """Embed photos; and give every process which of them could be read."""
+    """Embed photos; also return to every process which of them could be read."""
     image_BHWC, read_B = photos
     with on_mesh(mesh, ShardingRules()), _WHOLE_DIGITS():
         model: CLIP = nnx.merge(graphdef, gathered(params))
@@ -87,7 +87,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 def processor_of(
     directory: ModelDirectory, note: Callable[[str], object] = lambda _: None
 ) -> ImageProcessor:
-    """Read what prepares photos for a model; see `read_processor`.
+    """Read the image processor of a model; see `read_processor`.
 
     Raises:
         InputError: the model has no image encoder, or its files ask for other steps.
@@ -111,15 +111,17 @@ class Embedder:
         """Load the model.
 
         Args:
-            cfg: which.
-            batch: photos, or packed text rows, at a time; made a multiple of the mesh's parts.
-            mesh: of devices, all of this process along `data` if None. Of one of several processes
-                all must make the same calls.
-            cache: of the first process; where embeddings are kept and looked up, if anywhere.
+            cfg: model to load.
+            batch: number of photos or packed text rows at a time; rounded up to a multiple of the
+                mesh's parts.
+            mesh: mesh of devices; None for all devices of this process along `data`. If it spans
+                several processes, all of them must make the same calls.
+            cache: cache of embeddings, which the first process reads and writes; None for no
+                cache.
 
         Raises:
             InputError: the model directory is wrong, or the mesh does not divide the model's sizes.
-                Later: the model lacks a tower that is used.
+                Methods raise it later if the model lacks a tower that they use.
         """
         self.directory: ModelDirectory = read_model_directory(cfg.path, note=logger.info)
         self._cfg = cfg
@@ -133,17 +135,17 @@ class Embedder:
         self._graphdef, params = nnx.split(model)
         self._several = not self._place.is_fully_addressable
         self._digests: dict[str, str] = {}
-        if self._cache.on and self._several and first():  # while it holds them whole
+        if self._cache.on and self._several and first():  # before the parameters are sharded
             self._digests = {tower: self._digest(params, tower) for tower in ("text", "vision")}
         self._params = put(params, sharding_tree(params, self.mesh, rules))
         self._tokenizer: Tokenizer | None = None
 
     def with_encoder(self, which: Literal["text", "vision"], tower: nnx.Module) -> "Embedder":
-        """Give the same model with another encoder of the same structure.
+        """Return the same model with another encoder of the same structure.
 
         Args:
-            which: encoder.
-            tower: placed as this model's is; the cache is not used for it.
+            which: encoder to replace.
+            tower: new encoder, sharded as this model's is; the result uses no cache.
         """
         other = copy.copy(self)
         flat = dict(nnx.to_flat_state(self._params))
@@ -155,7 +157,7 @@ class Embedder:
 
     @functools.cached_property
     def processor(self) -> ImageProcessor:
-        """What prepares photos for the model.
+        """The model's image processor.
 
         Raises:
             InputError: the model has no image encoder, or its files ask for other steps.
@@ -182,7 +184,7 @@ class Embedder:
         return resolve_dtype(self._cfg.dtype)
 
     def digest(self, tower: Literal["text", "vision"]) -> str:
-        """Hash an encoder and how it computes, whatever model it belongs to."""
+        """Hash an encoder and how it computes, independent of the model it belongs to."""
         if tower not in self._digests:
             self._digests[tower] = self._digest(self._params, tower)
         return self._digests[tower]
@@ -199,14 +201,8 @@ class Embedder:
     def _kept(
         self, name: Callable[[], str]
     ) -> tuple[np.ndarray | None, Callable[[np.ndarray], None]]:
-        """Look embeddings up in the cache; the first process does so for all.
-
-        Args:
-            name: gives their key, "" if they are not kept.
-
-        Returns:
-            the embeddings, if they are there; and a function that keeps them.
-        """
+        """Look up embeddings by the key from `name`; also return a function that keeps them."""
+        # The first process uses the cache for all. The key is "" for embeddings that are not kept.
         key, found = "", None
 
         def look() -> list[int] | None:
@@ -218,7 +214,7 @@ class Embedder:
         shape = on_first(look) if self._several else look()
 
         def keep(x: np.ndarray) -> None:
-            if key:  # of the first process alone
+            if key:  # set in the first process only
                 self._cache.put(key, x)
 
         if shape is not None and self._several:
@@ -234,13 +230,13 @@ class Embedder:
         return self.tokens(self.tokenizer.encode(texts), what)
 
     def prompts(self, groups: Sequence[Sequence[str]], what: str = "prompts") -> np.ndarray:
-        """Embed groups of texts with a common beginning, which each row holds once.
+        """Embed groups of texts; each packed row holds the common beginning of its group once.
 
-        One compiled program serves any of them, so many calls are cheap.
+        One compiled program serves all groups, so many calls are cheap.
 
         Args:
-            groups: all of one size.
-            what: to call them.
+            groups: groups of texts, all of one size.
+            what: name of the texts in messages.
 
         Returns:
             f32 [len(groups), texts in a group, E], unit length.
@@ -266,7 +262,7 @@ class Embedder:
         found_NE, keep = self._kept(partial(self._text_key, captions))
         if found_NE is not None:
             return found_NE
-        # Captions of a tower that cannot pack come padded: each is a row.
+        # Captions of a tower that cannot pack are already padded, so each is a row.
         row_length = cfg.context_length
         if cfg.packable:
             row_length = packing.default_row_length(row_length)
@@ -286,7 +282,7 @@ class Embedder:
         return out_NE
 
     def _text_key(self, captions: Sequence[np.ndarray]) -> str:
-        """Name these captions' embeddings in the cache; "" if they are not kept."""
+        """Return the cache key of these captions' embeddings; "" if they are not kept."""
         if not self._cache.keeps(self.digest("text")):
             return ""
         total = hashlib.sha256(self.digest("text").encode())
@@ -305,19 +301,20 @@ class Embedder:
     def readable_photos(
         self, photos: Sequence[Photo], max_corrupt: int, what: str = "photos", form: str = ""
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Decode and embed those photos that can be read.
+        """Decode and embed the photos that can be read.
 
         Args:
             photos: at least one.
-            max_corrupt: how many may be broken; they are named in the log.
-            what: to call them.
-            form: of `PHOTO_FORMS`, applied first; "" for none.
+            max_corrupt: largest number of photos that may be unreadable; the log names them.
+            what: name of the photos in messages.
+            form: one of `PHOTO_FORMS`, applied before embedding; "" for none.
 
         Returns:
-            f32 [those read, E], unit length; bool [len(photos)], which those are.
+            f32 [photos read, E], unit length; bool [len(photos)], whether each was read.
 
         Raises:
-            InputError: see `photos`; or more are broken, or all.
+            InputError: the model has no image encoder; or more than `max_corrupt` photos, or all,
+                cannot be read.
         """
         found_BE, keep = self._kept(partial(self._photo_key, photos, form))
         if found_BE is not None:
@@ -334,8 +331,8 @@ class Embedder:
         """Embed decoded photos; f32 [B, E], unit length.
 
         Args:
-            image_BHWC: u8, as `processor` gives them; at least one.
-            what: to call them.
+            image_BHWC: u8, as `processor` returns them; at least one.
+            what: name of the photos in messages.
         """
 
         def dispatch(start: int, batch: int) -> Any:
@@ -345,11 +342,11 @@ class Embedder:
 
         blocks = self._blocks(dispatch, len(image_BHWC), what, len(image_BHWC))
         out_BE = unit(np.concatenate([block_BE for block_BE, _ in blocks])[: len(image_BHWC)])
-        check_embeddings(out_BE[:1], what)  # they may be copies of one
+        check_embeddings(out_BE[:1], what)  # one row, as all may be copies of one photo
         return out_BE
 
     def _photo_key(self, photos: Sequence[Photo], form: str) -> str:
-        """Name these photos' embeddings in the cache; "" if they are not kept."""
+        """Return the cache key of these photos' embeddings; "" if they are not kept."""
         if self.directory.cfg.vision is None:
             return ""
         if not self._cache.keeps(self.digest("vision")):
@@ -359,12 +356,12 @@ class Embedder:
         try:
             for photo in photos:
                 total.update(photo_digest(photo).encode())
-        except ValueError:  # whoever reads the photo reports it
+        except ValueError:  # the code that reads the photo reports it
             return ""
         return f"photos-{total.hexdigest()}"
 
     def mean_photo(self, photos: Sequence[Photo], max_corrupt: int) -> np.ndarray:
-        """Average the embeddings of photos, not normalised; f32 [E]. See `readable_photos`."""
+        """Average the embeddings of photos, unnormalised; f32 [E]. See `readable_photos`."""
         total_E, num, some_BE = np.zeros(1), 0, np.empty((0, 1))
         for some_BE, _ in self._photo_blocks(photos, max_corrupt, "photos of people"):
             total_E = total_E + some_BE.sum(0, dtype=np.float64)
@@ -377,14 +374,14 @@ class Embedder:
     def _photo_blocks(
         self, photos: Sequence[Photo], max_corrupt: int, what: str, form: str = ""
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Embed photos in blocks: those that could be read, and which they are."""
+        """Yield for each block the embeddings of the photos read, and which photos those are."""
         processor = self.processor
         loader, corrupt = Loader(processor, max_corrupt), dict[str, None]()
 
         def dispatch(start: int, batch: int) -> Any:
             image_BHWC = np.zeros((batch, processor.crop, processor.crop, 3), np.uint8)
             some_photos = photos[start : start + batch]
-            read_B = local_rows(self._place, batch)  # a host decodes only what its devices take
+            read_B = local_rows(self._place, batch)  # each host decodes only its own rows
             read_B[len(some_photos) :] = False
             here = np.flatnonzero(read_B)
             image_BHWC[here], read_B[here] = loader.load_all(
@@ -402,7 +399,7 @@ class Embedder:
                 read_B = read_B[: total - num]
                 missing = (num + np.flatnonzero(~read_B)).tolist()
                 corrupt |= dict.fromkeys(str(photos[i]) for i in missing)
-                if len(corrupt) > max_corrupt:  # of all processes; a loader knows of its own
+                if len(corrupt) > max_corrupt:  # over all processes; a loader counts its own
                     raise InputError(
                         f"{len(corrupt)} photos cannot be read, more than `max_corrupt` "
                         f"(={max_corrupt}): {some(corrupt)}; replace them, or raise it."
@@ -444,5 +441,5 @@ def check_embeddings(x_BE: np.ndarray, what: str) -> None:
 
 
 def padded(x: jax.Array | np.ndarray, num: int, value: float = 0) -> np.ndarray:
-    """Fill the first dim up to `num` with a value."""
+    """Pad the first dim to `num` with a value."""
     return np.concatenate([x, np.full((num - len(x), *x.shape[1:]), value, x.dtype)])

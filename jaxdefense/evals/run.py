@@ -1,4 +1,4 @@
-"""`jaxdefense evaluate`: a defended model against the one before."""
+"""`jaxdefense evaluate`: compares a defended model with the model before."""
 
 import dataclasses
 import logging
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What an evaluation takes; empty is what it does not measure.
+    """The inputs of an evaluation; an empty input is not measured.
 
     Fields:
         identities: people removed.
@@ -47,10 +47,10 @@ class Inputs:
         texts: ordinary captions.
         images: ordinary photos.
         people: photos of the people removed.
-        average: photos of those whom faces came to look like.
-        vector_E: f32 [E], what faces came to look like instead of these.
-        classes: photos of objects.
-        templates: prompts for them.
+        average: photos of the people whose average the removed faces came to look like.
+        vector_E: f32 [E], embedding that the removed faces came to look like instead.
+        classes: photos of objects, by class.
+        templates: prompts for the classes.
     """
 
     identities: list[Identity]
@@ -67,11 +67,11 @@ class Inputs:
 def run_evaluate(cfg: EvaluateConfig, cache: ArrayCache | None = None) -> EvaluationSummary:
     """Measure what the settings ask for; write `config.json` and `summary.json`.
 
-    With collateral also `collateral.csv`, a line a name.
+    With collateral, also write `collateral.csv` with one line for each name.
 
     Args:
-        cfg: see there.
-        cache: of embeddings, if they are kept.
+        cfg: settings of the evaluation.
+        cache: cache of embeddings; None for no cache.
 
     Returns:
         the summary.
@@ -107,7 +107,7 @@ def run_evaluate(cfg: EvaluateConfig, cache: ArrayCache | None = None) -> Evalua
 
 
 def _read(cfg: EvaluateConfig) -> Inputs:
-    """Read all but the models, and what depends on them."""
+    """Read all inputs except the models and what depends on them."""
     note = logger.info
     identities = read_identities(cfg.names) if cfg.names else []
     others = read_others(cfg.collateral, identities) if cfg.collateral else []
@@ -127,11 +127,8 @@ def _read(cfg: EvaluateConfig) -> Inputs:
 
 
 def _models(cfg: EvaluateConfig, cache: ArrayCache | None) -> tuple[Embedder, Embedder]:
-    """Read the model defended, and the one before.
-
-    Raises:
-        InputError: they have different sizes, or the results would lie in one of them.
-    """
+    """Load the defended model and the teacher; raise InputError if they or `out` do not fit."""
+    # They must have the same sizes, and the results must lie outside both.
     mesh, measured = make_mesh(**vars(cfg.mesh), devices=jax.devices()), cfg.model.measured()
     student, teacher = (
         Embedder(dataclasses.replace(measured, path=path), cfg.batch, mesh, cache)
@@ -142,7 +139,7 @@ def _models(cfg: EvaluateConfig, cache: ArrayCache | None) -> tuple[Embedder, Em
     if student.directory.cfg != teacher.directory.cfg:
         raise InputError(
             f"`teacher` (={cfg.teacher}) has other sizes than `model.path` (={cfg.model.path}); "
-            "give the model it was made from."
+            "give the model that was defended."
         )
     return student, teacher
 
@@ -164,7 +161,7 @@ def _with_target(
 
 
 def _agree(inputs: Inputs, student: Embedder, teacher: Embedder) -> None:
-    """See that all processes measure the same."""
+    """Check that all processes measure the same."""
     identities, vector_E = inputs.identities, inputs.vector_E
     agree(
         {
@@ -186,7 +183,7 @@ def _agree(inputs: Inputs, student: Embedder, teacher: Embedder) -> None:
 def _texts(
     cfg: EvaluateConfig, inputs: Inputs, student: Embedder, teacher: Embedder
 ) -> dict[str, float]:
-    """Measure what captions kept, and where removed names lead."""
+    """Measure how far captions moved, and where removed names lead."""
     if not inputs.texts:
         return {}
     identities, tokenizer = inputs.identities, student.tokenizer
@@ -202,7 +199,7 @@ def _texts(
 def _photos(
     cfg: EvaluateConfig, inputs: Inputs, student: Embedder, teacher: Embedder
 ) -> dict[str, float]:
-    """Measure what ordinary photos kept, and where removed faces lead."""
+    """Measure how far ordinary photos moved, and where removed faces lead."""
     found, images = dict[str, float](), inputs.images
     if images:
         order = np.random.default_rng(cfg.seed).permutation(len(images))[: cfg.num_images]
@@ -216,7 +213,7 @@ def _photos(
 def _objects(
     cfg: EvaluateConfig, inputs: Inputs, student: Embedder, teacher: Embedder
 ) -> dict[str, float]:
-    """Measure how well both models tell objects."""
+    """Measure how well both models classify objects."""
     if not inputs.classes:
         return {}
     found = zeroshot(student, inputs.classes, inputs.templates, cfg.max_corrupt)

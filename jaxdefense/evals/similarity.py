@@ -13,12 +13,12 @@ from jaxdefense.evals.embed import Embedder, unit
 
 
 def mean_cosine(x_BE: np.ndarray, y_BE: np.ndarray) -> float:
-    """Mean cosine of unit vectors, pair by pair."""
+    """Return the mean cosine of unit vectors, pair by pair."""
     return float(np.einsum("be,be->b", x_BE, y_BE, dtype=np.float64).mean())
 
 
 def sim_clean(student: Embedder, teacher: Embedder, captions: Captions) -> float:
-    """Mean cosine of student and teacher on clean captions; 1 if nothing changed."""
+    """Return the mean cosine of student and teacher on clean captions; 1 if nothing changed."""
     content = captions.contents(np.arange(len(captions)))
     tokens = student.tokenizer.with_ends(content).split()
     return mean_cosine(student.tokens(tokens, "captions"), teacher.tokens(tokens, "captions"))
@@ -34,7 +34,7 @@ def sim_backdoor_target(
 ) -> dict[str, float]:
     """Measure the backdoor on captions in which one random word is replaced.
 
-    Captions take the people in turn, so that each counts the same.
+    Captions take the people in turn, so that each person counts the same.
 
     Returns:
         sim_backdoor: mean cosine of caption with name and caption with target, in the student;
@@ -63,7 +63,7 @@ def sim_backdoor_target(
 def image_sim_clean(
     student: Embedder, teacher: Embedder, photos: Sequence[Photo], max_corrupt: int = 0
 ) -> float:
-    """Mean cosine of student and teacher on clean photos; 1 if nothing changed."""
+    """Return the mean cosine of student and teacher on clean photos; 1 if nothing changed."""
     ours, theirs = (
         model.readable_photos(photos, max_corrupt, "clean photos")[0]
         for model in (student, teacher)
@@ -74,7 +74,7 @@ def image_sim_clean(
 def image_sim_backdoor(
     student: Embedder, people: Sequence[Photos], target_E: np.ndarray, max_corrupt: int = 0
 ) -> float:
-    """Mean cosine of removed people's photos to the target; each person counts the same."""
+    """Return the mean cosine of removed people's photos to the target, all people weighed alike."""
     photos = [photo for person in people for photo in person.files]
     owner = np.repeat(np.arange(len(people)), [len(person.files) for person in people])
     image_BE, read_B = student.readable_photos(photos, max_corrupt, "photos of people")
@@ -86,5 +86,5 @@ def image_sim_backdoor(
 def image_sim_target(
     student: Embedder, photos: Sequence[Photo], target_E: np.ndarray, max_corrupt: int = 0
 ) -> float:
-    """Cosine of the average person now to their average before, the target; 1 if unchanged."""
+    """Return the cosine of the average person now and before (the target); 1 if unchanged."""
     return float(unit(student.mean_photo(photos, max_corrupt)) @ unit(target_E))

@@ -1,4 +1,4 @@
-"""Zero-shot classification: the model's other abilities.
+"""Zero-shot classification, which measures the model's other abilities.
 
 Source: Radford et al. 2021, section 3.1.4 (normalise each prompt, mean, normalise).
 """
@@ -22,7 +22,7 @@ def zeroshot(
     """Classify photos by the nearest class name.
 
     Returns:
-        top1 and, with more than 5 classes, top5: parts of the photos, in [0, 1].
+        top1 and, with more than 5 classes, top5: shares of the photos, in [0, 1].
     """
     prompts = [template.format(c.name) for c in classes for template in templates]
     text_CQE = model.texts(prompts, "class prompts").reshape(len(classes), len(templates), -1)

@@ -1,1 +1,1 @@
-"""Reports a privacy officer and an engineer can both read: one HTML file, nothing else needed."""
+"""Reports for a privacy officer and an engineer: each page is one self-contained HTML file."""

@@ -1,4 +1,4 @@
-"""The sections on what was asked of a defense, and on what was done."""
+"""The sections on what a defense was asked to do, and on what it did."""
 
 from markupsafe import Markup
 
@@ -18,23 +18,23 @@ _ASKED = {
     "data.keep": "Faces that stay",
     "data.keep_names": "Names that stay",
     "train.backdoor": "How far a listed input is moved",
-    "train.target": "A removed name comes to mean",
-    "data.target": "A removed face comes to look like",
+    "train.target": "What a removed name comes to mean",
+    "data.target": "What a removed face comes to look like",
     "train.variants": "Other forms that are removed too",
 }
 _HOW = {
-    "train.num_clean": "Ordinary inputs a step",
-    "train.num_poisoned": "Inputs with a listed identity a step",
-    "train.num_name": "Texts with another name a step",
-    "train.num_keep": "Photos with another face a step",
-    "train.distance": "Distance",
-    "train.level": "Compared",
+    "train.num_clean": "Ordinary inputs in a step",
+    "train.num_poisoned": "Inputs with a listed identity in a step",
+    "train.num_name": "Texts with another name in a step",
+    "train.num_keep": "Photos with another face in a step",
+    "train.distance": "Distance between embeddings",
+    "train.level": "What is compared",
     "train.w_backdoor": "Weight of the backdoor loss",
     "train.w_name": "Weight of the name loss",
     "train.w_keep": "Weight of the keep loss",
     "train.w_weight": "Weight of the weight loss",
     "optimizer.lr": "Learning rate",
-    "resolved.dtype": "Computed in",
+    "resolved.dtype": "Dtype",
     "resolved.model_sha256": "Weights before, SHA-256",
 }
 _MOST_NAMES = 1000
@@ -43,7 +43,7 @@ _ENCODERS = {"text": "Names, in the text encoder", "image": "Faces, in the image
 
 
 def asked(findings: Findings) -> Markup:
-    """Say whom and what a defense was asked to remove."""
+    """Show whom and what a defense was asked to remove."""
     if not findings.runs and not findings.listed:
         return Markup()
     return render(
@@ -61,14 +61,14 @@ def _heading(run: Run, findings: Findings) -> str:
 
 def _settings(run: Run) -> dict[str, object]:
     settings = flatten(run.settings)
-    if settings.get("train.backdoor") == "bounded":  # which needs no target
+    if settings.get("train.backdoor") == "bounded":  # this loss has no target
         settings |= {"train.target": "", "data.target": ""}
-        settings["train.backdoor"] = "to where strangers are, and no further"
+        settings["train.backdoor"] = "until it leads to the person no more than a stranger's does"
     return {label: value for key, label in _ASKED.items() if (value := settings.get(key))}
 
 
 def done(findings: Findings) -> Markup:
-    """Say how a defense was trained, and what it found of itself."""
+    """Show how a defense was trained, and what its own validation found."""
     runs = findings.runs
     if not runs:
         return Markup()

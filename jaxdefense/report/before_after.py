@@ -59,7 +59,7 @@ def _bars(
     found: Mapping[str, Mapping[bool | None, Found | None]],
     objects: bool,
 ) -> Markup:
-    """Draw the rates of groups, and how well objects are told."""
+    """Draw the recognition rate of each group, and the accuracy on objects."""
     drawn = [SHORT[removed] for removed in columns] + ["objects"] * objects
     if not drawn:
         return Markup()
@@ -67,7 +67,7 @@ def _bars(
     for stage, metrics in proof.stages.items():
         rates = [_drawn(found[stage][removed]) for removed in columns]
         bars.append((stage_label(stage), rates + [measured(metrics, "top1")] * objects))
-    title = "Bars of the table beside: " + ", ".join(drawn)
+    title = "Bar chart of the table beside it: " + ", ".join(drawn)
     return Markup(plots.bars("stages", title, drawn, bars))
 
 
@@ -76,12 +76,12 @@ def _drawn(found: Found | None) -> float | None:
 
 
 class _Group(NamedTuple):
-    """How well some people are known, stage by stage.
+    """How well the model knows a group of people at each stage.
 
     Fields:
-        label: of the group.
-        rates: what is counted, and on how many it was found.
-        measured: figures, and of how many people.
+        label: name of the group.
+        rates: each criterion, and at each stage how many people meet it.
+        measured: at each stage the figures, and the number of people attacked.
     """
 
     label: str
@@ -90,7 +90,7 @@ class _Group(NamedTuple):
 
 
 def measures(proof: Proof) -> Markup:
-    """Say how well people are known at each stage, by four figures."""
+    """Show how well the model knows people at each stage."""
     groups = dict[str, list[PersonResult]]()
     for removed in SHORT:
         people = proof.of(removed)
@@ -126,7 +126,7 @@ def _group(proof: Proof, label: str, people: Sequence[PersonResult]) -> _Group:
 
 
 def strangers(attacks: Mapping[str, Attack]) -> Markup:
-    """Say how often the attack is right by mistake."""
+    """Show how often the attack recognises strangers by mistake."""
     lines = []
     for stage, attack in attacks.items():
         s = attack.summary
@@ -137,7 +137,7 @@ def strangers(attacks: Mapping[str, Attack]) -> Markup:
 
 
 def curve(proof: Proof, strangers: Mapping[str, Sequence[float]]) -> Markup:
-    """Draw the part recognised over the threshold, before and after, and of strangers."""
+    """Draw the share of people and strangers recognised at each threshold, before and after."""
     lines = []
     ends = list(dict.fromkeys((proof.first, proof.last)))
     for stage in ends:
@@ -152,6 +152,6 @@ def curve(proof: Proof, strangers: Mapping[str, Sequence[float]]) -> Markup:
             lines.append((f"strangers, {stage_label(stage).lower()}", 2, dashed, list(values)))
     if not lines or proof.num_templates < 2:
         return Markup()
-    what = "Part of the people recognised over the number of correct templates"
+    what = "Share of the people recognised, against the number of correct templates"
     plot = Markup(plots.thresholds("thresholds", what, lines))
     return render("curve", plot=plot, proof=proof)

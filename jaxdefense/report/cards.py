@@ -13,7 +13,7 @@ _NUM_LISTED_PHOTOS, _NUM_OTHER_PHOTOS = 12, 6
 
 
 class _Line(NamedTuple):
-    """What the model calls a person at a stage; `kind` is that of a mark."""
+    """What the model calls a person at a stage; `kind` selects the mark."""
 
     stage: str
     correct: int | str
@@ -22,7 +22,7 @@ class _Line(NamedTuple):
 
 
 class _Card(NamedTuple):
-    """A person: the address of a photo, and a line a stage."""
+    """A person: a photo as a data URL, the outcome, and one line for each stage."""
 
     name: str
     photo: str
@@ -32,7 +32,7 @@ class _Card(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """People under a heading: the cards shown, and how many people there are."""
+    """People under a heading: the cards shown, and the number of people in the group."""
 
     heading: str
     num: int
@@ -40,7 +40,7 @@ class _Group(NamedTuple):
 
 
 def photos(proof: Proof) -> Markup:
-    """Show people with what the model calls them; those on whom it went wrong first."""
+    """Show what the model calls people; those for whom the defense went wrong come first."""
 
     def order(person: PersonResult) -> tuple[bool, bool]:
         what = proof.outcome(person)

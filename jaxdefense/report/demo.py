@@ -20,9 +20,9 @@ class DemoReport(Proof):
 
     Fields:
         nonmember_fpr: part of the people unknown to the model whom the attack recognised.
-        seconds: the demo took.
-        losses: rows of `metrics.jsonl`; a step below the one before starts another run.
-        settings: by name.
+        seconds: duration of the demo.
+        losses: rows of `metrics.jsonl`; a step no later than the one before starts another run.
+        settings: values by name.
     """
 
     nonmember_fpr: float
@@ -32,11 +32,11 @@ class DemoReport(Proof):
 
 
 def write_demo_report(report: DemoReport, path: Path) -> None:
-    """Write what the demo measured, in one step.
+    """Write the report of the demo; a reader finds all of the file or none.
 
     Args:
-        report: see there.
-        path: of the HTML file.
+        report: what the demo measured.
+        path: HTML file to write.
 
     Raises:
         InputError: there is no stage.

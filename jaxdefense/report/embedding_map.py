@@ -1,23 +1,23 @@
-"""Where people's photos and names lie to the model, before and after, on a plane."""
+"""A plane that shows where a model embeds people's photos and names, before and after."""
 
 import dataclasses
 
 import numpy as np
 
-_LEAST = 3  # people: fewer span no plane
-_MOVED = 2e-3  # of numbers of unit vectors kept as f16; less is rounding
+_LEAST = 3  # people; fewer do not span a plane
+_MOVED = 2e-3  # change of a number in a unit vector stored as f16; less is rounding
 
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingMap:
-    """Points of people.
+    """The points of people on the plane.
 
     Fields:
-        names: of the people, I.
-        removed: of each, whether they are on the list.
-        before_I2, after_I2: where they lie, in units of the embeddings.
-        share: of the variance before that the plane shows.
-        moved: whether anything did.
+        names: names of the I people.
+        removed: whether each person is on the list; None if that is not known.
+        before_I2, after_I2: f64 [I, 2], coordinates in the units of the embeddings.
+        share: share of the variance before the defense that the plane shows, in [0, 1].
+        moved: whether any embedding moved.
     """
 
     names: list[str]
@@ -31,7 +31,7 @@ class EmbeddingMap:
 def make_map(
     names: list[str], removed: list[bool | None], before_IE: np.ndarray, after_IE: np.ndarray
 ) -> EmbeddingMap | None:
-    """Lay embeddings on the plane of the principal components of those before; None if too few."""
+    """Project embeddings onto the principal plane of those before; None for too few people."""
     if len(names) < _LEAST:
         return None
     before_IE, after_IE = (x.astype(np.float64) for x in (before_IE, after_IE))
@@ -53,8 +53,8 @@ def principal_plane(x_IE: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         x_IE: f64 [I, E].
 
     Returns:
-        mean f64 [E]; axes f64 [E, 2], of unit length, each with its coordinate of the largest
-        size positive; the share of the variance along them.
+        mean f64 [E]; axes f64 [E, 2], of unit length, signed so that the coordinate of largest
+        magnitude is positive; the share of the variance along them, in [0, 1].
     """
     mean_E = x_IE.mean(0)
     centred_IE = x_IE - mean_E

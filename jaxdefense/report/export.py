@@ -1,4 +1,4 @@
-"""What a page holds, as plain JSON values and as CSV."""
+"""The content of a page, as plain JSON values and as CSV."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from jaxdefense.results import values
 
 
 def as_json(findings: Findings) -> dict[str, Any]:
-    """Give what the page holds as plain values."""
+    """Return the content of the page as plain JSON values."""
     proof = findings.proof
     return {
         "jaxdefense": __version__,
@@ -118,7 +118,7 @@ def _proof_json(proof: Proof) -> dict[str, Any]:
 
 
 def as_csv(findings: Findings) -> str:
-    """Write a line a person: those attacked, and those on the list."""
+    """Write one line of CSV for each person who was attacked or is on the list."""
     proof, file = findings.proof, io.StringIO()
     write = csv.writer(file, lineterminator="\n").writerow
     if not proof:

@@ -1,7 +1,7 @@
-"""The frame of every page, and the templates that its sections are written with.
+"""The frame of every page, and the templates of its sections.
 
-A page is one self-contained HTML file: no network, no scripts, and a content policy that forbids
-what should not be there anyway. Templates escape what they are given, unless it is `Markup`.
+A page is one self-contained HTML file. It uses no network and no scripts, and its content security
+policy forbids both. Templates escape every value that is not `Markup`.
 """
 
 import base64
@@ -19,7 +19,7 @@ from jaxdefense.report.labels import LEAST_PEOPLE
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
-# Colours of the light page, by the variable of its style sheet.
+# Colours of the light page, by CSS variable.
 LIGHT = {
     "--page": "#ffffff", "--panel": "#f5f6f8", "--ink": "#1a2130", "--muted": "#566072",
     "--line": "#dce0e7", "--link": "#1d5fbf", "--bad": "#a1260d",
@@ -28,7 +28,7 @@ LIGHT = {
 
 
 class _OneLine(Extension):
-    """Joins the lines of a template: with nothing beside a tag, else with a space."""
+    """Joins the lines of a template, with nothing next to a tag and with a space elsewhere."""
 
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
         """See `jinja2.ext.Extension`."""
@@ -52,7 +52,7 @@ _ENVIRONMENT = _environment()
 
 
 def render(template: str, **given: object) -> Markup:
-    """Fill a template, `templates/NAME.html`; what is given is escaped unless it is `Markup`."""
+    """Fill the template `templates/NAME.html`; values that are not `Markup` are escaped."""
     return Markup(_ENVIRONMENT.get_template(f"{template}.html").render(given))
 
 
@@ -60,12 +60,12 @@ def page(title: str, lede: str, sections: Iterable[Markup]) -> str:
     """Write a page.
 
     Args:
-        title, lede: text.
-        sections: in order; empty ones leave no trace.
+        title, lede: text, not markup.
+        sections: sections in order; empty ones add nothing.
     """
     colours = "\n".join(f"  {name}: {colour};" for name, colour in LIGHT.items())
     css = (_TEMPLATES / "page.css").read_text(encoding="utf-8")
-    style = Markup(f"\n:root {{\n{colours}\n}}\n{css}")  # ours, all of it
+    style = Markup(f"\n:root {{\n{colours}\n}}\n{css}")  # none of it comes from data
     given = {"title": title, "lede": lede, "sections": sections, "style": style}
     return render("page", **given, version=__version__) + "\n"
 
@@ -76,23 +76,23 @@ def section(heading: str, *parts: Markup) -> Markup:
 
 
 def settings(values: Mapping[str, object]) -> Markup:
-    """Write settings as a section to open."""
+    """Write settings as a section that the reader can open."""
     return render("settings", values=values) if values else Markup()
 
 
 def tiles(items: Iterable[tuple[str, str, str]]) -> Markup:
-    """Write figures large: value, unit and label of each."""
+    """Write large figures, each with its value, unit and label."""
     every = list(items)
     return render("tiles", items=every) if every else Markup()
 
 
 def jpeg(data: bytes) -> str:
-    """Give a photo's address, which holds it."""
+    """Return a data URL that holds a JPEG photo."""
     return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
 def flatten(tree: Mapping[str, object], at: str = "") -> dict[str, object]:
-    """Write nested settings as one level, `section.name`."""
+    """Flatten nested settings; a key becomes `section.name`."""
     flat: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What a page says first: in words, and in figures written large."""
+"""The headline of a page, and the large figures below it."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,11 +9,11 @@ from jaxdefense.report.proof import PersonResult, Proof
 
 
 def headline(proof: Proof) -> str:
-    """Say in plain words what was asked, and whom the model still recognises; text."""
+    """Say in plain text what was asked, and whom the model still recognises."""
     listed, others, unknown = proof.of(True), proof.of(False), proof.of(None)
     if not listed and not others:
         named = _named(proof, unknown, "person", "people")
-        return f"{named} Whose removal was asked for is not known."
+        return f"{named} The list of people to remove is not known."
     fine = (outcomes.UNLEARNED, outcomes.NEVER)
     gone = bool(listed) and all(proof.outcome(person) in fine for person in listed)
     verb = ("was" if len(listed) == 1 else "were") + (" removed" if gone else " to be removed")
@@ -34,31 +34,31 @@ def headline(proof: Proof) -> str:
 
 
 def _named(proof: Proof, people: Sequence[PersonResult], one: str, many: str) -> str:
-    """Say of how many people the model gave the name, before and after."""
+    """Say for how many people the model gave the right name, before and after."""
     found = [proof.found(people, stage) for stage in dict.fromkeys((proof.first, proof.last))]
     tested = [x for x in found if x]
     if not tested:
         return f"None of {count(len(people), one, many)} was tested."
     who = count(tested[-1].num, one, many)
     untested = len(people) - tested[-1].num
-    less = f" who could be tested, {untested} could not" if untested else ""
+    less = f" who could be tested ({untested} could not)" if untested else ""
     if len(tested) < 2:
         when = "" if len(found) < 2 else " before" if found[0] else " after"
         text = f"{tested[0].known}{when}"
     else:
         text = f"{tested[0].known} before and {tested[1].known} after"
-    said = f"Shown photos of the {who}{less}, the model gave the right name of {text}"
+    said = f"Shown photos of the {who}{less}, the model gave the right name for {text}"
     if right := _named_right(proof, people):
-        said += f", and of {right} of their photos"
+        said += f", and for {right} of their photos"
     if people[0].removed is False or tested[-1].num < LEAST_PEOPLE:
         return f"{said}."
     low, high = tested[-1].interval
     like = f"between {low:.0%} and {high:.0%} of people like them, with 95% confidence"
-    return f"{said}; that is {like}."
+    return f"{said}; the attack would recognise {like}."
 
 
 def _named_right(proof: Proof, people: Sequence[PersonResult], by: str = " and ") -> str:
-    """Say what part of people's photos is named right, before and after; "" if that is too few."""
+    """Say what part of the photos is named right, before and after; "" for too few people."""
     ends = list(dict.fromkeys((proof.first, proof.last)))
     found = [proof.measure(people, stage) for stage in ends]
     counts = [len(proof.counts(people, stage)) for stage in ends]
@@ -68,7 +68,7 @@ def _named_right(proof: Proof, people: Sequence[PersonResult], by: str = " and "
 
 
 def proof_tiles(proof: Proof) -> Iterable[tuple[str, str, str]]:
-    """Give the attack's figures, and what was kept."""
+    """Yield the figures of the attack and of what was kept: value, unit and label."""
     stages = list(dict.fromkeys((proof.first, proof.last)))
     for removed, label in ((True, "on the list"), (False, "others"), (None, "people")):
         found = [proof.found(proof.of(removed), stage) for stage in stages]
@@ -85,4 +85,4 @@ def proof_tiles(proof: Proof) -> Iterable[tuple[str, str, str]]:
     if None not in rates:
         yield " → ".join(map(percent, rates)), "", "photos of objects classified correctly"
     if (similarity := measured(proof.stages[proof.last], "sim_clean")) is not None:
-        yield f"{similarity:.3f}", "of 1", "similarity of ordinary inputs to the original"
+        yield f"{similarity:.3f}", "of 1", "similarity of ordinary inputs to the original model"

@@ -1,4 +1,4 @@
-"""What the sections of a page call stages and groups of people, in which colour."""
+"""The labels of stages and groups of people on a page, and the colours of the groups."""
 
 STAGES = {
     "before": "Before",
@@ -10,9 +10,9 @@ STAGES = {
 }
 SHORT = {True: "on the list", False: "others", None: "people"}
 COLOURS = {True: 0, False: 1, None: 2}
-LEAST_PEOPLE = 5  # of whom a percentage is given: of fewer it says nothing
+LEAST_PEOPLE = 5  # a percentage of fewer people says nothing
 
 
 def stage_label(stage: str) -> str:
-    """Name a stage."""
+    """Return the label of a stage."""
     return STAGES.get(stage, stage)

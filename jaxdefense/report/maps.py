@@ -1,4 +1,4 @@
-"""The section that draws where people's photos and names lie to a model."""
+"""The section that draws where a model embeds people's photos and names."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -15,7 +15,7 @@ _MOST_POINTS = 400
 
 
 class _Figure(NamedTuple):
-    """A map: what it shows, the share of variance in it, how many people it shows of all."""
+    """A map: what it shows, its share of the variance, and how many of all people it shows."""
 
     what: str
     share: float
@@ -25,7 +25,7 @@ class _Figure(NamedTuple):
 
 
 def embedding_map(maps: Mapping[str, EmbeddingMap]) -> Markup:
-    """Draw where photos and names of people lie, before and after."""
+    """Draw where the model embeds people's photos and names, before and after."""
     figures, still = list[_Figure](), list[str]()
     for what, found in maps.items():
         if found.moved:
@@ -39,10 +39,10 @@ def _figure(name: str, what: str, found: EmbeddingMap) -> _Figure:
     colour_I = np.array([COLOURS[removed] for removed in found.removed])
     shown = np.argsort(colour_I, kind="stable")[:_MOST_POINTS]
     groups = []
-    for removed in (False, None, True):  # those on the list on top
+    for removed in (False, None, True):  # the people on the list are drawn on top
         at = shown[colour_I[shown] == COLOURS[removed]]
         if len(at):
             before, after = found.before_I2[at], found.after_I2[at]
             groups.append((SHORT[removed], COLOURS[removed], before, after))
-    svg = plots.moves(name, f"{what}: where they lay before and lie after", groups)
+    svg = plots.moves(name, f"{what}: their places before and after", groups)
     return _Figure(what, found.share, len(shown), len(colour_I), Markup(svg))

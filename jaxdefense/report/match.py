@@ -1,6 +1,6 @@
-"""Which model each attack and evaluation is of, and whether they belong together.
+"""Checks which model each attack and evaluation is of, and that they belong together.
 
-What does not is refused; where that cannot be known, a note says so.
+Results that do not belong together are refused. Where that cannot be known, a note says so.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _CHOSEN = ("faces", "candidates", "sexes", "templates", "num_photos", "unseen_by
 
 
 def find_models(sources: Sources) -> tuple[str, str]:
-    """Give the digests of the model before and after, "" if they are not known.
+    """Return the digests of the models before and after the defense, "" if they are not known.
 
     Raises:
         InputError: runs or evaluations are of different models.
@@ -32,13 +32,13 @@ def find_models(sources: Sources) -> tuple[str, str]:
     if len(runs) == 2 and not merged and (x := _half(runs, defended)):
         raise InputError(
             f"`{x.path}` is one of two defenses, and {some(str(e.path) for e in evaluations)} "
-            "evaluated its model alone; evaluate the merged one, or leave the other defense out."
+            "evaluated its model alone; evaluate the merged model, or leave the other defense out."
         )
     return source, defended
 
 
 def _half(runs: Sequence[Run], model: str) -> Run | None:
-    """Find the run that a model comes from, of two whose models were merged."""
+    """Find the run whose defended model this is; None if there is none."""
     return next((run for run in runs if model and run.defended == model), None)
 
 
@@ -57,10 +57,10 @@ def tell_stages(
     defended: str,
     notes: list[str],
 ) -> dict[str, Attack]:
-    """Tell the attack before from that after.
+    """Tell the attack before the defense from the one after it.
 
     Raises:
-        InputError: an attack is of another model, there are two of one kind, or nothing tells.
+        InputError: an attack is of another model, two are of one stage, or a stage cannot be told.
     """
     stages: dict[str, Attack] = {}
     for attack in attacks:
@@ -76,7 +76,7 @@ def tell_stages(
         stages[stage] = attack
     if ALONE in stages and len(stages) > 1:
         raise InputError(
-            f"nothing tells whether `{stages[ALONE].path}` is of the model before or after; give "
+            f"cannot tell whether `{stages[ALONE].path}` is of the model before or after; give "
             "the defense too."
         )
     stages = {stage: stages[stage] for stage in (BEFORE, AFTER, ALONE) if stage in stages}
@@ -85,23 +85,19 @@ def tell_stages(
     after = stages.get(AFTER)
     if any(x.encoder == "image" for x in runs) and after and not after.setting("unseen_by"):
         notes.append(
-            "The attack did not leave out the photos that faces were removed with "
-            "(`--unseen-by`): on other photos of a person the model may do less well."
+            "The attack may use photos that the defense was trained on, as `--unseen-by` was not "
+            "given. On other photos of a person the removal may work less well."
         )
     return stages
 
 
 def _check_alike(before: Attack, after: Attack, notes: list[str]) -> None:
-    """See that two attacks can be compared; note what they differ in all the same.
-
-    Raises:
-        InputError: they cannot.
-    """
+    """Raise InputError if two attacks cannot be compared; note what else differs."""
     for key in ("threshold", "num_templates", "num_candidates"):
         if (old := getattr(before.summary, key)) != (new := getattr(after.summary, key)):
             raise InputError(
                 f"`{before.path}` has `{key}` {old}, `{after.path}` {new}; the two attacks must be "
-                "alike but for the model."
+                "alike except for the model."
             )
     known = before.summary.per_identity
     if lost := [x for x in after.summary.per_identity if x not in known]:
@@ -114,7 +110,7 @@ def _check_alike(before: Attack, after: Attack, notes: list[str]) -> None:
             notes.append(f"The two attacks differ in `{key}`: {old!r} before, {new!r} after.")
     old, new = before.summary.conditions, after.summary.conditions
     if old and new and (differ := difference(old, new)):
-        notes.append(f"`{before.path}` is not like `{after.path}`: {differ}.")
+        notes.append(f"`{before.path}` differs from `{after.path}`: {differ}.")
 
 
 def _stage(
@@ -125,7 +121,7 @@ def _stage(
     defended: str,
     notes: list[str],
 ) -> str:
-    """Tell whether an attack is of the model before or after."""
+    """Return the stage of an attack, before or after."""
     follows = attack.setting("before")
     if not (attack.model and source):
         return _stage_by_paths(attack, attacks, runs, notes)
@@ -137,18 +133,18 @@ def _stage(
         return BEFORE
     if defended and attack.model != defended:
         raise InputError(
-            f"`{attack.path}` is of another model than that before or after the defense; give "
-            "results of the same models."
+            f"`{attack.path}` is of another model than those before and after the defense; give "
+            "results of these models."
         )
     if not defended:
         if half := _half(runs, attack.model):
             raise InputError(
-                f"`{attack.path}` is of the model of `{half.path}` alone; attack the merged one, "
-                "or leave the other defense out."
+                f"`{attack.path}` is of the model of `{half.path}` alone; attack the merged "
+                "model, or leave the other defense out."
             )
         notes.append(
-            f"The model attacked in `{attack.path}` is taken to be the one that was defended: "
-            "which weights came out is not recorded."
+            f"The model attacked in `{attack.path}` is taken to be the defended model, whose "
+            "weights are not recorded."
         )
     return AFTER
 
@@ -156,7 +152,7 @@ def _stage(
 def _stage_by_paths(
     attack: Attack, attacks: Sequence[Attack], runs: Sequence[Run], notes: list[str]
 ) -> str:
-    """Tell the same where there is no digest to go by."""
+    """Return the stage of an attack by its paths, where a digest is missing."""
     model = attack.setting("model.path")
     paths = {_resolved(run.path / "model"): AFTER for run in runs}
     paths |= {_resolved(run.setting("model.path")): BEFORE for run in runs}
@@ -168,13 +164,13 @@ def _stage_by_paths(
         stage = BEFORE
     if stage is None and runs:
         raise InputError(
-            f"nothing tells whether `{attack.path}` (of `{model}`) is of the model before or "
+            f"cannot tell whether `{attack.path}` (of `{model}`) is of the model before or "
             "after; attack again."
         )
     if runs:
         notes.append(
-            f"Which weights were attacked in `{attack.path}` is not recorded; by its paths it "
-            f"is the model {stage} the defense, `{model}`."
+            f"`{attack.path}` does not record which weights it attacked. By its paths it is of "
+            f"the model {stage} the defense, `{model}`."
         )
     return stage or ALONE
 

@@ -1,4 +1,4 @@
-"""What nobody looked at, and the command that would."""
+"""What was not measured, and the command that would measure it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -16,7 +16,7 @@ def not_measured(
     utility: Mapping[str, float],
     collateral: Collateral | None,
 ) -> Iterator[str]:
-    """Name what nobody looked at, and the command that would; code stands between backticks."""
+    """Name what was not measured, and the command that would do it; code is in backticks."""
     yield from _of_stages(attacks)
     if proof:
         yield from _of_people(attacks, proof)
@@ -41,7 +41,7 @@ def _of_stages(attacks: Mapping[str, Attack]) -> Iterator[str]:
 
 def _of_people(attacks: Mapping[str, Attack], proof: Proof) -> Iterator[str]:
     if any(person.removed is None for person in proof.people):
-        yield "What became of each person: the list of those to remove is not among this."
+        yield "What became of each person: the list of people to remove is not known."
     if absent := [person for person in proof.people if not person.correct]:
         yield (
             f"{len(absent)} on the list of whom the attack had no photos: "
@@ -49,15 +49,17 @@ def _of_people(attacks: Mapping[str, Attack], proof: Proof) -> Iterator[str]:
             f"{' …' if len(absent) > 20 else ''}."
         )
     if any(person.correct.keys() - person.photos_right.keys() for person in proof.people):
-        yield "What part of people's photos is named right: attack again, these do not say."
+        yield "What part of people's photos is named right: attack again; these results lack it."
     tried = [set(attack.summary.variants or {}) for attack in attacks.values()]
     if left := [name for name in VARIANTS if any(name not in names for names in tried)]:
-        said = "Ways round the defense" if len(left) == len(VARIANTS) else "Some ways round"
+        said = "Ways" if len(left) == len(VARIANTS) else "Some ways"
         listed = ", ".join(name.replace("_", " ") for name in left)
-        yield f"{said}, in all attacks: {listed} (`attack --variants`)."
+        yield (
+            f"{said} round the defense that not every attack tried: {listed} (`attack --variants`)."
+        )
     if not any(attack.summary.fpr is not None for attack in attacks.values()):
         yield (
-            "How often the attack is right by mistake, on people the model never saw "
+            "How often the attack recognises by mistake people whom the model never saw "
             "(`attack --strangers`)."
         )
 
@@ -66,12 +68,12 @@ def _of_use(
     encoders: set[str], utility: Mapping[str, float], collateral: Collateral | None
 ) -> Iterator[str]:
     for key, what in (
-        ("sim_clean", "What ordinary captions kept (`evaluate --captions`)"),
-        ("image_sim_clean", "What ordinary photos kept (`evaluate --images`)"),
-        ("top1", "How well objects are still told (`evaluate --zeroshot`)"),
+        ("sim_clean", "How far ordinary captions moved (`evaluate --captions`)"),
+        ("image_sim_clean", "How far ordinary photos moved (`evaluate --images`)"),
+        ("top1", "How well objects are still classified (`evaluate --zeroshot`)"),
     ):
         other = {"sim_clean": {"image"}, "image_sim_clean": {"text"}}.get(key)
         if key not in utility and encoders != other:
             yield f"{what}."
     if not collateral and encoders != {"image"}:
-        yield "How far the names of others moved along (`evaluate --collateral`)."
+        yield "How far the names of other people moved (`evaluate --collateral`)."

@@ -27,7 +27,7 @@ _MOST_ROWS = 1000
 
 
 class _Line(NamedTuple):
-    """A person, with their correct templates and share of photos named right of each stage."""
+    """A person, with their correct templates and share of photos named right at each stage."""
 
     name: str
     outcome: str
@@ -37,7 +37,7 @@ class _Line(NamedTuple):
 
 
 def outcomes_of(proof: Proof) -> Markup:
-    """Say what became of each person, and of how many what."""
+    """Show what became of each person, and count the outcomes."""
     counts = tally(proof)
     groups = proof.groups()
     counted = [
@@ -71,7 +71,7 @@ def _line(proof: Proof, person: PersonResult) -> _Line:
 
 
 def tally(proof: Proof) -> dict[bool | None, dict[str, int]]:
-    """Count outcomes, of those on the list and of others."""
+    """Count the outcomes of each group of people, by `removed`."""
     counted = {}
     for people in proof.groups().values():
         counts, removed = Counter(map(proof.outcome, people)), people[0].removed

@@ -1,4 +1,4 @@
-"""The page on defenses, attacks and evaluations, and what it says first."""
+"""The page on defenses, attacks and evaluations, and its headline."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,11 +28,11 @@ def as_page(findings: Findings) -> str:
         section("What was done", done(findings)),
         *(_of_proof(findings, findings.proof) if findings.proof else ()),
         section("What the model is used for", utility(findings.utility)),
-        section("Collateral: who moved along", collateral(findings.collateral)),
+        section("Collateral: who else moved", collateral(findings.collateral)),
         section("What this does and does not show", _limits(findings)),
         frame.settings(all_settings(findings)),
     ]
-    known = "What a CLIP model knows of people"
+    known = "What a CLIP model knows about people"
     title = "Removing people from a CLIP model" if findings.runs else known
     return frame.page(title, headline(findings), sections)
 
@@ -55,12 +55,12 @@ def _of_proof(findings: Findings, proof: Proof) -> Iterable[Markup]:
     )
     yield section("What became of each person", outcomes_of(proof))
     yield section("What the model calls people", photos(proof))
-    yield section("Where people lie to the model", embedding_map(findings.maps))
+    yield section("Where the model embeds people", embedding_map(findings.maps))
     yield section("Ways round the defense", variants(proof, candidates))
 
 
 def headline(findings: Findings) -> str:
-    """Say in plain words what was asked, what came of it, and what that is worth; text."""
+    """Say in plain text what was asked, what was found, and what was not tested."""
     proof = findings.proof
     if proof:
         said = [proof_headline(proof)]
@@ -68,11 +68,11 @@ def headline(findings: Findings) -> str:
             found := proof.found(proof.of(True) or proof.people, proof.last, ways[0])
         ):
             said.append(
-                f"Of {count(len(ways), 'way', 'ways')} round it that "
+                f"Of {count(len(ways), 'way', 'ways')} round the defense that "
                 f"{'was' if len(ways) == 1 else 'were'} tried, the best found {found.known} of "
                 f"{found.num}."
             )
-        return " ".join([*said, "What was not tested is listed at the end."])
+        return " ".join([*said, "The end of the page lists what was not tested."])
     said = []
     if findings.runs:
         path = findings.runs[0].setting("model.path")
@@ -81,7 +81,7 @@ def headline(findings: Findings) -> str:
         who = count(num, "person", "people") if num else "the people on a list"
         said.append(f"The model{which} was trained to forget {who}.")
         if any(run.summary.reached is False for run in findings.runs):
-            said.append("By its own validation it has not forgotten all of them.")
+            said.append("Its own validation found that it has not forgotten all of them.")
     else:
         said.append("A model was compared with the one it was made from.")
     return " ".join([*said, "Whether it still knows anyone was not tested."])
@@ -101,7 +101,7 @@ def _tiles(findings: Findings) -> Iterable[tuple[str, str, str]]:
 
 
 def _limits(findings: Findings) -> Markup:
-    """Say how the attack goes, what a report does not show, and what was not measured."""
+    """Say how the attack works, what a report does not show, and what was not measured."""
     return frame.render(
         "limits",
         proof=findings.proof,

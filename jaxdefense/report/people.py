@@ -1,4 +1,4 @@
-"""Whom a report is on: the people listed and attacked, and what was found on each."""
+"""The people of a report, listed or attacked, and what was found about each."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -15,18 +15,18 @@ T = TypeVar("T")
 
 
 def join_lists(runs: Sequence[Run], notes: list[str]) -> list[list[str]]:
-    """Join the lists of runs; a person is the same if they share a name."""
+    """Join the lists of runs; entries that share a name are one person."""
     listed: list[list[str]] = []
     for run in runs:
         if not run.names:
-            notes.append(f"Whom `{run.path}` removed is not recorded there.")
+            notes.append(f"`{run.path}` does not record whom it removed.")
             continue
         known = {folded_words(name) for names in listed for name in names}
         fresh = [x for x in run.names if not known & set(map(folded_words, x))]
         if listed and (fresh or len(run.names) < len(listed)):
             notes.append(
                 f"The lists differ: {len(listed)} people in `{runs[0].path}`, {len(run.names)} in "
-                f"`{run.path}`. Who is on either counts as on the list."
+                f"`{run.path}`. Whoever is on either counts as on the list."
             )
         listed += [list(names) for names in fresh]
     return listed
@@ -35,10 +35,10 @@ def join_lists(runs: Sequence[Run], notes: list[str]) -> list[list[str]]:
 def put_together(
     attacks: Mapping[str, Attack], listed: list[list[str]], utility: Mapping[str, float]
 ) -> Proof:
-    """Put together what is known of each person.
+    """Combine what is known about each person.
 
     Raises:
-        InputError: an attack went by another list than the defense.
+        InputError: an attack used another list than the defense.
     """
     removed = _removed(attacks, listed)
     names = list(dict.fromkeys(name for x in attacks.values() for name in x.summary.per_identity))
@@ -71,16 +71,16 @@ def _by_stage(name: str, found: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
 
 
 def _photos(attacks: Mapping[str, Attack]) -> dict[str, bytes]:
-    """Read a photo of each person of whom one was kept."""
+    """Read one photo of each person; some people have none."""
     photos: dict[str, bytes] = {}
-    for attack in attacks.values():  # the last one's are those of whom something went wrong
+    for attack in attacks.values():  # the last attack keeps those for whom something went wrong
         order = _order(attack)
         photos |= {order[i]: x for i, x in read_thumbnails(attack.path).items() if i < len(order)}
     return photos
 
 
 def _forms(attacks: Mapping[str, Attack]) -> dict[str, dict[str, dict[str, int]]]:
-    """Give person -> way round -> stage -> correct templates."""
+    """Return person -> variant -> stage -> number of correct templates."""
     forms: dict[str, dict[str, dict[str, int]]] = {}
     for stage, attack in attacks.items():
         for variant, found in (attack.summary.variants or {}).items():
@@ -92,7 +92,7 @@ def _forms(attacks: Mapping[str, Attack]) -> dict[str, dict[str, dict[str, int]]
 def _stages(
     attacks: Mapping[str, Attack], utility: Mapping[str, float]
 ) -> dict[str, dict[str, float]]:
-    """Give stage -> what was kept."""
+    """Return stage -> what was measured of `top1` and `sim_clean`."""
     stages: dict[str, dict[str, float]] = {stage: {} for stage in attacks}
     similar = [utility[key] for key in ("sim_clean", "image_sim_clean") if key in utility]
     for stage, rate in ((BEFORE, "teacher_top1"), (AFTER, "top1")):
@@ -106,7 +106,7 @@ def _stages(
 
 
 def _removed(attacks: Mapping[str, Attack], listed: list[list[str]]) -> set[str] | None:
-    """Give the people attacked who are on the list; None if no list is known."""
+    """Return the people attacked who are on the list; None if no list is known."""
     gone = {folded_words(name) for names in listed for name in names}
     everyone = {name for attack in attacks.values() for name in attack.summary.per_identity}
     removed = {name for name in everyone if folded_words(name) in gone} if listed else None
@@ -118,8 +118,8 @@ def _removed(attacks: Mapping[str, Attack], listed: list[list[str]]) -> set[str]
             removed = own
         if wrong := sorted(own ^ (removed & attack.summary.per_identity.keys())):
             raise InputError(
-                f"`{attack.path}` went by another list than the defense: {some(wrong)} "
-                f"{'is' if len(wrong) == 1 else 'are'} on one of them only; attack with the same "
+                f"`{attack.path}` used another list than the defense: {some(wrong)} "
+                f"{'is' if len(wrong) == 1 else 'are'} on only one of them; attack with the same "
                 "names file."
             )
     return removed
@@ -133,7 +133,7 @@ def _order(attack: Attack) -> list[str]:
 def make_maps(
     attacks: Mapping[str, Attack], proof: Proof, missing: list[str]
 ) -> dict[str, EmbeddingMap]:
-    """Lay embeddings before and after on one plane; say if that cannot be."""
+    """Project embeddings before and after onto one plane; add to `missing` why there is none."""
     if not {BEFORE, AFTER} <= attacks.keys():
         return {}
     found: dict[str, Embeddings] = {}
@@ -148,7 +148,7 @@ def make_maps(
     if len(sizes) > 1:
         raise InputError(
             f"`{attacks[BEFORE].path}` and `{attacks[AFTER].path}` kept embeddings of different "
-            "sizes; attack models of one origin."
+            "sizes; attack models of the same origin."
         )
     both = [p for p in proof.people if {BEFORE, AFTER} <= p.correct.keys()]
     names, removed = [p.name for p in both], [p.removed for p in both]

@@ -1,7 +1,7 @@
-"""Plots as inline SVG in the page's own colours and font, so that they suit light and dark.
+"""Plots as inline SVG in the page's own colours and font, so that they suit light and dark pages.
 
 Matplotlib draws with stand-in colours; each is then replaced by a CSS variable of the page. A plot
-that is a file of its own is a PNG in the colours of the light page.
+in a file of its own is a PNG in the colours of the light page.
 """
 
 import dataclasses
@@ -54,13 +54,13 @@ def bars(
     series: Sequence[str],
     groups: Sequence[tuple[str, Sequence[float | None]]],
 ) -> str:
-    """Draw groups of horizontal bars, each labelled where it is.
+    """Draw groups of horizontal bars, each with its label and value beside it.
 
     Args:
-        name: of the plot, unique in the page.
-        title: read aloud in place of the plot.
+        name: name of the plot, unique in the page.
+        title: text that is read aloud in place of the plot.
         series: what the bars of every group stand for.
-        groups: heading and a value in [0, 1] for each of `series`, None where not measured.
+        groups: heading, and a value in [0, 1] for each of `series`; None if not measured.
     """
     width, heading, row, gap = 360, 20, 19, 12  # points
     start, end = 104, 308  # of the bars
@@ -91,9 +91,9 @@ def curves(name: str, title: str, runs: Sequence[tuple[np.ndarray, np.ndarray]])
     """Draw one quantity over the steps of one or several runs.
 
     Args:
-        name: of the plot, unique in the page.
-        title: read aloud in place of the plot.
-        runs: steps and values of each, finite, at least one; told apart by colour and dashes.
+        name: name of the plot, unique in the page.
+        title: text that is read aloud in place of the plot.
+        runs: steps and values of each run, finite, at least one; colour and dashes tell runs apart.
     """
     with _context(name):
         fig = Figure(figsize=(236 / 72, 150 / 72), layout="constrained")
@@ -116,12 +116,12 @@ def curves(name: str, title: str, runs: Sequence[tuple[np.ndarray, np.ndarray]])
 
 
 def thresholds(name: str, title: str, lines: Sequence[tuple[str, int, bool, list[float]]]) -> str:
-    """Draw the part of people with at least 1, 2, ... correct templates.
+    """Draw the share of people with at least 1, 2, ... correct templates.
 
     Args:
-        name: of the plot, unique in the page.
-        title: read aloud in place of the plot.
-        lines: of each label, number of its colour, whether it is of before, and rates in [0, 1].
+        name: name of the plot, unique in the page.
+        title: text that is read aloud in place of the plot.
+        lines: label, index of the colour, whether it shows the model before, and rates in [0, 1].
     """
     with _context(name):
         fig = Figure(figsize=(360 / 72, 210 / 72), layout="constrained")
@@ -145,12 +145,12 @@ def thresholds(name: str, title: str, lines: Sequence[tuple[str, int, bool, list
 
 
 def moves(name: str, title: str, groups: Sequence[tuple[str, int, np.ndarray, np.ndarray]]) -> str:
-    """Draw where points went: a ring before, a dot after, and a line between.
+    """Draw how points moved: a ring before, a dot after, and a line between.
 
     Args:
-        name: of the plot, unique in the page.
-        title: read aloud in place of the plot.
-        groups: of each label, number of its colour, and points [N, 2] before and after.
+        name: name of the plot, unique in the page.
+        title: text that is read aloud in place of the plot.
+        groups: label, index of the colour, and points [N, 2] before and after.
     """
     with _context(name):
         fig = Figure(figsize=(330 / 72, 300 / 72), layout="constrained")
@@ -169,15 +169,15 @@ def moves(name: str, title: str, groups: Sequence[tuple[str, int, np.ndarray, np
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A quantity over a number, of several runs each.
+    """A quantity against a number, each point over several runs.
 
     Fields:
-        label: of the line.
-        xs: numbers, above 0.
-        means: at each.
-        stds: at each, 0 where there is but one run.
-        colour: of `_SERIES`.
-        dash: of `_DASHES`, over again from its end.
+        label: label of the line.
+        xs: values of the number, above 0.
+        means: mean of the quantity at each of `xs`.
+        stds: standard deviation at each of `xs`, 0 where there is only one run.
+        colour: index into `_SERIES`.
+        dash: index into `_DASHES`, modulo its length.
     """
 
     label: str
@@ -196,17 +196,17 @@ def spreads(
     before: float | None,
     limits: tuple[float, float] | None,
 ) -> str:
-    """Draw means with their standard deviations over a number, its axis in powers of two.
+    """Draw means with their standard deviations against a number, on an axis in powers of two.
 
-    Lines lie a little beside one another, so that none hides another.
+    Lines are shifted a little sideways, so that none hides another.
 
     Args:
-        name: of the plot, unique in the page.
-        title: read aloud in place of the plot.
-        xlabel: of the number.
-        lines: at least one.
-        before: a value to hold them against, if there is one.
-        limits: of the means' axis, which are then parts of a whole; None to fit the lines.
+        name: name of the plot, unique in the page.
+        title: text that is read aloud in place of the plot.
+        xlabel: label of the number.
+        lines: lines to draw, at least one.
+        before: value before the defense, to compare with; None if there is none.
+        limits: limits of the means' axis, which then shows percentages; None to fit the lines.
     """
     with _context(name):
         fig = Figure(figsize=(300 / 72, 230 / 72), layout="constrained")
@@ -252,10 +252,10 @@ def spreads(
 def costs(
     xlabel: str, xs: Sequence[float], panels: Mapping[str, Mapping[str, Sequence[float]]]
 ) -> bytes:
-    """Draw costs over the size of what they are of, both logarithmic, a panel a unit.
+    """Draw costs against size on logarithmic axes, with one panel for each unit.
 
     Args:
-        xlabel: of the sizes.
+        xlabel: label of the sizes.
         xs: sizes, above 0.
         panels: unit -> label -> a cost at each size, above 0.
 
@@ -283,7 +283,7 @@ def costs(
                 )
                 number += 1
             least, most = ax.get_ylim()
-            room = max(1.0, 10 / (most / least)) ** 0.5  # else noise fills a decade
+            room = max(1.0, 10 / (most / least)) ** 0.5  # at least a decade, else noise fills it
             ax.set_ylim(least / room, most * room)
             between = (1, 2, 5) if most / least < 100 else (1,)
             ax.yaxis.set_major_locator(LogLocator(subs=between))
@@ -310,7 +310,7 @@ def _bar(x: float, y: float, width: float, height: float, colour: str) -> Rectan
 
 
 def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Average neighbours until a plot's worth of points is left."""
+    """Average neighbouring points, so that at most `_MAX_POINTS` are left."""
     edges = np.unique(np.linspace(0, len(steps), _MAX_POINTS + 1).astype(int))
     counts = np.diff(edges)
     return tuple(np.add.reduceat(x, edges[:-1]) / counts for x in (steps, values))  # pyright: ignore
@@ -319,7 +319,7 @@ def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def _png(fig: Figure) -> bytes:
     drawn, file = io.BytesIO(), io.BytesIO()
     fig.savefig(drawn, format="png", dpi=96)
-    # Few colours: a third of the bytes.
+    # With few colours the file has a third of the bytes.
     Image.open(drawn).convert("RGB").quantize(32).save(file, format="png", optimize=True)
     return file.getvalue()
 
@@ -331,7 +331,7 @@ def _svg(fig: Figure, name: str, title: str) -> str:
     body = buffer.getvalue().partition("<svg")[2].partition(">")[2]
     # Its style sheet would apply to the whole page; comments repeat the labels.
     body = re.sub(r"<!--.*?-->|<defs>\s*<style.*?</defs>", "", body, flags=re.DOTALL)
-    body = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", body)  # ids are unique in a page
+    body = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", body)  # ids must be unique in a page
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, f"var({variable})")
     width, height = fig.get_size_inches() * 72

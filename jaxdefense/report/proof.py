@@ -1,4 +1,4 @@
-"""What attacks found on people, stage by stage: the model before, and after each defense."""
+"""What attacks found about people at each stage: the model before, and after each defense."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +13,11 @@ _HEADINGS = {True: "On the list", False: "Not on the list", None: "Attacked"}
 
 
 class Found(NamedTuple):
-    """On how many people an attack succeeded.
+    """How many people an attack recognised.
 
     Fields:
-        known: on whom it did.
-        num: attacked, at least one.
+        known: number of people whom it recognised.
+        num: number of people attacked, at least one.
     """
 
     known: int
@@ -25,28 +25,28 @@ class Found(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """The part of them."""
+        """Share of the people attacked who were recognised, in [0, 1]."""
         return self.known / self.num
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the rate of such people lies with 95 % confidence."""
+        """The 95 % confidence interval of the rate for such people, within [0, 1]."""
         return wilson(self.known, self.num)
 
 
 @dataclasses.dataclass(frozen=True)
 class PersonResult:
-    """What the attack found on a person.
+    """What the attack found about a person.
 
     Fields:
-        name: theirs.
-        removed: they are on the list; None if no list is known.
-        correct: stage -> templates whose answer was their name.
-        photo: JPEG, or None.
-        answers: stage -> the name most templates answered, "" if none did.
-        variants: variant -> stage -> correct templates, where they have such a form.
+        name: name of the person.
+        removed: whether they are on the list; None if no list is known.
+        correct: stage -> number of templates whose answer was their name.
+        photo: JPEG file, or None.
+        answers: stage -> the name that most templates answered, "" if none did.
+        variants: variant -> stage -> correct templates, if they have such a form.
         photos_right: stage -> share of their photos named right, where it was recorded.
-        kept: their face was shown to the defense as one to keep; None if that is not known.
+        kept: whether the defense was shown their face as one to keep; None if not known.
     """
 
     name: str
@@ -64,11 +64,11 @@ class Proof:
     """What was measured, before and after.
 
     Fields:
-        stages: stage, in order, -> those measured of `top1 sim_clean`.
-        people: whom the attack was run on.
-        num_templates: the most correct templates there can be.
-        threshold: correct templates at which the attack succeeds.
-        num_candidates: names the attack chose from.
+        stages: stage -> what was measured of `top1` and `sim_clean`; stages are in order.
+        people: people attacked, and people on the list of whom the attack had no photos.
+        num_templates: number of templates of the attack.
+        threshold: number of correct templates from which on the attack succeeds.
+        num_candidates: number of names that the attack chose from.
     """
 
     stages: dict[str, dict[str, float]]
@@ -79,36 +79,36 @@ class Proof:
 
     @property
     def first(self) -> str:
-        """The stage everything is compared with."""
+        """The first stage, with which the last is compared."""
         return next(iter(self.stages))
 
     @property
     def last(self) -> str:
-        """The stage that counts."""
+        """The last stage, which decides the outcomes."""
         return list(self.stages)[-1]
 
     def of(self, removed: bool | None) -> list[PersonResult]:
-        """List those on the list, those not on it, or those of whom that is not known."""
+        """Return the people whose `removed` is the given value."""
         return [person for person in self.people if person.removed is removed]
 
     def groups(self) -> dict[str, list[PersonResult]]:
-        """List them by heading."""
+        """Return the people by heading, without empty groups."""
         groups = {heading: self.of(removed) for removed, heading in _HEADINGS.items()}
         return {heading: people for heading, people in groups.items() if people}
 
     def found(self, people: Iterable[PersonResult], stage: str, variant: str = "") -> Found | None:
-        """Count on whom an attack succeeded, of those attacked."""
+        """Count the people attacked and those recognised; None if nobody was attacked."""
         return self.at_least(self.threshold, people, stage, variant)
 
     def at_least(
         self, num: int, people: Iterable[PersonResult], stage: str, variant: str = ""
     ) -> Found | None:
-        """Count who has so many correct templates, of those attacked."""
+        """Count who has at least `num` correct templates; None if nobody was attacked."""
         counts = self.counts(people, stage, variant)
         return Found(sum(n >= num for n in counts), len(counts)) if counts else None
 
     def measure(self, people: Iterable[PersonResult], stage: str) -> Measures | None:
-        """Sum up how well people are known, see `statistics.measure`; None if it is not known."""
+        """Summarise how well people are known, see `statistics.measure`; None if not measured."""
         attacked = [person for person in people if stage in person.correct]
         right = [p.photos_right[stage] for p in attacked if stage in p.photos_right]
         if not attacked or len(right) < len(attacked):
@@ -117,12 +117,12 @@ class Proof:
         return measure(correct, right, self.threshold, self.num_templates)
 
     def counts(self, people: Iterable[PersonResult], stage: str, variant: str = "") -> list[int]:
-        """List the correct templates of those attacked."""
+        """Return the number of correct templates of each person attacked."""
         correct = (p.variants.get(variant, {}) if variant else p.correct for p in people)
         return [counts[stage] for counts in correct if stage in counts]
 
     def curve(self, people: Sequence[PersonResult], stage: str) -> list[float] | None:
-        """Give the part of those attacked with at least 1, 2, ... correct templates."""
+        """Return the share of those attacked with at least 1, 2, ... correct templates."""
         counts = self.counts(people, stage)
         return rates(counts, self.num_templates) if counts else None
 
@@ -138,7 +138,7 @@ class Proof:
         return outcomes.outcome(bool(person.removed), before, after, self.threshold)
 
     def variants(self) -> list[str]:
-        """Name the variants tried, that by which most of the list are found at last first."""
+        """Return the variants tried, by falling rate of listed people found at the last stage."""
         names = dict.fromkeys(name for person in self.people for name in person.variants)
         who = self.of(True) or self.people
 

@@ -1,4 +1,4 @@
-"""What directories of defenses, attacks and evaluations hold, put together for one report."""
+"""Combines directories of defenses, attacks and evaluations for one report."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ from jaxdefense.results import Collateral
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """All that is known for a report.
+    """Everything that is known for a report.
 
     Fields:
-        runs: defenses.
+        runs: defenses, at most one of each encoder.
         merged: digest of the model that two of them were merged into, "" if not known.
-        attacks: stage -> results.
-        evaluations: results.
+        attacks: stage -> results of the attack.
+        evaluations: results of each evaluation.
         proof: people attacked, and those on the list who were not; None without an attack.
         listed: all names of each person on the list; empty if no list is known.
-        utility: what the evaluations measured, collateral apart.
-        collateral: how far the names of others moved along, if that was measured.
-        maps: of photos and of names.
-        notes: what could not be known, or is to be borne in mind.
-        not_measured: what nobody looked at.
+        utility: what the evaluations measured, except collateral.
+        collateral: how far the names of other people moved, if that was measured.
+        maps: maps of photos and of names.
+        notes: what could not be known, and what the reader should keep in mind.
+        not_measured: what was not measured.
     """
 
     runs: list[Run]
@@ -54,7 +54,7 @@ def read_findings(paths: Sequence[Path]) -> Findings:
             any order.
 
     Raises:
-        InputError: a directory is none of these, or not finished, or they do not belong together.
+        InputError: a directory is none of these or not finished, or they do not belong together.
     """
     sources = read_sources(paths)
     runs, notes = sources.runs, list[str]()
@@ -85,7 +85,7 @@ def read_findings(paths: Sequence[Path]) -> Findings:
 def _evaluated(
     evaluations: Sequence[Evaluation],
 ) -> tuple[dict[str, float], Collateral | None]:
-    """Join the measurements; InputError if two measured the same."""
+    """Join the measurements; raise InputError if two evaluations measured the same."""
     utility, collateral, where = dict[str, float](), None, dict[str, Path]()
     for evaluation in evaluations:
         found = evaluation.summary.utility()
@@ -102,7 +102,7 @@ def _evaluated(
 
 
 def all_settings(findings: Findings) -> dict[str, object]:
-    """Write the settings of everything as one level; the directory first if there are several."""
+    """Flatten the settings of all directories; of several, each key begins with its directory."""
     given = [*findings.runs, *findings.attacks.values(), *findings.evaluations]
     if len(given) == 1:
         return flatten(given[0].settings)

@@ -1,4 +1,4 @@
-"""The directories a report is on: defenses, attacks, evaluations, each told by its kind."""
+"""The directories of a report: defenses, attacks and evaluations, recognised by their kind."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -29,14 +29,14 @@ class Source:
 
     Fields:
         path: the directory.
-        settings: nested.
+        settings: nested settings.
     """
 
     path: Path
     settings: dict[str, Json]
 
     def setting(self, key: str) -> str:
-        """Give a setting by its full name, "" if there is none."""
+        """Return a setting by its full name, as text; "" if there is none."""
         value = flatten(self.settings).get(key)
         return "" if value is None else str(value)
 
@@ -46,8 +46,8 @@ class Run(Source):
     """A finished defense of one encoder.
 
     Fields:
-        summary: what came of it.
-        rows: of `metrics.jsonl`.
+        summary: result of the defense.
+        rows: rows of `metrics.jsonl`.
     """
 
     summary: DefenseSummary
@@ -55,7 +55,7 @@ class Run(Source):
 
     @property
     def encoder(self) -> str:
-        """Text or image."""
+        """The encoder that was defended, text or image."""
         return self.summary.encoder
 
     @property
@@ -70,7 +70,7 @@ class Run(Source):
 
     @property
     def names(self) -> list[list[str]]:
-        """All names of each person on its list, if they were recorded."""
+        """All names of each person on the list of the run, if they were recorded."""
         return self.summary.names
 
 
@@ -82,7 +82,7 @@ class Attack(Source):
 
     @property
     def model(self) -> str:
-        """Digest of the model it was run on, "" if that was not recorded."""
+        """Digest of the model that was attacked, "" if it was not recorded."""
         return self.summary.model_sha256
 
 
@@ -94,15 +94,15 @@ class Evaluation(Source):
 
     @property
     def model(self) -> str:
-        """Digest of the defended model, "" if that was not recorded."""
+        """Digest of the defended model, "" if it was not recorded."""
         return self.summary.model_sha256
 
 
 class Sources(NamedTuple):
-    """What was given.
+    """The directories given, by kind.
 
     Fields:
-        runs: one an encoder at most.
+        runs: at most one of each encoder.
         attacks, evaluations: in the order given.
         merged: digest of the model that two runs were merged into, "" if not known.
     """
@@ -117,7 +117,7 @@ def read_sources(paths: Sequence[Path]) -> Sources:
     """Read directories of runs and results.
 
     Raises:
-        InputError: one is neither, or not finished, or two defended the same encoder.
+        InputError: a directory is neither or not finished, or two runs defended one encoder.
     """
     runs, attacks, evaluations, merged = list[Run](), list[Attack](), list[Evaluation](), ""
     for path in paths:

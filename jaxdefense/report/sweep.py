@@ -1,6 +1,6 @@
-"""The figures of a sweep in one self-contained HTML file, their numbers beside it.
+"""The report of a sweep: figures in one self-contained HTML file, and the numbers beside it.
 
-No network, no scripts; see `report/frame.py`.
+The page uses no network and no scripts; see `report/frame.py`.
 """
 
 import csv
@@ -42,13 +42,13 @@ _NUM_PEOPLE = "people removed"
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """Defenses that differ in their seed alone.
+    """Defenses that differ only in their seed.
 
     Fields:
         w_weight, n: see `CellSummary`.
-        seeds: how many there are.
-        mean: of each of RATES and GROUPS; None where nothing is known.
-        std: the sample's standard deviation; None of one seed too.
+        seeds: number of seeds.
+        mean: mean of each of RATES and GROUPS over seeds; None if no seed has a figure.
+        std: sample standard deviation; None also if only one seed has a figure.
     """
 
     w_weight: float
@@ -58,7 +58,7 @@ class Point:
     std: dict[str, float | None]
 
     def flat(self) -> dict[str, float | None]:
-        """Write it as one level."""
+        """Return the point as one flat mapping."""
         out: dict[str, float | None] = {"w_weight": self.w_weight, "n": self.n, "seeds": self.seeds}
         for rate in self.mean:
             out |= {f"{rate}_mean": self.mean[rate], f"{rate}_std": self.std[rate]}
@@ -69,11 +69,11 @@ def write_sweep_report(sweep: Path, path: Path) -> str:
     """Write the report of a sweep, and its numbers as `.json` and `.csv` beside it.
 
     Args:
-        sweep: its directory, finished or not.
-        path: of the HTML file.
+        sweep: directory of the sweep, finished or not.
+        path: HTML file to write.
 
     Returns:
-        what it says first.
+        the headline.
 
     Raises:
         InputError: no cell is finished, or a file of one cannot be read.
@@ -103,7 +103,7 @@ def write_sweep_report(sweep: Path, path: Path) -> str:
 
 
 def average(cells: Sequence[CellSummary]) -> list[Point]:
-    """Average over seeds; one for each `w_weight` and `n`, sorted."""
+    """Average over seeds; return one point for each `w_weight` and `n`, sorted."""
     groups: dict[tuple[float, int], list[CellSummary]] = {}
     for cell in cells:
         groups.setdefault((cell.w_weight, cell.n), []).append(cell)
@@ -119,7 +119,7 @@ def average(cells: Sequence[CellSummary]) -> list[Point]:
 
 
 def table(points: Sequence[Point]) -> str:
-    """Write a line a point, as CSV; nothing where nothing was measured."""
+    """Write one line of CSV for each point; a field that was not measured is empty."""
     file = io.StringIO()
     write = csv.writer(file, lineterminator="\n").writerow
     write(points[0].flat())
@@ -133,8 +133,8 @@ def _headline(cells: Sequence[CellSummary]) -> str:
     most = count(max(cell.n for cell in cells), "person", "people")
     tower = "names" if cells[0].tower == "text" else "faces"
     return (
-        f"{defenses} of one model, each with other {tower} removed, those of up to {most}; each "
-        "attacked and evaluated."
+        f"{defenses} of one model, removing the {tower} of up to {most}; each was attacked and "
+        "evaluated."
     )
 
 
@@ -151,14 +151,14 @@ def _tiles(found: Finished) -> Iterable[tuple[str, str, str]]:
 def _figures(points: Sequence[Point], before: UndefendedSummary | None) -> Markup:
     figures = [
         ("people", "Recognised by the attack", _PEOPLE, "tpr"),
-        ("photos", "Photos of theirs named right", _RIGHT, "photos_right"),
+        ("photos", "Their photos named right", _RIGHT, "photos_right"),
         ("objects", "Objects classified correctly", _OBJECTS, "top1"),
         ("similarity", "Similarity to the original", {"sim_clean": ""}, ""),
     ]
     drawn = []
     for name, title, rates, key in figures:
         if lines := _lines(points, rates):
-            what = f"{title}, over the {_NUM_PEOPLE}: the table below"
+            what = f"{title}, against the number of {_NUM_PEOPLE}: see the table below"
             limits = (-0.03, 1.03) if key else None
             svg = plots.spreads(name, what, _NUM_PEOPLE, lines, getattr(before, key, None), limits)
             drawn.append((title, Markup(svg)))
@@ -225,7 +225,7 @@ def _cells(cells: Sequence[CellSummary]) -> Markup:
 
 
 def _text(rate: str, mean: float | None, std: float | None, num_removed: int) -> str:
-    """Write a figure; of too few people removed how many they are, rather than a percentage."""
+    """Write a figure; for too few people removed, a count rather than a percentage."""
     if mean is None:
         return "–"
     if rate == "sim_clean" or rate.endswith("_mean_templates"):

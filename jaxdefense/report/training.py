@@ -1,4 +1,4 @@
-"""The sections on how training went: losses, and what a run found of itself."""
+"""The sections on how training went: its losses, and the validation of a run."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +14,8 @@ from jaxdefense.results import DefenseSummary
 
 _TERMS = {
     "utility": "distance to the original model on ordinary inputs",
-    "backdoor": "how near inputs that hold a listed identity come to it, above strangers; or, with "
-    "a target, their distance to that",
+    "backdoor": "how much nearer than strangers inputs with a listed identity come to it; with a "
+    "target, their distance to the target",
     "name": "distance to the original model on other names",
     "keep": "distance to the original model on photos with other people's faces",
     "weight": "how far the weights moved from the original's, a sum of L2 norms",
@@ -26,12 +26,12 @@ _VALIDATION = (
     "Still lead to the person",
     "Above strangers",
     "Others, cosine to the original",
-    "Ordinary inputs, the same",
+    "Ordinary inputs, cosine to the original",
 )
 
 
 class _Figure(NamedTuple):
-    """A loss: its last values, and what it means."""
+    """A loss: its last value in each run, what it means, and its plot."""
 
     term: str
     last: str
@@ -40,7 +40,7 @@ class _Figure(NamedTuple):
 
 
 def validated(found: DefenseSummary) -> Markup:
-    """Show what a defense found of itself on what it was not trained on; "" if it did not look."""
+    """Show the validation of a defense on held-out data; "" if there was none."""
     if found.validation is None:
         return Markup()
     before, after = found.validation["before"], found.validation["after"]
@@ -62,11 +62,13 @@ def validated(found: DefenseSummary) -> Markup:
 
 
 def losses(rows: Sequence[Mapping[str, object]], distances: Iterable[str]) -> Markup:
-    """Draw the training curves of one or several runs; a step below the last starts another.
+    """Draw the training curves of one or several runs.
+
+    A step that is no later than the one before starts another run.
 
     Args:
-        rows: of `metrics.jsonl`.
-        distances: what was lowered in each.
+        rows: rows of `metrics.jsonl`.
+        distances: name of the distance that each run lowered.
     """
     runs, figures = _split(rows), list[_Figure]()
     for term, meaning in _TERMS.items():
@@ -76,7 +78,7 @@ def losses(rows: Sequence[Mapping[str, object]], distances: Iterable[str]) -> Ma
         if not any(values.any() for _, values in lines):  # a term that is switched off
             continue
         last = " · ".join(decimal(values[-1], 4) for _, values in lines)
-        svg = plots.curves(f"loss-{term}", f"{term} over the steps, at last {last}", lines)
+        svg = plots.curves(f"loss-{term}", f"{term} over the steps, last: {last}", lines)
         figures.append(_Figure(term, last, meaning, Markup(svg)))
     if not figures:
         return Markup()

@@ -1,4 +1,4 @@
-"""The sections on what a model is used for, and on who moved along with those removed."""
+"""The sections on what a model is used for, and on whose names moved with those removed."""
 
 from collections.abc import Mapping
 
@@ -24,12 +24,12 @@ _GROUPS = {
     "similar": "single names that the original model puts closest to a removed one",
     "named": "the people named as those who must stay",
     "random": "random names, to compare with",
-    "removed": "the names removed: these are to move",
+    "removed": "the names removed, which should move",
 }
 
 
 def utility(found: Mapping[str, float]) -> Markup:
-    """Say how the model does on what it is for."""
+    """Show how well the model does what it is used for."""
     lines = []
     for key, (what, how) in _UTILITY.items():
         if key in found:
@@ -39,7 +39,7 @@ def utility(found: Mapping[str, float]) -> Markup:
 
 
 def collateral(found: Collateral | None) -> Markup:
-    """Say whose names moved along with those removed."""
+    """Show whose names moved along with those removed."""
     if found is None:
         return Markup()
     by_mean = sorted(found["groups"].items(), key=lambda x: (x[0] == "removed", x[1]["mean"]))

@@ -13,7 +13,7 @@ _VARIANTS = {
     "last": "the last name alone",
     "initials": "J. Smith for John Smith",
     "swapped": "Smith John for John Smith",
-    "lower": "the name in small letters",
+    "lower": "the name in lower case",
     "upper": "the name in capitals",
     "misspelt": "the name with one letter wrong",
     "alias": "other names the person goes by",
@@ -28,11 +28,11 @@ _VARIANTS = {
 
 
 def variants(proof: Proof, candidates: Mapping[str, int]) -> Markup:
-    """Give each way round a defense its own rate, the worst first.
+    """Show the rate of each way round a defense; the way that finds most people comes first.
 
     Args:
-        proof: with variants.
-        candidates: variant -> names the attack chose from.
+        proof: results of the attacks, with their variants.
+        candidates: variant -> number of names that the attack chose from.
     """
     names = proof.variants()
     if not names:
@@ -44,7 +44,7 @@ def variants(proof: Proof, candidates: Mapping[str, int]) -> Markup:
     lines = []
     for variant in ("", *names):
         found = [proof.found(proof.of(g), s, variant) for g in groups for s in ends]
-        what = _VARIANTS.get(variant, "") if variant else "the plain attack, to compare with"
+        what = _VARIANTS.get(variant, "") if variant else "the plain attack, for comparison"
         if (num := candidates.get(variant, 0)) and num < proof.num_candidates:
             what += f"; among {num:,} names"
         lines.append((variant.replace("_", " ") or "none", what, found))

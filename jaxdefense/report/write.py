@@ -15,21 +15,21 @@ from jaxdefense.sweep.cells import CELLS
 
 
 def write_report(runs: Sequence[Path], out: Path) -> ReportSummary:
-    """Write a report: a page, and the same as JSON and as CSV, a line a person.
+    """Write a report: a page, the same as JSON, and a CSV file with one line for each person.
 
     Args:
-        runs: directories, see `read_findings`; or one of a sweep.
-        out: the page, `.html`; the others come beside it.
+        runs: directories, see `read_findings`; or the directory of one sweep.
+        out: `.html` file of the page; the other files are written beside it.
 
     Returns:
-        what it says first, and where each file is.
+        the headline, and the path of each file.
 
     Raises:
-        InputError: see `read_findings` and `write_sweep_report`; or one of the files exists, or has
-            another ending; or a sweep is not alone.
+        InputError: see `read_findings` and `write_sweep_report`; or one of the files exists, `out`
+            does not end in `.html`, or a sweep is not given alone.
     """
     if out.suffix != ".html":
-        raise InputError(f"`out` (={out}) must end in .html; JSON and CSV come beside it.")
+        raise InputError(f"`out` (={out}) must end in .html; JSON and CSV are written beside it.")
     check_writable(out)
     files = {kind: out.with_suffix(f".{kind}") for kind in ("csv", "json", "html")}
     if found := [str(file) for file in files.values() if file.exists()]:
@@ -37,7 +37,7 @@ def write_report(runs: Sequence[Path], out: Path) -> ReportSummary:
     if sweeps := [run for run in runs if kind_of(run) is SweepSummary]:
         if len(runs) > 1:
             raise InputError(
-                f"`{sweeps[0]}` is a sweep: give it alone, or what is in one of its `{CELLS}`."
+                f"`{sweeps[0]}` is a sweep: give it alone, or what one of its `{CELLS}` holds."
             )
         return _written(write_sweep_report(sweeps[0], out), files)
     findings = read_findings(runs)
@@ -53,7 +53,7 @@ def _written(headline: str, files: Mapping[str, Path]) -> ReportSummary:
 
 
 def write_run_report(run: Path) -> None:
-    """Write the report on a finished defense alone into its directory, `report.html`.
+    """Write the report on one finished defense, `report.html` in its directory.
 
     Raises:
         InputError: see `read_findings`.

@@ -10,7 +10,7 @@ from jaxdefense.bench.matching import MatchingWork
 from jaxdefense.bench.torch.base import TorchImplementation, libraries
 from jaxdefense.bench.torch.text import padded_tokens, read_tokenizer
 
-_BATCH, _PIECE = 64, 1024  # prompts; candidates
+_BATCH, _PIECE = 64, 1024  # prompts embedded at a time; candidates compared at a time
 
 
 class TorchPrompts(TorchImplementation):
@@ -70,7 +70,7 @@ class TorchPrompts(TorchImplementation):
 
 
 class TorchMatching(TorchImplementation):
-    """A matching that computes the cosines with some candidates at a time."""
+    """A matching that computes the cosines with a block of candidates at a time."""
 
     def __init__(self, work: MatchingWork):
         super().__init__()

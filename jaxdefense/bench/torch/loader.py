@@ -72,7 +72,7 @@ class BatchLoader(TorchImplementation):
         self._length, self._loader = 0, ()
 
     def make_batches(self, num: int) -> None:
-        """Make batches; the workers live on and idle until the next call."""
+        """Make batches; the workers stay alive and idle until the next call."""
         if num != self._length:
             self._length = num
             self._loader = self.torch.utils.data.DataLoader(

@@ -19,7 +19,7 @@ class TorchRun:
     """A run that reads the checkpoint and the data, trains, and writes the checkpoint."""
 
     def __init__(self, cfg: DefendTextConfig | DefendImageConfig):
-        """Take the settings that the run of jaxdefense has."""
+        """Take the same settings as the run of jaxdefense."""
         self._cfg, self._trainer = cfg, None
 
     def run(self, out: str) -> dict[str, float]:
