@@ -326,7 +326,12 @@ def small(monkeypatch, here):
 
 
 @pytest.mark.parametrize(
-    ("axis", "sizes"), [("identities", "1,2"), ("captions", "40,50"), ("size", "tiny,small")]
+    ("axis", "sizes"),
+    [
+        ("captions", "40,50"),
+        ("size", "tiny,small"),
+        pytest.param("identities", "1,2", marks=pytest.mark.slow),
+    ],
 )
 def test_bench_scale_starts_a_text_defense(tmp_path, monkeypatch, capsys, small, axis, sizes):
     (tmp_path / "captions.txt").write_text("a dog on grass\ntwo cats\n")
@@ -404,6 +409,7 @@ def die(*_):
     os._exit(3)
 
 
+@pytest.mark.slow
 def test_bench_cold_finds_compiled_programs_again(tmp_path, capfd):
     path = write_model_directory(
         tmp_path / "model", architecture="CLIPVisionModelWithProjection", text=None
