@@ -3,9 +3,10 @@
 Needs Python 3.11 or newer, git and a package index; nothing has to be installed before. Each of the
 two commands is taken out of the README's text and runs in a fresh clone of HEAD, in a fresh
 environment, without torch. The demo's figures must keep their bounds and agree with the README's
-table. An environment with torch then runs the rest; the slow tests get what is left of BUDGET.
+table. An environment with torch runs the rest beside it; the slow tests get what is left of BUDGET.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -13,8 +14,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -43,36 +47,74 @@ ROWS = {
 
 started = time.monotonic()
 phases: dict[str, float] = {}
+running: set[subprocess.Popen] = set()
+failed = threading.Event()
 
 
 def run(
     phase: str, command: str, cwd: Path, env: dict[str, str], limit: float | None = None
 ) -> bool:
-    """Run a command of the shell; whether it ended within its limit. Any failure ends it all."""
+    """Run a command of the shell, then print what it said; whether it ended within its limit."""
     print(f"== {phase}: {command}", flush=True)
     begun = time.monotonic()
-    process = subprocess.Popen(
-        ["bash", "-c", command], cwd=cwd, env=env, stdin=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        code = process.wait(limit)
-    except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if not isinstance(error, subprocess.TimeoutExpired):
-            raise
-        code = None
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            ["bash", "-c", command],
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        running.add(process)
+        if failed.is_set():
+            end(process)
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            end(process)
+            code = None
+        finally:
+            running.discard(process)
+        said.seek(0)
+        told = said.read().decode(errors="replace")
     phases[phase] = phases.get(phase, 0) + time.monotonic() - begun
-    print(f"== {phase}: {time.monotonic() - begun:.0f} s", flush=True)
+    seconds = time.monotonic() - begun
+    print(f"== {phase}: {command}\n{told}== {phase}: {seconds:.0f} s", flush=True)
     if code:
-        sys.exit(f"{phase} failed with exit code {code}")
+        raise Failed(f"{phase} failed with exit code {code}")
     return code == 0
 
 
+class Failed(Exception):
+    """What has to hold does not."""
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a command and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def together(*lanes: Callable[[], None]) -> None:
+    """Run phases side by side, as each leaves a core idle now and then; a failure ends all."""
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        try:
+            for lane in as_completed([pool.submit(lane) for lane in lanes]):
+                lane.result()
+        except BaseException:
+            failed.set()
+            for process in [*running]:
+                end(process)
+            raise
+
+
 def check(holds: bool, what: str) -> None:
-    """End it all unless this holds."""
+    """Raise Failed unless this holds."""
     if not holds:
-        sys.exit(f"does not hold: {what}")
+        raise Failed(f"does not hold: {what}")
 
 
 def command_under(readme: str, title: str) -> str:
@@ -163,28 +205,29 @@ def main() -> None:
         (path / "gitconfig").write_text("[safe]\ndirectory = *\n")  # the checkout may be another's
         env |= {"GIT_CONFIG_GLOBAL": f"{path}/gitconfig"}
         env |= {"XDG_CACHE_HOME": f"{path}/cache", "PIP_CACHE_DIR": f"{path}/pip"}
-        run("see it", see, clone(path / "see", env), env)
-        check_demo(readme, path / "see/jaxdefense-demo")
-        junit = path / "junit.xml"
-        run(
-            "test it",
-            test,
-            clone(path / "test", env),
-            env | {"PYTEST_ADDOPTS": f"--junitxml={junit}"},
-        )
-        check_skips(junit)
-        tree = clone(path / "torch", env)
-        run("torch environment", "python3 -m venv .venv", tree, env)
-        env |= {"PATH": f"{tree}/.venv/bin:{env['PATH']}"}
-        for command in TORCH:
-            run("torch environment", command, tree, env)
-        run("lint", "ruff check . && ruff format --check .", tree, env)
-        run("types", "basedpyright", tree, env)
-        compared = "python -m pytest -m 'torch and not slow'"
-        run("tests with torch", compared, tree, env)
+        junit, tree = path / "junit.xml", clone(path / "torch", env)
+        with_torch = env | {"PATH": f"{tree}/.venv/bin:{env['PATH']}"}
+
+        def seen_and_compared() -> None:
+            run("see it", see, clone(path / "see", env), env)
+            check_demo(readme, path / "see/jaxdefense-demo")
+            run("torch environment", "python3 -m venv .venv", tree, env)
+            for command in TORCH:
+                run("torch environment", command, tree, with_torch)
+            run("lint", "ruff check . && ruff format --check .", tree, with_torch)
+            run("types", "basedpyright", tree, with_torch)
+            compared = "python -m pytest -m 'torch and not slow'"
+            run("tests with torch", compared, tree, with_torch)
+
+        def tested() -> None:
+            report = {"PYTEST_ADDOPTS": f"--junitxml={junit}"}
+            run("test it", test, clone(path / "test", env), env | report)
+            check_skips(junit)
+
+        together(seen_and_compared, tested)
         left = BUDGET - (time.monotonic() - started)
         slow = "python -m pytest -m slow"
-        if left < 60 or not run("slow tests", slow, tree, env, left):
+        if left < 60 or not run("slow tests", slow, tree, with_torch, left):
             print(f"no time is left for all of the slow tests: {slow}")
     for phase, seconds in phases.items():
         print(f"{seconds:6.0f} s  {phase}")
@@ -192,4 +235,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Failed as error:
+        sys.exit(str(error))

@@ -238,6 +238,7 @@ def test_bench_idia_refuses_other_embeddings():
         compare(Asked(x_QME, other), "float32")
 
 
+@pytest.mark.slow
 def test_bench_end2end_defends_faces(capsys, here, photos):
     found = bench(capsys, "end2end", "--tower", "image", "--json", *photos)
     assert found["tower"] == "image" and found["run"]["seconds"]["jaxdefense"] > 0

@@ -8,6 +8,7 @@ import shlex
 import string
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxdefense.cli import main
@@ -119,7 +120,7 @@ def inputs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def short(monkeypatch):
-    """The same commands in seconds: few steps, small batches, few candidates."""
+    """The same commands in seconds: few steps, small batches, few candidates, one device."""
     halves, candidates = DefendBothConfig.halves, attacks.candidate_names
 
     def few(cfg):
@@ -134,6 +135,8 @@ def short(monkeypatch):
     def fewer(names, file, num, *args):
         return candidates(names, file, 40, *args)
 
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: one)
     monkeypatch.setattr(recall, "_NUM_NOBODY", 24)
     monkeypatch.setattr(recognise, "_NUM_NAMES", 40)
     monkeypatch.setattr(DefendBothConfig, "halves", few)
