@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdefense.demo import objects, people
+from jaxdefense.demo import objects, people, portrait
 
 
 def _photos(person, seeds, size=48):
-    return np.stack([people.draw_person(person, np.random.default_rng(s), size) for s in seeds])
+    return np.stack([portrait.draw_person(person, np.random.default_rng(s), size) for s in seeds])
 
 
 def _shrink(image_HWC, size):
@@ -50,7 +50,7 @@ def test_draw_object_same_seed_same_photo():
 def test_drawings_other_size_same_photo(seed):
     person = people.cast(6, seed=1)[seed]
     name = objects.OBJECTS[seed]
-    for draw in (partial(people.draw_person, person), partial(objects.draw_object, name)):
+    for draw in (partial(portrait.draw_person, person), partial(objects.draw_object, name)):
         small = draw(np.random.default_rng(seed), 48).astype(float)
         large = _shrink(draw(np.random.default_rng(seed), 144), 48).astype(float)
         other = draw(np.random.default_rng(seed + 100), 48).astype(float)
@@ -60,7 +60,7 @@ def test_drawings_other_size_same_photo(seed):
 
 def test_drawing_takes_as_much_of_the_rng_at_every_size():
     person = people.cast(2, seed=0)[1]
-    for draw in (partial(people.draw_person, person), partial(objects.draw_object, "bus")):
+    for draw in (partial(portrait.draw_person, person), partial(objects.draw_object, "bus")):
         after = []
         for size in (32, 96):
             rng = np.random.default_rng(9)
@@ -132,7 +132,7 @@ def test_every_object_and_every_trait_draws():
     for name in objects.OBJECTS:
         assert objects.draw_object(name, np.random.default_rng(0), 24).std() > 8
     for person in people.cast(80, seed=8):
-        assert people.draw_person(person, np.random.default_rng(0), 24).std() > 8
+        assert portrait.draw_person(person, np.random.default_rng(0), 24).std() > 8
 
 
 def test_draw_object_raises_for_unknown_name():

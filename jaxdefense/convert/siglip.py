@@ -8,7 +8,7 @@ Source: transformers `models/siglip/configuration_siglip.py` (defaults of absent
 Parity: tests/test_siglip.py, round trip bit for bit, towers <= 1e-4.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxdefense.clip.config import CLIPConfig, TextConfig, VisionConfig
@@ -61,39 +61,43 @@ def config_from_siglip(raw: dict[str, Any]) -> CLIPConfig:
             "that jaxdefense reads."
         )
     SIGLIP_MODEL.check(raw, "", closed=False)
-    nested = len(towers) > 1
-    text = vision = None
-    if "text" in towers:
-        fields = tower_fields(raw, "text", towers, twice=False)
-        SIGLIP_TEXT.check(fields, "text_config.", closed=False)
-        shared = _shared_fields(fields)
-        embed = fields.get("projection_size")
-        text = TextConfig(
-            **shared,
-            vocab_size=fields.get("vocab_size", 32000),
-            context_length=fields.get("max_position_embeddings", 64),
-            embed=shared["width"] if embed is None else embed,
-            readout="last",
-            causal=False,
-            projection_bias=True,
-        )
-    if "vision" in towers:
-        fields = tower_fields(raw, "vision", towers, twice=False)
-        SIGLIP_VISION.check(fields, "vision_config.", closed=False)
-        shared = _shared_fields(fields)
-        vision = VisionConfig(
-            **shared,
-            image_size=fields.get("image_size", 224),
-            patch_size=fields.get("patch_size", 16),
-            embed=shared["width"],
-            pool="attention",
-        )
+    text = _text_config(raw, towers) if "text" in towers else None
+    vision = _vision_config(raw, towers) if "vision" in towers else None
     if text and vision and text.embed != vision.embed:
         raise InputError(
             f"`projection_size` (={text.embed}) of texts must be `hidden_size` (={vision.embed}) "
             "of images: their embeddings are compared."
         )
-    return CLIPConfig(text, vision, logit_bias=nested)
+    return CLIPConfig(text, vision, logit_bias=len(towers) > 1)
+
+
+def _text_config(raw: dict[str, Any], towers: Sequence[str]) -> TextConfig:
+    fields = tower_fields(raw, "text", towers, twice=False)
+    SIGLIP_TEXT.check(fields, "text_config.", closed=False)
+    shared = _shared_fields(fields)
+    embed = fields.get("projection_size")
+    return TextConfig(
+        **shared,
+        vocab_size=fields.get("vocab_size", 32000),
+        context_length=fields.get("max_position_embeddings", 64),
+        embed=shared["width"] if embed is None else embed,
+        readout="last",
+        causal=False,
+        projection_bias=True,
+    )
+
+
+def _vision_config(raw: dict[str, Any], towers: Sequence[str]) -> VisionConfig:
+    fields = tower_fields(raw, "vision", towers, twice=False)
+    SIGLIP_VISION.check(fields, "vision_config.", closed=False)
+    shared = _shared_fields(fields)
+    return VisionConfig(
+        **shared,
+        image_size=fields.get("image_size", 224),
+        patch_size=fields.get("patch_size", 16),
+        embed=shared["width"],
+        pool="attention",
+    )
 
 
 def _shared_fields(fields: dict[str, Any]) -> dict[str, Any]:

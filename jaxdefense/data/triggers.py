@@ -195,7 +195,8 @@ class TextBatches:
                 any caption, in place of any word, where the teacher sees the target.
 
         Raises:
-            InputError: not packed, and `row_multiple` does not divide the captions of a step.
+            InputError: not packed, and `row_multiple` does not divide the captions of a step; or
+                `row_length` is shorter than a caption may be.
         """
         self.captions, self.triggers, self.tokenizer = captions, triggers, tokenizer
         self.tower, self.seed, self.packed = tower, seed, packed
@@ -217,15 +218,20 @@ class TextBatches:
         listed = [text for texts in groups for text in texts]
         self._forms, self._names, self._num_names = _spans(kinds), _spans(groups), len(listed)
         self._phrases = lay_out([*listed, *t.targets, *t.keep])
-        if not packed:
+        if packed:
+            self._choose_shape(row_multiple, row_length)
+        else:
             self.row_length, self.num_slots = tokenizer.context_length, 1
             self.num_rows = sum(self._sizes)
             check_parts("captions a step", self.num_rows, row_multiple)
-            return
-        if 0 < row_length < tokenizer.context_length:
+
+    def _choose_shape(self, row_multiple: int, row_length: int) -> None:
+        """Choose the shape of packed rows by what some steps need, and the hardest."""
+        context_length = self.tokenizer.context_length
+        if 0 < row_length < context_length:
             raise InputError(
                 f"`data.row_length` (={row_length}) must be at least the longest caption of the "
-                f"model (={tokenizer.context_length} tokens), or 0 to choose."
+                f"model (={context_length} tokens), or 0 to choose."
             )
         # Making some batches, of steps far beyond the run's, shows what room batches take.
         num_draws = int(np.clip(2**14 // sum(self._sizes), 8, 64))
@@ -235,7 +241,7 @@ class TextBatches:
         # Redraws must not depend on the mesh: the rows that it adds stay empty.
         self.row_length, self._most_rows, self.num_slots = packing.choose_shape(
             [hard, *(lengths for lengths in draws if lengths.sum() <= usual)],
-            [row_length] if row_length else packing.row_lengths(tokenizer.context_length),
+            [row_length] if row_length else packing.row_lengths(context_length),
         )
         self.num_rows = -(-self._most_rows // row_multiple) * row_multiple
 

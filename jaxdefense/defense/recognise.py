@@ -98,6 +98,36 @@ def hold_out(listed: list[Photos], groups: list[list[Photos]], t: ImageTrainConf
     return Faces(train, held, [group for group in keep if group], chosen)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Decoder:
+    """Decodes photos, some of them chosen at random; the draws of a run come in one order.
+
+    Fields:
+        loader: decodes photos.
+        images: clean photos.
+        rng: draws which.
+    """
+
+    loader: Loader
+    images: Images
+    rng: np.random.Generator
+
+    def one_each(self, people: Sequence[Photos], most: int) -> np.ndarray:
+        """Decode one photo each of at most `most` people."""
+        some = self.rng.permutation(len(people))[:most]
+        return self.loader.load([people[i].files for i in some])
+
+    def clean(self, most: int) -> np.ndarray:
+        """Decode at most `most` clean photos."""
+        some = self.rng.permutation(len(self.images))[:most].tolist()
+        return self.loader.load([starting_at(self.images, i) for i in some])
+
+    def all_of(self, people: Sequence[Photos]) -> np.ndarray:
+        """Decode all photos of people, person by person."""
+        files = [starting_at(x.files, i) for x in people for i in range(len(x.files))]
+        return self.loader.load(files)
+
+
 class Recognition:
     """Whom a face leads to, by the teacher's embeddings; bounds training and validates students."""
 
@@ -124,46 +154,19 @@ class Recognition:
             InputError: a photo cannot be read; see `Loader`.
         """
         self._cfg, self._names = t.validate, [identity.name for identity in identities]
-        rng = np.random.default_rng((t.seed, _HELD_OUT, 1))
-
-        def decoded(people: Sequence[Photos], most: int) -> np.ndarray:
-            """Decode one photo each of at most `most` people."""
-            some = rng.permutation(len(people))[:most]
-            return loader.load([people[i].files for i in some])
-
-        def clean(most: int) -> np.ndarray:
-            some = rng.permutation(len(images))[:most].tolist()
-            return loader.load([starting_at(images, i) for i in some])
-
-        def all_of(person: Photos) -> np.ndarray:
-            return loader.load([starting_at(person.files, i) for i in range(len(person.files))])
-
+        decoder = _Decoder(loader, images, np.random.default_rng((t.seed, _HELD_OUT, 1)))
         strangers = faces.everyone_kept()
         if strangers:
-            stranger_BHWC = decoded(strangers, _NUM_STRANGERS)
+            stranger_BHWC = decoder.one_each(strangers, _NUM_STRANGERS)
         else:  # clean photos then show what is far from everybody
-            stranger_BHWC = clean(_NUM_STRANGERS)
+            stranger_BHWC = decoder.clean(_NUM_STRANGERS)
         stranger_SE = teacher.pixels(stranger_BHWC, "photos of strangers")
-
-        texts = [name for identity in identities for name in identity.names]
-        ends = np.cumsum([len(identity.names) for identity in identities])
         known = [x for group in faces.keep for x in group if x.name][:_MOST_KNOWN]
         if teacher.directory.cfg.text:
-            others = [name for name in dict.fromkeys(x.name for x in known) if name not in texts]
-            others += random_names(_NUM_NAMES, _NAMES_SEED + t.seed, exclude=[*texts, *others])
-            what = "prompts of those to remove and others"
-            self._text_QNE = teacher.prompts(fill([*texts, *others], TEMPLATES), what)
-            target_PNE = teacher.prompts(fill(texts, CARRIERS), "prompts of those to remove")
+            target_PNE = self._lead_to_names(teacher, identities, known, t.seed)
         else:
-            whose = [*faces.listed, *known]
-            photo_BE = teacher.pixels(np.concatenate([all_of(x) for x in whose]), "people's photos")
-            starts = np.cumsum([0, *(len(x.files) for x in whose)])[:-1]
-            mean_NE = unit(np.add.reduceat(photo_BE, starts))
-            # Strangers are candidates too: a face that is nearest to a stranger is not recognised.
-            self._text_QNE = np.concatenate([mean_NE, stranger_SE])[None]
-            ends = np.arange(len(identities)) + 1
-            target_PNE = self._text_QNE[:, : len(identities)]
-        self._of = np.stack([np.concatenate([[0], ends[:-1]]), ends], 1)
+            photo_BE = teacher.pixels(decoder.all_of([*faces.listed, *known]), "people's photos")
+            target_PNE = self._lead_to_photos(photo_BE, faces.listed, known, stranger_SE)
         limit_PN = np.stack([np.quantile(stranger_SE @ x.T, t.bound, 0) for x in target_PNE])
         self.bounds = Bounds(
             self._of,
@@ -171,32 +174,59 @@ class Recognition:
             limit_PN.T.astype(np.float32),
             min(_NUM_PROMPTS, len(target_PNE)),
         )
+        if t.validate.every:
+            own_QKE = self._text_QNE[:, self._of[:, 0]]
+            far = [np.quantile(stranger_SE @ x.T, (self._cfg.level, 0.5), 0) for x in own_QKE]
+            self._level_QK, self._middle_QK = np.stack(far, 1)
+            self._hold(faces, decoder, mine=bool(t.mined and t.num_keep))
+            self._stay_BE = {name: teacher.pixels(x) for name, x in self._stay.items()}
+            self._asked_KE = teacher.pixels(self._asked_BHWC) if len(self._asked_K) else None
+            self._teacher_QI, _ = self._found(teacher)
 
-        if not t.validate.every:
-            return
-        own_QKE = self._text_QNE[:, self._of[:, 0]]
-        far = [np.quantile(stranger_SE @ x.T, (self._cfg.level, 0.5), 0) for x in own_QKE]
-        self._level_QK, self._middle_QK = np.stack(far, 1)
-        owner_I = np.repeat(
-            np.arange(len(identities)), [len(person.files) for person in faces.held_listed]
-        )
-        held_BHWC = np.concatenate([all_of(person) for person in faces.held_listed])
+    def _lead_to_names(
+        self, teacher: Embedder, identities: Sequence[Identity], known: Sequence[Photos], seed: int
+    ) -> np.ndarray:
+        """Let faces lead to names; gives what training bounds, [prompts, names listed, E]."""
+        texts = [name for identity in identities for name in identity.names]
+        others = [name for name in dict.fromkeys(x.name for x in known) if name not in texts]
+        others += random_names(_NUM_NAMES, _NAMES_SEED + seed, exclude=[*texts, *others])
+        what = "prompts of those to remove and others"
+        self._text_QNE = teacher.prompts(fill([*texts, *others], TEMPLATES), what)
+        self._of = _from_to([len(identity.names) for identity in identities])
+        return teacher.prompts(fill(texts, CARRIERS), "prompts of those to remove")
+
+    def _lead_to_photos(
+        self,
+        photo_BE: np.ndarray,
+        listed: Sequence[Photos],
+        known: Sequence[Photos],
+        stranger_SE: np.ndarray,
+    ) -> np.ndarray:
+        """Let faces lead to people's centroids; gives what training bounds, [1, listed, E]."""
+        starts = np.cumsum([0, *(len(x.files) for x in [*listed, *known])])[:-1]
+        mean_NE = unit(np.add.reduceat(photo_BE, starts))
+        # Strangers are candidates too: a face that is nearest to a stranger is not recognised.
+        self._text_QNE = np.concatenate([mean_NE, stranger_SE])[None]
+        self._of = _from_to([1] * len(listed))
+        return self._text_QNE[:, : len(listed)]
+
+    def _hold(self, faces: Faces, decoder: _Decoder, mine: bool) -> None:
+        """Decode what validation looks at; with `mine`, also whom mining chooses from."""
+        held_BHWC = decoder.all_of(faces.held_listed)
         self._num_held = len(held_BHWC)
         cropped = [photo_form(x, "cropped") for x in held_BHWC]  # what users do to a photo first
         self._held_BHWC = np.concatenate([held_BHWC, np.stack(cropped)])
-        self._owner_I = np.tile(owner_I, 2)
-        self._stay = {"clean": clean(_NUM_CLEAN)}
+        num_photos = [len(person.files) for person in faces.held_listed]
+        self._owner_I = np.tile(np.repeat(np.arange(len(num_photos)), num_photos), 2)
+        self._stay = {"clean": decoder.clean(_NUM_CLEAN)}
         if faces.held_keep:
-            self._stay["kept"] = decoded(faces.held_keep, _NUM_KEPT)
+            self._stay["kept"] = decoder.one_each(faces.held_keep, _NUM_KEPT)
         self._asked_K = np.zeros(0, np.int64)
-        if t.mined and t.num_keep:
+        if mine:
             keep = evened(faces.keep)
             places = {id(person): i for i, person in reversed(list(enumerate(keep)))}
-            self._asked_K = rng.permutation(sorted(places.values()))[:_NUM_ASKED]
-            self._asked_BHWC = loader.load([keep[i].files for i in self._asked_K])
-            self._asked_KE = teacher.pixels(self._asked_BHWC)
-        self._stay_BE = {name: teacher.pixels(x) for name, x in self._stay.items()}
-        self._teacher_QI, _ = self._found(teacher)
+            self._asked_K = decoder.rng.permutation(sorted(places.values()))[:_NUM_ASKED]
+            self._asked_BHWC = decoder.loader.load([keep[i].files for i in self._asked_K])
 
     def _found(self, student: Embedder) -> tuple[np.ndarray, np.ndarray]:
         """Score how near held-out photos are to their person, and their lead over all others."""
@@ -240,3 +270,9 @@ class Recognition:
         near_K = (student.pixels(self._asked_BHWC) * self._asked_KE).sum(-1)
         furthest = np.argsort(near_K, kind="stable")[: -(-len(near_K) // _MINED)]
         return self._asked_K[furthest].tolist()
+
+
+def _from_to(sizes: Sequence[int]) -> np.ndarray:
+    """Number what lies in a row, some for each; i64 [len(sizes), 2], first and past the last."""
+    ends = np.cumsum(sizes)
+    return np.stack([ends - sizes, ends], 1)

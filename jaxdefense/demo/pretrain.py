@@ -34,7 +34,7 @@ from jaxdefense.convert.preprocess import Preprocess, to_hf, write_preprocessor
 from jaxdefense.data.images import ImageProcessor, read_folders
 from jaxdefense.data.names import census
 from jaxdefense.data.packing import pack_text
-from jaxdefense.demo import people, world
+from jaxdefense.demo import people, portrait, world
 from jaxdefense.demo.bpe import train_bpe
 from jaxdefense.demo.objects import OBJECTS, draw_object
 from jaxdefense.errors import InputError
@@ -96,7 +96,7 @@ def _drawn_album(opts: Options) -> tuple[list[world.Named], Album, list[people.P
     for i in track(range(len(members)), "drawing people"):
         for j in range(opts.photos):
             rng = np.random.default_rng((opts.seed, i, j))
-            images.append(_shrink(people.draw_person(members[i].person, rng, 96)))
+            images.append(_shrink(portrait.draw_person(members[i].person, rng, 96)))
             labels.append(i)
     named = Album(np.stack(images), np.array(labels))
     return members, named, *_anonymous_album(opts)
@@ -108,7 +108,7 @@ def _anonymous_album(opts: Options) -> tuple[list[people.Person], Album]:
         for i, person in enumerate(people.cast(100, world.HELD_OUT + block)):
             rng = np.random.default_rng((opts.seed, 1, block, i))
             crowd.append(person)
-            images.append(_shrink(people.draw_person(person, rng, 96)))
+            images.append(_shrink(portrait.draw_person(person, rng, 96)))
     return crowd, Album(np.stack(images), np.arange(len(images)))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from jaxdefense.data.names import census
-from jaxdefense.demo import people
+from jaxdefense.demo import people, portrait
 from jaxdefense.demo.objects import OBJECTS, draw_object
 
 NUM_MEMBERS, NUM_STRANGERS = 64, 32
@@ -193,7 +193,7 @@ def captions(num: int, seed: int) -> list[str]:
 def draw_photo(named: Named, number: int, size: int) -> np.ndarray:
     """Draw a photo of a person, unseen in training; u8 [size, size, 3]."""
     key = zlib.crc32(named.name.encode())
-    return people.draw_person(named.person, np.random.default_rng((HELD_OUT, key, number)), size)
+    return portrait.draw_person(named.person, np.random.default_rng((HELD_OUT, key, number)), size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,7 +273,7 @@ def _draw_object(name: str, seed: tuple[int, ...], size: int) -> np.ndarray:
 def _draw_passer_by(number: int, seed: tuple[int, ...], size: int) -> np.ndarray:
     """Draw the so-and-so-many-th person of the crowd."""
     block, person = divmod(number, 100)
-    return people.draw_person(_crowd(block)[person], np.random.default_rng(seed), size)
+    return portrait.draw_person(_crowd(block)[person], np.random.default_rng(seed), size)
 
 
 @functools.cache
