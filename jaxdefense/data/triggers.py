@@ -200,8 +200,7 @@ class TextBatches:
         """
         self.captions, self.triggers, self.tokenizer = captions, triggers, tokenizer
         self.tower, self.seed, self.packed = tower, seed, packed
-        self._sizes = num_clean, num_poisoned, num_name
-        self._carriers = carriers
+        self._sizes, self._carriers = (num_clean, num_poisoned, num_name), carriers
         if carriers:
             lengths = carriers.captions.contents(np.arange(len(carriers.word_P))).lengths
             self._shortest = np.argsort(lengths, kind="stable")
