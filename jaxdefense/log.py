@@ -6,6 +6,7 @@ what is shown, and without a decision sees warnings alone. The command line show
 """
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +39,11 @@ class _Output:
     def __init__(self, command: str, file: IO[str] | None = None):
         """Write to a file, or to standard error."""
         self.command = command
-        self.console = Console(file=file, stderr=file is None, soft_wrap=True)
+        # FORCE_COLOR and its like would make a terminal of a log, and bars of its lines.
+        terminal = (file or sys.stderr).isatty()
+        self.console = Console(
+            file=file, stderr=file is None, soft_wrap=True, force_terminal=terminal
+        )
         self.bars = _bars(self.console) if self.console.is_terminal else None
 
     def handler(self) -> logging.Handler:

@@ -163,7 +163,9 @@ def test_library_says_nothing_but_warnings():
     assert (done.stdout, done.stderr) == ("", "yes\n")
 
 
-def test_without_a_terminal_each_line_has_time_and_command(capsys):
+@pytest.mark.parametrize("force", ["", "1"])
+def test_without_a_terminal_each_line_has_time_and_command(capsys, monkeypatch, force):
+    monkeypatch.setenv("FORCE_COLOR", force)
     with log.shown("attack"):
         logger.info("`run/[red]x[/red]` 100% :smile:")
         logger.warning("not cached")

@@ -140,7 +140,8 @@ def run(
         watch: validates, and may end the run early.
 
     Raises:
-        Diverged: a metric or a parameter is not finite; the message names it and the step.
+        Diverged: a metric or a parameter is not finite, and no state passed validation before; the
+            message names it and the step.
         Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
         OutOfMemory: a step does not fit a device.
         InputError: the directory's checkpoint belongs to another model.
@@ -162,7 +163,12 @@ def run(
         training = _Training(step_fn, state, cfg, log, progress, start)
         del state  # its arrays are donated to the steps
         take = partial(training.take, place=place, teacher=teacher, key=key)
-        _take_all(training, take, batches, checkpoints, received, watch)
+        try:
+            _take_all(training, take, batches, checkpoints, received, watch)
+        except Diverged as error:
+            if not (watch and watch.reached):
+                raise
+            logger.warning(f"{error} The run ends here: a state before it passed validation.")
     seconds = time.monotonic() - started
     return Outcome(training.state, training.metrics, seconds, training.throughput())
 

@@ -298,6 +298,11 @@ class Watch:
         return state
 
     @property
+    def reached(self) -> bool:
+        """Tell whether a state passed, other than the teacher."""
+        return any(verdict.reached for _, verdict in self.found[1:])
+
+    @property
     def finished(self) -> bool:
         """Tell whether the best state passed, with no better one in `patience` validations."""
         done = self.found[1:]
