@@ -206,10 +206,12 @@ def _remove_if_empty(path: Path) -> None:
 def _difference(found: Any, wanted: dict[str, Any], at: str = "") -> str:
     if not isinstance(found, dict):
         return "its config.json cannot be read"
-    for key in wanted.keys() | found.keys():
+    for key in dict.fromkeys([*wanted, *found]):
         old, new = found.get(key), wanted.get(key)
         if old != new:
             if isinstance(old, dict) and isinstance(new, dict):
                 return _difference(old, new, f"{at}{key}.")
-            return f"`{at}{key}` is {old!r} there, {new!r} here"
+            # A run of another version may lack a setting, or have one more.
+            there, here = (repr(x[key]) if key in x else "unknown" for x in (found, wanted))
+            return f"`{at}{key}` is {there} there, {here} here"
     return "no difference"

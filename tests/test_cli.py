@@ -24,7 +24,7 @@ from jaxdefense.convert import directory
 from jaxdefense.errors import InputError
 from jaxdefense.files import locked
 from jaxdefense.huge_pages import ask_for_huge_pages
-from jaxdefense.run_directory import claimed
+from jaxdefense.run_directory import _difference, claimed
 
 SIZES = ["train.num_clean=8", "train.num_poisoned=8", "train.steps=3"]
 SMALL = [*SIZES, *PAPER_TEXT_FLAGS]
@@ -121,6 +121,20 @@ def no_tokenizer(inputs):
 def another_run(inputs):
     (inputs / "run").mkdir()
     (inputs / "run" / "config.json").write_text('{"train": {"steps": 9}}')
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"a": 1, "b": {"c": 2, "d": 3}}, "no difference"),
+        ({"a": 2, "b": {"c": 2}}, "`a` is 2 there, 1 here"),
+        ({"a": 1, "b": {"c": 2}}, "`b.d` is unknown there, 3 here"),
+        ({"a": 1, "b": {"c": 2, "d": 3, "e": ""}}, "`b.e` is '' there, unknown here"),
+        (None, "its config.json cannot be read"),
+    ],
+)
+def test_runs_differ_in_the_first_setting_that_differs(found, said):
+    assert _difference(found, {"a": 1, "b": {"c": 2, "d": 3}}) == said
 
 
 def finished_run(inputs):
