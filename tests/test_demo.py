@@ -100,7 +100,8 @@ def demo(out, until=None, signum=0):
     """Run a demo, or send it a signal once something holds; gives its code and what it said."""
     command = [sys.executable, "-m", "jaxdefense.cli", "demo", "--people", "16", "--out", str(out)]
     # Its steps are large enough for some optimisation to pay.
-    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=1"}
+    flags = os.environ.get("XLA_FLAGS", "").replace("level=0", "level=1")
+    env = os.environ | {"XLA_FLAGS": flags}
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env
     )

@@ -93,6 +93,12 @@ def test_commands_are_found():
     assert commands(text) == ["jaxdefense defend text --out run"]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=names)
+def test_pages_use_what_the_world_has(page):
+    used = set(re.findall(r"\bworld\.(\w+)\(", page.read_text()))
+    assert [name for name in sorted(used) if not hasattr(world, name)] == []
+
+
 def test_python_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs/python.md").read_text()

@@ -443,5 +443,8 @@ def test_validation_says_who_is_left_and_what_moved():
     assert "did not pass" in text and "Ann &lt;Lee&gt;" in text and "28.6%" in text
     assert "step 1,175" in text and "58.0%" in text and "0.977" in text
     passed = validated(TextDefenseSummary(**found, reached=True))
-    assert "did not pass" not in passed and "passed" in passed
+    assert "did not pass" not in passed and "passed" in passed and "diverged" not in passed
+    diverged = TextDefenseSummary(**found, reached=True, diverged_at_step=1180)
+    assert "diverged at step 1,180" in validated(diverged)
+    assert "diverged at step 1180" in diverged.verdict()
     assert validated(TextDefenseSummary(**DEFENSE)) == ""

@@ -548,7 +548,7 @@ def test_run_broken_off_and_gone_on_with_is_the_same_run(tmp_path, whole, at, ho
     assert run.best() == Run.best(whole_again(whole))
 
 
-@pytest.mark.parametrize("after, reached", [(2, False), (17, True)])
+@pytest.mark.parametrize("after, reached", [(2, False), (4, False), (17, True)])
 def test_run_that_diverges_gives_the_state_that_passed_before(tmp_path, after, reached):
     def diverging(state, teacher, batch, key):
         state, metrics = fake_step(state, teacher, batch, key)
@@ -557,11 +557,12 @@ def test_run_that_diverges_gives_the_state_that_passed_before(tmp_path, after, r
 
     run = Run(tmp_path / "run")
     if not reached:
-        with pytest.raises(loop.Diverged, match="step 2: `total` is"):
+        with pytest.raises(loop.Diverged, match=f"step {after}: `total` is"):
             run(step=diverging)
         return
     run(step=diverging)
     assert "step 17: `total` is nan" in run.said and "passed validation" in run.said
+    assert run.outcome.diverged_at_step == 18
     want = min((x for x in slow_run(STEPS)[0] if x[0] <= after), key=lambda x: x[3].badness)
     step, _, _, found = run.best()
     assert step == want[0] and found.reached

@@ -72,6 +72,7 @@ def run(plan: Plan[D], resume: bool = False) -> D:
     corrupt = {"corrupt": _corrupt(plan.loader)} if plan.loader else {}
     summary = plan.summary(
         steps=plan.cfg.train.steps,
+        diverged_at_step=outcome.diverged_at_step,
         seconds=round(outcome.seconds, 3),
         samples_per_second=round(outcome.samples_per_second, 3),
         final={name: x for name, x in outcome.metrics.items() if name not in _OF_THE_STEP},

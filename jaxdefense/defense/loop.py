@@ -74,12 +74,16 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The result of a run: last state, last metrics, seconds and samples/s of this process."""
+    """The result of a run: last state, last metrics, seconds and samples/s of this process.
+
+    The step after which training was seen to diverge is None if it did not.
+    """
 
     state: TrainState
     metrics: dict[str, float]
     seconds: float
     samples_per_second: float
+    diverged_at_step: int | None = None
 
 
 class _Steps:
@@ -163,14 +167,16 @@ def run(
         training = _Training(step_fn, state, cfg, log, progress, start)
         del state  # its arrays are donated to the steps
         take = partial(training.take, place=place, teacher=teacher, key=key)
+        diverged_at_step = None
         try:
             _take_all(training, take, batches, checkpoints, received, watch)
         except Diverged as error:
             if not (watch and watch.reached):
                 raise
             logger.warning(f"{error} The run ends here: a state before it passed validation.")
-    seconds = time.monotonic() - started
-    return Outcome(training.state, training.metrics, seconds, training.throughput())
+            diverged_at_step = training.done
+    seconds, rate = time.monotonic() - started, training.throughput()
+    return Outcome(training.state, training.metrics, seconds, rate, diverged_at_step)
 
 
 def _take_all(

@@ -9,14 +9,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib import import_module
 
 from jaxdefense.demo.world import Drawing
 from jaxdefense.log import Progress
 
 _CHUNK = 50  # photos that a process is given at a time
+_MOST = 16  # processes
 
 
 def draw_all(lister: Callable[..., Sequence[Drawing]], args: Sequence[str], doing: str) -> None:
@@ -31,48 +32,68 @@ def draw_all(lister: Callable[..., Sequence[Drawing]], args: Sequence[str], doin
         RuntimeError: a process failed; it says why on standard error.
     """
     num = len(lister(*args))
-    starts, failed = iter(range(0, num, _CHUNK)), threading.Event()
-    path = os.pathsep.join(map(os.path.abspath, sys.path))
+    starts, stop = iter(range(0, num, _CHUNK)), threading.Event()
     command = [sys.executable, "-P", "-m", __name__, lister.__module__, lister.__name__, *args]
+    num_processes = min(_num_cpus(), _MOST, -(-num // _CHUNK))
+    with Progress(doing, num) as progress, ThreadPoolExecutor(num_processes) as pool:
 
-    def work(progress: Progress) -> None:
-        with subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-            env=os.environ | {"PYTHONPATH": path},
-        ) as process:
-            assert process.stdin and process.stdout
-            for start in starts:
-                if failed.is_set():
-                    break
-                process.stdin.write(f"{start}\n")
-                if not process.stdout.readline():
-                    failed.set()
-                    raise RuntimeError(f"{doing}: a process failed; see what it says above.")
+        def work() -> None:
+            for start in _drawn(command, starts, stop):
                 progress.advance(min(_CHUNK, num - start))
 
-    num_processes = min(getattr(os, "process_cpu_count", os.cpu_count)() or 1, -(-num // _CHUNK))
-    with Progress(doing, num) as progress, ThreadPoolExecutor(num_processes) as pool:
         try:
-            done = [pool.submit(work, progress) for _ in range(num_processes)]
-            for one in done:
+            for one in as_completed([pool.submit(work) for _ in range(num_processes)]):
                 one.result()
-        except BaseException:
-            failed.set()
-            raise
+        except OSError as error:
+            raise RuntimeError(f"{doing}: a process failed; see what it says above.") from error
+        finally:
+            stop.set()
+
+
+def _num_cpus() -> int:
+    """Count the CPUs that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+
+
+def _drawn(command: Sequence[str], starts: Iterator[int], stop: threading.Event) -> Iterator[int]:
+    """Let a process draw from the next of `starts` on, again and again; gives those done.
+
+    Raises:
+        OSError: the process ended.
+    """
+    path = os.pathsep.join(map(os.path.abspath, sys.path))
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        env=os.environ | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
+    ) as process:
+        assert process.stdin and process.stdout
+        for start in starts:
+            if stop.is_set():
+                return
+            process.stdin.write(f"{start}\n")
+            if not process.stdout.readline():
+                raise BrokenPipeError("no answer")
+            yield start
 
 
 def main() -> None:
     """Draw the photos from each number on that standard input gives, until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: whoever started this ends it
+    parent = os.getppid()
     module, name, *args = sys.argv[1:]
     drawings = getattr(import_module(module), name)(*args)
     for line in sys.stdin:
         start = int(line)
         for drawing in drawings[start : start + _CHUNK]:
+            if os.getppid() != parent:  # it was killed; another may have begun anew
+                return
             drawing.write()
         print("done", flush=True)
 

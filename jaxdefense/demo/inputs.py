@@ -83,7 +83,7 @@ def draw_inputs(who: Roles, path: Path) -> None:
     """
     part = path.with_name(f".{path.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    # It may be there: processes of a demo that was killed draw their last photos, the same as here.
+    # It may be back: a process of a demo that was killed finishes its photo, the same as here.
     part.mkdir(exist_ok=True)
     size = SIZES[len(who.members)]
     people = f"{len(who.members)} people, {len(who.strangers)} strangers and objects"

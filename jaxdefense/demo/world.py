@@ -271,7 +271,7 @@ def _draw_object(name: str, seed: tuple[int, ...], size: int) -> np.ndarray:
 
 
 def _draw_passer_by(number: int, seed: tuple[int, ...], size: int) -> np.ndarray:
-    """Draw the so-and-so-many-th person of the crowd."""
+    """Draw the person of this number in the crowd."""
     block, person = divmod(number, 100)
     return portrait.draw_person(_crowd(block)[person], np.random.default_rng(seed), size)
 

@@ -139,7 +139,7 @@ def _models(cfg: EvaluateConfig, cache: ArrayCache | None) -> tuple[Embedder, Em
     if student.directory.cfg != teacher.directory.cfg:
         raise InputError(
             f"`teacher` (={cfg.teacher}) has other sizes than `model.path` (={cfg.model.path}); "
-            "give the model that was defended."
+            "give the model as it was before the defense."
         )
     return student, teacher
 
