@@ -234,8 +234,8 @@ def inputs(tmp_path, monkeypatch):
 
 SLOW = {  # the command, and what it says of how far it is
     "attack": (
-        "attack --model model --faces faces --set num_candidates=9 --set batch=4 --out out",
-        r"embedding prompts \d+ of 189, .+ left",
+        "attack --model model --faces faces --set num_candidates=6 --set batch=4 --out out",
+        r"embedding prompts \d+ of 126, .+ left",
     ),
     "evaluate": (
         "evaluate --model model --teacher model --captions captions.txt --set batch=1 --out out",
