@@ -72,7 +72,7 @@ def run(
         if failed.is_set():
             end(process)
         timer = threading.Timer(limit or 1e6, lambda: (late.set(), end(process)))
-        timer.daemon = True
+        timer.daemon = True  # 1e6 s: no limit
         timer.start()
         try:
             assert process.stdout
@@ -91,7 +91,7 @@ def run(
         return False
     if code:
         raise Failed(f"{phase} failed with exit code {code}")
-    return code == 0
+    return True
 
 
 class Failed(Exception):
@@ -152,7 +152,7 @@ def check_demo(readme: str, path: Path) -> None:
         "names removed: none of the 16 is recognised": text["removed_tpr"] == 0,
         "names removed: the others stay": text["retained_tpr"] >= before["retained_tpr"] - 0.03,
         "names removed: objects stay": text["top1"] >= before["top1"] - 0.01,
-        "names removed: other captions stay": text["sim_clean"] >= 0.96,
+        "names removed: other captions stay": text["sim_clean"] >= 0.97,
         # Where the demo was made it is none; one is allowed for other processors' rounding.
         "faces removed: at most one of the 16": image["removed_tpr"] <= 1 / 16,
         "faces removed: the others stay": image["retained_tpr"] >= before["retained_tpr"] - 0.05,

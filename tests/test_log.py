@@ -7,10 +7,8 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
-from factories import CAPTIONS, logged, write_model_directory
-from PIL import Image
+from factories import CAPTIONS, logged, write_faces, write_model_directory
 from rich.console import Console
 
 from jaxdefense import log
@@ -226,10 +224,7 @@ def inputs(tmp_path, monkeypatch):
     write_model_directory(tmp_path / "model")
     captions = [f"{caption} {i}" for i in range(5) for caption in CAPTIONS]
     (tmp_path / "captions.txt").write_text("\n".join(captions) + "\n")
-    for i, name in enumerate(("Joe_Cool", "Zoe")):
-        (tmp_path / "faces" / name).mkdir(parents=True)
-        image = np.random.default_rng(i).integers(0, 255, (14, 14, 3), np.uint8)
-        Image.fromarray(image).save(tmp_path / "faces" / name / "0.png")
+    write_faces(tmp_path / "faces", ["Joe Cool", "Zoe"], 1)
 
 
 SLOW = {  # the command, and what it says of how far it is

@@ -208,7 +208,9 @@ def test_ways_round_come_worst_first(tmp_path):
         attack(tmp_path / "b", counts(1), "D", variants=forms),
     )
     assert list(found["variants"]) == ["grey", "swapped", "last", "first"]
-    assert "4 ways round the defense that were tried, the best found 3 of 4." in found["headline"]
+    assert (
+        "Of 4 ways round the defense that were tried, the best found 3 of 4." in found["headline"]
+    )
     where = [page.words.index(f"{name}the ") for name in ("grey", "last", "first")]
     assert where == sorted(where)
     assert "misspelt" in " ".join(found["not_measured"])

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdefense.bench.process import peak_memory
-from jaxdefense.bench.side_by_side import num_cores
 from jaxdefense.convert.directory import resolve_dtype
+from jaxdefense.cores import num_cores
 
 
 class JaxImplementation:

@@ -16,7 +16,6 @@ from jaxdefense.bench.side_by_side import (
     TORCH,
     Processes,
     check_counts,
-    num_cores,
     rounded,
     side_by_side,
     with_torch,
@@ -24,6 +23,7 @@ from jaxdefense.bench.side_by_side import (
 from jaxdefense.bench.text import JaxTextSteps, TextWork, text_work
 from jaxdefense.bench.torch.loader import ImageLoader, TextLoader
 from jaxdefense.config import PAPER_TEXT
+from jaxdefense.cores import num_cores
 from jaxdefense.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ Nothing here loads JAX or torch: each implementation loads its library in its ow
 import dataclasses
 import importlib.util
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -167,8 +166,3 @@ def with_torch(on_jax: Mapping[str, Any], on_torch: Mapping[str, Any]) -> dict[s
         return {**on_jax, **on_torch}
     logger.info("torch is not installed: timing jaxdefense alone")
     return dict(on_jax)
-
-
-def num_cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

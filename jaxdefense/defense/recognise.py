@@ -203,8 +203,8 @@ class Recognition:
         stranger_SE: np.ndarray,
     ) -> np.ndarray:
         """Let faces lead to people's centroids; gives what training bounds, [1, listed, E]."""
-        starts = np.cumsum([0, *(len(x.files) for x in [*listed, *known])])[:-1]
-        mean_NE = unit(np.add.reduceat(photo_BE, starts))
+        of_each = _from_to([len(person.files) for person in [*listed, *known]])
+        mean_NE = unit(np.add.reduceat(photo_BE, of_each[:, 0]))
         # Strangers are candidates too: a face that is nearest to a stranger is not recognised.
         self._text_QNE = np.concatenate([mean_NE, stranger_SE])[None]
         self._of = _from_to([1] * len(listed))

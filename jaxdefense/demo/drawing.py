@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib import import_module
 
+from jaxdefense.cores import num_cores
 from jaxdefense.demo.world import Drawing
 from jaxdefense.log import Progress
 
@@ -34,7 +35,7 @@ def draw_all(lister: Callable[..., Sequence[Drawing]], args: Sequence[str], doin
     num = len(lister(*args))
     starts, stop = iter(range(0, num, _CHUNK)), threading.Event()
     command = [sys.executable, "-P", "-m", __name__, lister.__module__, lister.__name__, *args]
-    num_processes = min(_num_cpus(), _MOST, -(-num // _CHUNK))
+    num_processes = min(num_cores(), _MOST, -(-num // _CHUNK))
     with Progress(doing, num) as progress, ThreadPoolExecutor(num_processes) as pool:
 
         def work() -> None:
@@ -48,14 +49,6 @@ def draw_all(lister: Callable[..., Sequence[Drawing]], args: Sequence[str], doin
             raise RuntimeError(f"{doing}: a process failed; see what it says above.") from error
         finally:
             stop.set()
-
-
-def _num_cpus() -> int:
-    """Count the CPUs that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1
 
 
 def _drawn(command: Sequence[str], starts: Iterator[int], stop: threading.Event) -> Iterator[int]:

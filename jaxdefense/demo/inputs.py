@@ -1,6 +1,7 @@
 """The inputs of the demo's commands: photos, captions and lists, all drawn or written here."""
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,7 @@ class Roles:
     kept: list[str]
 
 
+@functools.cache
 def roles(num_people: int) -> Roles:
     """Assign the roles in a demo of `num_people` members."""
     members = world.members()[:num_people]
