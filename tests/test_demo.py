@@ -144,6 +144,8 @@ def test_demo_that_is_broken_off_ends_as_one_without_a_break(tmp_path):
     code, err = demo(out)
     assert code == 0 and "drawing" not in err and "resuming at step" in err, err
     assert err.count("defended model: ") == 1  # of the faces
+    check_figures(out)
+    check_inputs(out)
     broken_off = read(out / "run" / "summary.json")
     summary = read(out / "summary.json")
     # Once more, without a break. What has finished is not done again.
