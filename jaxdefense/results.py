@@ -472,6 +472,90 @@ class EvaluationSummary(Result):
         ]
 
 
+# Proofs
+
+
+class Mean(TypedDict):
+    """A mean over people, photos or texts, its 95 % interval, and over how many."""
+
+    mean: float
+    interval: tuple[float, float]
+    num: int
+
+
+Groups = dict[str, Mean]  # by group of people, or by what it is a mean over
+
+
+class Point(TypedDict):
+    """What was measured at one place of a curve, by group."""
+
+    at: float
+    groups: Groups
+
+
+class ProofCurve(TypedDict):
+    """A figure over something, by model.
+
+    Fields:
+        unit: of `at`.
+        models: by model, points by rising `at`.
+    """
+
+    unit: str
+    models: dict[str, list[Point]]
+
+
+class ProofPart(TypedDict):
+    """What one part of a proof found.
+
+    Fields:
+        seconds: it took.
+        figures: figure -> model -> group.
+        curves: by figure.
+        people: name -> value -> how much.
+        notes: what was assumed, skipped or cut short, in sentences.
+    """
+
+    seconds: float
+    figures: dict[str, dict[str, Groups]]
+    curves: dict[str, ProofCurve]
+    people: dict[str, dict[str, float]]
+    notes: list[str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProofSummary(Result):
+    """A proof: a defended model and the model before, put to attacks.
+
+    Fields:
+        verdict: sentences for whoever reads nothing else.
+        not_tested: what was not, each with the reason.
+        groups: people attacked, by group: `removed`, others and `strangers`.
+        absent: people on the list without photos.
+        parts: by name.
+        date: of the end, as in ISO 8601.
+        model_sha256, teacher_sha256, reference_sha256: digests of the weights; "" for no reference.
+        dtype: of the computation.
+    """
+
+    kind = "proof"
+
+    verdict: list[str]
+    not_tested: list[str]
+    groups: dict[str, list[str]]
+    absent: list[str] = dataclasses.field(default_factory=list)
+    parts: dict[str, ProofPart]
+    date: str
+    model_sha256: str
+    teacher_sha256: str
+    reference_sha256: str = ""
+    dtype: str
+
+    def sentences(self, out: str) -> list[str]:
+        """See `Result`."""
+        return [*self.verdict, f"`{out}` holds the results, and report.html on them."]
+
+
 # Sweeps
 
 
@@ -653,6 +737,7 @@ _KINDS: dict[str, type[Summary]] = {
         BothDefenseSummary,
         AttackSummary,
         EvaluationSummary,
+        ProofSummary,
         SweepSummary,
         CellSummary,
         UndefendedSummary,

@@ -5,6 +5,9 @@ it makes a model that knows these people, so anyone can build a testbed from pho
 
     python -m jaxdefense.demo.pretrain --faces DIR --held-out DIR --out DIR
 
+With `--without names.txt` it trains the model that never knew the people listed: the reference
+that a defended model is measured against (`prove --reference`).
+
 The loss is contrastive, as in CLIP (Radford et al. 2021, section 2.3). Every step shows as many
 different people as fit, each once, beside objects and people without a name. So within a step no
 caption of a named person fits two photos.
@@ -13,9 +16,10 @@ caption of a named person fits two photos.
 import argparse
 import dataclasses
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +35,8 @@ from jaxdefense.clip.text import Text
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.convert.directory import write_new
 from jaxdefense.convert.preprocess import Preprocess, to_hf, write_preprocessor
-from jaxdefense.data.images import ImageProcessor, read_folders
+from jaxdefense.data.identities import Identity, read_identities
+from jaxdefense.data.images import ImageProcessor, Photos, read_folders
 from jaxdefense.data.names import census
 from jaxdefense.data.packing import pack_text
 from jaxdefense.demo import people, portrait, world
@@ -39,10 +44,13 @@ from jaxdefense.demo.bpe import train_bpe
 from jaxdefense.demo.objects import OBJECTS, draw_object
 from jaxdefense.errors import InputError
 from jaxdefense.paths import check_given
+from jaxdefense.words import folded_words, some
 
 IMAGE_SIZE, PATCH, EMBED, VOCAB = 48, 8, 128, 2048
 _MARGIN = 4  # pixels a training photo may be shifted by
 _ROW_LENGTH = 80
+
+_Somebody = TypeVar("_Somebody", world.Named, Photos)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,16 +98,18 @@ def _shrink(image: np.ndarray) -> np.ndarray:
     return processor(Image.fromarray(image))
 
 
-def _drawn_album(opts: Options) -> tuple[list[world.Named], Album, list[people.Person], Album]:
-    members = world.members()
+def _drawn_album(
+    members: list[world.Named], opts: Options
+) -> tuple[Album, list[people.Person], Album]:
     images, labels = [], []
+    number = {member.name: i for i, member in enumerate(world.members())}
     for i in track(range(len(members)), "drawing people"):
         for j in range(opts.photos):
-            rng = np.random.default_rng((opts.seed, i, j))
+            # Each photo is the same, whoever else is left out.
+            rng = np.random.default_rng((opts.seed, number[members[i].name], j))
             images.append(_shrink(portrait.draw_person(members[i].person, rng, 96)))
             labels.append(i)
-    named = Album(np.stack(images), np.array(labels))
-    return members, named, *_anonymous_album(opts)
+    return Album(np.stack(images), np.array(labels)), *_anonymous_album(opts)
 
 
 def _anonymous_album(opts: Options) -> tuple[list[people.Person], Album]:
@@ -122,21 +132,20 @@ def _object_album(opts: Options) -> Album:
     return Album(np.stack(images), np.array(labels))
 
 
-def _photo_album(faces: Path, held_out: Path | None) -> tuple[list[str], Album]:
+def _photo_album(everyone: Sequence[Photos], held_out: Path | None) -> Album:
     """Read people's photos; if `held_out` is given, every second photo goes there instead."""
-    names, files, labels = [], [], []
-    for i, person in enumerate(read_folders(faces, "faces")):
+    files, labels = [], []
+    for i, person in enumerate(everyone):
         train = person.files[::2] if held_out else person.files
         if held_out:
             out = held_out / person.name.replace(" ", "_")
             out.mkdir(parents=True)
             for file in person.files[1::2]:
                 (out / Path(str(file)).name).write_bytes(file.read_bytes())
-        names.append(person.name)
         files += train
         labels += [i] * len(train)
     size = IMAGE_SIZE + 2 * _MARGIN
-    return names, Album(ImageProcessor(size, size).load(files), np.array(labels))
+    return Album(ImageProcessor(size, size).load(files), np.array(labels))
 
 
 def _augment(image_BHWC: jax.Array, key: jax.Array, strong: bool) -> jax.Array:
@@ -213,6 +222,49 @@ class Corpus:
         return texts + [name for which in ("female", "male", "last") for name in census(which)]
 
 
+def _corpus(
+    faces: Path | None, held_out: Path | None, without: Path | None, opts: Options
+) -> Corpus:
+    """Read or draw all photos, except those of the people in the file `without`.
+
+    Raises:
+        InputError: an input is wrong, or the file names someone who is not there, or everyone.
+    """
+    left_out = read_identities(without) if without else []
+    if faces:
+        everyone = read_folders(faces, "faces")
+        people = _without(everyone, left_out, without)
+        named = _photo_album(people, held_out)
+        crowd, anonymous = _anonymous_album(opts)
+        names = [person.name for person in people]
+        return Corpus(names, named, _object_album(opts), crowd, anonymous, [])
+    members = _without(world.members(), left_out, without)
+    named, crowd, anonymous = _drawn_album(members, opts)
+    names = [member.name for member in members]
+    return Corpus(names, named, _object_album(opts), crowd, anonymous, members)
+
+
+def _without(
+    everyone: list[_Somebody], left_out: Sequence[Identity], where: Path | None
+) -> list[_Somebody]:
+    """List the people whom no name of those left out fits."""
+    by_name = {folded_words(person.name): person for person in everyone}
+    gone = [
+        [key for key in map(folded_words, identity.names) if key in by_name]
+        for identity in left_out
+    ]
+    if missing := [x.name for x, keys in zip(left_out, gone, strict=True) if not keys]:
+        raise InputError(
+            f"names file `{where}`: there is no {some(missing)} to leave out; give people of "
+            "those trained on."
+        )
+    keys = {key for found in gone for key in found}
+    rest = [person for key, person in by_name.items() if key not in keys]
+    if not rest:
+        raise InputError(f"names file `{where}` leaves nobody to train on; list fewer people.")
+    return rest
+
+
 def train(corpus: Corpus, out: Path, opts: Options, strong: bool) -> None:
     """Train and write the model directory `out`."""
     out.mkdir(parents=True, exist_ok=False)
@@ -270,6 +322,7 @@ def main() -> None:
     parser.add_argument(
         "--held-out", type=Path, help="directory for every second photo, not trained on"
     )
+    parser.add_argument("--without", type=Path, help="names file of people not to train on")
     for field in dataclasses.fields(Options):
         kind = type(field.default)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
@@ -280,14 +333,10 @@ def main() -> None:
     except InputError as error:
         parser.error(str(error))
     opts = Options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Options)})
-    if args.faces:
-        names, named = _photo_album(args.faces, args.held_out)
-        crowd, anonymous = _anonymous_album(opts)
-        corpus = Corpus(names, named, _object_album(opts), crowd, anonymous, [])
-    else:
-        members, named, crowd, anonymous = _drawn_album(opts)
-        names = [member.name for member in members]
-        corpus = Corpus(names, named, _object_album(opts), crowd, anonymous, members)
+    try:
+        corpus = _corpus(args.faces, args.held_out, args.without, opts)
+    except InputError as error:
+        parser.error(str(error))
     train(corpus, args.out, opts, strong=bool(args.faces))
 
 

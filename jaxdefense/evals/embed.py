@@ -147,11 +147,25 @@ class Embedder:
             which: encoder to replace.
             tower: new encoder, sharded as this model's is; the result uses no cache.
         """
-        other = copy.copy(self)
         flat = dict(nnx.to_flat_state(self._params))
         for path, value in nnx.to_flat_state(nnx.split(tower)[1]):
             flat[which, *path] = value
-        other._params = nnx.from_flat_state(flat)
+        return self.with_params(nnx.from_flat_state(flat))
+
+    @property
+    def graphdef(self) -> nnx.GraphDef:
+        """Structure of the model."""
+        return self._graphdef
+
+    @property
+    def params(self) -> nnx.State:
+        """Parameters of the model, f32, sharded over the mesh."""
+        return self._params
+
+    def with_params(self, params: nnx.State) -> "Embedder":
+        """Return the same model with other parameters, laid out as `params`; it uses no cache."""
+        other = copy.copy(self)
+        other._params = params
         other._digests, other._cache = {}, ArrayCache(OFF)
         return other
 

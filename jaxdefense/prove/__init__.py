@@ -1,0 +1,1 @@
+"""The proof: a defended model put to attacks, and to what may happen to it afterwards."""

@@ -1,0 +1,29 @@
+"""Sums up what a part of a proof measured of people."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from jaxdefense.idia.statistics import mean_interval, wilson
+from jaxdefense.results import Groups, Mean
+
+Values = Mapping[str, Sequence[float] | np.ndarray]  # group -> a value of each person
+
+
+def mean_of(values: Iterable[float] | np.ndarray) -> Mean:
+    """Average values in [0, 1], one of each person, photo or text.
+
+    Returns:
+        their mean, over how many, and its 95 % interval: Wilson's where all values are 0 or 1,
+        Student's elsewhere.
+    """
+    value_N = np.asarray(list(values), np.float64)
+    mean, num = float(value_N.mean()), len(value_N)
+    rate = bool(np.isin(value_N, (0.0, 1.0)).all())
+    interval = wilson(round(mean * num), num) if rate else mean_interval(value_N.tolist())
+    return {"mean": mean, "interval": interval, "num": num}
+
+
+def means(values: Values) -> Groups:
+    """Average the values of each group; a group of nobody is left out."""
+    return {group: mean_of(value) for group, value in values.items() if len(value)}
