@@ -474,6 +474,20 @@ class EvaluationSummary(Result):
 
 # Proofs
 
+# Its models, and its groups of people.
+PROOF_MODELS = BEFORE, DEFENDED, RETRAINED = "before", "defended", "retrained"
+PROOF_GROUPS = REMOVED, OTHERS, KEPT, NEVER_SHOWN, STRANGERS = (
+    "removed",
+    "others",
+    "kept",
+    "never shown",
+    "strangers",
+)
+# Figures that are 0 or 1 of each person.
+PROOF_RATES = frozenset({"recognised", "recognised_majority", "above", "below", "shares_word"})
+# Places among strangers outside of which 5 % of them lie.
+ABOVE, BELOW = 0.975, 0.025
+
 
 class Mean(TypedDict):
     """A mean over people, photos or texts, its 95 % interval, and over how many."""
@@ -510,7 +524,7 @@ class ProofPart(TypedDict):
 
     Fields:
         seconds: it took.
-        figures: figure -> model -> group.
+        figures: figure -> model, of `PROOF_MODELS` -> group.
         curves: by figure.
         people: name -> value -> how much.
         notes: what was assumed, skipped or cut short, in sentences.
@@ -530,8 +544,8 @@ class ProofSummary(Result):
     Fields:
         verdict: sentences for whoever reads nothing else.
         not_tested: what was not, each with the reason.
-        groups: people attacked, by group: `removed`, others and `strangers`.
-        absent: people on the list without photos.
+        groups: people attacked, by group, of `PROOF_GROUPS`.
+        absent: people on the list without photos that no defense saw.
         parts: by name.
         date: of the end, as in ISO 8601.
         model_sha256, teacher_sha256, reference_sha256: digests of the weights; "" for no reference.
@@ -679,7 +693,8 @@ class DemoSummary(Result):
         return [
             f"Of those who asked to be removed, the model recognised {change('removed_tpr')}; of "
             f"the others, {change('retained_tpr')}.",
-            f"The demo took {duration(self.seconds)}; open `{out}/report.html`.",
+            f"The demo took {duration(self.seconds)}; open `{out}/report.html`, and for the proof "
+            f"`{out}/proof/report.html`.",
         ]
 
 

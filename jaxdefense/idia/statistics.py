@@ -16,14 +16,14 @@ from scipy.special import stdtrit
 
 from jaxdefense.results import Curve, Measures, Rates
 
-_Z = 1.959963984540054  # 95 % of a normal distribution lies within this many deviations
+Z95 = 1.959963984540054  # 95 % of a normal distribution lies within this many deviations
 
 
 def wilson(successes: float, num: int) -> tuple[float, float]:
     """Return Wilson's 95 % interval of a rate after `successes` in `num` trials."""
-    rate, z2 = successes / num, _Z**2
+    rate, z2 = successes / num, Z95**2
     middle = (rate + z2 / (2 * num)) / (1 + z2 / num)
-    half = _Z / (1 + z2 / num) * math.sqrt(rate * (1 - rate) / num + z2 / (4 * num**2))
+    half = Z95 / (1 + z2 / num) * math.sqrt(rate * (1 - rate) / num + z2 / (4 * num**2))
     low, high = max(0.0, middle - half), min(1.0, middle + half)
     # Without successes 0 is an exact bound, with all of them 1; rounding must not miss these.
     return (low if successes else 0.0), (high if successes < num else 1.0)

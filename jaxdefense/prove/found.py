@@ -10,20 +10,23 @@ from jaxdefense.results import Groups, Mean
 Values = Mapping[str, Sequence[float] | np.ndarray]  # group -> a value of each person
 
 
-def mean_of(values: Iterable[float] | np.ndarray) -> Mean:
+def mean_of(values: Iterable[float] | np.ndarray, rate: bool = False) -> Mean:
     """Average values in [0, 1], one of each person, photo or text.
 
+    Args:
+        values: at least one.
+        rate: whether each is 0 or 1.
+
     Returns:
-        their mean, over how many, and its 95 % interval: Wilson's where all values are 0 or 1,
-        Student's elsewhere.
+        their mean, over how many, and its 95 % interval: Wilson's of a rate, `mean_interval` of
+        other values.
     """
     value_N = np.asarray(list(values), np.float64)
     mean, num = float(value_N.mean()), len(value_N)
-    rate = bool(np.isin(value_N, (0.0, 1.0)).all())
     interval = wilson(round(mean * num), num) if rate else mean_interval(value_N.tolist())
     return {"mean": mean, "interval": interval, "num": num}
 
 
-def means(values: Values) -> Groups:
-    """Average the values of each group; a group of nobody is left out."""
-    return {group: mean_of(value) for group, value in values.items() if len(value)}
+def means(values: Values, rate: bool = False) -> Groups:
+    """Average the values of each group, see `mean_of`; a group of nobody is left out."""
+    return {group: mean_of(value, rate) for group, value in values.items() if len(value)}
