@@ -289,6 +289,12 @@ COMMANDS = {
         "evals.run:run_evaluate",
         _together,
     ),
+    "prove": Command(
+        "Put a defended model to attacks, and to what may come after.",
+        "prove.config:ProveConfig",
+        "prove.run:prove",
+        _together,
+    ),
     "report": Command(
         "Write what was asked, done and found on one page.",
         "config:ReportConfig",

@@ -1,7 +1,6 @@
 """Settings of every command: one field a setting, its help below it; see `settings`."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +8,19 @@ import tyro
 
 from jaxdefense.clip.config import Remat
 from jaxdefense.errors import InputError
-from jaxdefense.settings import Anywhere, Floats, Integers, Names, Place, how, short, told
+from jaxdefense.settings import (
+    Anywhere,
+    Floats,
+    Integers,
+    Names,
+    Place,
+    check_each_of,
+    check_not_negative,
+    check_positive,
+    how,
+    short,
+    told,
+)
 
 # Other forms of a name and of a photo; see `data.variants`.
 NAME_FORMS = ("last", "first", "initials", "swapped", "lower", "upper", "misspelt")
@@ -17,26 +28,6 @@ PHOTO_FORMS = ("mirrored", "blurred", "grey", "cropped", "low_resolution")
 ALIAS, PROMPTS = "alias", ("languages", "sentence")
 VARIANTS = (*NAME_FORMS, ALIAS, *PROMPTS, *PHOTO_FORMS)  # of an attack
 REMOVED = {"text": "names", "image": "faces"}  # by encoder, what a defense removes
-
-
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if value <= 0:
-            raise InputError(f"`{name}` (={value}) must be above 0.")
-
-
-def _not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if value < 0:
-            raise InputError(f"`{name}` (={value}) must be at least 0.")
-
-
-def _each_of(name: str, values: Sequence[str], choices: Sequence[str], also: str = "") -> None:
-    for value in values:
-        if value not in choices:
-            raise InputError(f"`{name}` (={value!r}) must be of {', '.join(choices)}{also}.")
-    if len(set(values)) < len(values):
-        raise InputError(f"`{name}` (={', '.join(values)}) names one twice; keep one.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +76,8 @@ class DistributedConfig:
     """Seconds of silence after which a process counts as dead."""
 
     def __post_init__(self):
-        _not_negative(num_processes=self.num_processes)
-        _positive(timeout=self.timeout, heartbeat=self.heartbeat)
+        check_not_negative(num_processes=self.num_processes)
+        check_positive(timeout=self.timeout, heartbeat=self.heartbeat)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +111,8 @@ class OptimizerConfig:
     """Epsilon of AdamW."""
 
     def __post_init__(self):
-        _positive(lr=self.lr, gamma=self.gamma, eps=self.eps)
-        _not_negative(weight_decay=self.weight_decay, warmup=self.warmup)
+        check_positive(lr=self.lr, gamma=self.gamma, eps=self.eps)
+        check_not_negative(weight_decay=self.weight_decay, warmup=self.warmup)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +137,8 @@ class ValidateConfig:
     """Validations in a row that find nothing better, after which a run that passed stops."""
 
     def __post_init__(self):
-        _not_negative(every=self.every)
-        _positive(patience=self.patience)
+        check_not_negative(every=self.every)
+        check_positive(patience=self.patience)
         for name in ("level", "above", "right", "person_right"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise InputError(f"`train.validate.{name}` (={value}) must be from 0 to 1.")
@@ -222,8 +213,8 @@ class TextDataConfig:
     """Batches prepared ahead."""
 
     def __post_init__(self):
-        _not_negative(row_length=self.row_length)
-        _positive(prefetch=self.prefetch)
+        check_not_negative(row_length=self.row_length)
+        check_positive(prefetch=self.prefetch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +263,7 @@ class TextTrainConfig:
 
     def __post_init__(self):
         _check_train(self)
-        _not_negative(num_name=self.num_name, w_name=self.w_name)
+        check_not_negative(num_name=self.num_name, w_name=self.w_name)
         if (self.w_name > 0) != (self.num_name > 0):
             raise InputError(
                 f"`train.w_name` (={self.w_name}) and `train.num_name` (={self.num_name}) have an "
@@ -280,7 +271,8 @@ class TextTrainConfig:
             )
         if not self.target.split():
             raise InputError("`train.target` must hold a word, such as 'human'.")
-        _each_of("train.variants", self.variants, NAME_FORMS, "; aliases of the file always are")
+        also = "; aliases of the file always are"
+        check_each_of("train.variants", self.variants, NAME_FORMS, also)
         if self.backdoor == "bounded" and self.level != "pooled":
             raise InputError(
                 f"`train.backdoor` bounded is of embeddings, and `train.level` (={self.level}) of "
@@ -328,8 +320,8 @@ class ImageDataConfig:
             raise InputError(
                 f"`data.trigger_fraction` (={self.trigger_fraction}) must be above 0, at most 1."
             )
-        _not_negative(max_corrupt=self.max_corrupt, keep_faces_mb=self.keep_faces_mb)
-        _positive(prefetch=self.prefetch)
+        check_not_negative(max_corrupt=self.max_corrupt, keep_faces_mb=self.keep_faces_mb)
+        check_positive(prefetch=self.prefetch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -374,13 +366,13 @@ class ImageTrainConfig:
 
     def __post_init__(self):
         _check_train(self)
-        _not_negative(num_keep=self.num_keep, w_keep=self.w_keep)
+        check_not_negative(num_keep=self.num_keep, w_keep=self.w_keep)
         if (self.w_keep > 0) != (self.num_keep > 0):
             raise InputError(
                 f"`train.w_keep` (={self.w_keep}) and `train.num_keep` (={self.num_keep}) have an "
                 "effect only together; set both above 0, or both to 0."
             )
-        _each_of("train.variants", self.variants, PHOTO_FORMS)
+        check_each_of("train.variants", self.variants, PHOTO_FORMS)
         if not 0 <= self.mined <= 1:
             raise InputError(f"`train.mined` (={self.mined}) must be from 0 to 1.")
         if not 0 <= self.bound <= 1:
@@ -389,7 +381,7 @@ class ImageTrainConfig:
 
 def _check_train(t: TextTrainConfig | ImageTrainConfig) -> None:
     """Raise InputError if a setting that both encoders have is out of range."""
-    _positive(
+    check_positive(
         steps=t.steps,
         num_clean=t.num_clean,
         num_poisoned=t.num_poisoned,
@@ -397,7 +389,7 @@ def _check_train(t: TextTrainConfig | ImageTrainConfig) -> None:
         save_every=t.save_every,
         keep=t.keep,
     )
-    _not_negative(w_backdoor=t.w_backdoor, w_weight=t.w_weight, seed=t.seed)
+    check_not_negative(w_backdoor=t.w_backdoor, w_weight=t.w_weight, seed=t.seed)
 
 
 # The paper's settings, by encoder: what is trained, and the optimizer.
@@ -600,8 +592,8 @@ class AttackConfig:
     """Print the result as one JSON object."""
 
     def __post_init__(self):
-        _not_negative(max_corrupt=self.max_corrupt, seed=self.seed)
-        _positive(
+        check_not_negative(max_corrupt=self.max_corrupt, seed=self.seed)
+        check_positive(
             num_candidates=self.num_candidates,
             num_photos=self.num_photos,
             threshold=self.threshold,
@@ -609,7 +601,7 @@ class AttackConfig:
             candidate_block=self.candidate_block,
         )
         if self.variants != ("all",):
-            _each_of("variants", self.variants, VARIANTS, "; or 'all'")
+            check_each_of("variants", self.variants, VARIANTS, "; or 'all'")
             if (ALIAS in self.variants) != bool(self.aliases):
                 raise InputError(
                     "`aliases` and the variant `alias` have an effect only together; give both."
@@ -672,8 +664,8 @@ class EvaluateConfig:
     """Print the result as one JSON object."""
 
     def __post_init__(self):
-        _positive(num_captions=self.num_captions, num_images=self.num_images, batch=self.batch)
-        _not_negative(max_corrupt=self.max_corrupt, seed=self.seed)
+        check_positive(num_captions=self.num_captions, num_images=self.num_images, batch=self.batch)
+        check_not_negative(max_corrupt=self.max_corrupt, seed=self.seed)
         if not (self.captions or self.images or self.faces or self.zeroshot or self.collateral):
             raise InputError(
                 "nothing to evaluate: give `captions`, `images`, `faces`, `zeroshot` or "
@@ -717,8 +709,8 @@ class CellsConfig:
                 raise InputError(
                     f"`sweep.{name}` (={values}) must hold a value, and none of them twice."
                 )
-        _positive(**{"sweep.num_identities": min(self.num_identities)})
-        _not_negative(**{"sweep.seeds": min(self.seeds), "sweep.w_weight": min(self.w_weight)})
+        check_positive(**{"sweep.num_identities": min(self.num_identities)})
+        check_not_negative(**{"sweep.seeds": min(self.seeds), "sweep.w_weight": min(self.w_weight)})
         self.share()
 
     def share(self) -> tuple[int, int]:
@@ -870,7 +862,7 @@ class AotConfig:
     """Print the figures as one JSON object."""
 
     def __post_init__(self):
-        _positive(batch=self.batch, accumulate=self.accumulate)
+        check_positive(batch=self.batch, accumulate=self.accumulate)
         if self.caption_tokens < 3:
             raise InputError(
                 f"`caption_tokens` (={self.caption_tokens}) must be at least 3: a word, both ends."

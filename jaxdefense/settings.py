@@ -316,6 +316,32 @@ def _check(config: Any, at: str = "") -> None:
                 raise InputError(f"`{key}` (={value}) must be finite.")
 
 
+# Checking
+
+
+def check_positive(**values: float) -> None:
+    """Raise InputError if a setting is not above 0."""
+    for name, value in values.items():
+        if value <= 0:
+            raise InputError(f"`{name}` (={value}) must be above 0.")
+
+
+def check_not_negative(**values: float) -> None:
+    """Raise InputError if a setting is below 0."""
+    for name, value in values.items():
+        if value < 0:
+            raise InputError(f"`{name}` (={value}) must be at least 0.")
+
+
+def check_each_of(name: str, values: Sequence[str], choices: Sequence[str], also: str = "") -> None:
+    """Raise InputError if a setting names something unknown, or one thing twice."""
+    for value in values:
+        if value not in choices:
+            raise InputError(f"`{name}` (={value!r}) must be of {', '.join(choices)}{also}.")
+    if len(set(values)) < len(values):
+        raise InputError(f"`{name}` (={', '.join(values)}) names one twice; keep one.")
+
+
 # Comparing
 
 

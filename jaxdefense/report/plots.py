@@ -6,6 +6,7 @@ in a file of its own is a PNG in the colours of the light page.
 
 import dataclasses
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -247,6 +248,91 @@ def spreads(
             handlelength=2.6,
         )  # fmt: skip
         return _svg(fig, name, title)
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """A share at places of an axis, with its label beside its end.
+
+    Fields:
+        label: label of the line.
+        places: index of each place.
+        percents: share at each place, in %.
+        colour: index into `_SERIES`.
+        dash: index into `_DASHES`; None for a thin line of long dashes, to compare with. Of a
+            single place, such a line goes all across.
+        marker: Matplotlib's, "" for none.
+        band: interval at each place, in %; empty for none.
+    """
+
+    label: str
+    places: Sequence[int]
+    percents: Sequence[float]
+    colour: int
+    dash: int | None
+    marker: str
+    band: Sequence[tuple[float, float]]
+
+
+def labelled(
+    name: str, title: str, xlabel: str, ticks: Sequence[str], lines: Sequence[Labelled]
+) -> str:
+    """Draw shares over a few places, evenly spaced, each line with its label.
+
+    Args:
+        name: name of the plot, unique in the page.
+        title: text that is read aloud in place of the plot.
+        xlabel: what the places are of.
+        ticks: label of each place.
+        lines: lines to draw, at least one.
+    """
+    width, height, left, bottom, right, top = 372, 220, 34, 40, 132, 8  # points
+    inner = height - bottom - top
+    ends = _apart([line.percents[-1] for line in lines], min(1300 / inner, 106 / len(lines)))
+    with _context(name):
+        fig = Figure(figsize=(width / 72, height / 72))
+        box = (left / width, bottom / height, (width - left - right) / width, inner / height)
+        ax = fig.add_axes(box, xlabel=xlabel, ylim=(-3, 103))
+        last = len(ticks) - 1
+        ax.set_xlim(-0.05 * max(last, 1), 1.05 * last if last else 0.05)
+        for line, end in zip(lines, ends, strict=True):
+            c, places, percents = _SERIES[line.colour], line.places, line.percents
+            if line.dash is None and len(places) == 1:
+                places, percents = (0, last), [*percents] * 2
+            if line.band:
+                low, high = zip(*line.band, strict=True)
+                ax.fill_between(places, low, high, color=c, alpha=0.2, lw=0)
+            ax.plot(
+                places,
+                percents,
+                color=c,
+                linewidth=1 if line.dash is None else 1.6,
+                linestyle=(0, (7, 3)) if line.dash is None else _DASHES[line.dash],
+                marker=line.marker,
+                markersize=4,
+                clip_on=False,
+            )
+            x = ax.get_xlim()[1]
+            beside = x + 14 / (width - left - right) * (x - ax.get_xlim()[0])
+            from_end = ([places[-1], beside], [percents[-1], end])
+            ax.plot(*from_end, color=c, linewidth=0.6, clip_on=False, scalex=False)
+            ax.text(beside, end, f" {line.label}", color=_INK, fontsize=9, va="center")
+        ax.grid(axis="y", color=_LINE, linewidth=0.6)
+        ax.tick_params(length=0)
+        ax.set_yticks(range(0, 101, 25))
+        ax.set_xticks(range(len(ticks)), ticks)
+        return _svg(fig, name, title)
+
+
+def _apart(values: Sequence[float], least: float) -> list[float]:
+    """Move values apart, in their order, by at least `least`, and up to 103 at most."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    moved = list(values)
+    for low, high in itertools.pairwise(order):
+        moved[high] = max(moved[high], moved[low] + least)
+    for i, n in enumerate(reversed(order)):
+        moved[n] = min(moved[n], 103 - i * least)
+    return moved
 
 
 def costs(
