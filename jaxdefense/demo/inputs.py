@@ -2,14 +2,17 @@
 
 import dataclasses
 import functools
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxdefense.data.pairs import CAPTIONS, IMAGES
 from jaxdefense.demo import world
 from jaxdefense.demo.drawing import draw_all
 
 _PART_REMOVED = 4  # one of this many people is removed
+PAIRS = "pairs"  # directory of held-out photos with captions
 TRIGGER_FRACTION = 0.75  # part of a person's photos that a defense is shown
 
 
@@ -80,8 +83,9 @@ def draw_inputs(who: Roles, path: Path) -> None:
     Args:
         who: see `Roles`.
         path: the new directory. It holds photos in `known` (people to remove or keep), `faces` (all
-            members), `strangers`, `passers-by`, `objects`, `images` and `held_out_images`;
-            `captions.txt` and `held_out_captions.txt`; the lists `names.txt` and `kept.txt`.
+            members), `strangers`, `passers-by`, `objects`, `images` and, held out, `pairs/images`;
+            `pairs/captions.json` has a caption of each of the last. `captions.txt` and
+            `held_out_captions.txt` belong to no photo; `names.txt` and `kept.txt` are lists.
     """
     part = path.with_name(f".{path.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -91,9 +95,7 @@ def draw_inputs(who: Roles, path: Path) -> None:
     people = f"{len(who.members)} people, {len(who.strangers)} strangers and objects"
     draw_all(_photos, [str(len(who.members)), str(part)], f"drawing photos of {people}")
     shutil.copytree(part / "known", part / "faces", dirs_exist_ok=True)
-    (part / "held_out_images").mkdir()
-    for photo in sorted((part / "images").iterdir())[size.images :]:
-        photo.rename(part / "held_out_images" / photo.name)
+    _pair(part, size.images)
     captions = world.captions(size.captions, 0)
     trained_on = {*captions}
     fresh = [x for x in world.captions(4 * size.held_out_captions, 1) if x not in trained_on]
@@ -102,6 +104,18 @@ def draw_inputs(who: Roles, path: Path) -> None:
     _write_lines(part / "names.txt", who.removed)
     _write_lines(part / "kept.txt", who.kept)
     part.rename(path)
+
+
+def _pair(path: Path, first: int) -> None:
+    """Hold the photos back from number `first` on, and write a caption of each."""
+    pairs = path / PAIRS
+    (pairs / IMAGES).mkdir(parents=True)
+    photos = sorted((path / "images").iterdir())[first:]
+    for photo in photos:
+        photo.rename(pairs / IMAGES / photo.name)
+    captions = world.image_captions(first, len(photos))
+    named = {photo.name: [x] for photo, x in zip(photos, captions, strict=True)}
+    (pairs / CAPTIONS).write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")
 
 
 def _photos(num_people: str, path: str) -> list[world.Drawing]:

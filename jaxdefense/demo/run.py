@@ -1,7 +1,8 @@
 """`jaxdefense demo`: removes a quarter of the people whom a small model knows by name.
 
-The demo runs what a user would run: `defend both`, `attack` before and after, `evaluate` and
-`report`, each in a directory of its own. An interrupted demo resumes and skips finished commands.
+The demo runs what a user would run: `defend both`, `attack` before and after, `evaluate`, `report`
+and three parts of `prove`, each in a directory of its own. An interrupted demo resumes and skips
+finished commands.
 """
 
 import json
@@ -30,12 +31,15 @@ from jaxdefense.config import (
     TextTrainConfig,
 )
 from jaxdefense.data.images import thumbnail
+from jaxdefense.data.pairs import IMAGES
 from jaxdefense.defense.both import defend_both
 from jaxdefense.defense.loop import METRICS
 from jaxdefense.demo import world
-from jaxdefense.demo.inputs import SIZES, TRIGGER_FRACTION, Roles, draw_inputs, roles
+from jaxdefense.demo.inputs import PAIRS, SIZES, TRIGGER_FRACTION, Roles, draw_inputs, roles
 from jaxdefense.evals.run import run_evaluate
 from jaxdefense.idia.run import run_attack
+from jaxdefense.prove.config import ProveConfig
+from jaxdefense.prove.run import prove
 from jaxdefense.report.demo import DemoReport, write_demo_report
 from jaxdefense.report.frame import flatten
 from jaxdefense.report.proof import PersonResult
@@ -46,6 +50,7 @@ from jaxdefense.results import (
     DemoStage,
     DemoSummary,
     EvaluationSummary,
+    ProofSummary,
     read_settings,
 )
 from jaxdefense.run_directory import RunDirectory, once
@@ -54,7 +59,8 @@ logger = logging.getLogger(__name__)
 
 BEFORE, AFTER = "before", ("text", "image", "merged")  # stages
 _WORLD, _DEFENSE, _ATTACK, _EVALUATION = "world", "run", "attack", "evaluation"  # directories
-_CACHE, _REPORT, _PAGE = "cache", "report", "report.html"
+_CACHE, _REPORT, _PROOF, _PAGE = "cache", "report", "proof", "report.html"
+_SHOWN = ("known", "gallery", "others")  # parts of the proof that take seconds
 
 
 def shipped_model() -> Path:
@@ -94,6 +100,8 @@ def run_demo(cfg: DemoConfig) -> DemoSummary:
         logger.info(f"evaluating the model: {stage}")
         how = evaluate_config(cfg, stage)
         evaluations[stage] = once(run_evaluate, how, EvaluationSummary, cache)
+    logger.info("proving the removal from the model: merged")
+    once(prove, prove_config(cfg), ProofSummary, cache)
     kept = {BEFORE: (evaluations[AFTER[-1]].teacher_top1, 1.0)}
     for stage, found in evaluations.items():
         kept[stage] = found.top1, min(found.sim_clean, found.image_sim_clean)
@@ -222,8 +230,25 @@ def evaluate_config(cfg: DemoConfig, stage: str) -> EvaluateConfig:
         model=_model(cfg, stage),
         teacher=str(shipped_model()),
         captions=str(drawn / "held_out_captions.txt"),
-        images=str(drawn / "held_out_images"),
+        images=str(drawn / PAIRS / IMAGES),
         zeroshot=str(drawn / "objects"),
+    )
+
+
+def prove_config(cfg: DemoConfig) -> ProveConfig:
+    """Return the settings of the proof of the merged model; the directory of its run says more."""
+    out, drawn = Path(cfg.out), Path(cfg.out) / _WORLD
+    return ProveConfig(
+        out=str(out / _PROOF),
+        model=ModelConfig(str(out / _DEFENSE)),
+        faces=str(drawn / "faces"),
+        strangers=str(drawn / "strangers"),
+        pairs=str(drawn / PAIRS),
+        zeroshot=str(drawn / "objects"),
+        parts=_SHOWN,
+        num_candidates=SIZES[cfg.people].candidates,
+        threshold=SIZES[cfg.people].threshold,
+        cache_dir=str(out / _CACHE),
     )
 
 

@@ -247,6 +247,18 @@ def images(num: int, out: Path, size: int = 96) -> list[Drawing]:
     return _numbered(out, draws)
 
 
+def image_captions(first: int, num: int) -> list[str]:
+    """Write a caption of each of `num` photos of `images`, from number `first` on."""
+    captions = []
+    for i in range(first, first + num):
+        rng = np.random.default_rng((HELD_OUT, 4, i))
+        if i % 2:
+            captions.append(object_caption(OBJECTS[i // 2 % len(OBJECTS)], rng))
+        else:
+            captions.append(anonymous_caption(_passer_by(i // 2), rng))
+    return captions
+
+
 def passers_by(num: int, out: Path, size: int = 96) -> list[Drawing]:
     """List one photo each of people who have no name and are in no other photo."""
     first = 100 * _PASSERS_BY
@@ -272,8 +284,12 @@ def _draw_object(name: str, seed: tuple[int, ...], size: int) -> np.ndarray:
 
 def _draw_passer_by(number: int, seed: tuple[int, ...], size: int) -> np.ndarray:
     """Draw the person of this number in the crowd."""
+    return portrait.draw_person(_passer_by(number), np.random.default_rng(seed), size)
+
+
+def _passer_by(number: int) -> people.Person:
     block, person = divmod(number, 100)
-    return portrait.draw_person(_crowd(block)[person], np.random.default_rng(seed), size)
+    return _crowd(block)[person]
 
 
 @functools.cache
