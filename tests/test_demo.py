@@ -21,10 +21,12 @@ from test_cli import assert_refused
 from jaxdefense.cli import main
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.captions import without_names
+from jaxdefense.data.identities import Identity
 from jaxdefense.data.sources import photo_digest
 from jaxdefense.demo import pretrain, world
 from jaxdefense.demo.drawing import draw_all
 from jaxdefense.demo.run import measured, shipped_model
+from jaxdefense.errors import InputError
 
 
 def test_world_names_everyone_differently():
@@ -235,6 +237,19 @@ def test_pretrain_learns_from_a_folder_of_photos(tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "held" / "Joe_Cool").iterdir()) == ["1.pgm", "3.pgm"]
     model = read_model_directory(tmp_path / "model").load()
     assert model.text and model.vision
+
+
+def test_pretrain_leaves_people_out_and_draws_the_others_the_same(tmp_path):
+    members, where = world.members()[:3], tmp_path / "names.txt"
+    alone = pretrain._without(members, [Identity("X", (members[0].name.upper(),))], where)
+    assert alone == members[1:]
+    opts = pretrain.Options(photos=2, anonymous=1)
+    every, some = (pretrain._drawn_album(who, opts)[0] for who in (members, members[2:]))
+    np.testing.assert_array_equal(every.image_nHWC[every.label_n == 2], some.image_nHWC)
+    with pytest.raises(InputError, match="there is no `Nobody Here` to leave out"):
+        pretrain._without(members, [Identity("Nobody Here")], where)
+    with pytest.raises(InputError, match="leaves nobody to train on"):
+        pretrain._without(members, [Identity(x.name) for x in members], where)
 
 
 @pytest.mark.torch

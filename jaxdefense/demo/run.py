@@ -60,7 +60,8 @@ logger = logging.getLogger(__name__)
 BEFORE, AFTER = "before", ("text", "image", "merged")  # stages
 _WORLD, _DEFENSE, _ATTACK, _EVALUATION = "world", "run", "attack", "evaluation"  # directories
 _CACHE, _REPORT, _PROOF, _PAGE = "cache", "report", "proof", "report.html"
-_SHOWN = ("known", "gallery", "others")  # parts of the proof that take seconds
+# Parts of the proof that take seconds, by the number of people.
+_SHOWN = {16: ("known", "gallery"), 64: ("known", "gallery", "others")}
 
 
 def shipped_model() -> Path:
@@ -245,7 +246,7 @@ def prove_config(cfg: DemoConfig) -> ProveConfig:
         strangers=str(drawn / "strangers"),
         pairs=str(drawn / PAIRS),
         zeroshot=str(drawn / "objects"),
-        parts=_SHOWN,
+        parts=_SHOWN[cfg.people],
         num_candidates=SIZES[cfg.people].candidates,
         threshold=SIZES[cfg.people].threshold,
         cache_dir=str(out / _CACHE),
