@@ -167,6 +167,7 @@ def test_rounded_refuses_one_bit(tmp_path):
 # Averaging
 
 
+@pytest.mark.slow
 def test_averaged_goes_from_one_model_to_the_other(tmp_path):
     one, two = (load(write(tmp_path / str(i), seed=i)) for i in (1, 2))
     first, second = host(one), host(two)
@@ -284,6 +285,7 @@ def test_losses_are_those_of_one_device_on_any_mesh(tmp_path, pairs, sizes):
     assert len(set(losses[0])) == STEPS
 
 
+@pytest.mark.slow
 def test_batch_that_the_mesh_does_not_divide_is_padded_and_no_loss_sees_it(tmp_path, pairs):
     model = load(write(tmp_path / "m"), make_mesh(devices=jax.devices()[:4]))
     batch = PairBatches(model, pairs, BATCH, seed=1)[0]
@@ -316,7 +318,7 @@ def tune(model, pairs, at, **options) -> list[tuple[int, Embedder]]:
     return list(finetune(model, pairs, at=at, **(default | options)))
 
 
-RESNET_TOO = ["hf", "siglip", pytest.param("resnet", marks=pytest.mark.slow)]
+RESNET_TOO = ["hf", *(pytest.param(x, marks=pytest.mark.slow) for x in ("siglip", "resnet"))]
 
 
 @pytest.mark.parametrize("kind", RESNET_TOO)
