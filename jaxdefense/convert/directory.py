@@ -394,6 +394,30 @@ def model_of_run(path: Path) -> Path:
     return path
 
 
+def run_of_model(path: str | Path) -> Path | None:
+    """Return the directory of the finished run that a model is from; None if there is none.
+
+    Args:
+        path: directory of the model or of the run; `RUN/model` belongs to RUN.
+    """
+    path = Path(path).absolute()  # so that "." has a name too
+    places = [path, path.parent] if path.name == "model" else [path]  # a run may be called model
+    for run in places:
+        kind = kind_of(run) if (run / SUMMARY).is_file() else None
+        if kind is not None and issubclass(kind, DefenseSummary | BothDefenseSummary):
+            return run
+    return None
+
+
+def check_same_sizes(teacher: ModelDirectory, given: str, model: ModelDirectory, path: str) -> None:
+    """Raise InputError if a teacher has other sizes than the model; both as the user gave them."""
+    if teacher.cfg != model.cfg:
+        raise InputError(
+            f"`teacher` (={given}) has other sizes than `model.path` (={path}); give the model as "
+            "it was before the defense."
+        )
+
+
 def find_layout(path: Path) -> Layout:
     """Find a directory's layout by its config file; if it has both, by the weights beside it."""
     found = [layout for layout in LAYOUTS.values() if (path / layout.config).exists()]

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxdefense.cache import ArrayCache
 from jaxdefense.config import EvaluateConfig
+from jaxdefense.convert.directory import check_same_sizes
 from jaxdefense.data.captions import describe_dropped, read_clean_captions, tokenize_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
 from jaxdefense.data.images import Photos
@@ -17,7 +18,6 @@ from jaxdefense.data.people import describe_people, read_labelled, read_people
 from jaxdefense.data.sources import Images, describe_images, read_images
 from jaxdefense.data.templates import read_templates
 from jaxdefense.distributed import agree, on_first, several
-from jaxdefense.errors import InputError
 from jaxdefense.evals.collateral import MOVED, Movement, movements, read_others, summarise, table
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.similarity import (
@@ -136,11 +136,7 @@ def _models(cfg: EvaluateConfig, cache: ArrayCache | None) -> tuple[Embedder, Em
     )
     for model in (student, teacher):
         check_outside(Path(cfg.out), model.directory.path)
-    if student.directory.cfg != teacher.directory.cfg:
-        raise InputError(
-            f"`teacher` (={cfg.teacher}) has other sizes than `model.path` (={cfg.model.path}); "
-            "give the model as it was before the defense."
-        )
+    check_same_sizes(teacher.directory, cfg.teacher, student.directory, cfg.model.path)
     return student, teacher
 
 

@@ -64,12 +64,30 @@ def predictions(
     Raises:
         InputError: more photos are broken; or the embeddings are not finite, or all equal.
     """
-    means = [_class_means(model, [c.name for c in classes], templates) for templates in sets]
+    image_BE, label_B = labelled(model, classes, max_corrupt)
+    return label_B, class_ranks(model, classes, sets, image_BE, label_B)
+
+
+def labelled(
+    model: Embedder, classes: Sequence[Photos], max_corrupt: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embed the photos of classes, see `predictions`; f32 [B, E], and int [B], their classes."""
     photos = [photo for c in classes for photo in c.files]
     image_BE, read_B = model.readable_photos(photos, max_corrupt, "labelled photos")
-    own_C = np.arange(len(classes))
-    label_B = np.repeat(own_C, [len(c.files) for c in classes])[read_B]
-    return label_B, [ranks(image_BE, label_B, mean_CE, own_C) for mean_CE in means]
+    return image_BE, np.repeat(np.arange(len(classes)), [len(c.files) for c in classes])[read_B]
+
+
+def class_ranks(
+    model: Embedder,
+    classes: Sequence[Photos],
+    sets: Sequence[Sequence[str]],
+    image_BE: np.ndarray,
+    label_B: np.ndarray,
+) -> list[np.ndarray]:
+    """Rank the class of each embedded photo with several sets of prompts, see `predictions`."""
+    names, own_C = [c.name for c in classes], np.arange(len(classes))
+    means = (_class_means(model, names, templates) for templates in sets)
+    return [ranks(image_BE, label_B, mean_CE, own_C) for mean_CE in means]
 
 
 def accuracies(label_B: np.ndarray, rank_B: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:

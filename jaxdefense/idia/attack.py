@@ -131,6 +131,12 @@ class Evidence:
     owner_P: np.ndarray
     first: list[Photo]
 
+    def mean_photos(self) -> np.ndarray:
+        """Average each person's photos, unnormalised; f64 [I, E]."""
+        sum_IE = np.zeros((len(self.names), self.image_PE.shape[1]))
+        np.add.at(sum_IE, self.owner_P, self.image_PE)
+        return sum_IE / np.bincount(self.owner_P)[:, None]
+
     def of(self, who: Sequence[int]) -> "Evidence":
         """Return the photos of some people, in the given order."""
         at = {i: new for new, i in enumerate(who)}

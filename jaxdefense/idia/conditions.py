@@ -8,13 +8,13 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxdefense.convert.directory import run_of_model
 from jaxdefense.data.identities import read_identities
 from jaxdefense.data.images import Photos
 from jaxdefense.data.sources import Photo, photo_digest
 from jaxdefense.distributed import on_first
 from jaxdefense.errors import InputError
 from jaxdefense.results import (
-    SUMMARY,
     BothDefenseSummary,
     Conditions,
     TextDefenseSummary,
@@ -108,14 +108,12 @@ def random_targets(model: str | Path) -> list[str]:
     Args:
         model: directory of a model or of a run; `RUN/model` belongs to RUN.
     """
-    path = Path(model).absolute()  # so that "." has a name too
-    places = [path, path.parent] if path.name == "model" else [path]  # a run may be called model
-    for run in places:
-        kind = kind_of(run) if (run / SUMMARY).is_file() else None
-        if kind is TextDefenseSummary:
-            return list((read_summary(run, TextDefenseSummary).targets or {}).values())
-        if kind is BothDefenseSummary:
-            return list((read_summary(run, BothDefenseSummary).text.targets or {}).values())
+    run = run_of_model(model)
+    kind = kind_of(run) if run else None
+    if run and kind is TextDefenseSummary:
+        return list((read_summary(run, TextDefenseSummary).targets or {}).values())
+    if run and kind is BothDefenseSummary:
+        return list((read_summary(run, BothDefenseSummary).text.targets or {}).values())
     return []
 
 

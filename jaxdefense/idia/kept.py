@@ -37,11 +37,8 @@ class Embeddings(NamedTuple):
 def embeddings_of(model: Embedder, evidence: Evidence) -> Embeddings:
     """Embed people's names, and average their photos."""
     names = model.texts([PROMPT.format(name) for name in evidence.names], "people's names")
-    count_I = np.bincount(evidence.owner_P)
-    sum_IE = np.zeros((len(evidence.names), evidence.image_PE.shape[1]))
-    np.add.at(sum_IE, evidence.owner_P, evidence.image_PE)
-    mean_IE = sum_IE / count_I[:, None]
-    return Embeddings(mean_IE.astype(np.float16), names.astype(np.float16))
+    photos = evidence.mean_photos()
+    return Embeddings(photos.astype(np.float16), names.astype(np.float16))
 
 
 def keep(path: Path, embeddings: Embeddings, evidence: Evidence, order: Iterable[int]) -> None:

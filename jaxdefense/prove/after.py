@@ -1,18 +1,22 @@
 """What comes after: the attack on the defended model as it is trained, rounded or averaged on."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from jaxdefense.data.pairs import Pairs, pairs_of
 from jaxdefense.idia.attack import AttackResult
 from jaxdefense.prove.afterwards import averaged, rounded
 from jaxdefense.prove.config import FINETUNE, FINETUNE_PEOPLE, MERGE
 from jaxdefense.prove.finetune import finetune
+from jaxdefense.prove.found import new_part
 from jaxdefense.prove.world import World, rates
 from jaxdefense.results import BEFORE, DEFENDED, Groups, Mean, Point, ProofCurve, ProofPart
 
 FIGURES = ("photos_right", "recognised")
 WHOLE = 32.0  # bits of a weight that is not rounded
-_AS_IT_IS = {"steps": (0.0,), "bits": (WHOLE,)}  # by unit, where the model is as it is
+STEPS, BITS, ORIGINAL = "steps", "bits", "part of the original"  # units of curves
+# Where the defended model is as it is, and then where it is the original.
+_ENDS = {STEPS: (0.0,), BITS: (WHOLE,), ORIGINAL: (0.0, 1.0)}
 _PARTS = (0.25, 0.5)  # of the steps, after which the attack looks too
 
 
@@ -36,7 +40,7 @@ def fine_tuned(world: World, kind: str, steps: int) -> ProofPart:
     rate = (
         f"AdamW at a learning rate of {cfg.finetune_lr:g}, up to {cfg.finetune_batch} pairs a step."
     )
-    return _part(world, "steps", found, [note, rate])
+    return _part(world, STEPS, found, [note, rate])
 
 
 def _pairs(world: World, kind: str) -> tuple[Pairs, str]:
@@ -62,7 +66,7 @@ def rounding(world: World, bits: Iterable[int]) -> ProofPart:
 
     found = {name: list(points(name)) for name in (BEFORE, DEFENDED)}
     what = "Every matrix of the checkpoint is rounded, with one scale for each output channel."
-    return _part(world, "bits", found, [what])
+    return _part(world, BITS, found, [what])
 
 
 def merging(world: World, alphas: Iterable[float]) -> ProofPart:
@@ -71,7 +75,7 @@ def merging(world: World, alphas: Iterable[float]) -> ProofPart:
     points = [(0.0, world.found(DEFENDED))]
     points += [(x, world.attacked(averaged(defended, before, x))) for x in sorted(alphas)]
     points.append((1.0, world.found(BEFORE)))
-    return _part(world, "part of the original", {DEFENDED: points}, [])
+    return _part(world, ORIGINAL, {DEFENDED: points}, [])
 
 
 def _part(
@@ -90,7 +94,7 @@ def _part(
         )
         for figure in FIGURES
     }
-    return {"seconds": 0.0, "figures": {}, "curves": curves, "people": {}, "notes": notes}
+    return new_part(curves=curves, notes=notes)
 
 
 def jobs(world: World) -> tuple[dict[str, Callable[[World], ProofPart]], list[str]]:
@@ -106,15 +110,13 @@ def jobs(world: World) -> tuple[dict[str, Callable[[World], ProofPart]], list[st
             elif kind == FINETUNE_PEOPLE and len(world.inputs.staying()) < 2:
                 missing.append("Fine-tuning on other people: `faces` holds fewer than two of them.")
             else:
-                found[kind] = lambda world, kind=kind, steps=int(amount): fine_tuned(
-                    world, kind, steps
-                )
+                found[kind] = partial(fine_tuned, kind=kind, steps=int(amount))
     bits = [int(x.amount) for x in every if x.kind == "rounding"]
     alphas = [x.amount for x in every if x.kind == MERGE]
     if bits:
-        found["rounding"] = lambda world: rounding(world, bits)
+        found["rounding"] = partial(rounding, bits=bits)
     if alphas:
-        found["merge"] = lambda world: merging(world, alphas)
+        found["merge"] = partial(merging, alphas=alphas)
     if not every:
         missing.append("What comes after: `after` names nothing.")
     return found, missing
@@ -126,7 +128,7 @@ def worst(part: ProofPart, group: str) -> tuple[float, Mean | None]:
     The model as it is does not count, nor does the original.
     """
     curve = part["curves"]["photos_right"]
-    ends = _AS_IT_IS.get(curve["unit"], (0.0, 1.0))
+    ends = _ENDS[curve["unit"]]
     points = [
         (point["at"], point["groups"][group])
         for point in curve["models"][DEFENDED]
@@ -138,5 +140,5 @@ def worst(part: ProofPart, group: str) -> tuple[float, Mean | None]:
 def as_it_is(part: ProofPart) -> Groups:
     """Give the groups' photos named right by the defended model as it is."""
     curve = part["curves"]["photos_right"]
-    at = _AS_IT_IS.get(curve["unit"], (0.0,))[0]
+    at = _ENDS[curve["unit"]][0]
     return next((x["groups"] for x in curve["models"][DEFENDED] if x["at"] == at), {})

@@ -79,7 +79,7 @@ class ProveConfig:
     )
     """What happens afterwards: finetune:STEPS, finetune_people:STEPS, int8, int4, merge:ALPHA."""
     finetune_lr: float = 1e-5
-    """Learning rate of fine-tuning."""
+    """Constant learning rate of fine-tuning; small models move little at the default."""
     finetune_batch: int = 64
     """Pairs in a step of fine-tuning, at most."""
     num_candidates: int = 1000

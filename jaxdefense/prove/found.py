@@ -5,9 +5,30 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from jaxdefense.idia.statistics import mean_interval, wilson
-from jaxdefense.results import Groups, Mean
+from jaxdefense.results import Groups, Mean, ProofCurve, ProofPart
 
 Values = Mapping[str, Sequence[float] | np.ndarray]  # group -> a value of each person
+
+
+def new_part(
+    figures: Mapping[str, dict[str, Groups]] | None = None,
+    curves: Mapping[str, ProofCurve] | None = None,
+    people: Mapping[str, dict[str, float]] | None = None,
+    notes: Iterable[str] = (),
+) -> ProofPart:
+    """Make a part of a proof; `run` says how long it took."""
+    return {
+        "seconds": 0.0,
+        "figures": dict(figures or {}),
+        "curves": dict(curves or {}),
+        "people": dict(people or {}),
+        "notes": list(notes),
+    }
+
+
+def per_person(value_P: np.ndarray, owner_P: np.ndarray) -> np.ndarray:
+    """Average over each person's photos, at least one each; f64 [I]."""
+    return np.bincount(owner_P, value_P) / np.bincount(owner_P)
 
 
 def mean_of(values: Iterable[float] | np.ndarray, rate: bool = False) -> Mean:

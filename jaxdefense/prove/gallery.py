@@ -15,6 +15,7 @@ from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import unit
 from jaxdefense.idia.attack import Evidence
 from jaxdefense.log import Progress
+from jaxdefense.prove.found import per_person
 from jaxdefense.prove.probe import linear_probe
 
 MOST_PEOPLE, MOST_PHOTOS = 100, 20  # of a draw; more would only take longer
@@ -73,7 +74,7 @@ def retrieval(image_PE: np.ndarray, owner_P: np.ndarray) -> tuple[np.ndarray, np
             place_J = np.arange(1, len(own_J) + 1)
             first_P[p] = before_J[0] == 0
             precision_P[p] = (place_J / (place_J + before_J)).mean()
-    return _part(first_P, owner_P), _part(precision_P, owner_P)
+    return per_person(first_P, owner_P), per_person(precision_P, owner_P)
 
 
 def prototypes(
@@ -103,7 +104,7 @@ def prototypes(
     mean_IE = unit(image_PE[few_P].reshape(len(num_I), shots, -1).mean(1))
     cosine_PI = (image_PE[~few_P] @ mean_IE.T).astype(np.float32)
     owner_P = owner_P[order_P][~few_P]
-    return _part(_wins(cosine_PI, owner_P), owner_P)
+    return per_person(_wins(cosine_PI, owner_P), owner_P)
 
 
 def compare(
@@ -236,7 +237,7 @@ def _probe(image_IJE: np.ndarray) -> np.ndarray:
     train_IJE, test_IJE = np.split(image_IJE, [photos // 2], axis=1)
     train_P, test_P = (np.repeat(np.arange(people), x.shape[1]) for x in (train_IJE, test_IJE))
     train_PE, test_PE = (x.reshape(-1, embed) for x in (train_IJE, test_IJE))
-    return _part(_wins(linear_probe(train_PE, train_P, test_PE, people), test_P), test_P)
+    return per_person(_wins(linear_probe(train_PE, train_P, test_PE, people), test_P), test_P)
 
 
 def _wins(score_PI: np.ndarray, owner_P: np.ndarray) -> np.ndarray:
@@ -244,8 +245,3 @@ def _wins(score_PI: np.ndarray, owner_P: np.ndarray) -> np.ndarray:
     own_PI = np.arange(score_PI.shape[1]) == owner_P[:, None]
     others_P = np.where(own_PI, -np.inf, score_PI).max(-1)
     return score_PI[own_PI] > others_P
-
-
-def _part(value_P: np.ndarray, owner_P: np.ndarray) -> np.ndarray:
-    """Average over each person's photos; f64 [I]."""
-    return np.bincount(owner_P, value_P) / np.bincount(owner_P)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxdefense.config import AttackConfig
-from jaxdefense.convert.directory import read_model_directory
+from jaxdefense.convert.directory import read_model_directory, run_of_model
 from jaxdefense.data.identities import Identity, read_identities
 from jaxdefense.data.images import Photos
 from jaxdefense.data.pairs import Pairs, describe_without, read_pairs, without
@@ -25,7 +25,6 @@ from jaxdefense.results import (
     OTHERS,
     REMOVED,
     STRANGERS,
-    SUMMARY,
     BothDefenseSummary,
     Conditions,
     DefenseSummary,
@@ -104,7 +103,7 @@ def read_told(cfg: ProveConfig) -> Told:
     Raises:
         InputError: neither says what the teacher is, or whom the defense removed.
     """
-    run = _run_of(Path(cfg.model.path))
+    run = run_of_model(cfg.model.path)
     found = _of_run(run) if run else Told("", "", [], None, "")
     teacher = cfg.teacher or found.teacher
     identities = read_identities(cfg.names) if cfg.names else found.identities
@@ -142,16 +141,6 @@ def _check_whole(
 def _all_names(file: str) -> list[str]:
     """Read all names of people from a names file."""
     return [name for identity in read_identities(file) for name in identity.names]
-
-
-def _run_of(path: Path) -> Path | None:
-    """Find the directory of the run that a model came from; None if there is none."""
-    path = path.absolute()  # so that "." has a name too
-    for run in [path, path.parent] if path.name == "model" else [path]:
-        kind = kind_of(run) if (run / SUMMARY).is_file() else None
-        if kind is not None and issubclass(kind, DefenseSummary | BothDefenseSummary):
-            return run
-    return None
 
 
 def _of_run(run: Path) -> Told:

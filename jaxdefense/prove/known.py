@@ -13,6 +13,7 @@ import numpy as np
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.idia.attack import Evidence
 from jaxdefense.idia.prompts import fill
+from jaxdefense.prove.found import new_part, per_person
 from jaxdefense.prove.world import World, rates
 from jaxdefense.results import ABOVE, BELOW, DEFENDED, REMOVED, STRANGERS, Groups, ProofPart
 from jaxdefense.words import some
@@ -50,7 +51,7 @@ def known(world: World) -> ProofPart:
         )
     else:
         notes += _outside(world, people)
-    return {"seconds": 0.0, "figures": figures, "curves": {}, "people": people, "notes": notes}
+    return new_part(figures, people=people, notes=notes)
 
 
 def _outside(world: World, people: dict[str, dict[str, float]]) -> list[str]:
@@ -89,7 +90,7 @@ def own_cosines(model: Embedder, evidence: Evidence, templates: Sequence[str]) -
     name_QIE = model.prompts(fill(evidence.names, templates), "people's names")
     name_IE = name_QIE.mean(0, dtype=np.float64)  # of unit vectors: cosines are linear in it
     cosine_P = np.einsum("pe,pe->p", evidence.image_PE, name_IE[evidence.owner_P])
-    return np.bincount(evidence.owner_P, cosine_P) / np.bincount(evidence.owner_P)
+    return per_person(cosine_P, evidence.owner_P)
 
 
 def percentiles(value_I: np.ndarray, strangers: np.ndarray) -> np.ndarray:

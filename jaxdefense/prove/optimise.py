@@ -4,7 +4,7 @@ An attacker who may choose anything finds something for anybody. So each attack 
 many strangers, and what counts is how much more it finds of those removed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,12 +12,20 @@ import numpy as np
 from jaxdefense.data.images import Photos
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.idia.attack import Evidence
-from jaxdefense.prove.found import means
+from jaxdefense.prove.found import means, new_part
 from jaxdefense.prove.pgd import pgd
 from jaxdefense.prove.search import search
 from jaxdefense.prove.soft_prompts import interpolated, soft_prompts
 from jaxdefense.prove.world import World
-from jaxdefense.results import DEFENDED, PROOF_RATES, REMOVED, STRANGERS, Groups, Point, ProofPart
+from jaxdefense.results import (
+    DEFENDED,
+    PROOF_RATES,
+    REMOVED,
+    STRANGERS,
+    Groups,
+    ProofCurve,
+    ProofPart,
+)
 
 PROMPT = "a photo of {0}"
 EPS = (2.0, 4.0, 8.0)  # of 255
@@ -63,8 +71,7 @@ def jobs(world: World) -> tuple[dict[str, Callable[[World], ProofPart]], list[st
 
 def _part(world: World, notes: list[str]) -> ProofPart:
     num = len(next(iter(chosen(world).values())))
-    notes = [f"{num} people of each group, drawn.", *notes]
-    return {"seconds": 0.0, "figures": {}, "curves": {}, "people": {}, "notes": notes}
+    return new_part(notes=[f"{num} people of each group, drawn.", *notes])
 
 
 def _each(
@@ -90,20 +97,30 @@ def _soft_prompts(world: World) -> ProofPart:
             "too: the difference is in the first ones."
         ],
     )
-    points = dict[str, list[Point]]()
-    for steps in _STEPS:
-        found = _each(
-            world,
-            lambda model, evidence, steps=steps: (
-                soft_prompts(
-                    model, evidence, prompt=PROMPT, steps=steps, lr=_LR, seed=world.cfg.seed
-                ).found_I
-            ),
-        )
-        for name, groups in found.items():
-            points.setdefault(name, []).append({"at": float(steps), "groups": means(groups)})
-    part["curves"]["found"] = {"unit": "steps", "models": points}
+    found = _each(
+        world,
+        lambda model, evidence: soft_prompts(
+            model, evidence, prompt=PROMPT, steps=_STEPS, lr=_LR, seed=world.cfg.seed
+        ),
+    )
+    part["curves"]["found"] = _curve("steps", _STEPS, found)
     return part
+
+
+def _curve(
+    unit: str, places: Sequence[float], found: Mapping[str, Mapping[str, np.ndarray]]
+) -> ProofCurve:
+    """Make a curve of shares [places, I] by model and group."""
+    return {
+        "unit": unit,
+        "models": {
+            name: [
+                {"at": float(at), "groups": means({group: x[i] for group, x in groups.items()})}
+                for i, at in enumerate(places)
+            ]
+            for name, groups in found.items()
+        },
+    }
 
 
 def _interpolation(world: World) -> ProofPart:
@@ -153,22 +170,16 @@ def _pgd(world: World) -> ProofPart:
     )
     # The people are the first candidates, and each must be among them.
     names = world.inputs.candidates.block(0, max(_CANDIDATES, len(world.inputs.people)))
-    points = dict[str, dict[float, dict[str, np.ndarray]]]()
+    found = dict[str, dict[str, np.ndarray]]()
     for name, model in world.models.items():
         text_ME = model.prompts([[PROMPT.format(x) for x in names]], "candidates")[0]
         for group, who in chosen(world).items():
             people: list[Photos] = [world.inputs.people[i] for i in who]
             own_I = np.array(who)  # the first candidates are the people's names
-            found_XI = pgd(model, people, text_ME, own_I, eps=EPS, photos=_PHOTOS, seed=cfg.seed)
-            for eps, found_I in zip((0.0, *EPS), found_XI, strict=True):
-                points.setdefault(name, {}).setdefault(eps, {})[group] = found_I
-    part["curves"]["photos_right"] = {
-        "unit": "of 255",
-        "models": {
-            name: [{"at": eps, "groups": means(groups)} for eps, groups in at.items()]
-            for name, at in points.items()
-        },
-    }
+            found.setdefault(name, {})[group] = pgd(
+                model, people, text_ME, own_I, eps=EPS, photos=_PHOTOS, seed=cfg.seed
+            )
+    part["curves"]["photos_right"] = _curve("of 255", (0.0, *EPS), found)
     return part
 
 
@@ -191,9 +202,14 @@ def gain(part: ProofPart, model: str) -> Gain | None:
 
     The model as it is, at 0, is no attack and does not count.
     """
-    found = [(None, part["figures"].get("found", {}).get(model, {}))]
-    for curve in part["curves"].values():
-        found = [(x["at"], x["groups"]) for x in curve["models"].get(model, []) if x["at"]]
+    found: list[tuple[float | None, Groups]] = [
+        (point["at"], point["groups"])
+        for curve in part["curves"].values()
+        for point in curve["models"].get(model, [])
+        if point["at"]
+    ]
+    if figure := part["figures"].get("found"):
+        found.append((None, figure.get(model, {})))
     gains = [
         Gain(groups[REMOVED]["mean"] - groups[STRANGERS]["mean"], at, groups)
         for at, groups in found

@@ -1,16 +1,18 @@
 """Everybody else: people like those removed, and all that the model is used for besides."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from jaxdefense.data.images import Photos
 from jaxdefense.evals.collateral import movements
 from jaxdefense.evals.embed import Embedder, unit
 from jaxdefense.evals.retrieval import recalls
-from jaxdefense.evals.zeroshot import TEMPLATES, accuracies, openai_templates, predictions
-from jaxdefense.idia.attack import Evidence
-from jaxdefense.prove.found import mean_of
+from jaxdefense.evals.zeroshot import (
+    TEMPLATES,
+    accuracies,
+    class_ranks,
+    labelled,
+    openai_templates,
+)
+from jaxdefense.prove.found import mean_of, new_part
 from jaxdefense.prove.neighbours import by_label, by_similarity, nearest_removed, sharing_names
 from jaxdefense.prove.probe import linear_probe
 from jaxdefense.prove.world import World
@@ -23,7 +25,7 @@ _PROMPTS = {"4 prompts": TEMPLATES, "80 prompts": openai_templates()}
 
 def everybody_else(world: World) -> ProofPart:
     """Measure what each model knows of people like those removed, and what else it can do."""
-    part: ProofPart = {"seconds": 0.0, "figures": {}, "curves": {}, "people": {}, "notes": []}
+    part = new_part()
     if world.inputs.staying():
         _people(world, part)
     _names(world, part)
@@ -58,7 +60,9 @@ def _people(world: World, part: ProofPart) -> None:
     staying, removed = world.inputs.staying(), world.inputs.groups[REMOVED]
     names = [world.inputs.people[i].name for i in staying]
     right = {name: np.asarray(world.found(name).photos_right)[staying] for name in world.models}
-    similarity_J, who_J = nearest_removed(_mean_photos(world.evidence(BEFORE)), removed, staying)
+    similarity_J, who_J = nearest_removed(
+        unit(world.evidence(BEFORE).mean_photos()), removed, staying
+    )
     found = by_similarity(similarity_J, right[BEFORE], right[DEFENDED])
     groups = {
         (QUARTERS[i] if len(found.parts) > 1 else "everybody else"): np.flatnonzero(
@@ -98,12 +102,6 @@ def _people(world: World, part: ProofPart) -> None:
         )
 
 
-def _mean_photos(evidence: Evidence) -> np.ndarray:
-    sum_IE = np.zeros((len(evidence.names), evidence.image_PE.shape[1]))
-    np.add.at(sum_IE, evidence.owner_P, evidence.image_PE)
-    return unit(sum_IE)
-
-
 def _names(world: World, part: ProofPart) -> None:
     """Measure how far names moved that are like those removed."""
     identities = world.inputs.told.identities
@@ -130,31 +128,34 @@ def _retrieval(world: World, name: str, model: Embedder, part: ProofPart) -> Non
 
 def _classes(world: World, name: str, model: Embedder, part: ProofPart) -> None:
     """Classify objects by their names, and by a linear probe."""
-    classes, corrupt = world.inputs.classes, world.cfg.max_corrupt
-    label_B, ranks = predictions(model, classes, list(_PROMPTS.values()), corrupt)
+    classes = world.inputs.classes
+    image_BE, label_B = labelled(model, classes, world.cfg.max_corrupt)
+    ranks = class_ranks(model, classes, list(_PROMPTS.values()), image_BE, label_B)
     for prompts, rank_B in zip(_PROMPTS, ranks, strict=True):
         for figure, value_N in accuracies(label_B, rank_B, len(classes)).items():
-            group = "classes" if figure == "mean_per_class_recall" else "photos"
             rate = figure != "mean_per_class_recall"
+            group = "photos" if rate else "classes"
             _add(part, f"{figure}, {prompts}", name, group, mean_of(value_N, rate))
-    if right_Q := probed(model, classes, corrupt):
+    if right_Q := probed(image_BE, label_B, len(classes)):
         _add(part, "probe_acc1", name, "photos", mean_of(right_Q, rate=True))
     elif name == BEFORE:
         part["notes"].append("No linear probe: a class has fewer than two photos.")
 
 
-def probed(model: Embedder, classes: Sequence[Photos], max_corrupt: int) -> list[float]:
+def probed(image_BE: np.ndarray, label_B: np.ndarray, num_classes: int) -> list[float]:
     """Fit a linear probe to every second photo of each class, and test it on the others.
+
+    Args:
+        image_BE: f32 [B, E], unit length.
+        label_B: int [B], the class of each photo, in rising order.
+        num_classes: of all photos.
 
     Returns:
         1 or 0 for each photo tested; nothing if a class has fewer than two photos.
     """
-    photos = [photo for c in classes for photo in c.files]
-    image_BE, read_B = model.readable_photos(photos, max_corrupt, "labelled photos")
-    label_B = np.repeat(np.arange(len(classes)), [len(c.files) for c in classes])[read_B]
     first_B = np.searchsorted(label_B, label_B)  # where the photos of its class begin
     train_B = (np.arange(len(label_B)) - first_B) % 2 == 0
-    if (np.bincount(label_B, minlength=len(classes)) < 2).any():
+    if (np.bincount(label_B, minlength=num_classes) < 2).any():
         return []
-    logits_QC = linear_probe(image_BE[train_B], label_B[train_B], image_BE[~train_B], len(classes))
+    logits_QC = linear_probe(image_BE[train_B], label_B[train_B], image_BE[~train_B], num_classes)
     return (logits_QC.argmax(-1) == label_B[~train_B]).astype(float).tolist()

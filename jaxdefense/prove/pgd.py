@@ -25,6 +25,7 @@ from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder, padded
 from jaxdefense.idia.conditions import draw
 from jaxdefense.log import Progress
+from jaxdefense.prove.found import per_person
 from jaxdefense.sharding import (
     ShardingRules,
     batch_sharding,
@@ -110,7 +111,7 @@ def pgd(
                 found_B = fetch(climbed(model, pixels, text_ME, radius, steps)[1])
                 found_P[part_B] = np.asarray(found_B)[: len(part_B)]
                 progress.update(i * num_photos + int(part_B[-1]) + 1)
-            found[radius] = np.bincount(owner_P, found_P) / np.bincount(owner_P)
+            found[radius] = per_person(found_P, owner_P)
     return np.stack([found[radius] for radius in (0.0, *eps)])
 
 

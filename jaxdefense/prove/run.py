@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from jaxdefense.cache import ArrayCache
-from jaxdefense.distributed import on_first
+from jaxdefense.distributed import agree, on_first, several
 from jaxdefense.files import write_json
 from jaxdefense.log import Progress
 from jaxdefense.prove import after, optimise, others
@@ -67,8 +67,10 @@ def prove(cfg: ProveConfig, cache: ArrayCache | None = None) -> ProofSummary:
     results = RunDirectory(Path(cfg.out), ProofSummary)
     inputs = read(cfg)
     world = load(cfg, inputs, cache)
-    digests = {name: model.directory.digest() for name, model in world.models.items()}
+    digests = world.digests
     resolved = {"models": digests, **shared(inputs)}
+    if several():
+        agree(resolved)
     results.check(cfg, resolved)
     results.open(cfg, resolved)
     jobs, missing = jobs_of(world)
@@ -133,15 +135,15 @@ def jobs_of(world: World) -> tuple[dict[str, Callable[[World], ProofPart]], list
 
 def _missing(world: World) -> Iterator[str]:
     asked = {
-        "known": "Whether the attack names people's photos.",
-        "gallery": "Whether photos still match one another, without names.",
-        "after": "What training on, rounding or averaging brings back.",
-        "optimise": "Attackers who optimise.",
-        "others": "Everybody else, and what the model is used for.",
+        "known": "Whether the attack names people's photos",
+        "gallery": "Whether photos still match one another, without names",
+        "after": "What training on, rounding or averaging brings back",
+        "optimise": "Attackers who optimise",
+        "others": "Everybody else, and what the model is used for",
     }
     for part, text in asked.items():
         if part not in world.cfg.parts:
-            yield f"{text[:-1]}: the part `{part}` was not asked for."
+            yield f"{text}: the part `{part}` was not asked for."
     if RETRAINED not in world.models:
         yield (
             "The same model trained without the people removed: no `reference` was given; where "

@@ -31,6 +31,7 @@ from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder, padded
 from jaxdefense.idia.attack import Evidence
 from jaxdefense.log import Progress
+from jaxdefense.prove.found import per_person
 from jaxdefense.sharding import (
     ShardingRules,
     batch_sharding,
@@ -48,19 +49,6 @@ _PHOTOS = 64  # photos come in a multiple of this many, so that groups share a p
 _ROWS = 256  # and tokens that are looked up
 _TABLE, _SCALE = ("text", "token_embedding"), ("logit_scale",)
 _WHOLE_DIGITS = partial(jax.default_matmul_precision, "highest")
-
-
-class Soft(NamedTuple):
-    """What soft prompts find.
-
-    Fields:
-        start_I: f64 [I], in [0, 1], share of a person's test photos whose nearest prompt of the
-            group is their own, with the real names.
-        found_I: f64 [I], the same with the optimised prompts.
-    """
-
-    start_I: np.ndarray
-    found_I: np.ndarray
 
 
 class Prompts(NamedTuple):
@@ -225,10 +213,10 @@ def soft_prompts(
     evidence: Evidence,
     *,
     prompt: str = "a photo of {0}",
-    steps: int,
+    steps: Sequence[int],
     lr: float,
     seed: int,
-) -> Soft:
+) -> np.ndarray:
     """Optimise the token embeddings of all names of a group together.
 
     Adam lowers the mean cross-entropy between half of the photos and the group's prompts, from the
@@ -239,9 +227,14 @@ def soft_prompts(
         model: a model with both encoders.
         evidence: the photos of the group's I people, embedded by this model, at least two each.
         prompt: holds `{0}` once, between spaces.
-        steps: of Adam; 0 for none.
+        steps: steps of Adam, rising, after each of which the prompts are tested; 0 for the real
+            names.
         lr: learning rate, as a part of the root mean square of the names' token embeddings.
         seed: seed of the halves, see `tested`.
+
+    Returns:
+        f64 [len(steps), I], in [0, 1], share of a person's test photos whose nearest prompt of the
+        group is their own.
 
     Raises:
         InputError: a person has fewer than two photos, or the prompt does not fit.
@@ -249,20 +242,15 @@ def soft_prompts(
     test_P = tested(evidence, seed)
     prompts = fill_in(model, evidence.names, prompt)
     start_ITD = token_rows(model, prompts.tokens_IT)
-    found_ITD = optimised(model, evidence, ~test_P, prompts, start_ITD, steps=steps, lr=lr)
+    found = optimised(model, evidence, ~test_P, prompts, start_ITD, steps=steps, lr=lr)
 
     def share(x_ITD: np.ndarray) -> np.ndarray:
         text_IE = embed_rows(model, x_ITD, prompts.readout_I)
         owner_P = evidence.owner_P[test_P]
         right_P = (evidence.image_PE[test_P] @ text_IE.T).argmax(1) == owner_P
-        return share_of(right_P, owner_P)
+        return per_person(right_P, owner_P)
 
-    return Soft(share(start_ITD), share(found_ITD))
-
-
-def share_of(right_P: np.ndarray, owner_P: np.ndarray) -> np.ndarray:
-    """Average over each person's photos, at least one each; f64 [I]."""
-    return np.bincount(owner_P, right_P) / np.bincount(owner_P)
+    return np.stack([share(x_ITD) for x_ITD in found])
 
 
 def optimised(
@@ -272,9 +260,9 @@ def optimised(
     prompts: Prompts,
     start_ITD: np.ndarray,
     *,
-    steps: int,
+    steps: Sequence[int],
     lr: float,
-) -> np.ndarray:
+) -> Iterator[np.ndarray]:
     """Take the steps of `soft_prompts`.
 
     Args:
@@ -283,8 +271,8 @@ def optimised(
         prompts: of the I people.
         start_ITD: f32 [I, T, D], the rows of all tokens; only those of the names change.
 
-    Returns:
-        f32 [I, T, D].
+    Yields:
+        f32 [I, T, D], after each of `steps`.
     """
     mesh, num_people = model.mesh, len(start_ITD)
     parts, whole = _parts(model), replicated(mesh)
@@ -300,20 +288,23 @@ def optimised(
     x_BTD, state = put((x_BTD, empty), whole)
     size = np.float32(lr * np.sqrt(np.square(start_ITD[prompts.free_IT]).mean()))
     sizes = size, np.int32(num_people)
-    with Progress("optimising prompts", steps) as progress:
-        for done in range(0, steps, _STEPS):
-            some_steps = min(_STEPS, steps - done)
-            x_BTD, state = _descend(
-                mesh,
-                model.graphdef,
-                model.params,
-                (x_BTD, state),
-                (text, free_BT, shown),
-                (*sizes, np.int32(some_steps)),
-            )
-            jax.block_until_ready(x_BTD)
-            progress.advance(some_steps)
-    return np.asarray(fetch(x_BTD))[:num_people]
+    done = 0
+    with Progress("optimising prompts", max(steps)) as progress:
+        for stop in steps:
+            while done < stop:
+                some_steps = min(_STEPS, stop - done)
+                x_BTD, state = _descend(
+                    mesh,
+                    model.graphdef,
+                    model.params,
+                    (x_BTD, state),
+                    (text, free_BT, shown),
+                    (*sizes, np.int32(some_steps)),
+                )
+                jax.block_until_ready(x_BTD)
+                done += some_steps
+                progress.update(done)
+            yield np.asarray(fetch(x_BTD))[:num_people]
 
 
 _ADAM = optax.scale_by_adam()
@@ -455,4 +446,4 @@ def nearer(
     other_PI = image_PE @ name_IE.T
     other_PI[np.arange(len(owner_P)), owner_P] = -np.inf
     own_P = (image_PE * kept_IE[owner_P]).sum(1)
-    return share_of(own_P > other_PI.max(1), owner_P)
+    return per_person(own_P > other_PI.max(1), owner_P)

@@ -4,7 +4,7 @@ A model that never saw somebody still tells their photos from other people's, as
 the level that is right is that of strangers.
 """
 
-from jaxdefense.prove.found import means
+from jaxdefense.prove.found import means, new_part
 from jaxdefense.prove.gallery import chance, compare
 from jaxdefense.prove.world import World
 from jaxdefense.results import Groups, ProofPart
@@ -42,4 +42,4 @@ def without_names(world: World) -> ProofPart:
                 f"Not compared: `{group}`, with fewer than two people of two photos."
                 for group in sizes.absent
             ]
-    return {"seconds": 0.0, "figures": figures, "curves": {}, "people": {}, "notes": notes}
+    return new_part(figures, notes=notes)

@@ -8,8 +8,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdefense.cache import ArrayCache
+from jaxdefense.convert.directory import check_same_sizes
 from jaxdefense.data.images import Photos
-from jaxdefense.distributed import agree, on_first, several
+from jaxdefense.distributed import on_first
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.files import digest
@@ -30,11 +31,13 @@ class World:
     Fields:
         cfg, inputs: of the proof.
         models: `BEFORE`, `DEFENDED` and, with a reference, `RETRAINED`.
+        digests: SHA-256 of the weights of each.
     """
 
     cfg: ProveConfig
     inputs: Inputs
     models: dict[str, Embedder]
+    digests: dict[str, str]
     _evidence: dict[str, Evidence] = dataclasses.field(default_factory=dict)
     _found: dict[str, AttackResult] = dataclasses.field(default_factory=dict)
 
@@ -102,12 +105,9 @@ def load(cfg: ProveConfig, inputs: Inputs, cache: ArrayCache | None = None) -> W
         if path
     }
     before, defended = models[BEFORE].directory, models[DEFENDED].directory
-    if before.cfg != defended.cfg:
-        raise InputError(
-            f"`teacher` (={before.path}) has other sizes than `model.path` (={cfg.model.path}); "
-            "give the model as it was before the defense."
-        )
-    if inputs.told.teacher_sha256 not in ("", before.digest()):
+    check_same_sizes(before, inputs.told.teacher, defended, cfg.model.path)
+    digests = {name: model.directory.digest() for name, model in models.items()}
+    if inputs.told.teacher_sha256 not in ("", digests[BEFORE]):
         raise InputError(
             f"`teacher` (={before.path}) is not the model that the run of `model.path` "
             f"(={cfg.model.path}) was made from: their weights differ; give that one."
@@ -118,10 +118,7 @@ def load(cfg: ProveConfig, inputs: Inputs, cache: ArrayCache | None = None) -> W
                 f"`{model.directory.path}` ({name}) has one encoder only; the proof puts photos to "
                 "names: give a model with both."
             )
-    world = World(cfg, inputs, models)
-    if several():
-        agree({name: model.directory.digest() for name, model in models.items()} | shared(inputs))
-    return world
+    return World(cfg, inputs, models, digests)
 
 
 def shared(inputs: Inputs) -> dict[str, object]:

@@ -28,8 +28,7 @@ def write_report(runs: Sequence[Path], out: Path) -> ReportSummary:
     """Write a report: a page, the same as JSON, and a CSV file with one line for each person.
 
     Args:
-        runs: directories, see `read_findings`; or the directory of one sweep or
-            proof.
+        runs: directories, see `read_findings`; or the directory of one sweep or one proof.
         out: `.html` file of the page; the other files are written beside it.
 
     Returns:
@@ -37,8 +36,7 @@ def write_report(runs: Sequence[Path], out: Path) -> ReportSummary:
 
     Raises:
         InputError: see `read_findings` and `write_sweep_report`; or one of the files exists, `out`
-            does not end in `.html`, or a sweep or proof is not given
-            alone.
+            does not end in `.html`, or a sweep or a proof is not given alone.
     """
     if out.suffix != ".html":
         raise InputError(f"`out` (={out}) must end in .html; JSON and CSV are written beside it.")
