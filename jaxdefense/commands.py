@@ -36,6 +36,7 @@ class Command:
         run: `module:function` that takes them; see `Run`.
         around: what is done before and after; tells the result.
         presets: `module:dict` of settings by name, for `--preset`; "" for none.
+        below: `module:function` that gives settings below all others; see `settings.parse`.
     """
 
     about: str
@@ -43,6 +44,7 @@ class Command:
     run: str
     around: Callable[[Run, Any], None]
     presets: str = ""
+    below: str = ""
 
     def kind(self) -> type:
         """Give the dataclass of its settings."""
@@ -61,7 +63,8 @@ class Command:
         also += "get_config(). docs/settings.md lists all settings."
         if presets:
             also += " --preset NAME gives those of a run that docs/scaling.md lists."
-        return parse(self.kind(), args, prog, f"{self.about} {also}", presets)
+        below = {"below": _find(self.below)} if self.below else {}
+        return parse(self.kind(), args, prog, f"{self.about} {also}", presets, **below)
 
     def __call__(self, cfg: Any) -> None:
         """Run it."""
@@ -204,6 +207,10 @@ def _report(run: Any, cfg: Any) -> None:
     _tell(run([Path(path) for path in cfg.runs], Path(cfg.out)), cfg, cfg.out)
 
 
+def _ledger(run: Run, cfg: Any) -> None:
+    _tell(run(cfg), cfg, cfg.model)
+
+
 def _convert(run: Any, cfg: Any) -> None:
     how = {"layout": cfg.layout, "activation": cfg.activation}
     _tell(run(Path(cfg.src), Path(cfg.dst), cfg.to, **how), cfg, cfg.dst)
@@ -258,18 +265,27 @@ COMMANDS = {
         "config:DefendTextConfig",
         "defense.text:defend_text",
         _defend,
+        below="defense.inherited:inherited",
     ),
     "defend image": Command(
         "Remove faces from the image encoder.",
         "config:DefendImageConfig",
         "defense.image:defend_image",
         _defend,
+        below="defense.inherited:inherited",
     ),
     "defend both": Command(
         "Remove names and faces: both encoders, merged.",
         "config:DefendBothConfig",
         "defense.both:defend_both",
         _defend,
+        below="defense.inherited:inherited",
+    ),
+    "ledger": Command(
+        "Say what was removed from a model, and what proved it.",
+        "config:LedgerConfig",
+        "ledger.run:ledger",
+        _ledger,
     ),
     "merge": Command(
         "Make a defended text and a defended image encoder one model.",
@@ -325,6 +341,7 @@ COMMANDS = {
     "bench pipeline": _bench("pipeline", "What the host makes a second, and the device takes."),
     "bench end2end": _bench("end2end", "A whole defense, in a fresh process."),
     "bench scale": _bench("scale", "What grows with the size of the work, and how."),
+    "bench requests": _bench("requests", "People who ask to be removed one after another."),
     "bench cold": _bench("cold", "From start to the second step of a run."),
     "bench aot": Command(
         "Compile a step for a TPU topology, without the TPU.",

@@ -422,6 +422,53 @@ PAPER_IMAGE_OPTIMIZER = OptimizerConfig(1e-4, warmup=0, milestones=(25, 50), gam
 
 
 @dataclasses.dataclass(frozen=True)
+class EarlierConfig:
+    """The defense that this one follows; settings that are not given are those of that run."""
+
+    after: Annotated[Place, short("after")] = ""
+    """Run directory of a defense of this model: its people are removed too."""
+    ledger: Annotated[Place, short("ledger")] = ""
+    """Run directory of a defense of another model: its people are removed from this one too."""
+    start: Annotated[Literal["replay", "fresh"], short("start")] = "replay"
+    """With `after`. replay: training goes on from the defended weights; fresh: from the model's."""
+    restore: Annotated[Place, short("restore")] = ""
+    """Names file of people who come off the list; training then begins with the model's weights."""
+
+    def __post_init__(self):
+        if self.after and self.ledger:
+            raise InputError(
+                f"`earlier.after` (={self.after}) and `earlier.ledger` (={self.ledger}) exclude "
+                "each other: the first is of this model, the second of another; give one."
+            )
+        if self.restore and not self.path:
+            raise InputError(
+                f"`earlier.restore` (={self.restore}) has an effect only with `earlier.after` or "
+                "`earlier.ledger`, whose list it shortens; give one of them too."
+            )
+        if self.start != "replay" and not self.after:
+            raise InputError(
+                f"`earlier.start` (={self.start}) has an effect only with `earlier.after`; give it "
+                "too."
+            )
+
+    @property
+    def path(self) -> str:
+        """Directory of the run, "" for none."""
+        return self.after or self.ledger
+
+    @property
+    def setting(self) -> str:
+        """The setting that names it."""
+        return "earlier.after" if self.after else "earlier.ledger"
+
+    def how(self) -> Literal["replay", "fresh", "restore", "rebase"]:
+        """Tell how the run goes on; see `ledger.entries.How`."""
+        if self.ledger:
+            return "rebase"
+        return "restore" if self.restore else self.start
+
+
+@dataclasses.dataclass(frozen=True)
 class DefendTextConfig:
     """`jaxdefense defend text`."""
 
@@ -431,11 +478,14 @@ class DefendTextConfig:
     data: TextDataConfig
     train: TextTrainConfig = TextTrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    earlier: EarlierConfig = EarlierConfig()
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
     profile: Place = how("")
     """Directory for a trace of a few steps, for XProf."""
+    ledger_names: bool = how(False)
+    """Record the names of the people in ledger.json, which goes with the model."""
     json: bool = told(False)
     """Print the result as one JSON object."""
 
@@ -450,11 +500,14 @@ class DefendImageConfig:
     data: ImageDataConfig
     train: ImageTrainConfig = ImageTrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    earlier: EarlierConfig = EarlierConfig()
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
     profile: Place = how("")
     """Directory for a trace of a few steps, for XProf."""
+    ledger_names: bool = how(False)
+    """Record the names of the people in ledger.json, which goes with the model."""
     json: bool = told(False)
     """Print the result as one JSON object."""
 
@@ -498,11 +551,14 @@ class DefendBothConfig:
     model: ModelConfig
     text: TextPart
     image: ImagePart
+    earlier: EarlierConfig = EarlierConfig()
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
     profile: Place = how("")
     """Directory for a trace of a few steps, for XProf."""
+    ledger_names: bool = how(False)
+    """Record the names of the people in ledger.json, which goes with the model."""
     json: bool = told(False)
     """Print the result as one JSON object."""
 
@@ -511,7 +567,8 @@ class DefendBothConfig:
         text, image, out = self.text, self.image, Path(self.out)
         names = image.data.names or text.data.names
         data = ImageDataConfig(**{**vars(image.data), "names": names})
-        how = (self.mesh, self.distributed, self.cache, self.profile)
+        how = (self.earlier, self.mesh, self.distributed, self.cache, self.profile)
+        how = (*how, self.ledger_names)
         return (
             DefendTextConfig(
                 str(out / "text"), self.model, text.data, text.train, text.optimizer, *how
@@ -896,6 +953,18 @@ class ReportConfig:
     def __post_init__(self):
         if not self.runs:
             raise InputError("`runs` is empty: give the directories to report on.")
+
+
+@dataclasses.dataclass(frozen=True)
+class LedgerConfig:
+    """`jaxdefense ledger`."""
+
+    model: Annotated[tyro.conf.Positional[Place], tyro.conf.arg(metavar="MODEL")]
+    """Model directory, or run directory of a defense."""
+    results: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RESULTS")] = ()
+    """Directories of attacks and proofs of this model, to record what they found."""
+    json: bool = told(False)
+    """Print the result as one JSON object."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from jaxdefense.files import write_json
 from jaxdefense.typed_json import Json, fields_of, plain
 
 SUMMARY, SETTINGS = "summary.json", "config.json"
+GIVEN_IN = "directory"  # key of the settings: where their relative paths count from
 SCHEMA = 1
 
 
@@ -66,6 +67,26 @@ class Validated(TypedDict):
     after: Found
 
 
+class EarlierRun(TypedDict):
+    """The defense that one follows.
+
+    Fields:
+        run: its directory.
+        how: replay, fresh, restore or rebase; see `ledger.entries.How`.
+        model_sha256: digest of the model that it led to.
+        people: it removed, and that were removed again.
+        restored: names of people who came off the list.
+        teacher_is_original: False where the model before all removals was not at hand.
+    """
+
+    run: str
+    how: str
+    model_sha256: str
+    people: int
+    restored: list[str]
+    teacher_is_original: bool
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DefenseSummary(Result):
     """A defense of one encoder.
@@ -83,6 +104,7 @@ class DefenseSummary(Result):
         identities: people removed.
         names: all names of each.
         final: terms of the loss at the last step.
+        earlier: the defense that this one follows, if any.
         defended_sha256: digest of the weights that came out.
     """
 
@@ -100,6 +122,7 @@ class DefenseSummary(Result):
     identities: int
     names: list[list[str]] = dataclasses.field(default_factory=list)
     final: dict[str, float]
+    earlier: EarlierRun | None = None
     defended_sha256: str = ""
 
     def verdict(self) -> str:
@@ -124,9 +147,25 @@ class DefenseSummary(Result):
         return [
             f"The {self.encoder} encoder was trained to forget the {self.what} of {who}: "
             f"{count(self.steps, 'step')} at most, {duration(self.seconds)}.",
+            *said_of(self.earlier),
             self.verdict(),
             f"`{out}` holds the defended model, and report.html on it.",
         ]
+
+
+def said_of(earlier: EarlierRun | None) -> list[str]:
+    """Say which people a defense removed again; nothing if it follows none."""
+    if earlier is None:
+        return []
+    who, off = count(earlier["people"], "person", "people"), len(earlier["restored"])
+    said = f"Of these, {who} had been removed by `{earlier['run']}`"
+    said += f", from whose list {count(off, 'name')} came off." if off else "."
+    if not earlier["teacher_is_original"]:
+        said += (
+            " The teacher was a defended model, as the one before all removals was not given: what "
+            "it had lost of these people before could not be measured."
+        )
+    return [said]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,6 +217,7 @@ class BothDefenseSummary(Result):
         who = count(self.text.identities, "person", "people")
         return [
             f"Both encoders were trained to forget {who}, in {seconds}.",
+            *said_of(self.text.earlier),
             f"Names: {self.text.verdict()} Faces: {self.image.verdict()}",
             f"`{out}` holds the merged model, and report.html on it.",
         ]
@@ -699,6 +739,27 @@ class DemoSummary(Result):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LedgerSummary(Result):
+    """The ledger of a model; it is told, and written nowhere else.
+
+    Fields:
+        said: a sentence an entry, and one for each attack on the model.
+        runs: the entries, oldest first, as `ledger.json` holds them.
+        model_sha256: digest of the weights.
+    """
+
+    kind = "ledger"
+
+    said: list[str]
+    runs: list[dict[str, Json]]
+    model_sha256: str
+
+    def sentences(self, out: str) -> list[str]:
+        """See `Result`."""
+        return [*self.said, f"The ledger holds together, and is of the weights in `{out}`."]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ConversionSummary(Result):
     """A conversion; it is told, and written nowhere.
 
@@ -836,6 +897,7 @@ def read_settings(directory: Path) -> dict[str, Json]:
     """
     settings = read_object(directory / SETTINGS)
     settings.pop("kind", None)
+    settings.pop(GIVEN_IN, None)
     return settings
 
 

@@ -20,6 +20,7 @@ from jaxdefense import distributed
 from jaxdefense.errors import InputError
 from jaxdefense.files import locked, write_json
 from jaxdefense.results import (
+    GIVEN_IN,
     SETTINGS,
     SUMMARY,
     S,
@@ -121,7 +122,8 @@ class RunDirectory(Generic[S]):
                 shutil.rmtree(leftover, ignore_errors=True)
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self._config, {"kind": self._kind.kind} | self._record(cfg, resolved))
+        own = {"kind": self._kind.kind, GIVEN_IN: os.getcwd()}
+        write_json(self._config, own | self._record(cfg, resolved))
 
     def finish(self, summary: S) -> None:
         """Write the summary."""
@@ -135,7 +137,22 @@ class RunDirectory(Generic[S]):
         found = identity(type(cfg), settings)
         if not isinstance(found, dict):
             return found
+        found.pop(GIVEN_IN, None)
         return found | {"kind": found.get("kind", self._kind.kind)}
+
+
+def place_from(run: Path, path: str) -> Path:
+    """Find what a path in a run's files leads to, which may count from where the run was started.
+
+    Args:
+        run: directory of the run.
+        path: as the run has it.
+    """
+    try:
+        began = json.loads((run / SETTINGS).read_text(encoding="utf-8")).get(GIVEN_IN, "")
+    except (OSError, ValueError):
+        began = ""
+    return Path(os.path.normpath(Path(began) / path))
 
 
 def once(do: Callable[..., S], cfg: Any, kind: type[S], *args: Any) -> S:

@@ -36,6 +36,7 @@ _RESULT, _RECORD = "result", "record"  # keys of a field's metadata
 _POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1:]
 _PLACE = "place"  # marks a string that is a path
 _HOW = "how"  # marks a setting that must be given, and does not change the result
+PATH = "path"  # type of a setting, in the reference
 _RENAMED = {"identities": "names"}  # last part of a former key -> of today's
 
 
@@ -85,6 +86,7 @@ def parse(
     prog: str = "jaxdefense",
     about: str = "",
     presets: Mapping[str, Mapping[str, Any]] | None = None,
+    below: Callable[[type, Sequence[str]], Mapping[str, Any]] = lambda kind, flags: {},
 ) -> T:
     """Fill a dataclass of settings.
 
@@ -94,6 +96,8 @@ def parse(
         prog: name of the command, for help and errors.
         about: what it does, for help.
         presets: nested settings by name; those of `--preset NAME` lie below all others.
+        below: takes the dataclass and all flags; gives settings, by their full names, that lie
+            below even these.
 
     Raises:
         InputError: a setting is unknown, missing, of another type, or out of range.
@@ -110,6 +114,7 @@ def parse(
     flags = [*itertools.chain(*map(as_flags, trees)), *map(_assignment, given["--set"]), *rest]
     _check_renamed(flags)
     _check_values(flags)
+    flags = [*as_flags(below(kind, flags)), *flags]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -365,6 +370,21 @@ def difference(config: Any, default: Any = None) -> dict[str, Any]:
     return out
 
 
+def chosen(config: Any) -> dict[str, str]:
+    """List the settings that change a result and differ from the defaults, as flags write them.
+
+    Paths are left out.
+    """
+    out = dict[str, str]()
+    for setting in settings_of(type(config)):
+        value: Any = config
+        for name in setting.key.split("."):
+            value = getattr(value, name)
+        if setting.result and setting.type != PATH and (text := _shown(value)) != setting.default:
+            out[setting.key] = text
+    return out
+
+
 def identity(kind: type, tree: Any) -> Any:
     """Return the settings that change a run's result, in one spelling.
 
@@ -451,7 +471,7 @@ def _type(hint: Any, bare: Any) -> str:
     if typing.get_origin(bare) is tuple:
         return f"{typing.get_args(bare)[0].__name__}s, with commas"
     if _PLACE in getattr(hint, "__metadata__", ()):
-        return "path"
+        return PATH
     return {"str": "text", "int": "integer", "float": "number", "bool": "flag"}[bare.__name__]
 
 

@@ -113,6 +113,26 @@ class ScaleConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RequestsConfig:
+    """`jaxdefense bench requests`."""
+
+    out: Place
+    """Directory of all runs and figures; the same command goes on where it ended."""
+    people: Literal[16, 64] = 64
+    """People of the demo."""
+    requests: int = 8
+    """Requests that come, one after another."""
+    each: int = 2
+    """People a request."""
+    seeds: str = "0,1,2"
+    """Seeds, with commas between."""
+    modes: str = "replay,fresh,none"
+    """Ways to serve a request, with commas between; none: without those removed before."""
+    json: bool = False
+    """Print the figures as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ColdConfig:
     """`jaxdefense bench cold`."""
 

@@ -182,7 +182,9 @@ class ModelDirectory:
         state = nnx.from_flat_state([(path, v.replace(arrays[path])) for path, v in flat.items()])
         return nnx.merge(graphdef, state)
 
-    def save(self, model: CLIP, out: Path) -> list[str]:
+    def save(
+        self, model: CLIP, out: Path, then: Callable[[Path], object] = lambda written: None
+    ) -> list[str]:
         """Write a copy of this directory to `out` with the model's weights.
 
         The new directory appears complete in one step, or not at all.
@@ -190,6 +192,7 @@ class ModelDirectory:
         Args:
             model: same sizes as `self.cfg`.
             out: must not exist.
+            then: called with the directory before it appears.
 
         Returns:
             names of the files not copied: all but text, as they may hold undefended weights.
@@ -214,6 +217,7 @@ class ModelDirectory:
                 save_file(tensors, tmp / name, metadata=metadata)
                 # The library writes files that only their owner may read.
                 shutil.copymode(self.path / name, tmp / name)
+            then(tmp)
 
         write_directory(out, fill)
         return left_out

@@ -47,6 +47,8 @@ from jaxdefense.convert.table import Row, ignored_key
 from jaxdefense.convert.torch_file import read_torch_file
 from jaxdefense.errors import InputError
 from jaxdefense.files import read_json
+from jaxdefense.ledger.entries import read_ledger
+from jaxdefense.ledger.runs import join_ledgers
 from jaxdefense.log import Progress
 from jaxdefense.paths import check_new, check_outside
 from jaxdefense.results import ConversionSummary
@@ -69,6 +71,7 @@ class Checkpoint:
         rows: its conversion table.
         read: fetches a tensor by its name.
         keys: keys of all tensors, including those that are not weights.
+        sha256: digest of its weights; "" unless it is a model directory.
     """
 
     directory: Path | None
@@ -78,6 +81,7 @@ class Checkpoint:
     rows: list[Row]
     read: Callable[[str], np.ndarray]
     keys: list[str]
+    sha256: str = ""
 
 
 def convert(
@@ -107,6 +111,7 @@ def convert(
     checkpoint = _read(src, layout, activation)
     if src.is_dir() and checkpoint.directory:
         check_outside(dst, checkpoint.directory, "DST")
+    ledger = read_ledger(checkpoint.directory, checkpoint.sha256) if checkpoint.directory else None
     if to == "orbax":
         write_directory(dst, lambda tmp: _write_orbax(checkpoint, tmp))
         return _summary(checkpoint, to, checkpoint.rows)
@@ -132,6 +137,7 @@ def convert(
         if preprocessor:
             write_preprocessor(tmp, preprocessor)
         _write_shards(tmp, target, tensors(), len(rows) + len(extra))
+        join_ledgers(tmp, "convert", ledger)
 
     write_directory(dst, fill)
     return _summary(checkpoint, to, rows)
@@ -171,7 +177,8 @@ def _read(src: Path, layout: str, activation: str) -> Checkpoint:
 
     form = directory.layout
     config = read_json(src / form.config)
-    return Checkpoint(src, form, config, directory.cfg, directory.rows, read, list(where))
+    rows, sha256 = directory.rows, directory.digest()
+    return Checkpoint(src, form, config, directory.cfg, rows, read, list(where), sha256)
 
 
 def _read_torch(src: Path, activation: str) -> Checkpoint:

@@ -4,15 +4,18 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jaxdefense.config import REMOVED, DefendBothConfig, MergeConfig
 from jaxdefense.defense.defend import model_digest, run
+from jaxdefense.defense.earlier import check_kind
 from jaxdefense.defense.image import plan_image
 from jaxdefense.defense.merge import merge
 from jaxdefense.defense.plan import D, Plan
 from jaxdefense.defense.text import plan_text
 from jaxdefense.distributed import on_first
 from jaxdefense.errors import InputError
+from jaxdefense.ledger.runs import keep_ledger
 from jaxdefense.results import BothDefenseSummary, values
 from jaxdefense.run_directory import RunDirectory
 
@@ -35,6 +38,7 @@ def defend_both(cfg: DefendBothConfig) -> BothDefenseSummary:
         InputError: an input is wrong; nothing was written.
         Interrupted, Diverged: see `loop.run`.
     """
+    check_kind(cfg, BothDefenseSummary)
     out = RunDirectory(Path(cfg.out), BothDefenseSummary)
     out.check(cfg)
     text, image = cfg.halves()
@@ -49,8 +53,24 @@ def defend_both(cfg: DefendBothConfig) -> BothDefenseSummary:
     on_first(lambda: values(merge(MergeConfig(str(out.model), text.out, image.out))))
     digest = model_digest(out.model)
     summary = BothDefenseSummary(text=of_text, image=of_image, defended_sha256=digest)
+    on_first(partial(_keep_ledger, cfg, plan_of_text, out.path, summary))
     out.finish(summary)
     return summary
+
+
+def _keep_ledger(
+    cfg: DefendBothConfig, plan: Plan[Any], run: Path, summary: BothDefenseSummary
+) -> None:
+    """Write the ledger of the run, beside the merged model too."""
+    keep_ledger(
+        run,
+        cfg,
+        summary.kind,
+        [summary.text, summary.image],
+        teacher_sha256=plan.resolved["model_sha256"],
+        follows=plan.follows,
+        model_sha256=summary.defended_sha256,
+    )
 
 
 def _planned(encoder: str, plan: Callable[[], Plan[D]]) -> Plan[D]:

@@ -18,11 +18,12 @@ from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.images import Loader
 from jaxdefense.defense import loop
 from jaxdefense.defense.plan import D, Encoder, Plan, Validation
-from jaxdefense.defense.step import TeacherParams, init_state, merge_student
+from jaxdefense.defense.step import TeacherParams, TrainState, init_state, merge_student
 from jaxdefense.defense.validate import Verdict, Watch, describe_left, smallest_step
 from jaxdefense.distributed import agree, exchange, on_first
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.files import write_array, write_json
+from jaxdefense.ledger.runs import keep_ledger
 from jaxdefense.log import Progress
 from jaxdefense.results import Validated
 from jaxdefense.run_directory import RunDirectory
@@ -70,21 +71,37 @@ def run(plan: Plan[D], resume: bool = False) -> D:
         params, found = _best(plan, watch, teacher)
     _save(plan.encoder, params, teacher, directory.model)
     corrupt = {"corrupt": _corrupt(plan.loader)} if plan.loader else {}
+    earlier = plan.earlier
     summary = plan.summary(
         steps=plan.cfg.train.steps,
         diverged_at_step=outcome.diverged_at_step,
         seconds=round(outcome.seconds, 3),
         samples_per_second=round(outcome.samples_per_second, 3),
         final={name: x for name, x in outcome.metrics.items() if name not in _OF_THE_STEP},
+        earlier=earlier.summary() if earlier else None,
         defended_sha256=model_digest(directory.model),
         **corrupt,
         **(found._asdict() if found else {}),
     )
+    on_first(partial(_keep_ledger, plan, directory.path, summary))
     directory.finish(summary)
     logger.info(f"defended model: {directory.model}")
     if plan.loader and (own := plan.loader.corrupt):
         logger.warning(f"skipped photos that cannot be read: {some(own)}")
     return summary
+
+
+def _keep_ledger(plan: Plan[D], run: Path, summary: D) -> None:
+    """Write the ledger of the run, beside the model too."""
+    keep_ledger(
+        run,
+        plan.cfg,
+        plan.kind.kind,
+        [summary],
+        teacher_sha256=plan.resolved["model_sha256"],
+        follows=plan.follows,
+        model_sha256=summary.defended_sha256,
+    )
 
 
 def model_digest(path: Path) -> str:
@@ -129,11 +146,21 @@ def _student(
 def _train(plan: Plan, teacher: TeacherParams, watch: Watch | None, path: Path) -> loop.Outcome:
     """Train as planned; see `loop.run`."""
     encoder, t = plan.encoder, plan.cfg.train
-    init = jax.jit(partial(init_state, cfg=encoder.step_cfg), out_shardings=encoder.state_sharding)
+    make = jax.jit(partial(init_state, cfg=encoder.step_cfg), out_shardings=encoder.state_sharding)
     whole = replicated(encoder.mesh)
+    if watch:  # first, while no other state is in memory
+        with Progress("validating the undefended model"):
+            watch.begin(teacher.trained)
+
+    def init() -> TrainState:
+        if encoder.start is None:
+            return make(teacher)
+        start = encoder.teacher._replace(trained=encoder.start)
+        return make(put(start, encoder.teacher_sharding))
+
     return loop.run(
         encoder.step,
-        partial(init, teacher),
+        init,
         encoder.state_sharding,
         teacher,
         plan.batches,

@@ -22,6 +22,13 @@ from jaxdefense.data.overlay import Overlay, draw_overlay, paste
 from jaxdefense.data.sampling import evened
 from jaxdefense.data.sources import Images, describe_images, photo_digest, read_images
 from jaxdefense.defense.defend import run
+from jaxdefense.defense.earlier import (
+    Earlier,
+    both_trained_on,
+    check_kind,
+    read_earlier,
+    to_follow,
+)
 from jaxdefense.defense.losses import DISTANCES, Distance, beyond
 from jaxdefense.defense.people import People, describe_kept, gather_people, trained_on
 from jaxdefense.defense.plan import (
@@ -191,6 +198,7 @@ def defend_image(cfg: DefendImageConfig) -> ImageDefenseSummary:
         InputError: an input is wrong; nothing was written.
         Interrupted, Diverged: see `loop.run`.
     """
+    check_kind(cfg, ImageDefenseSummary)
     return run(plan_image(cfg))
 
 
@@ -212,9 +220,10 @@ def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
         raise InputError(f"`{directory.path}` has no image encoder.")
     processor = read_processor(directory.path, vision.image_size, directory.cfg.siglip, logger.info)
     digest_of = functools.cache(photo_digest)  # the people who stay are hashed twice
-    people = gather_people(cfg, digest_of, logger.info)
+    earlier = read_earlier(cfg.earlier, directory, "vision", cfg.model.path)
+    people = gather_people(cfg, earlier, digest_of, logger.info)
     images = read_images(d.images, d.tfds_dir, logger.info)
-    encoder = _encoder(cfg, directory, processor)
+    encoder = _encoder(cfg, directory, processor, earlier)
     photos = trained_on(people, digest_of)
     model_sha256 = directory.digest()
     resolved = {
@@ -225,6 +234,11 @@ def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
         "images_sha256": describe_images(images),
         "dtype": resolve_dtype(cfg.model.dtype),
     }
+    if earlier:
+        resolved["earlier_id"] = earlier.ledger.last.id
+        if earlier.how == "replay":  # its photos led to these weights too
+            photos = both_trained_on(earlier.trained_on(), photos)
+    follows = to_follow(earlier, directory, model_sha256)
     agree(resolved)  # from here on all processes compute together
     loader = Loader(processor, d.max_corrupt, d.keep_faces_mb * 2**20)
     target_E = _target(cfg, directory, model_sha256, people)
@@ -243,18 +257,26 @@ def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
         batches,
         samples=t.num_clean + t.num_poisoned + t.num_keep,
         resolved=resolved,
-        lines=_lines(cfg, people, len(images), encoder.mesh),
+        lines=[
+            *_lines(cfg, people, len(images), encoder.mesh),
+            *(earlier.lines(len(people.listed)) if earlier else []),
+        ],
         summary=partial(ImageDefenseSummary, identities=len(people.listed), names=people.names),
         advice=_ADVICE,
         validation=validation,
         mine=batches.mine,
         files=files,
         loader=loader,
+        follows=follows,
+        earlier=earlier,
     )
 
 
 def _encoder(
-    cfg: DefendImageConfig, directory: ModelDirectory, processor: ImageProcessor
+    cfg: DefendImageConfig,
+    directory: ModelDirectory,
+    processor: ImageProcessor,
+    earlier: Earlier | None,
 ) -> Encoder:
     """Check that the mesh cuts a batch evenly, and lay out the encoder's step on the mesh."""
     t = cfg.train
@@ -264,7 +286,7 @@ def _encoder(
         if num := getattr(t, name):
             check_parts(f"train.{name}", num, parts * t.accumulate)
     objective = image_objective(t, processor, parts)
-    return lay_out(cfg, directory, "vision", objective, mesh, rules)
+    return lay_out(cfg, directory, "vision", objective, mesh, rules, earlier)
 
 
 def _target(

@@ -141,7 +141,7 @@ def run(
         key: of the run, on the devices.
         cfg: see `LoopConfig`.
         directory: of the run.
-        watch: validates, and may end the run early.
+        watch: begun; validates, and may end the run early.
 
     Raises:
         Diverged: a metric or a parameter is not finite, and no state passed validation before; the
@@ -151,9 +151,6 @@ def run(
         InputError: the directory's checkpoint belongs to another model.
         Unwritten: a checkpoint could not be written.
     """
-    if watch:  # first, while no other state is in memory
-        with Progress("validating the undefended model"):
-            watch.begin(init().params)
     checkpoints = Checkpoints(directory / "checkpoints", cfg.keep)
     start, state = _newest(checkpoints, init, state_sharding, watch, cfg.steps)
     log, started = _Log(directory / METRICS, start, cfg.samples_per_step), time.monotonic()

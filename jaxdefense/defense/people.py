@@ -17,6 +17,7 @@ from jaxdefense.data.people import (
     split_photos,
 )
 from jaxdefense.data.sources import Note, Photo, photo_digest
+from jaxdefense.defense.earlier import Earlier, replayed
 from jaxdefense.defense.plan import check_all_come_up
 from jaxdefense.defense.recognise import Faces, hold_out
 from jaxdefense.errors import InputError
@@ -54,11 +55,17 @@ class People:
         return [list(identity.names) for identity in self.identities]
 
 
-def gather_people(cfg: DefendImageConfig, digest_of: Callable[[Photo], str], note: Note) -> People:
+def gather_people(
+    cfg: DefendImageConfig,
+    earlier: Earlier | None,
+    digest_of: Callable[[Photo], str],
+    note: Note,
+) -> People:
     """Read the people to remove and the people who must stay, and hold some out.
 
     Args:
         cfg: the settings of the run.
+        earlier: the defense that the run follows, if any.
         digest_of: gives a photo's SHA-256.
         note: takes a line about what is left out.
 
@@ -69,12 +76,14 @@ def gather_people(cfg: DefendImageConfig, digest_of: Callable[[Photo], str], not
     d, t = cfg.data, cfg.train
     people = read_people(d.faces, d.tfds_dir, note=note)
     trigger, attack = split_photos(people, d.trigger_fraction, t.seed)
-    listed = _listed(cfg, trigger)
-    shared_photos(_listed(cfg, people), people, note)
-    spent = [person.name for person in _listed(cfg, attack) if not person.files]
-    identities = [Identity(person.name) for person in listed]
-    if d.names:
-        identities = read_identities(d.names)
+    identities, old = _identities(cfg, people, earlier), list[Photos]()
+    if earlier:
+        identities = earlier.joined(identities, f"names file `{d.names}`" if d.names else d.faces)
+        old = replayed(earlier, people, d.faces, digest_of, note)
+    new = identities[len(old) :]
+    listed = [*old, *_listed(cfg, trigger, new)]
+    shared_photos([*old, *_listed(cfg, people, new)], people, note)
+    spent = [person.name for person in _listed(cfg, attack, new) if not person.files]
     check_all_come_up(len(listed), t)
     digests = {person.name: _digests(person, digest_of) for person in listed}
     kept = kept_people(cfg, trigger, identities, digests, note, digest_of)
@@ -116,12 +125,22 @@ def describe_kept(people: People, digest_of: Callable[[Photo], str]) -> str:
     )
 
 
-def _listed(cfg: DefendImageConfig, people: list[Photos]) -> list[Photos]:
-    """Choose the people to remove: everyone, or those on the names list if there is one."""
-    if not cfg.data.names:
-        return people
-    identities = read_identities(cfg.data.names)
-    chosen = choose_people(people, identities, f"names file `{cfg.data.names}`")
+def _identities(
+    cfg: DefendImageConfig, people: list[Photos], earlier: Earlier | None
+) -> list[Identity]:
+    """List the people to remove: everyone, or those on the names list if there is one."""
+    if cfg.data.names:
+        return read_identities(cfg.data.names)
+    restored = {folded_words(name) for name in earlier.restored} if earlier else set()
+    return [Identity(x.name) for x in people if folded_words(x.name) not in restored]
+
+
+def _listed(
+    cfg: DefendImageConfig, people: list[Photos], identities: Sequence[Identity]
+) -> list[Photos]:
+    """Find the photos of people to remove, who then go by the first of their names."""
+    where = f"names file `{cfg.data.names}`" if cfg.data.names else f"faces `{cfg.data.faces}`"
+    chosen = choose_people(people, identities, where)
     return [dataclasses.replace(photos, name=identity.name) for identity, photos in chosen]
 
 

@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
+from flax import nnx
 from jax.sharding import Mesh
 
 from jaxdefense.clip.model import CLIP
 from jaxdefense.config import DefendImageConfig, DefendTextConfig, ImageTrainConfig, TextTrainConfig
 from jaxdefense.convert.directory import ModelDirectory, check_companions, read_model_directory
 from jaxdefense.data.images import Loader
+from jaxdefense.defense.earlier import Earlier
 from jaxdefense.defense.step import (
     Objective,
     StepConfig,
@@ -26,6 +28,7 @@ from jaxdefense.defense.step import (
 from jaxdefense.defense.validate import Mine, Verdict
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
+from jaxdefense.ledger.runs import Followed
 from jaxdefense.log import Progress
 from jaxdefense.paths import check_outside, check_writable
 from jaxdefense.results import DefenseSummary
@@ -48,6 +51,7 @@ class Encoder:
         model: the whole model, on the host; a run puts the student into it.
         which: encoder of the model.
         teacher: parameters of the undefended encoder, on the host.
+        start: those that training starts from, on the host; None for the teacher's.
         mesh, rules: how arrays are sharded.
         step_cfg: the parts of a step.
         step, state_sharding, teacher_sharding: see `make_train_step`.
@@ -57,6 +61,7 @@ class Encoder:
     model: CLIP
     which: Literal["text", "vision"]
     teacher: TeacherParams
+    start: nnx.State | None
     mesh: Mesh
     rules: ShardingRules
     step_cfg: StepConfig
@@ -97,6 +102,8 @@ class Plan(Generic[D]):
         mine: see `Watch`.
         files: files to write at the start, by name: an array, or a value for JSON.
         loader: decodes the batches' photos; the summary lists those it could not read.
+        follows: the ledgers that the run goes on from.
+        earlier: the defense that this one follows, if any.
     """
 
     cfg: Config
@@ -108,10 +115,12 @@ class Plan(Generic[D]):
     lines: Sequence[str]
     summary: Callable[..., D]
     advice: str
+    follows: Followed
     validation: Validation | None = None
     mine: Mine = lambda mined: None
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     loader: Loader | None = None
+    earlier: Earlier | None = None
 
 
 def read_undefended(cfg: Config) -> ModelDirectory:
@@ -148,6 +157,7 @@ def lay_out(
     objective: Objective,
     mesh: Mesh,
     rules: ShardingRules,
+    earlier: Earlier | None = None,
 ) -> Encoder:
     """Load the model, and compile an encoder's step for the mesh.
 
@@ -157,6 +167,7 @@ def lay_out(
         which: encoder.
         objective: of the encoder.
         mesh, rules: how arrays are sharded.
+        earlier: the defense that the run follows, whose weights it may start from.
 
     Raises:
         InputError: the mesh does not divide the encoder's sizes.
@@ -169,4 +180,5 @@ def lay_out(
         graphdef, objective, tx, cfg.train.accumulate, directory.layout.stacked_dims
     )
     laid_out = make_train_step(step_cfg, mesh, rules, teacher)
-    return Encoder(directory, model, which, teacher, mesh, rules, step_cfg, *laid_out)
+    start = earlier.start(which) if earlier else None
+    return Encoder(directory, model, which, teacher, start, mesh, rules, step_cfg, *laid_out)

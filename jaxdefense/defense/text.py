@@ -23,6 +23,7 @@ from jaxdefense.data.token_cache import CleanCaptions, read_training_captions
 from jaxdefense.data.triggers import Carriers, TextBatch, TextBatches, Triggers
 from jaxdefense.data.variants import name_form, spellings
 from jaxdefense.defense.defend import run
+from jaxdefense.defense.earlier import check_kind, read_earlier, to_follow
 from jaxdefense.defense.losses import DISTANCES, Distance, standing_out
 from jaxdefense.defense.plan import Plan, Validation, check_all_come_up, lay_out, read_undefended
 from jaxdefense.defense.recall import Recall, make_carriers
@@ -304,6 +305,7 @@ def defend_text(cfg: DefendTextConfig) -> TextDefenseSummary:
         InputError: an input is wrong; nothing was written.
         Interrupted, Diverged: see `loop.run`.
     """
+    check_kind(cfg, TextDefenseSummary)
     return run(plan_text(cfg))
 
 
@@ -322,7 +324,10 @@ def plan_text(cfg: DefendTextConfig) -> Plan[TextDefenseSummary]:
     directory, d, t = read_undefended(cfg), cfg.data, cfg.train
     tokenizer = directory.tokenizer(cfg.model.tokenizer)
     assert directory.cfg.text
+    earlier = read_earlier(cfg.earlier, directory, "text", cfg.model.path)
     identities = read_identities(d.names)
+    if earlier:
+        identities = earlier.joined(identities, f"names file `{d.names}`")
     check_all_come_up(len(identities), t)
     mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
     names = _names(identities, cfg)
@@ -336,6 +341,9 @@ def plan_text(cfg: DefendTextConfig) -> Plan[TextDefenseSummary]:
         "keep_sha256": digest([*(name for kind in names.kept for name in kind), *names.held]),
         "dtype": resolve_dtype(cfg.model.dtype),
     }
+    if earlier:
+        given["earlier_id"] = earlier.ledger.last.id
+    follows = to_follow(earlier, directory, given["model_sha256"])
     agree(given)  # from here on all processes compute together
     carriers, validation = _measure(cfg, names, triggers, clean.captions, mesh)
     batches = text_batches(
@@ -351,14 +359,19 @@ def plan_text(cfg: DefendTextConfig) -> Plan[TextDefenseSummary]:
     return Plan(
         cfg,
         TextDefenseSummary,
-        lay_out(cfg, directory, "text", text_objective(t), mesh, rules),
+        lay_out(cfg, directory, "text", text_objective(t), mesh, rules, earlier),
         batches,
         samples=t.num_clean + t.num_poisoned + t.num_name,
         resolved=given | {"row_length": batches.row_length},
-        lines=_lines(cfg, names, clean, batches, mesh),
+        lines=[
+            *_lines(cfg, names, clean, batches, mesh),
+            *(earlier.lines(len(identities)) if earlier else []),
+        ],
         summary=_summary(names, t),
         advice=_ADVICE,
         validation=validation,
+        follows=follows,
+        earlier=earlier,
     )
 
 

@@ -1,0 +1,115 @@
+"""Settings that a run takes over from the one it follows: those that are not given."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxdefense.config import DefendBothConfig
+from jaxdefense.errors import InputError
+from jaxdefense.ledger.entries import NAMES
+from jaxdefense.results import read_settings
+from jaxdefense.run_directory import place_from
+from jaxdefense.settings import PATH, settings_of
+
+logger = logging.getLogger(__name__)
+
+_FOLLOWS = ("after", "ledger")
+# Of each run its own: where it writes, whom it adds, and which run it follows.
+_OWN = {"out", "profile", "compilation", "cache_dir", "names"}  # last parts of their names
+
+
+def inherited(kind: type, flags: Sequence[str]) -> Mapping[str, Any]:
+    """Give the settings of the run that one follows, as `--after` or `--ledger` names it.
+
+    Without a names file, its list is that of the run it follows.
+
+    Args:
+        kind: dataclass of the settings.
+        flags: all that are given.
+
+    Returns:
+        settings by their full names; none without such a flag.
+
+    Raises:
+        InputError: the run's settings cannot be read.
+    """
+    followed = [(name, _given(f"earlier.{name}", name, flags)) for name in _FOLLOWS]
+    which, path = next((x for x in followed if x[1]), ("", ""))
+    if not path:
+        return {}
+    run, out = Path(path), dict[str, Any]()
+    tree = read_settings(run)
+    for setting in settings_of(kind):
+        section, _, last = setting.key.rpartition(".")
+        value = _found(tree, setting.key)
+        if (
+            last in _OWN
+            or section == "earlier"
+            or (which == "ledger" and setting.key == "model.path")
+        ):
+            continue
+        if value is None or not (setting.result or setting.type == PATH):
+            continue
+        if isinstance(value, list):
+            value = tuple(value)
+        if setting.type == PATH and value and not str(value).startswith("tfds:"):
+            value = str(place_from(run, str(value)))
+        if _shown(value) != setting.default:
+            out[setting.key] = value
+    if not any(_is_names(flag) for flag in flags):
+        out |= _list_of(kind, run)
+    given = {_spelt(flag) for flag in flags}
+    names = {x.key: {*map(_spelt, x.flags), _spelt(x.key)} for x in settings_of(kind)}
+    taken = [f"{key}={value}" for key, value in out.items() if not names[key] & given]
+    logger.info(f"settings of `{run}`, taken over: {', '.join(taken)}")
+    return out
+
+
+def _given(key: str, alias: str, flags: Sequence[str]) -> str:
+    """Read a setting from flags; the last one wins."""
+    value, flags = "", list(flags)
+    for i, flag in enumerate(flags):
+        name, equals, given = flag.partition("=")
+        if name in (f"--{key}", f"--{alias}"):
+            value = given if equals else (flags[i + 1] if i + 1 < len(flags) else "")
+    return value
+
+
+def _found(tree: Mapping[str, Any], key: str) -> Any:
+    """Find a nested setting; None if there is none."""
+    value: Any = tree
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _is_names(flag: str) -> bool:
+    name = flag.partition("=")[0]
+    return name == "--names" or name.endswith(".names")
+
+
+def _spelt(flag: str) -> str:
+    """Spell the name of a flag in one way."""
+    return flag.partition("=")[0].removeprefix("--").replace("-", "_")
+
+
+def _list_of(kind: type, run: Path) -> dict[str, str]:
+    """Give the names file, or files, that a run wrote.
+
+    Raises:
+        InputError: it wrote none.
+    """
+    places = {"data.names": run / NAMES}
+    if kind is DefendBothConfig:
+        places = {f"{half}.data.names": run / half / NAMES for half in ("text", "image")}
+    if missing := [str(file) for file in places.values() if not file.is_file()]:
+        raise InputError(
+            f"`{missing[0]}` does not exist: that run ended before it wrote its list; give "
+            "`--names` with all people to remove."
+        )
+    return {key: str(file) for key, file in places.items()}

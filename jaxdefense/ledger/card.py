@@ -1,0 +1,102 @@
+"""The section of a model card that says what was removed from the model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxdefense.figures import count
+from jaxdefense.files import write_bytes
+from jaxdefense.ledger.entries import LEDGER, Entry, Ledger, Proved, shown
+
+CARD = "README.md"
+_BEGIN, _END = "<!-- jaxdefense: removals -->", "<!-- jaxdefense: end of removals -->"
+_WHAT = {
+    "defense_text": "names, from the text encoder",
+    "defense_image": "faces, from the image encoder",
+    "defense_both": "names and faces, from both encoders",
+}
+_HOW = {
+    "first": "from a model without a record of earlier removals",
+    "on top": "from a model defended before, whose people were not removed again",
+    "replay": "together with those removed before, going on from the defended model",
+    "fresh": "together with those removed before, beginning again with the original model",
+    "restore": "beginning again with the original model, without those who came off the list",
+    "rebase": "the people of an earlier list, from another model",
+}
+_ENCODERS = {"text": "names", "image": "faces"}
+
+
+def write_card(directory: Path, ledger: Ledger) -> None:
+    """Write what was removed into a model's card, in place of what it said of this before.
+
+    The rest of the card is kept as it is, byte for byte; without a card, one is made.
+
+    Args:
+        directory: of the model.
+        ledger: of the model.
+    """
+    path = directory / CARD
+    card = path.read_bytes() if path.exists() else b""
+    section = "\n".join([_BEGIN, *lines(ledger), _END]).encode()
+    head, begin, rest = card.partition(_BEGIN.encode())
+    _, end, tail = rest.partition(_END.encode())
+    if begin and end:
+        card = head + section + tail
+    else:
+        gap = b"" if not card else b"\n" if card.endswith(b"\n") else b"\n\n"
+        card = card + gap + section + b"\n"
+    write_bytes(path, card)
+
+
+def lines(ledger: Ledger) -> list[str]:
+    """Say what was removed, as Markdown."""
+    last = ledger.last
+    out = [
+        "## People removed",
+        "",
+        f"People's names or faces were removed from this model with jaxdefense {last.version}; "
+        f"`{LEDGER}` beside this card is the record. SHA-256 of the weights: "
+        f"`{last.model_sha256}`.",
+        "",
+    ]
+    out += [f"- {sentence(entry)}" for entry in ledger.entries]
+    if last.proved:
+        out += ["", "What attacks found since:", ""]
+        out += [f"- {proved(found)}" for found in last.proved]
+    else:
+        out += ["", "No attack on this model was recorded here."]
+    return out
+
+
+def sentence(entry: Entry) -> str:
+    """Say what an entry did."""
+    day, made = entry.date.partition("T")[0], shown(entry.model_sha256)
+    if entry.how == "merge":
+        return f"{day}: two defended encoders were joined into one model (`{made}`)."
+    if entry.how == "convert":
+        return f"{day}: the weights were written in another layout (`{made}`)."
+    new = f", {entry.added:,} of them new" if entry.added != entry.people else ""
+    off = f"; {count(entry.restored, 'person', 'people')} came off the list" * bool(entry.restored)
+    who = count(entry.people, "person", "people")
+    return (
+        f"{day}: {who}{new}{off} ({_WHAT.get(entry.kind, entry.kind)}), {_HOW[entry.how]}; "
+        f"from `{shown(entry.start_sha256)}` to `{made}`. {' '.join(_validated(entry))}"
+    )
+
+
+def _validated(entry: Entry) -> Iterator[str]:
+    if not entry.reached:
+        yield "The run validated nothing."
+    for encoder, passed in entry.reached.items():
+        what = _ENCODERS.get(encoder, encoder)
+        yield f"Validation of {what} {'passed' if passed else 'did not pass'}."
+
+
+def proved(found: Proved) -> str:
+    """Say what an attack found."""
+    prompts = f" with {count(found['prompts'], 'prompt')}" if "prompts" in found else ""
+    names = f" among {found['names']:,} names" if "names" in found else ""
+    return (
+        f"{found['recorded']}: {found['kind']} on {count(found['people'], 'person', 'people')} of "
+        f"the list{prompts}{names}: {found['found']:,} recognised, {found['photos_right']:.1%} of "
+        f"their photos named right (`{shown(found['summary_sha256'])}`)."
+    )

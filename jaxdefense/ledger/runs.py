@@ -1,0 +1,203 @@
+"""The ledger of a run: made when it ends, from its settings and its summary."""
+
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from jaxdefense import __version__
+from jaxdefense.convert.directory import read_model_directory
+from jaxdefense.errors import InputError
+from jaxdefense.ledger.card import write_card
+from jaxdefense.ledger.entries import (
+    Entry,
+    How,
+    Ledger,
+    read_ledger,
+    with_entry,
+    write_ledger,
+    write_names,
+)
+from jaxdefense.results import (
+    SUMMARY,
+    BothDefenseSummary,
+    DefenseSummary,
+    kind_of,
+    read_settings,
+    read_summary,
+)
+from jaxdefense.settings import chosen
+
+
+class Followed(NamedTuple):
+    """The ledgers that a run goes on from, and how; see `ledger.entries.How`."""
+
+    ledgers: list[Ledger]
+    how: How
+
+
+def followed(earlier: Ledger | None, how: How, model: Path, model_sha256: str) -> Followed:
+    """Find the ledgers that a run goes on from.
+
+    Args:
+        earlier: of the run that it follows; None if it follows none.
+        how: it does so.
+        model: directory of the model to defend, which may have a ledger of its own.
+        model_sha256: digest of the model.
+
+    Raises:
+        InputError: the model's own ledger does not hold together, or is of other weights.
+    """
+    own = read_ledger(model, model_sha256)
+    if earlier is None:
+        return Followed([own], "on top") if own else Followed([], "first")
+    return Followed([earlier, own] if own and how == "rebase" else [earlier], how)
+
+
+def entry_of_run(
+    kind: str,
+    summaries: Sequence[DefenseSummary],
+    *,
+    teacher_sha256: str,
+    start_sha256: str,
+    model_sha256: str,
+    how: How,
+    names_sha256: str = "",
+    settings: dict[str, str],
+    date: str,
+    with_names: bool = False,
+) -> Entry:
+    """Make the entry of a finished run, not sealed yet.
+
+    Args:
+        kind: of the run.
+        summaries: of the encoders that it defended.
+        teacher_sha256, start_sha256, model_sha256, how, names_sha256, settings, date: see `Entry`.
+        with_names: whether people's names are recorded.
+    """
+    before = [x.earlier for x in summaries if x.earlier]
+    names = {names[0]: names for summary in summaries for names in summary.names}
+    people = len(names) or summaries[0].identities
+    old = max((x["people"] for x in before), default=0)
+    reached = {x.encoder: x.reached for x in summaries}
+    return Entry(
+        follows=[],
+        how=how,
+        kind=kind,
+        date=date,
+        version=__version__,
+        teacher_sha256=teacher_sha256,
+        start_sha256=start_sha256,
+        model_sha256=model_sha256,
+        names_sha256=names_sha256,
+        people=people,
+        added=people - old,
+        restored=max((len(x["restored"]) for x in before), default=0),
+        reached={name: passed for name, passed in reached.items() if passed is not None},
+        settings=settings,
+        names=list(names.values()) if with_names else [],
+    )
+
+
+def keep_ledger(
+    run: Path,
+    cfg: Any,
+    kind: str,
+    summaries: Sequence[DefenseSummary],
+    *,
+    teacher_sha256: str,
+    follows: Followed,
+    model_sha256: str,
+) -> None:
+    """Write the ledger of a run into its directory and beside its model; names and card too.
+
+    Args:
+        run: directory of the run, with its model.
+        cfg: its settings.
+        kind, summaries, teacher_sha256, model_sha256: see `entry_of_run`.
+        follows: ledgers that it goes on from.
+    """
+    people = {names[0]: names for summary in summaries for names in summary.names}
+    replay = follows.how == "replay"
+    entry = entry_of_run(
+        kind,
+        summaries,
+        teacher_sha256=teacher_sha256,
+        start_sha256=follows.ledgers[0].last.model_sha256 if replay else teacher_sha256,
+        model_sha256=model_sha256,
+        how=follows.how,
+        names_sha256=write_names(run, list(people.values())),
+        settings=chosen(cfg),
+        date=_now(),
+        with_names=cfg.ledger_names,
+    )
+    ledger = with_entry(follows.ledgers, entry)
+    write_ledger(run, ledger)
+    _write_beside(run / "model", ledger)
+
+
+def join_ledgers(model: Path, how: Literal["merge", "convert"], *ledgers: Ledger | None) -> None:
+    """Write the ledger of a model that was made from others without training, and its card.
+
+    Args:
+        model: directory of the model; its weights are written.
+        how: see `ledger.entries.How`.
+        ledgers: of the models it was made from; if none has one, nothing is written.
+    """
+    if not (found := [ledger for ledger in ledgers if ledger]):
+        return
+    entry = Entry(
+        follows=[],
+        how=how,
+        kind="",
+        date=_now(),
+        version=__version__,
+        teacher_sha256="",
+        start_sha256=found[0].last.model_sha256 if how == "convert" else "",
+        model_sha256=read_model_directory(model).digest(),
+    )
+    _write_beside(model, with_entry(found, entry))
+
+
+def _write_beside(model: Path, ledger: Ledger) -> None:
+    write_ledger(model, ledger)
+    write_card(model, ledger)
+
+
+def ledger_of_run(run: Path) -> Ledger:
+    """Read the ledger of a finished run; for a run of before ledgers were kept, make it.
+
+    Raises:
+        InputError: the run is not finished, or its ledger does not hold together, or its model is
+            not the one that it wrote.
+    """
+    directory = read_model_directory(run)
+    digest = directory.digest()
+    if ledger := read_ledger(run, digest):
+        return ledger
+    if kind_of(run) is BothDefenseSummary:
+        found, half = read_summary(run, BothDefenseSummary), run / "text"
+        made, halves = found.defended_sha256, [found.text, found.image]
+    else:
+        found, half = read_summary(run, DefenseSummary), run
+        made, halves = found.defended_sha256, [found]
+    if made and made != digest:
+        raise InputError(f"`{directory.path}` is not the model that `{run}` wrote; bring it back.")
+    resolved = read_settings(half).get("resolved")
+    teacher = str(resolved.get("model_sha256", "")) if isinstance(resolved, dict) else ""
+    when = datetime.datetime.fromtimestamp((run / SUMMARY).stat().st_mtime, datetime.UTC)
+    entry = entry_of_run(
+        found.kind,
+        halves,
+        teacher_sha256=teacher,
+        start_sha256=teacher,
+        model_sha256=digest,
+        how="first",
+        settings={},
+        date=when.isoformat(timespec="seconds"),
+    )
+    return with_entry([], entry)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
