@@ -25,8 +25,8 @@ from jaxdefense.config import (
     EvaluateConfig,
     ModelConfig,
 )
-from jaxdefense.data.people import read_people, split_photos
 from jaxdefense.data.pairs import IMAGES
+from jaxdefense.data.people import read_people, split_photos
 from jaxdefense.defense.both import defend_both
 from jaxdefense.demo.inputs import PAIRS, SIZES, TRIGGER_FRACTION, Roles, draw_inputs, roles
 from jaxdefense.demo.run import defense_config, shipped_model
