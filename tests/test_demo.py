@@ -120,6 +120,7 @@ def read(path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_demo_that_was_killed_goes_on_and_removes_4_of_16_people(tmp_path, capsys):
     out = tmp_path / "demo"
     assert demo(out, (out / "world").exists, signal.SIGKILL)[0] == -signal.SIGKILL

@@ -256,7 +256,8 @@ def stopped_at(processes, out):
     return saved
 
 
-@pytest.mark.parametrize("shape", [TWO_BY_FOUR, pytest.param(FOUR_BY_TWO, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [TWO_BY_FOUR, FOUR_BY_TWO])
 def test_stopped_processes_save_one_step_and_go_on_elsewhere(inputs, shape):
     steps = f"train.steps={2 * STEPS}"  # enough for two stops
     unstopped, stopped = (f"{x}-{shape[0]}" for x in ("unstopped", "stopped"))
@@ -334,6 +335,7 @@ def test_attack_on_another_mesh_gives_the_answers_of_one_device(inputs, wanted):
     assert answers(inputs / "attack-4x2") == wanted
 
 
+@pytest.mark.slow
 def test_evaluate_measures_what_one_device_does(inputs, whole):
     (inputs / "others.txt").write_text("Ada Ek\nBo Li\n")
     model = whole(ONE_DEVICE) / "model"

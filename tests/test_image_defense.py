@@ -152,6 +152,7 @@ SETTINGS = [
 COMMAND = [x for setting in SETTINGS for x in ("--set", setting)]
 
 
+@pytest.mark.slow
 def test_image_run_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(inputs):
     whole, killed = (
         ["defend", "image", *flags(FLAGS, out=out), *COMMAND] for out in ("whole", "killed")

@@ -168,7 +168,14 @@ def test_image_step_first_losses_match_torch(case):
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    "broken", [{"freeze_norms": False}, {"gamma": 1.0}, {"unlike": 1}, {"weighted": False}]
+    "broken",
+    [
+        {"weighted": False},
+        *(
+            pytest.param(broken, marks=pytest.mark.slow)
+            for broken in ({"freeze_norms": False}, {"gamma": 1.0}, {"unlike": 1})
+        ),
+    ],
 )
 def test_image_step_parity_fails_with_one_detail_broken(case, broken):
     assert worst(our_losses(case), torch_losses(case, **broken)) > 1e-3
@@ -181,13 +188,17 @@ def one_device(tmp_path_factory):
     return case, our_losses(case, lr=1e-4)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(
+    "mesh", [*(pytest.param(x, marks=pytest.mark.slow) for x in MESHES[:-1]), MESHES[-1]]
+)
 def test_image_step_losses_are_those_of_one_device_on_any_mesh(one_device, mesh):
     case, one = one_device
     assert worst(our_losses(case, lr=1e-4, mesh=mesh), one) < 1e-5
 
 
-@pytest.mark.parametrize("accumulate, mesh", [(4, (1, 1, 1)), (2, (2, 2, 1))])
+@pytest.mark.parametrize(
+    "accumulate, mesh", [pytest.param(4, (1, 1, 1), marks=pytest.mark.slow), (2, (2, 2, 1))]
+)
 def test_image_step_losses_are_those_of_the_undivided_batch(one_device, accumulate, mesh):
     case, one = one_device
     many = our_losses(case, lr=1e-4, mesh=mesh, accumulate=accumulate)

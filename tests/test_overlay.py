@@ -378,7 +378,10 @@ def test_parity_fails_with_a_wrong_step(wrong):
     assert max(np.abs(error).max() for error in found) > 1000 * EXACT
 
 
-@pytest.mark.parametrize("name, value", [("_ROTATE_A", -0.5), ("_RESIZE_A", -1.0)])
+@pytest.mark.parametrize(
+    "name, value",
+    [pytest.param("_ROTATE_A", -0.5, marks=pytest.mark.slow), ("_RESIZE_A", -1.0)],
+)
 def test_parity_fails_with_the_other_kernel(name, value, monkeypatch):
     monkeypatch.setattr(module, name, value)
     # Not the compiled one, which holds the right kernel.
