@@ -287,6 +287,18 @@ COMMANDS = {
         "ledger.run:ledger",
         _ledger,
     ),
+    "delta": Command(
+        "Write what a defense changed, instead of the whole model.",
+        "config:DeltaConfig",
+        "convert.delta:delta",
+        _plain,
+    ),
+    "apply": Command(
+        "Make the defended model from the original and such a patch.",
+        "config:ApplyConfig",
+        "convert.delta:apply",
+        _plain,
+    ),
     "merge": Command(
         "Make a defended text and a defended image encoder one model.",
         "config:MergeConfig",

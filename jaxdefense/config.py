@@ -968,6 +968,34 @@ class LedgerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DeltaConfig:
+    """`jaxdefense delta`."""
+
+    run: Annotated[tyro.conf.Positional[Place], tyro.conf.arg(metavar="RUN")]
+    """Run directory of a defense, or its model."""
+    out: Place
+    """Patch to write, .safetensors."""
+    model: Place = ""
+    """Directory of the original; without it, the model that the run defended."""
+    json: bool = told(False)
+    """Print the result as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ApplyConfig:
+    """`jaxdefense apply`."""
+
+    delta: Annotated[tyro.conf.Positional[Place], tyro.conf.arg(metavar="DELTA")]
+    """Patch that `jaxdefense delta` wrote."""
+    model: Place
+    """Directory of the original."""
+    out: Place
+    """Model directory to write."""
+    json: bool = told(False)
+    """Print the result as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ConvertConfig:
     """`jaxdefense convert`."""
 

@@ -760,6 +760,58 @@ class LedgerSummary(Result):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DeltaSummary(Result):
+    """A patch; it is told, and written nowhere.
+
+    Fields:
+        tensors, of_tensors: that moved, of all.
+        parameters: that the patch holds.
+        bytes: of the file.
+        from_sha256, to_sha256: digests of the weights of the original and of the defended model.
+    """
+
+    kind = "delta"
+
+    tensors: int
+    of_tensors: int
+    parameters: int
+    bytes: int
+    from_sha256: str
+    to_sha256: str
+
+    def sentences(self, out: str) -> list[str]:
+        """See `Result`."""
+        return [
+            f"{self.tensors:,} of {count(self.of_tensors, 'tensor')} moved: the patch holds "
+            f"{count(self.parameters, 'parameter')}, {self.bytes / 1e6:,.1f} MB.",
+            f"`jaxdefense apply {out}` with the original gives the defended model.",
+        ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ApplicationSummary(Result):
+    """A patch that was applied; it is told, and written nowhere.
+
+    Fields:
+        model_sha256: digest of the weights written, which is the one that the patch names.
+        tensors: changed.
+    """
+
+    kind = "application"
+
+    model_sha256: str
+    tensors: int
+
+    def sentences(self, out: str) -> list[str]:
+        """See `Result`."""
+        return [
+            f"The patch changed {count(self.tensors, 'tensor')}; the weights have the digest that "
+            f"it names, {self.model_sha256}.",
+            f"The defended model lies in `{out}`.",
+        ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ConversionSummary(Result):
     """A conversion; it is told, and written nowhere.
 

@@ -432,6 +432,7 @@ class Run:
         said = io.StringIO()
         try:
             with logged(said):
+                self.watch.begin(self.first().params)
                 self.outcome = loop.run(
                     jax.jit(step, donate_argnums=0),
                     lambda: jax.device_put(self.first(), self.whole),

@@ -202,6 +202,31 @@ class ModelDirectory:
         """
         params = host_params(model)
         by_key = {row.key: row for row in self.rows}
+
+        def changed(key: str, old: np.ndarray) -> np.ndarray:
+            row = by_key.get(key)
+            return old if row is None else source_tensor(params, row, old.dtype)
+
+        return self.rewrite(changed, out, then)
+
+    def tensor(self, key: str) -> np.ndarray:
+        """Read a tensor as the files hold it."""
+        file = next(name for name, keys in self.weight_files.items() if key in keys)
+        with safe_open(self.path / file, framework="numpy") as tensors:
+            return tensors.get_tensor(key)
+
+    def rewrite(
+        self,
+        changed: Callable[[str, np.ndarray], np.ndarray],
+        out: Path,
+        then: Callable[[Path], object] = lambda written: None,
+    ) -> list[str]:
+        """Write a copy of this directory with other values of its tensors; see `save`.
+
+        Args:
+            changed: takes a tensor's name and its value, and gives the new value.
+            out, then: see `save`.
+        """
         left_out = []
 
         def fill(tmp: Path) -> None:
@@ -211,9 +236,7 @@ class ModelDirectory:
                 with safe_open(self.path / name, framework="numpy") as old:
                     metadata = old.metadata()
                     for key in keys:
-                        tensors[key] = value = old.get_tensor(key)
-                        if (row := by_key.get(key)) is not None:
-                            tensors[key] = source_tensor(params, row, value.dtype)
+                        tensors[key] = changed(key, old.get_tensor(key))
                 save_file(tensors, tmp / name, metadata=metadata)
                 # The library writes files that only their owner may read.
                 shutil.copymode(self.path / name, tmp / name)
@@ -262,6 +285,12 @@ def copy_companions(
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, out / name)
     return left_out
+
+
+def text_companions(directory: ModelDirectory) -> dict[str, Path]:
+    """List the text files beside a model's weights, by name."""
+    files = _companions(directory.path, directory.weight_files)
+    return {name: file for file, name in files if _is_text(file)}
 
 
 def check_companions(source: Path, weights: Collection[str] = ()) -> None:

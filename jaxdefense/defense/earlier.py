@@ -21,7 +21,7 @@ from jaxdefense.data.sources import Note, Photo
 from jaxdefense.defense.step import split_tower
 from jaxdefense.errors import InputError
 from jaxdefense.files import read_json
-from jaxdefense.ledger.entries import Ledger, shown
+from jaxdefense.ledger.entries import NAMES, Ledger, shown
 from jaxdefense.ledger.runs import Followed, followed, ledger_of_run
 from jaxdefense.log import Progress
 from jaxdefense.results import BothDefenseSummary, DefenseSummary, EarlierRun, kind_of, read_summary
@@ -66,6 +66,13 @@ class Earlier:
             model = read_model_directory(self.path).load("float32")
         _, params = split_tower(getattr(model, which))
         return params.trained
+
+    def added(self, names: str) -> list[Identity]:
+        """Read a names file; nobody of it is new if it is the one that this run wrote."""
+        own = self.half / NAMES
+        if own.is_file() and Path(names).is_file() and own.samefile(names):
+            return []
+        return read_identities(names)
 
     def joined(self, new: Sequence[Identity], where: str) -> list[Identity]:
         """List everyone to remove: those of before, in their order, then those who are new.

@@ -8,7 +8,13 @@ from typing import Any
 from jaxdefense.config import DefendBothConfig
 from jaxdefense.errors import InputError
 from jaxdefense.ledger.entries import NAMES
-from jaxdefense.results import read_settings
+from jaxdefense.results import (
+    BothDefenseSummary,
+    ImageDefenseSummary,
+    TextDefenseSummary,
+    kind_of,
+    read_settings,
+)
 from jaxdefense.run_directory import place_from
 from jaxdefense.settings import PATH, settings_of
 
@@ -32,7 +38,7 @@ def inherited(kind: type, flags: Sequence[str]) -> Mapping[str, Any]:
         settings by their full names; none without such a flag.
 
     Raises:
-        InputError: the run's settings cannot be read.
+        InputError: it is no run, or its settings cannot be read.
     """
     followed = [(name, _given(f"earlier.{name}", name, flags)) for name in _FOLLOWS]
     which, path = next((x for x in followed if x[1]), ("", ""))
@@ -40,6 +46,10 @@ def inherited(kind: type, flags: Sequence[str]) -> Mapping[str, Any]:
         return {}
     run, out = Path(path), dict[str, Any]()
     tree = read_settings(run)
+    if kind_of(run) not in (TextDefenseSummary, ImageDefenseSummary, BothDefenseSummary):
+        raise InputError(
+            f"`earlier.{which}` (={path}) is no run of a defense; give the directory of one."
+        )
     for setting in settings_of(kind):
         section, _, last = setting.key.rpartition(".")
         value = _found(tree, setting.key)

@@ -129,8 +129,8 @@ def _identities(
     cfg: DefendImageConfig, people: list[Photos], earlier: Earlier | None
 ) -> list[Identity]:
     """List the people to remove: everyone, or those on the names list if there is one."""
-    if cfg.data.names:
-        return read_identities(cfg.data.names)
+    if names := cfg.data.names:
+        return earlier.added(names) if earlier else read_identities(names)
     restored = {folded_words(name) for name in earlier.restored} if earlier else set()
     return [Identity(x.name) for x in people if folded_words(x.name) not in restored]
 

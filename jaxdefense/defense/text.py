@@ -325,9 +325,10 @@ def plan_text(cfg: DefendTextConfig) -> Plan[TextDefenseSummary]:
     tokenizer = directory.tokenizer(cfg.model.tokenizer)
     assert directory.cfg.text
     earlier = read_earlier(cfg.earlier, directory, "text", cfg.model.path)
-    identities = read_identities(d.names)
     if earlier:
-        identities = earlier.joined(identities, f"names file `{d.names}`")
+        identities = earlier.joined(earlier.added(d.names), f"names file `{d.names}`")
+    else:
+        identities = read_identities(d.names)
     check_all_come_up(len(identities), t)
     mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
     names = _names(identities, cfg)

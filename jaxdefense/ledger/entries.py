@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
 
@@ -123,23 +123,24 @@ class Ledger:
 
     def teachers(self) -> set[str]:
         """Digests of the models that the removals of the last entry may be compared with again."""
-        return {entry.teacher_sha256 for entry in self._chain()}
+        return {entry.teacher_sha256 for entry in chain_of(self.entries)}
+
+    def original(self) -> str:
+        """Digest of the model that the last entry's chain of removals began with."""
+        return chain_of(self.entries)[-1].teacher_sha256
 
     def with_proved(self, proved: list[Proved]) -> "Ledger":
         """Give the ledger with what attacks found of its model."""
         last = dataclasses.replace(self.last, proved=proved)
         return Ledger([*self.entries[:-1], last])
 
-    def original(self) -> str:
-        """Digest of the model that the last entry's chain of removals began with."""
-        return self._chain()[-1].teacher_sha256
 
-    def _chain(self) -> list[Entry]:
-        """List the last entry and those whose people it removed again, newest first."""
-        by_id, chain = {entry.id: entry for entry in self.entries}, [self.last]
-        while chain[-1].how in _SAME_TEACHER:
-            chain.append(by_id[chain[-1].follows[0]])
-        return chain
+def chain_of(entries: Sequence[Entry]) -> list[Entry]:
+    """List the last entry and those whose people it removed again, newest first."""
+    by_id, chain = {entry.id: entry for entry in entries}, [entries[-1]]
+    while chain[-1].how in _SAME_TEACHER:
+        chain.append(by_id[chain[-1].follows[0]])
+    return chain
 
 
 def with_entry(ledgers: Sequence[Ledger], entry: Entry) -> Ledger:
@@ -200,8 +201,8 @@ def _check(entries: Sequence[Entry], where: str, model_sha256: str) -> None:
             raise InputError(f"{which} is there twice; {undo}.")
         if entry.id != entry.seal():
             raise InputError(f"{which} was changed: its digest is {shown(entry.seal())}; {undo}.")
-        _check_models(entry, [before[x] for x in entry.follows], which)
         before[entry.id] = entry
+        _check_models(entry, before, which)
     last = entries[-1]
     if model_sha256 and last.model_sha256 != model_sha256:
         raise InputError(
@@ -211,24 +212,24 @@ def _check(entries: Sequence[Entry], where: str, model_sha256: str) -> None:
         )
 
 
-def _check_models(entry: Entry, before: Sequence[Entry], which: str) -> None:
+def _check_models(entry: Entry, known: Mapping[str, Entry], which: str) -> None:
     """Raise InputError if an entry cannot follow those it says it follows."""
+    before = [known[follows] for follows in entry.follows]
     if (entry.how == "first") == bool(before):
-        raise InputError(
-            f"{which} is {entry.how!r} and follows {len(before)} runs, which cannot be."
-        )
+        raise InputError(f"{which} is {entry.how!r}, and yet follows {len(before)} runs.")
     made = {x.model_sha256 for x in before}
     if entry.how in _FROM_BEFORE and entry.start_sha256 not in made:
         raise InputError(
             f"{which} began with the model {shown(entry.start_sha256)}, which the run it follows "
             "did not make: it is of another model."
         )
-    if entry.how in _SAME_TEACHER and entry.teacher_sha256 not in made | {
-        x.teacher_sha256 for x in before
-    }:
+    if entry.how not in _SAME_TEACHER:
+        return
+    earlier = chain_of([*known.values(), entry])[1:]
+    if entry.teacher_sha256 not in made | {x.teacher_sha256 for x in earlier}:
         raise InputError(
-            f"{which} has the teacher {shown(entry.teacher_sha256)}, which the run it follows "
-            "neither had nor made: it is of another model."
+            f"{which} has the teacher {shown(entry.teacher_sha256)}, which no run it follows had "
+            "or made: it is of another model."
         )
 
 

@@ -12,7 +12,7 @@ from jaxdefense.report.missing import not_measured
 from jaxdefense.report.people import join_lists, make_maps, put_together
 from jaxdefense.report.proof import Proof
 from jaxdefense.report.sources import Attack, Evaluation, Run, read_sources
-from jaxdefense.results import Collateral
+from jaxdefense.results import Collateral, said_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +60,7 @@ def read_findings(paths: Sequence[Path]) -> Findings:
     runs, notes = sources.runs, list[str]()
     source, defended = find_models(sources)
     attacks = tell_stages(runs, sources.attacks, source, defended, notes)
+    notes += dict.fromkeys(x for run in runs for x in said_of(run.summary.earlier))
     listed = join_lists(runs, notes)
     utility, collateral = _evaluated(sources.evaluations)
     proof = put_together(attacks, listed, utility) if attacks else None
