@@ -14,10 +14,11 @@ import pytest
 from jaxdefense.cli import main
 from jaxdefense.commands import COMMANDS
 from jaxdefense.config import DefendBothConfig, ValidateConfig
-from jaxdefense.defense import recall, recognise
+from jaxdefense.defense import inherited, recall, recognise
 from jaxdefense.demo import world
 from jaxdefense.demo.run import shipped_model
 from jaxdefense.idia import inputs as attacks
+from jaxdefense.settings import settings_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -81,10 +82,17 @@ def commands(text):
 @pytest.mark.parametrize("page", PAGES, ids=names)
 def test_commands_parse(page, monkeypatch):
     monkeypatch.chdir(ROOT)  # where config files are
+    monkeypatch.setattr(inherited, "inherited", of_a_run_before)
     for line in commands(page.read_text()):
         words = shlex.split(line, comments=True)[1:]
         name = next(x for x in (" ".join(words[:2]), words[0]) if x in COMMANDS)
         COMMANDS[name].read(words[len(name.split()) :])
+
+
+def of_a_run_before(kind, flags):
+    """Give what must be given, as a run before would."""
+    follows = {"--after", "--ledger"} & set(flags)
+    return {x.key: "x" for x in settings_of(kind) if x.default is None} if follows else {}
 
 
 def test_commands_are_found():
