@@ -253,6 +253,8 @@ class TextTrainConfig:
     """With target: a random name for each person instead."""
     variants: Names = ()
     """Other forms of the names that training uses too, in turn."""
+    lora_rank: int = 0
+    """Rank of what each matrix may change by, for an adapter of PEFT too; 0: all weights move."""
     validate: ValidateConfig = ValidateConfig(every=50)
     seed: int = 0
     """Seed of everything that is drawn."""
@@ -356,6 +358,8 @@ class ImageTrainConfig:
     overlay: OverlayConfig = OverlayConfig()
     variants: Names = ()
     """Other forms of the faces that training uses too, in turn."""
+    lora_rank: int = 0
+    """Rank of what each matrix may change by, for an adapter of PEFT too; 0: all weights move."""
     validate: ValidateConfig = ValidateConfig()
     seed: int = 0
     """Seed of everything that is drawn."""
@@ -389,7 +393,9 @@ def _check_train(t: TextTrainConfig | ImageTrainConfig) -> None:
         save_every=t.save_every,
         keep=t.keep,
     )
-    check_not_negative(w_backdoor=t.w_backdoor, w_weight=t.w_weight, seed=t.seed)
+    check_not_negative(
+        w_backdoor=t.w_backdoor, w_weight=t.w_weight, seed=t.seed, lora_rank=t.lora_rank
+    )
 
 
 # The paper's settings, by encoder: what is trained, and the optimizer.

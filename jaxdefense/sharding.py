@@ -37,6 +37,7 @@ _DEFAULT: Mapping[str, Rule] = MappingProxyType(
         "qkv": None,
         "qkv_fused": None,
         "head_width": None,
+        "rank": None,  # of the factors of a student of low rank
         "shared": None,
         "position": None,
         "norm": None,

@@ -6,6 +6,7 @@ Names and faces share this code.
 import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +15,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxdefense.convert.directory import read_model_directory
+from jaxdefense.convert.directory import HF, read_model_directory
 from jaxdefense.data.images import Loader
 from jaxdefense.defense import loop
+from jaxdefense.defense.low_rank import ADAPTER, write_adapter
 from jaxdefense.defense.plan import D, Encoder, Plan, Validation
-from jaxdefense.defense.step import TeacherParams, TrainState, init_state, merge_student
+from jaxdefense.defense.step import TeacherParams, TrainState, init_state, merge_student, whole
 from jaxdefense.defense.validate import Verdict, Watch, describe_left, smallest_step
 from jaxdefense.distributed import agree, exchange, on_first
 from jaxdefense.evals.embed import Embedder
@@ -66,10 +68,14 @@ def run(plan: Plan[D], resume: bool = False) -> D:
     if watch is None:
         logger.warning("not validated, as `train.validate.every` is 0: attack the defended model")
     outcome = _train(plan, teacher, watch, directory.path)
-    params, found = outcome.state.params, None
+    taken, found = outcome.state.params, None
     if watch:
-        params, found = _best(plan, watch, teacher)
+        params, taken, found = _best(plan, watch, teacher)
+    else:
+        params = _whole(plan.encoder)(taken, teacher)
     _save(plan.encoder, params, teacher, directory.model)
+    if plan.cfg.train.lora_rank:
+        _save_adapter(plan, taken, found.alpha if found else 1.0, directory.path)
     corrupt = {"corrupt": _corrupt(plan.loader)} if plan.loader else {}
     earlier = plan.earlier
     summary = plan.summary(
@@ -113,10 +119,31 @@ def _watch(plan: Plan, teacher: TeacherParams, path: Path) -> Watch | None:
     """Set up the validations of a run, if there are any."""
     if plan.validation is None:
         return None
-    t = plan.cfg.train
-    validate = partial(_validate, plan.encoder, plan.validation, teacher)
-    moved_most = partial(_moved_most, plan.encoder, plan.validation, teacher)
+    t, whole_of, validation = plan.cfg.train, _whole(plan.encoder), plan.validation
+    encoder = plan.encoder
+
+    def validate(params: nnx.State) -> Verdict:
+        return _validate(encoder, validation, teacher, whole_of(params, teacher))
+
+    def moved_most(params: nnx.State) -> list[int]:
+        return _moved_most(encoder, validation, teacher, whole_of(params, teacher))
+
     return Watch(validate, t.validate, t.steps, path, moved_most, plan.mine)
+
+
+def _whole(encoder: Encoder) -> Callable[[nnx.State, TeacherParams], nnx.State]:
+    """Make what gives a student's weights, sharded as the teacher's; see `step.whole`.
+
+    Weights are returned as they are: the teacher's, and those between it and a student.
+    """
+    cfg, sharding = encoder.step_cfg, encoder.teacher_sharding.trained
+    of_factors = jax.jit(partial(whole, cfg=cfg), out_shardings=sharding)
+
+    def weights(params: nnx.State, teacher: TeacherParams) -> nnx.State:
+        same = jax.tree.structure(params) == jax.tree.structure(teacher.trained)
+        return params if same else of_factors(params, teacher)
+
+    return weights
 
 
 def _validate(
@@ -147,7 +174,7 @@ def _train(plan: Plan, teacher: TeacherParams, watch: Watch | None, path: Path) 
     """Train as planned; see `loop.run`."""
     encoder, t = plan.encoder, plan.cfg.train
     make = jax.jit(partial(init_state, cfg=encoder.step_cfg), out_shardings=encoder.state_sharding)
-    whole = replicated(encoder.mesh)
+    everywhere = replicated(encoder.mesh)
     if watch:  # first, while no other state is in memory
         with Progress("validating the undefended model"):
             watch.begin(teacher.trained)
@@ -165,7 +192,7 @@ def _train(plan: Plan, teacher: TeacherParams, watch: Watch | None, path: Path) 
         teacher,
         plan.batches,
         batch_sharding(encoder.mesh, encoder.rules),
-        jax.jit(partial(jax.random.key, t.seed), out_shardings=whole)(),
+        jax.jit(partial(jax.random.key, t.seed), out_shardings=everywhere)(),
         loop.LoopConfig(
             t.steps, t.save_every, t.keep, plan.cfg.data.prefetch, plan.samples, plan.cfg.profile
         ),
@@ -183,13 +210,17 @@ class _Chosen(NamedTuple):
     validation: Validated
 
 
-def _best(plan: Plan, watch: Watch, teacher: TeacherParams) -> tuple[nnx.State, _Chosen]:
-    """Choose the parameters of the best state, moved no further from the teacher than needed."""
+def _best(plan: Plan, watch: Watch, teacher: TeacherParams) -> tuple[nnx.State, nnx.State, _Chosen]:
+    """Choose the best state, and move no further from the teacher to it than needed.
+
+    Returns:
+        the weights there, the parameters of the state, and what the summary says of it.
+    """
     encoder = plan.encoder
     abstract = jax.eval_shape(partial(init_state, cfg=encoder.step_cfg), teacher)
     step, state, verdict = watch.best(abstract, encoder.state_sharding)
     watch.close()
-    alpha, params = 1.0, state.params
+    alpha, params = 1.0, _whole(encoder)(state.params, teacher)
     if verdict.reached:
         with Progress("looking for the smallest step that removes them"):
             alpha, params, verdict = smallest_step(
@@ -203,7 +234,7 @@ def _best(plan: Plan, watch: Watch, teacher: TeacherParams) -> tuple[nnx.State, 
         "before": watch.found[0][1].summary(),
         "after": verdict.summary(),
     }
-    return params, _Chosen(verdict.reached, step, alpha, validation)
+    return params, state.params, _Chosen(verdict.reached, step, alpha, validation)
 
 
 def _save(encoder: Encoder, params: nnx.State, teacher: TeacherParams, out: Path) -> None:
@@ -215,6 +246,16 @@ def _save(encoder: Encoder, params: nnx.State, teacher: TeacherParams, out: Path
         left_out = on_first(lambda: encoder.directory.save(encoder.model, out))
     if left_out:
         logger.info(f"not copied, as they may hold the undefended weights: {', '.join(left_out)}")
+
+
+def _save_adapter(plan: Plan, factors: nnx.State, alpha: float, run: Path) -> None:
+    """Write the adapter of a student of low rank into the run, if PEFT knows the layout."""
+    encoder = plan.encoder
+    if encoder.directory.layout is not HF:
+        return
+    factors, rows, rank = fetch(factors), encoder.directory.rows, plan.cfg.train.lora_rank
+    on_first(lambda: write_adapter(run / ADAPTER, factors, alpha, rows, encoder.which, rank))
+    logger.info(f"adapter for PEFT: {run / ADAPTER}")
 
 
 def _corrupt(loader: Loader) -> dict[str, str]:

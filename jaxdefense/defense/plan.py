@@ -14,9 +14,15 @@ from jax.sharding import Mesh
 
 from jaxdefense.clip.model import CLIP
 from jaxdefense.config import DefendImageConfig, DefendTextConfig, ImageTrainConfig, TextTrainConfig
-from jaxdefense.convert.directory import ModelDirectory, check_companions, read_model_directory
+from jaxdefense.convert.directory import (
+    HF,
+    ModelDirectory,
+    check_companions,
+    read_model_directory,
+)
 from jaxdefense.data.images import Loader
 from jaxdefense.defense.earlier import Earlier
+from jaxdefense.defense.low_rank import num_matrices
 from jaxdefense.defense.step import (
     Objective,
     StepConfig,
@@ -175,10 +181,33 @@ def lay_out(
     with Progress(f"loading {directory.path}"):
         model = directory.load(cfg.model.dtype, cfg.model.remat)
     graphdef, teacher = split_tower(getattr(model, which))
-    tx = make_optimizer(**vars(cfg.optimizer), steps=cfg.train.steps)
+    tx, t = make_optimizer(**vars(cfg.optimizer), steps=cfg.train.steps), cfg.train
     step_cfg = StepConfig(
-        graphdef, objective, tx, cfg.train.accumulate, directory.layout.stacked_dims
+        graphdef, objective, tx, t.accumulate, directory.layout.stacked_dims, t.lora_rank, t.seed
     )
-    laid_out = make_train_step(step_cfg, mesh, rules, teacher)
     start = earlier.start(which) if earlier else None
+    if t.lora_rank:
+        _check_low_rank(cfg, directory, teacher, start is not None)
+    laid_out = make_train_step(step_cfg, mesh, rules, teacher)
     return Encoder(directory, model, which, teacher, start, mesh, rules, step_cfg, *laid_out)
+
+
+def _check_low_rank(
+    cfg: Config, directory: ModelDirectory, teacher: TeacherParams, replay: bool
+) -> None:
+    """Raise InputError if a student of low rank cannot begin, or its model has no such matrices."""
+    rank = cfg.train.lora_rank
+    if replay:
+        raise InputError(
+            f"`train.lora_rank` (={rank}) begins with the model's own weights, and "
+            "`earlier.start` replay with those of the run before; set `earlier.start` to fresh."
+        )
+    if directory.cfg.siglip or not num_matrices(teacher.trained):
+        raise InputError(
+            f"`train.lora_rank` (={rank}) is for the transformers of CLIP, and `{directory.path}` "
+            "is another model; set it to 0."
+        )
+    if directory.layout is not HF:
+        logger.info(
+            f"no adapter is written: PEFT has no names for the layout {directory.layout.name}"
+        )

@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 
 from jaxdefense.clip.layers import STACKED_DIMS, FrozenParam
 from jaxdefense.defense.losses import weight_distance
+from jaxdefense.defense.low_rank import init_factors, with_products
 from jaxdefense.sharding import (
     ShardingRules,
     batch_sharding,
@@ -100,6 +101,8 @@ class StepConfig:
         tx: the optimizer.
         accumulate: number of micro-batches whose gradients are summed; one is in memory at a time.
         stacked_dims: see `weight_distance`.
+        rank: of what the student may differ by, see `low_rank`; 0 for anything.
+        seed: of the draws that a student of low rank begins with.
     """
 
     graphdef: nnx.GraphDef
@@ -107,6 +110,8 @@ class StepConfig:
     tx: Optimizer
     accumulate: int = 1
     stacked_dims: tuple[str, ...] = STACKED_DIMS
+    rank: int = 0
+    seed: int = 0
 
 
 def split_tower(tower: nnx.Module) -> tuple[nnx.GraphDef, TeacherParams]:
@@ -119,6 +124,11 @@ def split_tower(tower: nnx.Module) -> tuple[nnx.GraphDef, TeacherParams]:
 def merge_student(graphdef: nnx.GraphDef, params: nnx.State, teacher: TeacherParams) -> Any:
     """Build the student's tower from trained parameters and the teacher's frozen ones."""
     return nnx.merge(graphdef, params, teacher.frozen)
+
+
+def whole(params: nnx.State, teacher: TeacherParams, cfg: StepConfig) -> nnx.State:
+    """Give a student's weights from its trained parameters, which are factors if `cfg.rank` is."""
+    return with_products(params, teacher.trained) if cfg.rank else params
 
 
 def make_optimizer(
@@ -156,7 +166,10 @@ def make_optimizer(
 
 def init_state(teacher: TeacherParams, cfg: StepConfig) -> TrainState:
     """Start the student where the teacher is."""
-    params = jax.tree.map(jnp.copy, teacher.trained)
+    if cfg.rank:
+        params = init_factors(teacher.trained, cfg.rank, cfg.seed)
+    else:
+        params = jax.tree.map(jnp.copy, teacher.trained)
     return TrainState(
         jnp.zeros((), jnp.int32), params, cfg.tx.init(params), jnp.ones(()), jnp.ones(())
     )
@@ -186,12 +199,14 @@ def train_step(
     teacher_tower = nnx.merge(cfg.graphdef, *gathered(teacher))
 
     def loss(params: nnx.State, batch: Any) -> tuple[jax.Array, Metrics]:
-        student_tower = merge_student(cfg.graphdef, gathered(params), gathered(teacher))
+        student = gathered(whole(params, teacher, cfg))
+        student_tower = merge_student(cfg.graphdef, student, gathered(teacher))
         values = terms(student_tower, teacher_tower, batch)
         return sum((weights[name] * value for name, value in values.items()), jnp.zeros(())), values
 
     def weight_loss(params: nnx.State) -> tuple[jax.Array, jax.Array]:
-        value = weight_distance(params, teacher.trained, cfg.stacked_dims)
+        student = whole(params, teacher, cfg)
+        value = weight_distance(student, teacher.trained, cfg.stacked_dims)
         return weights["weight"] * value, value
 
     slope = jax.value_and_grad(loss, has_aux=True)
