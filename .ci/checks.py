@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TORCH = [
     "pip install torch==2.13.0",
     "pip install --no-deps torchvision==0.28.0 open_clip_torch==3.3.0 timm==1.0.31"
-    " diffusers==0.42.1",
+    " diffusers==0.42.1 peft==0.21.2 accelerate==1.15.0",
     "pip install importlib_metadata",
     "pip install -e '.[test]'",
 ]

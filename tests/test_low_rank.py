@@ -143,9 +143,7 @@ def test_what_has_no_low_rank_is_refused(inputs, capsys, make, flags, words):
 
 
 @pytest.mark.torch("peft")
-@pytest.mark.filterwarnings(
-    "ignore:.*is_gradient_checkpointing:FutureWarning"
-)  # of PEFT's own call
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_an_adapter_loads_in_transformers_with_peft(inputs):
     import peft
     import torch
@@ -163,8 +161,8 @@ def test_an_adapter_loads_in_transformers_with_peft(inputs):
     def embedded(model, half):
         with torch.no_grad():
             if half == "text":
-                return model.get_text_features(input_ids=tokens).pooler_output
-            return model.get_image_features(pixel_values=pixels).pooler_output
+                return model.get_text_features(input_ids=tokens).pooler_output.numpy()
+            return model.get_image_features(pixel_values=pixels).pooler_output.numpy()
 
     for half in ("text", "image"):
         original = transformers.CLIPModel.from_pretrained("model")
