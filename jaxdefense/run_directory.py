@@ -35,6 +35,7 @@ from jaxdefense.typed_json import Json
 # Of a run of the image defense: the photos it trained on, name -> SHA-256 -> photo; and what faces
 # were led to, f32 [E].
 TRAINED_ON, TARGET = "trained_on.json", "target.npy"
+HELD_OUT = "held_out.json"  # what a run's validation looks at, and it is not trained on
 _LOCK = ".lock"
 
 

@@ -1,11 +1,13 @@
 """A patch and the original give the defended directory, byte for byte."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from factories import write_model_directory, write_result
+from factories import DEFENSE, write_model_directory, write_result
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -55,8 +57,10 @@ def run(request, tmp_path, monkeypatch):
         (made / "README.md").write_bytes("# A card\r\n\nmore ü".encode())
 
     directory.rewrite(moved, tmp_path / "run" / "model", then)
-    found = {"steps": 1, "seconds": 1.0, "samples_per_second": 1.0, "identities": 1, "final": {}}
-    settings = {"model": {"path": "model"}, "directory": str(tmp_path)}
+    digest = read_model_directory(tmp_path / "run" / "model").digest()
+    found = DEFENSE | {"defended_sha256": digest}
+    settings: dict[str, Any] = {"model": {"path": "model"}, "directory": str(tmp_path)}
+    settings["resolved"] = {"model_sha256": directory.digest()}
     write_result(tmp_path / "run", TextDefenseSummary, settings, found)
     return tmp_path / "run"
 
@@ -90,11 +94,13 @@ def test_a_patch_and_the_original_give_the_defended_directory(run, capsys, monke
 def test_any_bits_come_back(bits, data):
     """Not a number, infinities and both zeros too."""
     old = bits.view(np.float16)
-    new = data.draw(hnp.arrays(np.uint16, bits.shape)).view(np.float16)
+    new = np.asarray(data.draw(hnp.arrays(np.uint16, bits.shape)).view(np.float16))
     if bits.ndim > 1 and data.draw(st.booleans()):
         new = old.copy()
         new[:1] = 1
     found = _difference(old, new)
+    if found is not None:
+        assert all(type(x) is np.ndarray for x in found if x is not None)  # as a file takes it
     back = old if found is None else _changed(old, *found)
     assert back.tobytes() == new.tobytes() and back.dtype == new.dtype
 
@@ -118,19 +124,72 @@ def test_a_patch_fits_its_original_alone_and_is_whole(run, capsys):
     assert_refused(capsys, main(apply), "no patch that can be read")
     apply[1] = str(next((run / "model").glob("*.safetensors")))
     assert_refused(capsys, main(apply), "no patch of `jaxdefense delta`")
+    apply[1] = "d.safetensors"
+    (Path("model") / "vocab.json").write_text("{}")
+    assert_refused(capsys, main(apply), "other texts", "`vocab.json`", "give that model")
+    (Path("model") / "more.txt").write_text("x")
+    assert_refused(capsys, main(apply), "`more.txt`, `vocab.json`")
     assert not Path("made").exists() and not list(Path().glob(".made*"))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"texts": {"../../evil.txt": "x"}}, ["would write `../../evil.txt`", "distrust"]),
+        ({"texts": {"/tmp/evil.txt": "x"}}, ["would write `/tmp/evil.txt`"]),
+        ({"texts": {".hidden/x.txt": "x"}}, ["would write `.hidden/x.txt`"]),
+        ({"texts": {"a\\b.txt": "x"}}, ["would write"]),
+        ({"heads": {"../model/x": "{}"}}, ["would write `../model/x`"]),
+        ({"texts": ["x"]}, ["not whole"]),
+        ({"texts": {"x": 1}}, ["not whole"]),
+        ({"from_sha256": None}, ["not whole"]),
+    ],
+)
+def test_a_patch_writes_beside_the_weights_alone(run, capsys, change, words):
+    assert main(["delta", "run", "--out", "d.safetensors"]) == 0
+    with safe_open("d.safetensors", framework="numpy") as patch:
+        told = patch.metadata() | {x: json.dumps(y) for x, y in change.items()}
+    told = {name: value for name, value in told.items() if value != "null"}
+    save_file(load_file("d.safetensors"), "d.safetensors", metadata=told)
+    before = {file for file in run.parent.rglob("*")}
+    code = main(["apply", "d.safetensors", "--model", "model", "--out", "made/here"])
+    assert_refused(capsys, code, *words)
+    assert {file for file in run.parent.rglob("*")} == before
+    assert not Path("/tmp/evil.txt").exists()
+
+
+def test_weights_with_several_notes_come_back_in_their_order(tmp_path, monkeypatch):
+    """The library writes notes in an order of its own each time."""
+    monkeypatch.chdir(tmp_path)
+    path = write_model_directory(tmp_path / "model") / "model.safetensors"
+    save_file(load_file(path), path, metadata={x: x for x in ("format", "a", "b", "c", "d", "e")})
+    directory = read_model_directory("model")
+    directory.rewrite(moved, tmp_path / "defended")
+    given = ["delta", "defended", "--model", "model", "--out", "d.safetensors"]
+    assert main(given) == 0
+    for i in range(3):
+        assert main(["apply", "d.safetensors", "--model", "model", "--out", f"made-{i}"]) == 0
+        assert files(Path(f"made-{i}")) == files(Path("defended"))
 
 
 def test_what_has_no_patch_is_refused(run, capsys):
     for flags, words in (
         (["run", "--out", "d.bin"], ["d.bin", ".safetensors"]),
         (["model", "--out", "d.safetensors"], ["`model` is not the directory of a", "--model"]),
-        (["run", "--model", "run", "--out", "d.safetensors"], ["same weights"]),
+        (["alone", "--model", "alone", "--out", "d.safetensors"], ["same weights"]),
         (["run", "--model", "other", "--out", "d.safetensors"], ["same tensors"]),
+        (["run", "--model", "seed", "--out", "d.safetensors"], ["run` defended", "--model"]),
+        (["run", "--model", "wide", "--out", "d.safetensors"], ["run` defended", "--model"]),
+        (["alone", "--model", "wide", "--out", "d.safetensors"], ["float", "that was defended"]),
         (["run", "--out", "run/model/d.safetensors"], ["lies in the model directory"]),
     ):
         if not Path("other").exists():
             write_model_directory(Path("other"), num_shards=2)
+            like = {"num_shards": 3, "dtype": "float16", "position_ids": True}
+            like = like if len(list((run / "model").glob("*.safetensors"))) > 1 else {}
+            write_model_directory(Path("seed"), seed=7, **like)
+            write_model_directory(Path("wide"), embed=12, **like)
+            shutil.copytree(run / "model", "alone")
         assert_refused(capsys, main(["delta", *flags]), *words)
     Path("model").rename("moved")
     code = main(["delta", "run", "--out", "d.safetensors"])

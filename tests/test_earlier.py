@@ -82,9 +82,9 @@ def first(tmp_path_factory):
 def path(first, tmp_path, monkeypatch):
     """A copy, for one test to spoil."""
     path = shutil.copytree(first, tmp_path / "first")
-    for run in ("text", "image"):  # as though it had been run here
-        config = path / run / "config.json"
-        config.write_text(config.read_text().replace(str(first), str(path)))
+    for name in ("text/config.json", "image/config.json", "image/trained_on.json"):
+        file = path / name  # as though it had been run here
+        file.write_text(file.read_text().replace(str(first), str(path)))
     monkeypatch.chdir(path)
     return path
 
@@ -176,6 +176,28 @@ def test_without_the_original_the_defended_model_is_the_teacher_and_it_is_said(p
         read_ledger(path / out, read_model_directory(out).digest())
 
 
+def test_an_original_that_is_gone_is_named_with_the_way_out(path, capsys):
+    (path / "model").rename(path / "moved")
+    code = text("--after", "text", "--names", "new.txt", "--out", "next")
+    assert_refused(capsys, code, "/model`, which `text` defended", "--model text", "the teacher")
+    assert text("--after", "text", "--names", "new.txt", "--model", "moved", "--out", "next") == 0
+
+
+def test_a_list_that_the_run_wrote_may_be_added_to(path):
+    with open(path / "text/names.txt", "a") as file:
+        file.write("Zoe\n")
+    assert text("--after", "text", "--out", "next", settings=STILL) == 0
+    assert [x[0] for x in summary("next").names] == ["Joe Cool", "Ada King", "Zoe"]
+
+
+def test_a_run_that_does_not_say_whom_it_removed_is_not_followed(path, capsys):
+    found = json.loads((path / "text/summary.json").read_text())
+    del found["names"]
+    (path / "text/summary.json").write_text(json.dumps(found))
+    code = text("--after", "text", "--names", "new.txt", "--out", "next")
+    assert_refused(capsys, code, "`text` does not say whom it removed", "start anew")
+
+
 # Those who come off
 
 
@@ -184,7 +206,9 @@ def test_whoever_is_restored_is_known_again(path):
     assert text("--after", "text", "--restore", "off.txt", "--out", "next", settings=STILL) == 0
     found = summary("next")
     assert found.names == [["Joe Cool"]]
-    assert found.earlier and found.earlier["restored"] == ["Ada King", "Ada Noel"]
+    assert found.earlier and found.earlier["restored"] == ["Ada King"]
+    ledger = read_ledger(path / "next", found.defended_sha256)
+    assert ledger and (ledger.last.people, ledger.last.added, ledger.last.restored) == (1, 0, 1)
     assert same_weights("next/model", "model")  # training began anew
 
 
@@ -200,10 +224,11 @@ def test_whoever_is_restored_is_known_again(path):
             ["--after", "text", "--restore", "joe.txt", "--names", "joe.txt"],
             ["'Joe Cool'", "come off the list", "one of the two files"],
         ),
+        (["--after", "text", "--restore", "old.txt"], ["nobody is left", "original model"]),
         (["--after", "text", "--ledger", "text"], ["earlier.after", "exclude"]),
         (["--after", "image"], ["earlier.after", "defense_image", "defense_text"]),
         (["--after", "model"], ["earlier.after", "is no run"]),
-        (["--after", "gone"], ["gone/config.json", "cannot be read"]),
+        (["--after", "gone"], ["`earlier.after` (=gone) is no run"]),
         (["--after", "text", "--model", "another"], ["is a defense of", "--ledger"]),
         (["--ledger", "text"], ["missing", "model"]),
         (
@@ -240,7 +265,9 @@ def test_what_the_run_before_needed_and_is_gone_is_named(path, capsys):
     (path / "captions.txt").unlink()
     code = text("--ledger", "text", "--model", "another", "--out", "next")
     assert_refused(capsys, code, "captions.txt", "does not exist")
-    shutil.rmtree(path / "faces" / "Joe_Cool")
+    (path / "faces" / "Joe_Cool").rename(path / "faces" / "Joe_Coal")
+    for photo in (path / "faces" / "Joe_Coal").iterdir():
+        photo.write_bytes(photo.read_bytes() + b"x")
     code = image("--ledger", "image", "--model", "another", "--out", "next")
     assert_refused(capsys, code, "photos of `Joe Cool` are gone", "`image`", "--restore")
     assert not (path / "next").exists()
@@ -260,7 +287,7 @@ def test_photos_of_before_are_trained_on_again_wherever_they_lie(path, capsys):
     found = trained_on("next")
     assert list(found) == ["Joe Cool", "Ada King", "Zoe"]
     for name, photos in before.items():  # and none that the attack needs
-        assert found[name] == {sha: str(path / photo) for sha, photo in photos.items()}
+        assert found[name] == photos
     assert len(found["Zoe"]) == 2
     # Moved, they are found by what they are.
     (path / "faces" / "Ada_King").rename(path / "more" / "Ada_Noel")
@@ -284,8 +311,8 @@ def test_the_same_photos_are_held_out_again(path, monkeypatch):
     held = []
     real = people.hold_out
 
-    def spy(listed, groups, t):
-        faces = real(listed, groups, t)
+    def spy(*args):
+        faces = real(*args)
         held.append({x.name: x.files for x in faces.held_listed})
         return faces
 
@@ -326,3 +353,58 @@ def test_both_encoders_follow_both(path, capsys):
     assert main(["defend", "both", *without]) == 0
     found = summary("gone/image").earlier
     assert found and not found["teacher_is_original"]
+
+
+# What is held out
+
+
+def test_what_was_held_out_is_held_out_again(path, monkeypatch):
+    """Whoever is listed besides, and though photos are lost: the weights have seen the rest."""
+    from jaxdefense.defense import people
+    from jaxdefense.defense import text as text_defense
+
+    write_faces(path / "crowd", [f"Kept {x}" for x in "abcdefgh"], 2)
+    write_faces(path / "faces-2", ["Kim Lo", "Lou Ni"], 4)
+    faces, names = [], []
+    hold_out, kept_names = people.hold_out, text_defense.kept_names
+    monkeypatch.setattr(
+        people, "hold_out", lambda *args: faces.append(hold_out(*args)) or faces[-1]
+    )
+    monkeypatch.setattr(
+        text_defense, "kept_names", lambda *args: names.append(kept_names(*args)) or names[-1]
+    )
+    some = ["train.validate.every=1", "train.num_keep=8", "train.w_keep=1.0", *STILL]
+    all_of = ["data.trigger_fraction=1.0", "train.validate.photos=0.5"]
+    given = ["--model", "model", "--names", "old.txt", "--faces", "faces", "--images", "images"]
+    given += ["--keep", "crowd", "--out", "a"]
+    assert image(*given, settings=[*IMAGE, *some, *all_of]) in (0, 1)
+    (path / "two.txt").write_text("Kim Lo\nLou Ni\n")
+    held = json.loads((path / "a/held_out.json").read_text())
+    lost = next(x for x in trained_on("a")["Joe Cool"].items() if x[0] not in str(held))
+    Path(lost[1]).unlink()  # every draw after it would be another
+    assert image("--after", "a", "--names", "two.txt", "--faces", "faces-2", "--out", "b") in (0, 1)
+    was, now = faces
+    for before, after in zip(was.held_listed, now.held_listed, strict=False):
+        assert {x.name for x in after.files} == {x.name for x in before.files}
+        assert len(before.files) == 2
+    stays = [sorted(x.name for x in y.held_keep) for y in faces]
+    assert stays[0] == stays[1] and stays[0]
+    assert not {x.name for group in now.keep for x in group} & set(stays[0])
+
+    flags = ["--model", "model", "--names", "old.txt", "--captions", "captions.txt", "--out", "c"]
+    named = ["train.validate.every=1", "train.num_name=8", "train.w_name=1.0", *STILL]
+    assert text(*flags, settings=[*TEXT, *named]) in (0, 1)
+    assert text("--after", "c", "--names", "two.txt", "--out", "d") in (0, 1)
+    (_, before), (groups, after) = names
+    assert before == after and len(before) > 8
+    assert not {x for group in groups for x in group} & set(after)
+    # A run that began with the original's weights draws anew.
+    assert text("--after", "c", "--names", "two.txt", "--start", "fresh", "--out", "e") in (0, 1)
+    assert names[-1][1] != before
+
+
+def test_a_run_that_does_not_say_what_it_held_out_is_followed_and_it_is_said(path, capsys):
+    (path / "text/held_out.json").unlink()
+    assert text("--after", "text", "--names", "new.txt", "--out", "next", settings=STILL) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "`text` does not say what it held out: validation may look at" in said

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from factories import write_model_directory, write_result
+from factories import DEFENSE, write_model_directory, write_result
 from test_cli import assert_refused
 
 from jaxdefense.cli import main
@@ -20,12 +20,13 @@ from jaxdefense.ledger.entries import (
     Entry,
     Ledger,
     read_ledger,
+    seal_of,
     with_entry,
     write_ledger,
     write_names,
 )
 from jaxdefense.ledger.runs import join_ledgers
-from jaxdefense.results import AttackSummary, ProofSummary
+from jaxdefense.results import AttackSummary, ProofSummary, TextDefenseSummary
 
 A, B, C, D = (letter * 64 for letter in "abcd")
 
@@ -95,6 +96,13 @@ def resealed(runs, i, **fields):
             later["follows"] = [found.id if x == old else x for x in later["follows"]]
 
 
+def forged(digest):
+    """An attack's finding, changed after it was recorded."""
+    found = {"kind": "attack", "recorded": "2026-01-02", "summary_sha256": A, "people": 2,
+             "listed": 2, "found": 2, "photos_right": 0.5}  # fmt: skip
+    return found | {"id": seal_of(found, digest), "found": 0}
+
+
 BROKEN = {
     "a field changed": (lambda runs, _: runs[1].update(people=4), "run 2 of 3", "was changed"),
     "a digest changed": (lambda runs, _: runs[0].update(id="0" * 64), "run 1 of 3", "was changed"),
@@ -125,6 +133,10 @@ BROKEN = {
     "an unknown way": (lambda runs, _: runs[0].update(how="magic"), "`runs[0].how`"),
     "a field missing": (lambda runs, _: runs[0].pop("date"), "`runs[0].date` is missing"),
     "no runs": (lambda runs, whole: whole.update(runs=[]), "schema", "`runs`"),
+    "an attack's finding changed": (
+        lambda runs, _: runs[2].update(proved=[forged(runs[2]["model_sha256"])]),
+        "what an attack on it found was changed",
+    ),
     "of a later version": (lambda runs, whole: whole.update(schema=9), "schema 1"),
 }
 
@@ -197,6 +209,17 @@ def test_a_card_is_kept_and_amended(tmp_path, card):
     assert (tmp_path / CARD).read_bytes() == once + b"below\n"
 
 
+def test_a_card_without_its_end_mark_loses_nothing(tmp_path):
+    write_card(tmp_path, chain())
+    text = (tmp_path / CARD).read_bytes()
+    cut = text[: text.rindex(b"<!--")] + b"written since\n"
+    (tmp_path / CARD).write_bytes(cut)
+    for _ in range(3):
+        write_card(tmp_path, chain())
+        found = (tmp_path / CARD).read_bytes()
+        assert found.startswith(cut) and found.count(b"## People removed") == 2
+
+
 # Attacks
 
 
@@ -232,7 +255,8 @@ def test_an_attack_is_recorded_in_ledger_and_card_without_names(model, capsys):
     write_result(Path("after"), AttackSummary, {}, attack_summary(digest))
     sealed = [x.id for x in ledger_of(model, digest).entries]
     assert main(["ledger", "model", "after"]) == 0
-    assert "attack on 2 people of the list with 21 prompts" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "on 2 people of a list that was not compared with 21 prompts among 1,000 names" in said
     assert main(["ledger", "model", "after"]) == 0  # once more is once
     found = ledger_of(model, digest)
     (proved,) = found.last.proved
@@ -255,7 +279,11 @@ def test_what_is_no_attack_on_this_model_is_not_recorded(model, capsys):
     proof = {"verdict": ["x"], "not_tested": [], "groups": {}, "parts": {}, "date": "2026-01-02",
              "model_sha256": digest, "teacher_sha256": A, "dtype": "float32"}  # fmt: skip
     write_result(Path("proof"), ProofSummary, {}, proof)
+    unknown = attack_summary(digest)
+    del unknown["per_identity_photos_right"]
+    write_result(Path("unknown"), AttackSummary, {}, unknown)
     for given, *words in (
+        ["unknown", "how many of their photos", "attack again"],
         ["other", "`other` attacked the model eeeeeeeeeeee", "attack this model"],
         ["nobody", "does not say who was removed", "--before"],
         ["proof", "lacks the part `known`"],
@@ -263,6 +291,28 @@ def test_what_is_no_attack_on_this_model_is_not_recorded(model, capsys):
     ):
         assert_refused(capsys, main(["ledger", "model", given]), *words)
     assert (model / LEDGER).read_bytes() == before and not (model / CARD).exists()
+
+
+def test_an_attack_on_somebody_else_is_not_taken_for_one_on_the_list(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = write_result(tmp_path / "run", TextDefenseSummary, {}, None)
+    model = write_model_directory(run / "model")
+    digest = read_model_directory(model).digest()
+    people = {"identities": 3, "names": [["Joe Cool"], ["ada"], ["Bo"]]}
+    write_result(run, TextDefenseSummary, {}, DEFENSE | people)
+    for place in (run, model):
+        write_ledger(place, chain(digest))
+    write_result(Path("after"), AttackSummary, {}, attack_summary(digest))
+    assert main(["ledger", "run", "after"]) == 0
+    assert "on 2 of the 3 on the list" in capsys.readouterr().out
+    assert ledger_of(run) == ledger_of(model)
+    other = attack_summary(digest, removed=["Joe Cool", "Zoe"])
+    write_result(Path("other"), AttackSummary, {}, other)
+    code = main(["ledger", "run", "other"])
+    assert_refused(capsys, code, "takes `Zoe` for removed, not on the list")
+    # The run and its model must say the same.
+    write_ledger(run, Ledger([*chain(digest).entries[:-1], entry(model_sha256=digest).sealed()]))
+    assert_refused(capsys, main(["ledger", "run"]), "run` and `run/model` have different ledgers")
 
 
 # Models made without training
@@ -273,10 +323,12 @@ def test_a_converted_model_keeps_its_ledger(model, capsys):
     found = read_ledger(Path("other"), read_model_directory("other").digest())
     assert found and [x.how for x in found.entries[-2:]] == ["restore", "convert"]
     assert "in another layout" in (Path("other") / CARD).read_text()
-    # By Orbax, and back.
+    # Nothing checks an Orbax checkpoint's weights, so that it has no ledger, nor what comes of it.
+    capsys.readouterr()
     assert main(["convert", "model", "orbax", "--to", "orbax"]) == 0
+    assert "ledger.json stays behind" in capsys.readouterr().err
     assert main(["convert", "orbax", "back", "--to", "hf"]) == 0
-    assert read_ledger(Path("back"), read_model_directory("back").digest())
+    assert read_ledger(Path("orbax")) is None and read_ledger(Path("back")) is None
 
 
 def test_a_model_of_two_has_the_entries_of_both(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ def test_products_are_those_of_the_adapter_tensor_by_tensor(inputs, which):
 
 
 def test_a_student_begins_as_its_teacher_and_draws_by_its_seed(inputs):
-    _, teacher = split_tower(read_model_directory("model").load("float32").text)
+    _, teacher = split_tower(cast(Any, read_model_directory("model").load("float32").text))
     one, same, other = (init_factors(teacher.trained, RANK, seed) for seed in (1, 1, 2))
     begun = with_products(one, teacher.trained)
     assert float(weight_distance(begun, teacher.trained, STACKED_DIMS)) == 0

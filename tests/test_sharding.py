@@ -120,7 +120,7 @@ def test_two_dims_on_one_axis_raise(change, dims, axis):
 
 
 def test_every_parameter_has_dims_and_a_rule_and_every_rule_is_used():
-    used, rules = {"batch", "photos", "candidates", "templates"}, ShardingRules()
+    used, rules = {"batch", "photos", "candidates", "templates", "rank"}, ShardingRules()
     resnet = CLIPConfig(None, ResNetConfig(64, (3, 4, 6, 3), 32))
     for cfg in (vit_b_32(), small(), siglip(), resnet):
         for path, variable in nnx.to_flat_state(abstract_clip(cfg)[1]):

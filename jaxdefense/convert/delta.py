@@ -6,12 +6,13 @@ rows moved, such as a table of token embeddings, it holds those rows. Texts besi
 differ, the ledger and the card among them, are in its metadata.
 """
 
+import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -32,10 +33,13 @@ from jaxdefense.results import (
     ApplicationSummary,
     BothDefenseSummary,
     DeltaSummary,
+    Summary,
     kind_of,
     read_settings,
+    read_summary,
 )
 from jaxdefense.run_directory import place_from
+from jaxdefense.words import some
 
 _FORMAT, _SCHEMA = "jaxdefense-delta", "1"
 _ROWS = ".moved_rows"  # ending of the tensor with the numbers of the rows
@@ -52,8 +56,8 @@ def delta(cfg: DeltaConfig) -> DeltaSummary:
         how much moved, and the digests of both models.
 
     Raises:
-        InputError: the run's model or the original is missing, or they are of different kinds, or
-            the original is another; or `out` exists.
+        InputError: the run's model or the original is missing, they hold other tensors, or one is
+            not the model that the run says; or `out` exists.
     """
     out = Path(cfg.out)
     if out.suffix != ".safetensors":
@@ -64,11 +68,19 @@ def delta(cfg: DeltaConfig) -> DeltaSummary:
     check_outside(out, defended.path)
     check_outside(out, original.path)
     _check_alike(original, defended)
+    digests = original.digest(), defended.digest()
+    _check_run(cfg.run, original, digests)
     tensors, moved = dict[str, np.ndarray](), 0
     keys = [key for names in original.weight_files.values() for key in names]
     with Progress("comparing", len(keys), unit="tensors") as progress:
         for key in keys:
             old, new = original.tensor(key), defended.tensor(key)
+            if (old.shape, old.dtype) != (new.shape, new.dtype):
+                raise InputError(
+                    f"`{key}` is {old.dtype}{list(old.shape)} in `{original.path}` and "
+                    f"{new.dtype}{list(new.shape)} in `{defended.path}`; give the model that was "
+                    "defended."
+                )
             if (change := _difference(old, new)) is not None:
                 values, rows = change
                 moved += values.size
@@ -76,7 +88,6 @@ def delta(cfg: DeltaConfig) -> DeltaSummary:
                 if rows is not None:
                     tensors[key + _ROWS] = rows
             progress.advance()
-    digests = original.digest(), defended.digest()
     if not tensors:
         raise InputError(f"`{cfg.run}` and `{original.path}` have the same weights; nothing moved.")
     metadata = {
@@ -85,19 +96,23 @@ def delta(cfg: DeltaConfig) -> DeltaSummary:
         "from_sha256": digests[0],
         "to_sha256": digests[1],
         "texts": json.dumps(_changed_texts(original, defended)),
+        "digests": json.dumps({x: _sha256(y) for x, y in text_companions(defended).items()}),
+        # The library writes the metadata of a file in an order of its own each time.
+        "heads": json.dumps({x: _head(defended.path / x) for x in defended.weight_files}),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkstemp(prefix=f".{out.name[:50]}.", dir=out.parent)[1])
+    descriptor, part = tempfile.mkstemp(prefix=f".{out.name[:50]}.", dir=out.parent)
+    os.close(descriptor)
     try:
         save_file(tensors, part, metadata=metadata)
-        part.chmod(0o644)
+        os.chmod(part, 0o644)
         with open(part, "rb") as written:
             os.fsync(written.fileno())
-        part.rename(out)
+        os.rename(part, out)
     except SafetensorError as error:  # on a full disk, for example
         raise OSError(f"`{out}` was not written: {error}.") from error
     finally:
-        part.unlink(missing_ok=True)
+        Path(part).unlink(missing_ok=True)
     return DeltaSummary(
         tensors=sum(not key.endswith(_ROWS) for key in tensors),
         of_tensors=len(keys),
@@ -108,8 +123,19 @@ def delta(cfg: DeltaConfig) -> DeltaSummary:
     )
 
 
+class _Patch(NamedTuple):
+    """A patch as its file holds it; see `delta`."""
+
+    from_sha256: str
+    to_sha256: str
+    texts: dict[str, str]
+    digests: dict[str, str]
+    heads: dict[str, str]
+    changes: dict[str, np.ndarray]
+
+
 def apply(cfg: ApplyConfig) -> ApplicationSummary:
-    """Make the defended model from the original and a patch, and check it by its digest.
+    """Make the defended model from the original and a patch, and check it by its digests.
 
     Args:
         cfg: see `ApplyConfig`.
@@ -120,43 +146,121 @@ def apply(cfg: ApplyConfig) -> ApplicationSummary:
     Raises:
         InputError: the patch cannot be read, or is of another original, or `out` exists.
     """
-    out, patch = Path(cfg.out), Path(cfg.delta)
+    out = Path(cfg.out)
     check_new(out)
-    original = read_model_directory(cfg.model)
+    original, patch = read_model_directory(cfg.model), _read(Path(cfg.delta))
     check_outside(out, original.path)
-    try:
-        with safe_open(patch, framework="numpy") as file:
-            told: Mapping[str, str] = file.metadata() or {}
-            changes = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    if (digest := original.digest()) != patch.from_sha256:
         raise InputError(
-            f"`{patch}` is no patch that can be read ({error}); copy it again."
-        ) from error
-    if told.get("format") != _FORMAT or told.get("schema") != _SCHEMA:
-        raise InputError(f"`{patch}` is no patch of `jaxdefense delta`, of schema {_SCHEMA}.")
-    if (digest := original.digest()) != told["from_sha256"]:
-        raise InputError(
-            f"`{patch}` is of the original {shown(told['from_sha256'])}, and `{cfg.model}` is "
+            f"`{cfg.delta}` is of the original {shown(patch.from_sha256)}, and `{cfg.model}` is "
             f"{shown(digest)}; give that model."
         )
 
     def changed(key: str, old: np.ndarray) -> np.ndarray:
-        return _changed(old, changes.get(key), changes.get(key + _ROWS))
+        change, rows = patch.changes.get(key), patch.changes.get(key + _ROWS)
+        try:
+            return _changed(old, change, rows)
+        except (ValueError, IndexError, TypeError) as error:
+            raise InputError(f"`{cfg.delta}`: `{key}` does not fit: {error}.") from error
 
     def then(made: Path) -> None:
-        for name, text in json.loads(told["texts"]).items():
+        for name, text in patch.texts.items():
             (made / name).parent.mkdir(parents=True, exist_ok=True)
             (made / name).write_text(text, encoding="utf-8", newline="")
-        if (found := read_model_directory(made).digest()) != told["to_sha256"]:
+        for name, head in patch.heads.items():
+            _put_head(made / name, head)
+        directory = read_model_directory(made)
+        if (found := directory.digest()) != patch.to_sha256:
             raise InputError(
-                f"`{patch}` made the model {shown(found)} instead of {shown(told['to_sha256'])}: "
-                "the file is broken; copy it again."
+                f"`{cfg.delta}` made the model {shown(found)} instead of "
+                f"{shown(patch.to_sha256)}: the file is broken; copy it again."
+            )
+        texts = {name: _sha256(file) for name, file in text_companions(directory).items()}
+        if differ := [
+            x for x in {**texts, **patch.digests} if texts.get(x) != patch.digests.get(x)
+        ]:
+            raise InputError(
+                f"`{cfg.model}` has other texts beside the weights than the model that was "
+                f"defended: {some(sorted(differ))}; give that model."
             )
 
     with Progress("writing the defended model"):
         original.rewrite(changed, out, then)
-    num = sum(not key.endswith(_ROWS) for key in changes)
-    return ApplicationSummary(model_sha256=told["to_sha256"], tensors=num)
+    num = sum(not key.endswith(_ROWS) for key in patch.changes)
+    return ApplicationSummary(model_sha256=patch.to_sha256, tensors=num)
+
+
+def _read(path: Path) -> _Patch:
+    """Read a patch.
+
+    Raises:
+        InputError: it is none, or would write elsewhere than beside the weights.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            told: Mapping[str, str] = file.metadata() or {}
+            changes = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"`{path}` is no patch that can be read ({error}); copy it again."
+        ) from error
+    if told.get("format") != _FORMAT or told.get("schema") != _SCHEMA:
+        raise InputError(f"`{path}` is no patch of `jaxdefense delta`, of schema {_SCHEMA}.")
+    try:
+        texts, digests, heads = (json.loads(told[name]) for name in ("texts", "digests", "heads"))
+        pairs = [pair for each in (texts, digests, heads) for pair in each.items()]
+        ends = told["from_sha256"], told["to_sha256"]
+    except (KeyError, ValueError, AttributeError) as error:
+        raise InputError(f"`{path}` is a patch that is not whole; copy it again.") from error
+    if not all(isinstance(x, str) for pair in pairs for x in pair):
+        raise InputError(f"`{path}` is a patch that is not whole; copy it again.")
+    patch = _Patch(*ends, texts, digests, heads, changes)
+    if odd := [name for name in (*patch.texts, *patch.heads) if not _beside(name)]:
+        raise InputError(f"`{path}` would write {some(odd)}, not beside the weights; distrust it.")
+    return patch
+
+
+def _beside(name: str) -> bool:
+    """Whether a name leads to a file beside the weights."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and not any(x.startswith(".") or x == "/" or "\\" in x for x in parts)
+
+
+def _head(file: Path) -> str:
+    """Read the header of a weight file."""
+    with open(file, "rb") as opened:
+        return opened.read(int.from_bytes(opened.read(8), "little")).decode()
+
+
+def _put_head(file: Path, head: str) -> None:
+    """Write a weight file's header in another order; leave it if it says something else."""
+    own, wanted = _head(file), head.encode()
+    if len(own.encode()) != len(wanted) or json.loads(own) != json.loads(head):
+        return
+    with open(file, "r+b") as opened:
+        opened.seek(8)
+        opened.write(wanted)
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _check_run(given: str, original: ModelDirectory, digests: tuple[str, str]) -> None:
+    """Raise InputError if one of the models is not what the run says of it, if it is a run's."""
+    if (run := run_of_model(given)) is None:
+        return
+    settings = read_settings(_half(run)).get("resolved")
+    before = settings.get("model_sha256") if isinstance(settings, dict) else None
+    summary = read_summary(run, Summary)
+    after = getattr(summary, "defended_sha256", "")
+    if before and before != digests[0]:
+        raise InputError(
+            f"`{original.path}` is {shown(digests[0])}, and `{run}` defended "
+            f"{shown(str(before))}; give that model by `--model`."
+        )
+    if after and after != digests[1]:
+        raise InputError(f"`{given}` holds other weights than `{run}` wrote; bring these back.")
 
 
 def _teacher_of(run: str) -> Path:
@@ -170,7 +274,7 @@ def _teacher_of(run: str) -> Path:
             f"`{run}` is not the directory of a finished run, which would say what it defended; "
             "give the original by `--model` too."
         )
-    half = found / "text" if kind_of(found) is BothDefenseSummary else found
+    half = _half(found)
     settings: dict[str, Any] = read_settings(half)
     path = place_from(half, str(settings["model"]["path"]))
     if not path.is_dir():
@@ -178,6 +282,11 @@ def _teacher_of(run: str) -> Path:
             f"`{path}`, which `{run}` defended, does not exist; give the original by `--model`."
         )
     return path
+
+
+def _half(run: Path) -> Path:
+    """Give a run whose settings say which model it defended."""
+    return run / "text" if kind_of(run) is BothDefenseSummary else run
 
 
 def _check_alike(original: ModelDirectory, defended: ModelDirectory) -> None:
@@ -210,7 +319,7 @@ def _bits(x: np.ndarray) -> np.ndarray:
 
 def _difference(old: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray | None] | None:
     """Subtract bits; also give the numbers of the rows that moved if few did. None: none did."""
-    change = _bits(new) - _bits(old)  # modulo their number
+    change = np.asarray(_bits(new) - _bits(old))  # modulo their number; not a scalar
     if not change.any():
         return None
     if change.ndim < 2:
@@ -225,9 +334,9 @@ def _changed(old: np.ndarray, change: np.ndarray | None, rows: np.ndarray | None
     """Undo `_difference`."""
     if change is None:
         return old
-    bits = _bits(old).copy()
+    bits = np.array(_bits(old))
     if rows is None:
-        bits += change
+        bits[...] += change
     else:
         bits[rows] += change
     return bits.view(old.dtype)

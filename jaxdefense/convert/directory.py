@@ -5,6 +5,7 @@ read, with the same names, dtypes and shards, and its text files. Nothing is eve
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -147,12 +148,9 @@ class ModelDirectory:
             )
 
     def digest(self) -> str:
-        """Hash the weight files; SHA-256, in hex."""
-        total = hashlib.sha256()
-        for name in sorted(self.weight_files):
-            with open(self.path / name, "rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
-        return total.hexdigest()
+        """Hash the weight files; SHA-256, in hex. Files that did not change are read once."""
+        files = [self.path / name for name in sorted(self.weight_files)]
+        return _digest(tuple((file, (x := file.stat()).st_size, x.st_mtime_ns) for file in files))
 
     def load(self, dtype: str = "auto", remat: Remat = "none") -> CLIP:
         """Build the model with f32 parameters on the host.
@@ -244,6 +242,16 @@ class ModelDirectory:
 
         write_directory(out, fill)
         return left_out
+
+
+@functools.lru_cache(maxsize=16)
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Hash files, given with size and time of change."""
+    total = hashlib.sha256()
+    for path, *_ in files:
+        with open(path, "rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
 
 
 def write_new(model: CLIP, out: Path, dtype: DTypeLike = np.float32) -> None:

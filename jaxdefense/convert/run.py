@@ -47,8 +47,8 @@ from jaxdefense.convert.table import Row, ignored_key
 from jaxdefense.convert.torch_file import read_torch_file
 from jaxdefense.errors import InputError
 from jaxdefense.files import read_json
-from jaxdefense.ledger.entries import read_ledger
-from jaxdefense.ledger.runs import join_ledgers
+from jaxdefense.ledger.entries import LEDGER, Ledger
+from jaxdefense.ledger.runs import join_ledgers, ledger_of_model
 from jaxdefense.log import Progress
 from jaxdefense.paths import check_new, check_outside
 from jaxdefense.results import ConversionSummary
@@ -71,7 +71,7 @@ class Checkpoint:
         rows: its conversion table.
         read: fetches a tensor by its name.
         keys: keys of all tensors, including those that are not weights.
-        sha256: digest of its weights; "" unless it is a model directory.
+        ledger: of the model directory that it is, if it has one.
     """
 
     directory: Path | None
@@ -81,7 +81,7 @@ class Checkpoint:
     rows: list[Row]
     read: Callable[[str], np.ndarray]
     keys: list[str]
-    sha256: str = ""
+    ledger: Ledger | None = None
 
 
 def convert(
@@ -111,7 +111,6 @@ def convert(
     checkpoint = _read(src, layout, activation)
     if src.is_dir() and checkpoint.directory:
         check_outside(dst, checkpoint.directory, "DST")
-    ledger = read_ledger(checkpoint.directory, checkpoint.sha256) if checkpoint.directory else None
     if to == "orbax":
         write_directory(dst, lambda tmp: _write_orbax(checkpoint, tmp))
         return _summary(checkpoint, to, checkpoint.rows)
@@ -137,7 +136,7 @@ def convert(
         if preprocessor:
             write_preprocessor(tmp, preprocessor)
         _write_shards(tmp, target, tensors(), len(rows) + len(extra))
-        join_ledgers(tmp, "convert", ledger)
+        join_ledgers(tmp, "convert", checkpoint.ledger)
 
     write_directory(dst, fill)
     return _summary(checkpoint, to, rows)
@@ -149,6 +148,7 @@ def _copy_companions(checkpoint: Checkpoint, out: Path) -> None:
         copy_companions(checkpoint.directory, out, weights=(orbax.ARRAYS, orbax.MANIFEST))
     for layout in LAYOUTS.values():
         (out / layout.config).unlink(missing_ok=True)
+    (out / LEDGER).unlink(missing_ok=True)  # of these weights a new one is written, or none
 
 
 def _summary(checkpoint: Checkpoint, to: str, rows: list[Row]) -> ConversionSummary:
@@ -177,8 +177,8 @@ def _read(src: Path, layout: str, activation: str) -> Checkpoint:
 
     form = directory.layout
     config = read_json(src / form.config)
-    rows, sha256 = directory.rows, directory.digest()
-    return Checkpoint(src, form, config, directory.cfg, rows, read, list(where), sha256)
+    rows, ledger = directory.rows, ledger_of_model(directory)
+    return Checkpoint(src, form, config, directory.cfg, rows, read, list(where), ledger)
 
 
 def _read_torch(src: Path, activation: str) -> Checkpoint:
@@ -335,6 +335,8 @@ def _write_orbax(checkpoint: Checkpoint, out: Path) -> None:
             progress.advance()
     extra = {key: checkpoint.read(key) for key in checkpoint.keys if key not in dtypes}
     _copy_companions(checkpoint, out)
+    if checkpoint.ledger:
+        logger.info(f"{LEDGER} stays behind: nothing would check that it is of these weights")
     config = json.dumps(checkpoint.config, indent=2) + "\n"
     (out / checkpoint.layout.config).write_text(config, encoding="utf-8")
     with Progress("writing the checkpoint"):

@@ -38,7 +38,7 @@ def defend_both(cfg: DefendBothConfig) -> BothDefenseSummary:
         InputError: an input is wrong; nothing was written.
         Interrupted, Diverged: see `loop.run`.
     """
-    check_kind(cfg, BothDefenseSummary)
+    check_kind(cfg.earlier.path, cfg.earlier.setting, BothDefenseSummary)
     out = RunDirectory(Path(cfg.out), BothDefenseSummary)
     out.check(cfg)
     text, image = cfg.halves()

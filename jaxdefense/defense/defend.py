@@ -182,7 +182,7 @@ def _train(plan: Plan, teacher: TeacherParams, watch: Watch | None, path: Path) 
     def init() -> TrainState:
         if encoder.start is None:
             return make(teacher)
-        start = encoder.teacher._replace(trained=encoder.start)
+        start = encoder.teacher._replace(trained=encoder.start())
         return make(put(start, encoder.teacher_sharding))
 
     return loop.run(
@@ -198,6 +198,7 @@ def _train(plan: Plan, teacher: TeacherParams, watch: Watch | None, path: Path) 
         ),
         path,
         watch,
+        jax.eval_shape(make, teacher),
     )
 
 

@@ -9,11 +9,11 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 from flax import nnx
 
-from jaxdefense.config import DefendBothConfig, DefendImageConfig, DefendTextConfig, EarlierConfig
+from jaxdefense.config import EarlierConfig
 from jaxdefense.convert.directory import ModelDirectory, read_model_directory
 from jaxdefense.data.identities import Identity, check_distinct, read_identities
 from jaxdefense.data.images import Photos
@@ -22,16 +22,37 @@ from jaxdefense.defense.step import split_tower
 from jaxdefense.errors import InputError
 from jaxdefense.files import read_json
 from jaxdefense.ledger.entries import NAMES, Ledger, shown
-from jaxdefense.ledger.runs import Followed, followed, ledger_of_run
+from jaxdefense.ledger.runs import Followed, follow, has_ledger, ledger_of_run
 from jaxdefense.log import Progress
-from jaxdefense.results import BothDefenseSummary, DefenseSummary, EarlierRun, kind_of, read_summary
-from jaxdefense.run_directory import TRAINED_ON, place_from
+from jaxdefense.results import (
+    BothDefenseSummary,
+    DefenseSummary,
+    EarlierRun,
+    Summary,
+    kind_of,
+    read_summary,
+)
+from jaxdefense.run_directory import HELD_OUT, TRAINED_ON, place_from
 from jaxdefense.words import folded_words, some
 
 logger = logging.getLogger(__name__)
 
 Which = Literal["text", "vision"]
 _HALF: dict[Which, str] = {"text": "text", "vision": "image"}
+
+
+class Held(NamedTuple):
+    """What a run held out of training, as `held_out.json` has it.
+
+    Fields:
+        photos: of the people to remove, SHA-256 by name.
+        people: SHA-256 of the photos of people who must stay.
+        names: that must stay.
+    """
+
+    photos: dict[str, list[str]]
+    people: list[str]
+    names: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +65,9 @@ class Earlier:
         how: see `ledger.entries.How`.
         ledger: of its model.
         identities: people it removed who are still on the list.
-        restored: names of those who came off it.
+        restored: those who came off it.
         teacher_sha256: digest of the model to defend.
-        teacher_is_original: whether that is the model its chain of removals began with.
+        teacher_is_original: whether that is the model before all removals.
     """
 
     path: Path
@@ -54,25 +75,31 @@ class Earlier:
     how: Literal["replay", "fresh", "restore", "rebase"]
     ledger: Ledger
     identities: list[Identity]
-    restored: list[str]
+    restored: list[Identity]
     teacher_sha256: str
     teacher_is_original: bool
 
-    def start(self, which: Which) -> nnx.State | None:
-        """Load the weights that training starts from, on the host; None for the teacher's own."""
-        if self.how != "replay" or self.teacher_sha256 == self.ledger.last.model_sha256:
-            return None
+    def starts_there(self) -> bool:
+        """Whether training starts from its weights, and these are not the teacher's."""
+        return self.how == "replay" and self.teacher_sha256 != self.ledger.last.model_sha256
+
+    def start(self, which: Which) -> nnx.State:
+        """Load the weights that training starts from, on the host."""
         with Progress(f"loading {self.path}"):
             model = read_model_directory(self.path).load("float32")
         _, params = split_tower(getattr(model, which))
         return params.trained
 
     def added(self, names: str) -> list[Identity]:
-        """Read a names file; nobody of it is new if it is the one that this run wrote."""
-        own = self.half / NAMES
-        if own.is_file() and Path(names).is_file() and own.samefile(names):
-            return []
-        return read_identities(names)
+        """Read a names file; leave out whoever came off the list if this run wrote the file."""
+        found, own = read_identities(names), self.half / NAMES
+        if not (own.is_file() and own.samefile(names)):
+            return found
+        gone = self._off()
+        return [x for x in found if gone.isdisjoint(map(folded_words, x.names))]
+
+    def _off(self) -> set[tuple[str, ...]]:
+        return {folded_words(name) for x in self.restored for name in x.names}
 
     def joined(self, new: Sequence[Identity], where: str) -> list[Identity]:
         """List everyone to remove: those of before, in their order, then those who are new.
@@ -80,9 +107,10 @@ class Earlier:
         Someone on both lists keeps the names of both.
 
         Raises:
-            InputError: two people have one name, or somebody is to be removed and restored.
+            InputError: two people have one name, somebody is to be removed and restored, or nobody
+                is left.
         """
-        gone = {folded_words(name) for name in self.restored}
+        gone = self._off()
         out, place = list(self.identities), dict[tuple[str, ...], int]()
         for i, identity in enumerate(out):
             place |= {folded_words(name): i for name in identity.names}
@@ -100,6 +128,10 @@ class Earlier:
             old = out[i := found.pop()]
             more = tuple(x for x in identity.names if x not in old.names)
             out[i] = Identity(old.name, (*old.aliases, *more))
+        if not out:
+            raise InputError(
+                f"nobody is left on the list of `{self.path}`: the original model is what you want."
+            )
         check_distinct(out, f"{where} and the list of `{self.path}`")
         return out
 
@@ -111,7 +143,7 @@ class Earlier:
             f"again; {num - old} are new"
         ]
         if self.restored:
-            said.append(f"off the list: {some(self.restored)}")
+            said.append(f"off the list: {some(x.name for x in self.restored)}")
         if not self.teacher_is_original:
             said.append(
                 "the teacher is a defended model, not the one before all removals: what it has "
@@ -126,7 +158,7 @@ class Earlier:
             "how": self.how,
             "model_sha256": self.ledger.last.model_sha256,
             "people": len(self.identities),
-            "restored": self.restored,
+            "restored": [x.name for x in self.restored],
             "teacher_is_original": self.teacher_is_original,
         }
 
@@ -136,10 +168,32 @@ class Earlier:
         Raises:
             InputError: it does not say.
         """
-        found = read_json(self.half / TRAINED_ON)
+        if not (file := self.half / TRAINED_ON).is_file():
+            raise InputError(
+                f"`{file}` does not exist, so nobody knows which photos that run was trained on; "
+                "start anew, with the names of everybody."
+            )
+        found = read_json(file)
         if not all(isinstance(photos, dict) for photos in found.values()):
-            raise InputError(f"`{self.half / TRAINED_ON}` does not hold photos by name.")
+            raise InputError(f"`{file}` does not hold photos by name.")
         return found
+
+    def held_out(self, note: Note) -> Held | None:
+        """Read what it held out; None if its weights are not those that training starts from.
+
+        Args:
+            note: takes a line if it does not say, though training starts there.
+        """
+        if self.how != "replay":
+            return None
+        if not (file := self.half / HELD_OUT).is_file():
+            note(
+                f"`{self.path}` does not say what it held out: validation may look at what that "
+                "run was trained on, and pass too early"
+            )
+            return None
+        found = read_json(file)
+        return Held(*(found.get(name, kind()) for name, kind in Held.__annotations__.items()))
 
 
 def read_earlier(
@@ -158,16 +212,15 @@ def read_earlier(
 
     Raises:
         InputError: it is no finished defense of this encoder, its ledger does not hold together, it
-            is of another model, or somebody to restore is not on its list.
+            is of another model, it does not say whom it removed, or somebody to restore is not on
+            its list.
     """
     if not (path := cfg.path):
         return None
     run, half = Path(path), Path(path)
     if kind_of(run) is BothDefenseSummary:
         half = run / _HALF[which]
-    listed = [
-        Identity(names[0], tuple(names[1:])) for names in read_summary(half, DefenseSummary).names
-    ]
+    listed = _listed(half)
     ledger = ledger_of_run(run)
     digest, original = directory.digest(), True
     if cfg.after:
@@ -177,22 +230,39 @@ def read_earlier(
                 f"defense of {shown(ledger.original())}: give that model; or, to remove its people "
                 "from this one, give `--ledger` instead."
             )
-        original = digest == ledger.original()
-        if cfg.restore and not original:
+        if cfg.restore and digest != ledger.original():
             raise InputError(
                 f"`model.path` (={given}) is a defended model, and those whom `restore` "
                 f"(={cfg.restore}) names are lost to it; give the model {shown(ledger.original())}."
             )
-    identities, restored = _without_restored(cfg, listed)
+        original = digest == ledger.original() and ledger.began_undefended()
+    elif has_ledger(directory.path):
+        original = False
+    halves = [run] if half == run else [run / each for each in _HALF.values()]
+    restored = _restored(cfg, [x for each in halves for x in _listed(each)])
+    off = {folded_words(name) for x in restored for name in x.names}
+    identities = [x for x in listed if off.isdisjoint(map(folded_words, x.names))]
     return Earlier(run, half, cfg.how(), ledger, identities, restored, digest, original)
 
 
-def _without_restored(
-    cfg: EarlierConfig, listed: Sequence[Identity]
-) -> tuple[list[Identity], list[str]]:
-    """Take people off the list; give those who stay on it, and all names of the others."""
+def _listed(half: Path) -> list[Identity]:
+    """List whom a run removed.
+
+    Raises:
+        InputError: it does not say, as runs of long ago.
+    """
+    found = read_summary(half, DefenseSummary)
+    if len(found.names) != found.identities:
+        raise InputError(
+            f"`{half}` does not say whom it removed; start anew, with the names of everybody."
+        )
+    return [Identity(names[0], tuple(names[1:])) for names in found.names]
+
+
+def _restored(cfg: EarlierConfig, listed: Sequence[Identity]) -> list[Identity]:
+    """List those who come off the list, each once."""
     if not cfg.restore:
-        return list(listed), []
+        return []
     off = {
         folded_words(name): identity.name
         for identity in read_identities(cfg.restore)
@@ -205,36 +275,45 @@ def _without_restored(
             f"names file `{cfg.restore}` names {some(unknown)}, whom `{cfg.path}` did not remove; "
             "give names of its list."
         )
-    return [x for x in listed if x not in gone], [name for x in gone for name in x.names]
+    return list({folded_words(x.name): x for x in gone}.values())
 
 
-def to_follow(earlier: Earlier | None, directory: ModelDirectory, digest: str) -> Followed:
-    """Find the ledgers that a run goes on from; see `followed`."""
-    if earlier:
-        return followed(earlier.ledger, earlier.how, directory.path, digest)
-    found = followed(None, "first", directory.path, digest)
-    if found.ledgers:
+def to_follow(earlier: Earlier | None, directory: ModelDirectory, with_names: bool) -> Followed:
+    """Find the ledgers that a run goes on from; see `ledger.runs.follow`.
+
+    Says if the model was defended before, and these people are not removed again; and if an earlier
+    ledger holds names, though none are recorded (`with_names`) now.
+    """
+    ledger, how = (earlier.ledger, earlier.how) if earlier else (None, "first")
+    found = follow(ledger, how, directory)
+    if found.how == "on top" or len(found.ledgers) > 1:
         logger.warning(
             f"`{directory.path}` was defended before, and the people of its ledger are not removed "
             "again: they may come back. `--after` with the directory of that run removes them too"
         )
+    if not with_names and any(x.names for ledger in found.ledgers for x in ledger.entries):
+        logger.warning(
+            "the ledger of before holds people's names, which go with this model too: they were "
+            "recorded by `--ledger-names`"
+        )
     return found
 
 
-def check_kind(cfg: DefendTextConfig | DefendImageConfig | DefendBothConfig, kind: type) -> None:
+def check_kind(path: str, setting: str, kind: type[Summary]) -> None:
     """Raise InputError unless the run that another follows defended the same encoders."""
-    if not (path := cfg.earlier.path):
+    if not path or (found := kind_of(Path(path))) is kind:
         return
-    if (found := kind_of(Path(path))) is not kind:
-        what = f"a {found.kind}" if found else "no run"
-        raise InputError(
-            f"`{cfg.earlier.setting}` (={path}) holds {what}; give the directory of a finished "
-            f"{kind.kind}, as this is one."  # pyright: ignore[reportAttributeAccessIssue]
-        )
+    if found is None or not issubclass(found, DefenseSummary | BothDefenseSummary):
+        raise InputError(f"`{setting}` (={path}) is no run of a defense; give its directory.")
+    raise InputError(
+        f"`{setting}` (={path}) is a {found.kind}, and this would be a {kind.kind}: give a run of "
+        "the same command."
+    )
 
 
 def replayed(
     earlier: Earlier,
+    new: Sequence[Identity],
     people: Sequence[Photos],
     faces: str,
     digest_of: Callable[[Photo], str],
@@ -244,6 +323,7 @@ def replayed(
 
     Args:
         earlier: the run before.
+        new: people of the names file.
         people: in `data.faces`.
         faces: `data.faces`, for an error.
         digest_of: gives a photo's SHA-256.
@@ -282,7 +362,17 @@ def replayed(
         )
     if fewer:
         note(f"photos that `{earlier.path}` was trained on are gone: of {some(fewer)}")
+    if again := _listed_again(earlier, new):
+        note(
+            f"{some(again)}: listed again; trained on are the photos of before, others are left to "
+            "the attack"
+        )
     return out
+
+
+def _listed_again(earlier: Earlier, new: Sequence[Identity]) -> list[str]:
+    names = {folded_words(name) for x in new for name in x.names}
+    return [x.name for x in earlier.identities if not names.isdisjoint(map(folded_words, x.names))]
 
 
 def _same(place: str, sha: str, run: Path, digest_of: Callable[[Photo], str]) -> Path | None:
@@ -295,7 +385,7 @@ def _same(place: str, sha: str, run: Path, digest_of: Callable[[Photo], str]) ->
 
 def both_trained_on(
     earlier: Mapping[str, Mapping[str, str]], own: Mapping[str, Mapping[str, str]]
-) -> dict[str, Any]:
+) -> dict[str, dict[str, str]]:
     """Join the photos that two runs were trained on, those of this one first."""
     found = {name: dict(photos) for name, photos in own.items()}
     for name, photos in earlier.items():

@@ -30,7 +30,13 @@ from jaxdefense.defense.earlier import (
     to_follow,
 )
 from jaxdefense.defense.losses import DISTANCES, Distance, beyond
-from jaxdefense.defense.people import People, describe_kept, gather_people, trained_on
+from jaxdefense.defense.people import (
+    People,
+    describe_held_out,
+    describe_kept,
+    gather_people,
+    trained_on,
+)
 from jaxdefense.defense.plan import (
     Encoder,
     Plan,
@@ -47,7 +53,7 @@ from jaxdefense.evals.embed import Embedder
 from jaxdefense.files import digest
 from jaxdefense.log import Progress
 from jaxdefense.results import ImageDefenseSummary
-from jaxdefense.run_directory import TARGET, TRAINED_ON
+from jaxdefense.run_directory import HELD_OUT, TARGET, TRAINED_ON
 from jaxdefense.sharding import (
     ShardingRules,
     batch_sharding,
@@ -198,7 +204,7 @@ def defend_image(cfg: DefendImageConfig) -> ImageDefenseSummary:
         InputError: an input is wrong; nothing was written.
         Interrupted, Diverged: see `loop.run`.
     """
-    check_kind(cfg, ImageDefenseSummary)
+    check_kind(cfg.earlier.path, cfg.earlier.setting, ImageDefenseSummary)
     return run(plan_image(cfg))
 
 
@@ -236,9 +242,10 @@ def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
     }
     if earlier:
         resolved["earlier_id"] = earlier.ledger.last.id
-        if earlier.how == "replay":  # its photos led to these weights too
+        if earlier.how == "replay" or not earlier.teacher_is_original:
+            # Its photos led to the weights that training starts from.
             photos = both_trained_on(earlier.trained_on(), photos)
-    follows = to_follow(earlier, directory, model_sha256)
+    follows = to_follow(earlier, directory, cfg.ledger_names)
     agree(resolved)  # from here on all processes compute together
     loader = Loader(processor, d.max_corrupt, d.keep_faces_mb * 2**20)
     target_E = _target(cfg, directory, model_sha256, people)
@@ -246,7 +253,8 @@ def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
     target = bounds if target_E is None else target_E
     assert target is not None
     batches = _batches(t, images, people.faces, target, loader, encoder)
-    files: dict[str, Any] = {TRAINED_ON: photos}
+    held_out = describe_held_out(people.faces, digest_of) if t.validate.every else {}
+    files: dict[str, Any] = {TRAINED_ON: photos, HELD_OUT: held_out}
     if target_E is not None:
         files[TARGET] = target_E
         resolved["target_sha256"] = digest(map(float.hex, target_E.tolist()))

@@ -5,14 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxdefense.config import DefendBothConfig
+from jaxdefense.config import DefendBothConfig, DefendImageConfig, DefendTextConfig
+from jaxdefense.data.sources import TFDS_PREFIX
+from jaxdefense.defense.earlier import check_kind
 from jaxdefense.errors import InputError
 from jaxdefense.ledger.entries import NAMES
 from jaxdefense.results import (
     BothDefenseSummary,
     ImageDefenseSummary,
+    Summary,
     TextDefenseSummary,
-    kind_of,
     read_settings,
 )
 from jaxdefense.run_directory import place_from
@@ -23,6 +25,13 @@ logger = logging.getLogger(__name__)
 _FOLLOWS = ("after", "ledger")
 # Of each run its own: where it writes, whom it adds, and which run it follows.
 _OWN = {"out", "profile", "compilation", "cache_dir", "names"}  # last parts of their names
+# Of each model its own: another has other tokens, and another space of embeddings.
+_OF_A_MODEL = {"model.path", "model.tokenizer", "data.target", "image.data.target"}
+_SUMMARIES: dict[type, type[Summary]] = {
+    DefendTextConfig: TextDefenseSummary,
+    DefendImageConfig: ImageDefenseSummary,
+    DefendBothConfig: BothDefenseSummary,
+}
 
 
 def inherited(kind: type, flags: Sequence[str]) -> Mapping[str, Any]:
@@ -38,42 +47,47 @@ def inherited(kind: type, flags: Sequence[str]) -> Mapping[str, Any]:
         settings by their full names; none without such a flag.
 
     Raises:
-        InputError: it is no run, or its settings cannot be read.
+        InputError: it is no run of this command, its settings cannot be read, or its model is gone.
     """
     followed = [(name, _given(f"earlier.{name}", name, flags)) for name in _FOLLOWS]
     which, path = next((x for x in followed if x[1]), ("", ""))
     if not path:
         return {}
     run, out = Path(path), dict[str, Any]()
-    tree = read_settings(run)
-    if kind_of(run) not in (TextDefenseSummary, ImageDefenseSummary, BothDefenseSummary):
-        raise InputError(
-            f"`earlier.{which}` (={path}) is no run of a defense; give the directory of one."
-        )
-    for setting in settings_of(kind):
+    check_kind(path, f"earlier.{which}", _SUMMARIES[kind])
+    tree, settings = read_settings(run), settings_of(kind)
+    own = _OWN | (_OF_A_MODEL if which == "ledger" else set())
+    for setting in settings:
         section, _, last = setting.key.rpartition(".")
         value = _found(tree, setting.key)
-        if (
-            last in _OWN
-            or section == "earlier"
-            or (which == "ledger" and setting.key == "model.path")
-        ):
+        if last in own or setting.key in own or section == "earlier" or value is None:
             continue
-        if value is None or not (setting.result or setting.type == PATH):
+        if not (setting.result or setting.type == PATH):
             continue
         if isinstance(value, list):
             value = tuple(value)
-        if setting.type == PATH and value and not str(value).startswith("tfds:"):
+        if setting.type == PATH and value and not str(value).startswith(TFDS_PREFIX):
             value = str(place_from(run, str(value)))
         if _shown(value) != setting.default:
             out[setting.key] = value
-    if not any(_is_names(flag) for flag in flags):
-        out |= _list_of(kind, run)
     given = {_spelt(flag) for flag in flags}
-    names = {x.key: {*map(_spelt, x.flags), _spelt(x.key)} for x in settings_of(kind)}
+    names = {x.key: {*map(_spelt, x.flags), _spelt(x.key)} for x in settings}
+    _check_model(out, run, not names["model.path"] & given)
+    if not any(_is_names(flag) for flag in flags):
+        out |= _list_of(kind, run, tree)
     taken = [f"{key}={value}" for key, value in out.items() if not names[key] & given]
     logger.info(f"settings of `{run}`, taken over: {', '.join(taken)}")
     return out
+
+
+def _check_model(out: Mapping[str, Any], run: Path, taken: bool) -> None:
+    """Raise InputError if the model that a run defended is gone, and none is given."""
+    path = out.get("model.path")
+    if path and taken and not Path(path).is_dir():
+        raise InputError(
+            f"`{path}`, which `{run}` defended, does not exist. Give it by `--model`; or, if the "
+            f"original is gone for good, `--model {run}`: the defended model is then the teacher."
+        )
 
 
 def _given(key: str, alias: str, flags: Sequence[str]) -> str:
@@ -108,12 +122,14 @@ def _spelt(flag: str) -> str:
     return flag.partition("=")[0].removeprefix("--").replace("-", "_")
 
 
-def _list_of(kind: type, run: Path) -> dict[str, str]:
-    """Give the names file, or files, that a run wrote.
+def _list_of(kind: type, run: Path, tree: Mapping[str, Any]) -> dict[str, str]:
+    """Give the names file, or files, that a run wrote; none if it removed everyone in its faces.
 
     Raises:
         InputError: it wrote none.
     """
+    if kind is DefendImageConfig and not _found(tree, "data.names"):
+        return {}
     places = {"data.names": run / NAMES}
     if kind is DefendBothConfig:
         places = {f"{half}.data.names": run / half / NAMES for half in ("text", "image")}

@@ -126,6 +126,7 @@ def run(
     cfg: LoopConfig,
     directory: Path,
     watch: Watch | None = None,
+    abstract: TrainState | None = None,
 ) -> Outcome:
     """Train from the newest checkpoint, or from the start, until the last step.
 
@@ -142,6 +143,7 @@ def run(
         cfg: see `LoopConfig`.
         directory: of the run.
         watch: begun; validates, and may end the run early.
+        abstract: shapes of a state; None to find them by tracing `init`.
 
     Raises:
         Diverged: a metric or a parameter is not finite, and no state passed validation before; the
@@ -152,7 +154,8 @@ def run(
         Unwritten: a checkpoint could not be written.
     """
     checkpoints = Checkpoints(directory / "checkpoints", cfg.keep)
-    start, state = _newest(checkpoints, init, state_sharding, watch, cfg.steps)
+    shapes = abstract or jax.eval_shape(init)
+    start, state = _newest(checkpoints, init, shapes, state_sharding, watch, cfg.steps)
     log, started = _Log(directory / METRICS, start, cfg.samples_per_step), time.monotonic()
     with (
         _stop_signals() as received,
@@ -205,12 +208,12 @@ def _take_all(
 def _newest(
     checkpoints: Checkpoints,
     init: Callable[[], TrainState],
+    abstract: TrainState,
     state_sharding: Any,
     watch: Watch | None,
     steps: int,
 ) -> tuple[int, TrainState]:
     """Give the steps taken and the newest state, of a checkpoint or the best, or the first."""
-    abstract = jax.eval_shape(init)
     start, state = checkpoints.restore_newest(abstract, state_sharding)
     if watch:
         start, state = watch.newer(start, state, abstract, state_sharding)

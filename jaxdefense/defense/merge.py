@@ -12,8 +12,7 @@ from jaxdefense.config import MergeConfig
 from jaxdefense.convert.directory import ModelDirectory, check_companions, read_model_directory
 from jaxdefense.errors import InputError
 from jaxdefense.idia.conditions import random_targets
-from jaxdefense.ledger.entries import read_ledger
-from jaxdefense.ledger.runs import join_ledgers
+from jaxdefense.ledger.runs import join_ledgers, ledger_of_model
 from jaxdefense.paths import check_new, check_outside
 from jaxdefense.results import DefenseSummary, MergeSummary, kind_of
 from jaxdefense.words import some
@@ -57,7 +56,7 @@ def merge(cfg: MergeConfig) -> MergeSummary:
     _check_origin(cfg, with_text, with_image)
     model = with_text if base is text else with_image
     model.text, model.vision = with_text.text, with_image.vision
-    ledgers = [read_ledger(x.path, x.digest()) for x in (text, image)]
+    ledgers = [ledger_of_model(directory) for directory in (text, image)]
     left_out = base.save(model, Path(cfg.out), lambda made: join_ledgers(made, "merge", *ledgers))
     if left_out:
         logger.info(f"not copied, as they may hold undefended weights: {some(left_out)}")

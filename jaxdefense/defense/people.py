@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +19,9 @@ from jaxdefense.data.people import (
     split_photos,
 )
 from jaxdefense.data.sources import Note, Photo, photo_digest
-from jaxdefense.defense.earlier import Earlier, replayed
+from jaxdefense.defense.earlier import Earlier, Held, replayed
 from jaxdefense.defense.plan import check_all_come_up
-from jaxdefense.defense.recognise import Faces, hold_out
+from jaxdefense.defense.recognise import Faces, HeldAgain, hold_out
 from jaxdefense.errors import InputError
 from jaxdefense.files import digest
 from jaxdefense.words import folded_words, some
@@ -77,22 +79,79 @@ def gather_people(
     people = read_people(d.faces, d.tfds_dir, note=note)
     trigger, attack = split_photos(people, d.trigger_fraction, t.seed)
     identities, old = _identities(cfg, people, earlier), list[Photos]()
+    folders = list[Photos]()  # of those of before: all of their photos, besides those trained on
     if earlier:
-        identities = earlier.joined(identities, f"names file `{d.names}`" if d.names else d.faces)
-        old = replayed(earlier, people, d.faces, digest_of, note)
+        given = identities
+        where = f"names file `{d.names}`" if d.names else f"faces `{d.faces}`"
+        identities = earlier.joined(given, where)
+        old = replayed(earlier, given, people, d.faces, digest_of, note)
+        names = {folded_words(name) for x in earlier.identities for name in x.names}
+        folders = [x for x in people if folded_words(x.name) in names]
     new = identities[len(old) :]
     listed = [*old, *_listed(cfg, trigger, new)]
-    shared_photos([*old, *_listed(cfg, people, new)], people, note)
+    shared_photos([*old, *folders, *_listed(cfg, people, new)], [*old, *people], note)
     spent = [person.name for person in _listed(cfg, attack, new) if not person.files]
     check_all_come_up(len(listed), t)
     digests = {person.name: _digests(person, digest_of) for person in listed}
     kept = kept_people(cfg, trigger, identities, digests, note, digest_of)
-    return People(identities, trigger, listed, kept, hold_out(listed, kept, t), digests, spent)
+    held = earlier.held_out(note) if earlier else None
+    faces = hold_out(listed, kept, t, _held_again(held, listed, kept, digest_of, note))
+    return People(identities, trigger, listed, kept, faces, digests, spent)
+
+
+def _held_again(
+    held: Held | None,
+    listed: Sequence[Photos],
+    kept: Sequence[Sequence[Photos]],
+    digest_of: Callable[[Photo], str],
+    note: Note,
+) -> HeldAgain | None:
+    """Find the photos and people that the run before held out.
+
+    Args:
+        held: what it held out; None to draw it.
+        listed, kept: see `hold_out`.
+        digest_of: gives a photo's SHA-256.
+        note: takes a line on people of whose photos none is left that it held out.
+    """
+    if held is None:
+        return None
+    photos = {
+        x.name: {i for i, photo in enumerate(x.files) if digest_of(photo) in wanted}
+        for x in listed
+        if (wanted := set(held.photos.get(x.name, ())))
+    }
+    if lost := [name for name, found in photos.items() if not found]:
+        note(
+            f"{some(lost)}: the photos that the run before held out are gone, so validation uses "
+            "some that it was trained on; bring them back"
+        )
+    wanted = set(held.people)
+    people = {
+        id(x) for group in kept for x in group if any(digest_of(y) in wanted for y in x.files)
+    }
+    return HeldAgain({name: found for name, found in photos.items() if found}, people)
+
+
+def describe_held_out(faces: Faces, digest_of: Callable[[Photo], str]) -> dict[str, Any]:
+    """Give what a run holds out, as `held_out.json` has it; see `earlier.Held`."""
+    pairs = zip(faces.listed, faces.held_listed, strict=True)
+    return {
+        "photos": {
+            held.name: sorted(map(digest_of, held.files))
+            for listed, held in pairs
+            if not set(listed.files) & set(held.files)
+        },
+        "people": sorted({digest_of(photo) for x in faces.held_keep for photo in x.files}),
+    }
 
 
 def _digests(person: Photos, digest_of: Callable[[Photo], str]) -> dict[str, str]:
     """Map SHA-256 to photo for a person's photos."""
-    return {digest_of(photo): str(photo) for photo in person.files}
+    return {
+        digest_of(photo): str(photo.absolute() if isinstance(photo, Path) else photo)
+        for photo in person.files
+    }
 
 
 def trained_on(people: People, digest_of: Callable[[Photo], str]) -> dict[str, dict[str, str]]:
@@ -131,8 +190,9 @@ def _identities(
     """List the people to remove: everyone, or those on the names list if there is one."""
     if names := cfg.data.names:
         return earlier.added(names) if earlier else read_identities(names)
-    restored = {folded_words(name) for name in earlier.restored} if earlier else set()
-    return [Identity(x.name) for x in people if folded_words(x.name) not in restored]
+    restored = [name for x in earlier.restored for name in x.names] if earlier else []
+    off = set(map(folded_words, restored))
+    return [Identity(x.name) for x in people if folded_words(x.name) not in off]
 
 
 def _listed(

@@ -6,6 +6,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -57,7 +58,7 @@ class Encoder:
         model: the whole model, on the host; a run puts the student into it.
         which: encoder of the model.
         teacher: parameters of the undefended encoder, on the host.
-        start: those that training starts from, on the host; None for the teacher's.
+        start: loads those that training starts from, on the host; None for the teacher's.
         mesh, rules: how arrays are sharded.
         step_cfg: the parts of a step.
         step, state_sharding, teacher_sharding: see `make_train_step`.
@@ -67,7 +68,7 @@ class Encoder:
     model: CLIP
     which: Literal["text", "vision"]
     teacher: TeacherParams
-    start: nnx.State | None
+    start: Callable[[], nnx.State] | None
     mesh: Mesh
     rules: ShardingRules
     step_cfg: StepConfig
@@ -185,7 +186,7 @@ def lay_out(
     step_cfg = StepConfig(
         graphdef, objective, tx, t.accumulate, directory.layout.stacked_dims, t.lora_rank, t.seed
     )
-    start = earlier.start(which) if earlier else None
+    start = partial(earlier.start, which) if earlier and earlier.starts_there() else None
     if t.lora_rank:
         _check_low_rank(cfg, directory, teacher, start is not None)
     laid_out = make_train_step(step_cfg, mesh, rules, teacher)

@@ -6,6 +6,7 @@ leads to the person's centroid, the mean of the teacher's embeddings of their ph
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,7 +57,24 @@ class Faces:
         return [person for group in self.keep for person in group] + self.held_keep
 
 
-def hold_out(listed: list[Photos], groups: list[list[Photos]], t: ImageTrainConfig) -> Faces:
+class HeldAgain(NamedTuple):
+    """What the run before held out.
+
+    Fields:
+        photos: of people to remove, numbers of their photos by name; nobody has none.
+        people: `id` of the people who must stay.
+    """
+
+    photos: dict[str, set[int]]
+    people: set[int]
+
+
+def hold_out(
+    listed: list[Photos],
+    groups: list[list[Photos]],
+    t: ImageTrainConfig,
+    again: HeldAgain | None = None,
+) -> Faces:
     """Hold out a part of the listed people's photos, and a part of the kept people.
 
     Copies of a photo stay together, and so do a photo and the face cut from it, as in
@@ -67,13 +85,18 @@ def hold_out(listed: list[Photos], groups: list[list[Photos]], t: ImageTrainConf
         listed: people to remove, with their photos except those set aside for the attack.
         groups: people who must stay, by source; at least one of them stays to train on.
         t: the training settings of the run.
+        again: what is held out again instead of drawn: photos of the people it has, and, if it has
+            any, the people who must stay.
     """
     rng = np.random.default_rng((t.seed, _HELD_OUT))
     v, train, held = t.validate, [], []
     most = max(_LEAST_PHOTOS, _MOST_PHOTOS // len(listed))
     for person in listed:
         files, out = person.files, set[int]()
-        alike = together(files) if v.every else []
+        before = again.photos.get(person.name) if again else None
+        alike = together(files) if v.every and not before else []
+        if v.every and before and len(before) < len(files):
+            out = before
         wanted = min(max(1, round(len(files) * v.photos)), most)
         for i in rng.permutation(len(alike))[1:] if len(alike) > 1 else ():
             if len(out) < wanted:
@@ -82,7 +105,12 @@ def hold_out(listed: list[Photos], groups: list[list[Photos]], t: ImageTrainConf
         train.append(Photos(person.name, parts[0]))
         held.append(Photos(person.name, parts[1] or files[:most]))
     chosen, names = list[Photos](), set[tuple[str, ...]]()
-    for group in groups:
+    if v.every and again and again.people:
+        chosen = [x for group in groups for x in group if id(x) in again.people]
+        if len(chosen) == sum(map(len, groups)):  # somebody must be left to train on
+            chosen = []
+        names = {folded_words(x.name) for x in chosen if x.name}
+    for group in groups if not chosen else ():
         num = min(int(np.ceil(len(group) * v.kept)), len(group) - 1) if v.every else 0
         # People held out of an earlier group count here too: small groups may share people.
         fresh = {i for i, x in enumerate(group) if folded_words(x.name) not in names}

@@ -33,6 +33,7 @@ from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.files import digest
 from jaxdefense.results import TextDefenseSummary
+from jaxdefense.run_directory import HELD_OUT
 from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
 from jaxdefense.words import folded_words
 
@@ -246,6 +247,7 @@ def kept_names(
     listed: Collection[str],
     data: TextDataConfig,
     t: TextTrainConfig,
+    held_before: Sequence[str] = (),
 ) -> tuple[list[list[str]], list[str]]:
     """List names that must stay: namesakes of those listed, random names, and the user's own.
 
@@ -253,6 +255,8 @@ def kept_names(
         identities: the people to remove.
         listed: all texts to remove.
         data, t: the settings of the run.
+        held_before: names that the run before held out, which are held out again; if there are
+            none, they are drawn.
 
     Returns:
         the names to train on, by kind; and the names of all kinds to validate on.
@@ -284,7 +288,10 @@ def kept_names(
             )
         groups.append(own)
     rng, held = np.random.default_rng((t.seed, _HELD_OUT)), dict[str, None]()
-    for group in groups if t.validate.every else ():
+    if t.validate.every:
+        removed = {folded_words(name) for name in listed}
+        held |= dict.fromkeys(x for x in held_before if folded_words(x) not in removed)
+    for group in groups if t.validate.every and not held else ():
         num = min(int(len(group) * t.validate.kept), _MOST_HELD)
         held |= dict.fromkeys(group[i] for i in rng.permutation(len(group))[:num].tolist())
     out = set(map(folded_words, held))
@@ -305,7 +312,7 @@ def defend_text(cfg: DefendTextConfig) -> TextDefenseSummary:
         InputError: an input is wrong; nothing was written.
         Interrupted, Diverged: see `loop.run`.
     """
-    check_kind(cfg, TextDefenseSummary)
+    check_kind(cfg.earlier.path, cfg.earlier.setting, TextDefenseSummary)
     return run(plan_text(cfg))
 
 
@@ -331,7 +338,8 @@ def plan_text(cfg: DefendTextConfig) -> Plan[TextDefenseSummary]:
         identities = read_identities(d.names)
     check_all_come_up(len(identities), t)
     mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
-    names = _names(identities, cfg)
+    held = earlier.held_out(logger.info) if earlier else None
+    names = _names(identities, cfg, held.names if held else ())
     where = f"names file `{d.names}`"
     triggers = make_triggers(identities, tokenizer, t, where, evened(names.kept))
     clean = read_training_captions(d.captions, d.tfds_dir, names.listed, tokenizer)
@@ -344,7 +352,7 @@ def plan_text(cfg: DefendTextConfig) -> Plan[TextDefenseSummary]:
     }
     if earlier:
         given["earlier_id"] = earlier.ledger.last.id
-    follows = to_follow(earlier, directory, given["model_sha256"])
+    follows = to_follow(earlier, directory, cfg.ledger_names)
     agree(given)  # from here on all processes compute together
     carriers, validation = _measure(cfg, names, triggers, clean.captions, mesh)
     batches = text_batches(
@@ -371,16 +379,20 @@ def plan_text(cfg: DefendTextConfig) -> Plan[TextDefenseSummary]:
         summary=_summary(names, t),
         advice=_ADVICE,
         validation=validation,
+        files={HELD_OUT: {"names": names.held}},
         follows=follows,
         earlier=earlier,
     )
 
 
-def _names(identities: list[Identity], cfg: DefendTextConfig) -> Names:
+def _names(
+    identities: list[Identity], cfg: DefendTextConfig, held_before: Sequence[str] = ()
+) -> Names:
     """Choose the names to train on, and those to validate on."""
     texts = listed_texts(identities, cfg.train)
     listed = [text for kinds in texts for kind in kinds for text in kind]
-    return Names(identities, listed, *kept_names(identities, listed, cfg.data, cfg.train))
+    kept, held = kept_names(identities, listed, cfg.data, cfg.train, held_before)
+    return Names(identities, listed, kept, held)
 
 
 def _measure(

@@ -37,10 +37,10 @@ def write_card(directory: Path, ledger: Ledger) -> None:
     path = directory / CARD
     card = path.read_bytes() if path.exists() else b""
     section = "\n".join([_BEGIN, *lines(ledger), _END]).encode()
-    head, begin, rest = card.partition(_BEGIN.encode())
-    _, end, tail = rest.partition(_END.encode())
-    if begin and end:
-        card = head + section + tail
+    end = card.find(_END.encode())
+    begin = card.rfind(_BEGIN.encode(), 0, max(end, 0))
+    if begin >= 0:
+        card = card[:begin] + section + card[end + len(_END) :]
     else:
         gap = b"" if not card else b"\n" if card.endswith(b"\n") else b"\n\n"
         card = card + gap + section + b"\n"
@@ -58,18 +58,23 @@ def lines(ledger: Ledger) -> list[str]:
         f"`{last.model_sha256}`.",
         "",
     ]
-    out += [f"- {sentence(entry)}" for entry in ledger.entries]
-    if last.proved:
-        out += ["", "What attacks found since:", ""]
-        out += [f"- {proved(found)}" for found in last.proved]
-    else:
-        out += ["", "No attack on this model was recorded here."]
+    out += [f"- {text}" for text in sentences(ledger)]
+    if not last.proved:
+        out += ["", "No attack on this very model was recorded here."]
+    return out
+
+
+def sentences(ledger: Ledger) -> list[str]:
+    """Say what each entry did, and what attacks on its model found."""
+    out = list[str]()
+    for entry in ledger.entries:
+        out += [sentence(entry), *(proved(found, entry) for found in entry.proved)]
     return out
 
 
 def sentence(entry: Entry) -> str:
     """Say what an entry did."""
-    day, made = entry.date.partition("T")[0], shown(entry.model_sha256)
+    day, made = entry.date.partition("T")[0] or "On a day unknown", shown(entry.model_sha256)
     if entry.how == "merge":
         return f"{day}: two defended encoders were joined into one model (`{made}`)."
     if entry.how == "convert":
@@ -91,12 +96,15 @@ def _validated(entry: Entry) -> Iterator[str]:
         yield f"Validation of {what} {'passed' if passed else 'did not pass'}."
 
 
-def proved(found: Proved) -> str:
-    """Say what an attack found."""
+def proved(found: Proved, entry: Entry) -> str:
+    """Say what an attack on the model of an entry found."""
     prompts = f" with {count(found['prompts'], 'prompt')}" if "prompts" in found else ""
     names = f" among {found['names']:,} names" if "names" in found else ""
+    who = f"{found['people']:,} of the {found['listed']:,} on the list"
+    if not found["listed"]:
+        who = f"{count(found['people'], 'person', 'people')} of a list that was not compared"
     return (
-        f"{found['recorded']}: {found['kind']} on {count(found['people'], 'person', 'people')} of "
-        f"the list{prompts}{names}: {found['found']:,} recognised, {found['photos_right']:.1%} of "
-        f"their photos named right (`{shown(found['summary_sha256'])}`)."
+        f"{found['recorded']}: {found['kind']} on `{shown(entry.model_sha256)}`, on {who}{prompts}"
+        f"{names}: {found['found']:,} recognised, {found['photos_right']:.1%} of their photos "
+        f"named right (`{shown(found['summary_sha256'])}`)."
     )

@@ -2,7 +2,7 @@
 
 `ledger.json` lies in the directory of a run and beside the model's weights. An entry names the
 entries it follows by their digests, so that none can be changed, dropped or exchanged unseen. What
-attacks found is added later, and is no part of the seal.
+attacks found is added later, each with a digest of its own.
 
 People's names are no part of it unless asked for. `names.txt` in the run directory has them. It
 begins with random digits: the digest of the file, which the ledger holds, tells nobody who is
@@ -39,19 +39,23 @@ class Proved(TypedDict):
     """What an attack, or a proof, found of the people removed.
 
     Fields:
+        id: digest of the model attacked and of all other fields.
         kind: of the result, attack or proof.
         recorded: the day it was recorded, as in ISO 8601.
         summary_sha256: digest of its `summary.json`.
-        people: on the list and attacked.
+        people: of the list, and attacked.
+        listed: on the list; 0 if it was not at hand, so that nothing says who of them was on it.
         found: of these, those the attack recognises.
         photos_right: mean share of their photos named right, in [0, 1].
         names, prompts: candidates it chose from, and prompts.
     """
 
+    id: str
     kind: str
     recorded: str
     summary_sha256: str
     people: int
+    listed: int
     found: int
     photos_right: float
     names: NotRequired[int]
@@ -129,6 +133,11 @@ class Ledger:
         """Digest of the model that the last entry's chain of removals began with."""
         return chain_of(self.entries)[-1].teacher_sha256
 
+    def began_undefended(self) -> bool:
+        """Whether that model had no ledger, so that nobody had been removed from it."""
+        begun = chain_of(self.entries)[-1]
+        return begun.how == "first" or begun.how == "rebase" and len(begun.follows) == 1
+
     def with_proved(self, proved: list[Proved]) -> "Ledger":
         """Give the ledger with what attacks found of its model."""
         last = dataclasses.replace(self.last, proved=proved)
@@ -141,6 +150,12 @@ def chain_of(entries: Sequence[Entry]) -> list[Entry]:
     while chain[-1].how in _SAME_TEACHER:
         chain.append(by_id[chain[-1].follows[0]])
     return chain
+
+
+def seal_of(proved: Mapping[str, object], model_sha256: str) -> str:
+    """Hash what an attack on a model found; SHA-256, in hex."""
+    said = {name: value for name, value in proved.items() if name != "id"} | {"of": model_sha256}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def with_entry(ledgers: Sequence[Ledger], entry: Entry) -> Ledger:
@@ -201,6 +216,8 @@ def _check(entries: Sequence[Entry], where: str, model_sha256: str) -> None:
             raise InputError(f"{which} is there twice; {undo}.")
         if entry.id != entry.seal():
             raise InputError(f"{which} was changed: its digest is {shown(entry.seal())}; {undo}.")
+        if any(found["id"] != seal_of(found, entry.model_sha256) for found in entry.proved):
+            raise InputError(f"{which}: what an attack on it found was changed; {undo}.")
         before[entry.id] = entry
         _check_models(entry, before, which)
     last = entries[-1]

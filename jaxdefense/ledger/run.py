@@ -4,26 +4,37 @@ import datetime
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from jaxdefense.config import LedgerConfig
 from jaxdefense.convert.directory import model_of_run, read_model_directory, run_of_model
 from jaxdefense.errors import InputError
-from jaxdefense.ledger.card import proved, sentence, write_card
-from jaxdefense.ledger.entries import LEDGER, Ledger, Proved, read_ledger, shown, write_ledger
+from jaxdefense.ledger.card import sentences, write_card
+from jaxdefense.ledger.entries import (
+    LEDGER,
+    Ledger,
+    Proved,
+    read_ledger,
+    seal_of,
+    shown,
+    write_ledger,
+)
+from jaxdefense.ledger.runs import ledger_of_model
 from jaxdefense.results import (
     DEFENDED,
     REMOVED,
     SUMMARY,
     AttackSummary,
+    BothDefenseSummary,
+    DefenseSummary,
     LedgerSummary,
     ProofSummary,
     Summary,
+    kind_of,
     read_summary,
 )
 from jaxdefense.typed_json import Json, plain
-
-_ATTACK, _PROOF = "attack", "proof"
+from jaxdefense.words import folded_words, some
 
 
 def ledger(cfg: LedgerConfig) -> LedgerSummary:
@@ -36,76 +47,99 @@ def ledger(cfg: LedgerConfig) -> LedgerSummary:
         the entries, oldest first.
 
     Raises:
-        InputError: there is no ledger, it does not hold together, or it is of other weights; or a
-            result is no attack on this model.
+        InputError: there is no ledger, it does not hold together, it is of other weights, or a run
+            and its model have different ones; or a result is no attack on this model, or one on
+            somebody who is not on the list.
     """
     model = model_of_run(Path(cfg.model))
-    digest = read_model_directory(model).digest()
-    if (found := read_ledger(model, digest)) is None:
+    directory = read_model_directory(model)
+    if (found := ledger_of_model(directory)) is None:
         raise InputError(
             f"`{model}` has no {LEDGER}: it is no model that a defense wrote, or the file was left "
             "behind; give the directory of the run, or of its model."
         )
+    digest, run = directory.digest(), run_of_model(model)
+    of_run = read_ledger(run, digest) if run else None
+    if of_run and of_run != found:
+        raise InputError(
+            f"`{run}` and `{model}` have different ledgers; replace the wrong one by the other."
+        )
     if cfg.results:
-        found = _with(found, [_proved(Path(path), digest) for path in cfg.results])
-        run = run_of_model(model)
-        for directory in [model, *([run] if run and (run / LEDGER).exists() else [])]:
-            write_ledger(directory, found)
+        listed = _listed(run, found)
+        added = [_proved(Path(path), digest, listed) for path in cfg.results]
+        known = {x["summary_sha256"]: x for x in [*found.last.proved, *added]}
+        found = found.with_proved(list(known.values()))
+        for place in [model, *([run] if run and of_run else [])]:
+            write_ledger(place, found)
         write_card(model, found)
-    said = [sentence(entry) for entry in found.entries] + [proved(x) for x in found.last.proved]
     runs = cast(list[dict[str, Json]], [plain(entry) for entry in found.entries])
-    return LedgerSummary(said=said, runs=runs, model_sha256=digest)
+    return LedgerSummary(said=sentences(found), runs=runs, model_sha256=digest)
 
 
-def _with(found: Ledger, proved: Sequence[Proved]) -> Ledger:
-    """Add what attacks found to the last entry; each result once."""
-    known = {x["summary_sha256"]: x for x in [*found.last.proved, *proved]}
-    return found.with_proved(list(known.values()))
+def _listed(run: Path | None, found: Ledger) -> list[list[str]]:
+    """List all names of those removed, as the run says or the ledger; nobody if neither does."""
+    if run is None:
+        return found.last.names
+    halves = [run]
+    if kind_of(run) is BothDefenseSummary:
+        halves = [run / "text", run / "image"]
+    names = [x for half in halves for x in read_summary(half, DefenseSummary).names]
+    return list({x[0]: x for x in names}.values())
 
 
-def _proved(path: Path, digest: str) -> Proved:
+def _proved(path: Path, digest: str, listed: Sequence[Sequence[str]]) -> Proved:
     """Read what an attack found of those removed.
 
     Raises:
-        InputError: it is no attack, or of another model, or does not say who was removed.
+        InputError: it is no attack, or of another model, or does not say who was removed, or takes
+            somebody for removed who was not.
     """
     summary = read_summary(path, Summary)
-    made = getattr(summary, "model_sha256", "")
-    if not isinstance(summary, AttackSummary | ProofSummary):
+    if isinstance(summary, AttackSummary):
+        (removed, figures), made = _of_attack(path, summary), summary.model_sha256
+    elif isinstance(summary, ProofSummary):
+        (removed, figures), made = _of_proof(path, summary), summary.model_sha256
+    else:
         raise InputError(f"`{path}` is no attack and no proof; give the directory of one.")
     if made != digest:
         raise InputError(
             f"`{path}` attacked the model {shown(made)}, and this one is {shown(digest)}; attack "
             "this model."
         )
-    common = {
+    known = {folded_words(name) for names in listed for name in names}
+    if known and (others := [name for name in removed if folded_words(name) not in known]):
+        raise InputError(
+            f"`{path}` takes {some(others)} for removed, not on the list of this model; attack "
+            "with the `names.txt` of its run."
+        )
+    found: dict[str, Any] = figures | {
         "recorded": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "summary_sha256": hashlib.sha256((path / SUMMARY).read_bytes()).hexdigest(),
+        "people": len(removed),
+        "listed": len(listed),
     }
-    if isinstance(summary, AttackSummary):
-        return _of_attack(path, summary, common)
-    return _of_proof(path, summary, common)
+    return cast(Proved, {"id": seal_of(found, digest), **found})
 
 
-def _of_attack(path: Path, found: AttackSummary, common: dict[str, str]) -> Proved:
-    if found.removed is None:
+def _of_attack(path: Path, found: AttackSummary) -> tuple[Sequence[str], dict[str, Any]]:
+    """Give who was removed, and what an attack found of them."""
+    right = found.per_identity_photos_right
+    if not found.removed or right is None:
         raise InputError(
-            f"`{path}` does not say who was removed; attack with `--before` and `--names`."
+            f"`{path}` does not say who was removed, or how many of their photos it named right; "
+            "attack again, with `--before` and `--names`."
         )
-    right = found.per_identity_photos_right or {}
-    shares = [right.get(name, 0.0) for name in found.removed]
-    return Proved(
-        kind=_ATTACK,
-        people=len(found.removed),
-        found=sum(found.per_identity[name] >= found.threshold for name in found.removed),
-        photos_right=sum(shares) / max(1, len(shares)),
-        names=found.num_candidates,
-        prompts=found.num_templates,
-        **common,  # pyright: ignore[reportArgumentType]
-    )
+    return found.removed, {
+        "kind": "attack",
+        "found": sum(found.per_identity[name] >= found.threshold for name in found.removed),
+        "photos_right": sum(right[name] for name in found.removed) / len(found.removed),
+        "names": found.num_candidates,
+        "prompts": found.num_templates,
+    }
 
 
-def _of_proof(path: Path, found: ProofSummary, common: dict[str, str]) -> Proved:
+def _of_proof(path: Path, found: ProofSummary) -> tuple[Sequence[str], dict[str, Any]]:
+    """Give who was removed, and what the part `known` of a proof found of them."""
     figures = found.parts["known"]["figures"] if "known" in found.parts else {}
     try:
         recognised = figures["recognised"][DEFENDED][REMOVED]
@@ -114,10 +148,8 @@ def _of_proof(path: Path, found: ProofSummary, common: dict[str, str]) -> Proved
         raise InputError(
             f"`{path}` lacks the part `known`, which says whom the model still knows; run it too."
         ) from None
-    return Proved(
-        kind=_PROOF,
-        people=recognised["num"],
-        found=round(recognised["mean"] * recognised["num"]),
-        photos_right=right["mean"],
-        **common,  # pyright: ignore[reportArgumentType]
-    )
+    return found.groups[REMOVED], {
+        "kind": "proof",
+        "found": round(recognised["mean"] * recognised["num"]),
+        "photos_right": right["mean"],
+    }

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jaxdefense import __version__
-from jaxdefense.convert.directory import read_model_directory
+from jaxdefense.convert.directory import ModelDirectory, read_model_directory
 from jaxdefense.errors import InputError
 from jaxdefense.ledger.card import write_card
 from jaxdefense.ledger.entries import (
+    LEDGER,
     Entry,
     How,
     Ledger,
@@ -19,7 +20,6 @@ from jaxdefense.ledger.entries import (
     write_names,
 )
 from jaxdefense.results import (
-    SUMMARY,
     BothDefenseSummary,
     DefenseSummary,
     kind_of,
@@ -36,19 +36,28 @@ class Followed(NamedTuple):
     how: How
 
 
-def followed(earlier: Ledger | None, how: How, model: Path, model_sha256: str) -> Followed:
+def has_ledger(model: Path) -> bool:
+    """Whether a directory has a ledger."""
+    return (model / LEDGER).exists()
+
+
+def ledger_of_model(directory: ModelDirectory) -> Ledger | None:
+    """Read the ledger beside a model's weights; see `read_ledger`."""
+    return read_ledger(directory.path, directory.digest()) if has_ledger(directory.path) else None
+
+
+def follow(earlier: Ledger | None, how: How, directory: ModelDirectory) -> Followed:
     """Find the ledgers that a run goes on from.
 
     Args:
         earlier: of the run that it follows; None if it follows none.
         how: it does so.
-        model: directory of the model to defend, which may have a ledger of its own.
-        model_sha256: digest of the model.
+        directory: of the model to defend, which may have a ledger of its own.
 
     Raises:
         InputError: the model's own ledger does not hold together, or is of other weights.
     """
-    own = read_ledger(model, model_sha256)
+    own = ledger_of_model(directory)
     if earlier is None:
         return Followed([own], "on top") if own else Followed([], "first")
     return Followed([earlier, own] if own and how == "rebase" else [earlier], how)
@@ -61,7 +70,7 @@ def entry_of_run(
     teacher_sha256: str,
     start_sha256: str,
     model_sha256: str,
-    how: How,
+    follows: Followed,
     names_sha256: str = "",
     settings: dict[str, str],
     date: str,
@@ -72,27 +81,29 @@ def entry_of_run(
     Args:
         kind: of the run.
         summaries: of the encoders that it defended.
-        teacher_sha256, start_sha256, model_sha256, how, names_sha256, settings, date: see `Entry`.
+        teacher_sha256, start_sha256, model_sha256, names_sha256, settings, date: see `Entry`.
+        follows: ledgers that it goes on from; of the first, the people are removed again.
         with_names: whether people's names are recorded.
     """
-    before = [x.earlier for x in summaries if x.earlier]
     names = {names[0]: names for summary in summaries for names in summary.names}
-    people = len(names) or summaries[0].identities
-    old = max((x["people"] for x in before), default=0)
+    people, old = len(names) or summaries[0].identities, 0
+    restored = {name for x in summaries if x.earlier for name in x.earlier["restored"]}
+    if any(x.earlier for x in summaries):
+        old = follows.ledgers[0].last.people - len(restored)
     reached = {x.encoder: x.reached for x in summaries}
     return Entry(
         follows=[],
-        how=how,
+        how=follows.how,
         kind=kind,
         date=date,
-        version=__version__,
+        version=__version__ if date else "",
         teacher_sha256=teacher_sha256,
         start_sha256=start_sha256,
         model_sha256=model_sha256,
         names_sha256=names_sha256,
         people=people,
         added=people - old,
-        restored=max((len(x["restored"]) for x in before), default=0),
+        restored=len(restored),
         reached={name: passed for name, passed in reached.items() if passed is not None},
         settings=settings,
         names=list(names.values()) if with_names else [],
@@ -125,7 +136,7 @@ def keep_ledger(
         teacher_sha256=teacher_sha256,
         start_sha256=follows.ledgers[0].last.model_sha256 if replay else teacher_sha256,
         model_sha256=model_sha256,
-        how=follows.how,
+        follows=follows,
         names_sha256=write_names(run, list(people.values())),
         settings=chosen(cfg),
         date=_now(),
@@ -185,16 +196,15 @@ def ledger_of_run(run: Path) -> Ledger:
         raise InputError(f"`{directory.path}` is not the model that `{run}` wrote; bring it back.")
     resolved = read_settings(half).get("resolved")
     teacher = str(resolved.get("model_sha256", "")) if isinstance(resolved, dict) else ""
-    when = datetime.datetime.fromtimestamp((run / SUMMARY).stat().st_mtime, datetime.UTC)
     entry = entry_of_run(
         found.kind,
         halves,
         teacher_sha256=teacher,
         start_sha256=teacher,
         model_sha256=digest,
-        how="first",
+        follows=Followed([], "first"),
         settings={},
-        date=when.isoformat(timespec="seconds"),
+        date="",  # not recorded; another would be another entry
     )
     return with_entry([], entry)
 
