@@ -304,30 +304,7 @@ def test_photos_of_before_are_trained_on_again_wherever_they_lie(path, capsys):
     assert "photos that `image` was trained on are gone: of `Joe Cool (1 of 2)`" in said
 
 
-def test_the_same_photos_are_held_out_again(path, monkeypatch):
-    """Validation must not look at photos that the run before was trained on."""
-    from jaxdefense.defense import people
-
-    held = []
-    real = people.hold_out
-
-    def spy(*args):
-        faces = real(*args)
-        held.append({x.name: x.files for x in faces.held_listed})
-        return faces
-
-    monkeypatch.setattr(people, "hold_out", spy)
-    settings = ["train.validate.every=1", "data.trigger_fraction=1.0", *STILL]
-    flags = ["--model", "model", "--names", "old.txt", "--faces", "faces", "--images", "images"]
-    assert image(*flags, "--out", "a", settings=[*IMAGE, *settings]) in (0, 1)
-    given = ["--after", "a", "--names", "new.txt", "--faces", "more", "--out", "b"]
-    assert image(*given) in (0, 1)
-    was, now = held
-    assert list(now) == ["Joe Cool", "Ada King", "Zoe"]
-    for name, files in was.items():
-        assert [x.name for x in now[name]] == [x.name for x in files] and len(files) == 1
-
-
+@pytest.mark.slow
 def test_both_encoders_follow_both(path, capsys):
     half = {"text": TEXT, "image": IMAGE}
     settings = [f"{x}.{setting}" for x, given in half.items() for setting in given]
