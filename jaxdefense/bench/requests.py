@@ -52,7 +52,7 @@ _WORLD, _CACHE, _FIGURES, _TABLE, _PLOT = (
 # What is measured after each request: of people, parts recognised and of photos named right.
 FIGURES = {
     "removed_tpr": "removed so far, recognised",
-    "removed_photos_right": "their photos named right",
+    "removed_photos_right": "photos named right of those removed so far",
     "kept_photos_right": "photos named right of those kept",
     "unseen_photos_right": "photos named right of those never shown",
     "others_tpr": "others, recognised",
