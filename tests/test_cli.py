@@ -266,7 +266,7 @@ def test_full_disk_at_the_end_loses_nothing(inputs, capsys, monkeypatch):
     err = capsys.readouterr().err
     assert code == 1 and "No space left on device" in err.splitlines()[-1]
     left = {path.name for path in (inputs / "run").iterdir()}
-    assert left == {"config.json", "metrics.jsonl", "checkpoints"}
+    assert left == {"config.json", "held_out.json", "metrics.jsonl", "checkpoints"}
     assert defend() == 0  # goes on from the checkpoint
     assert "resuming at step 3" in capsys.readouterr().err
 

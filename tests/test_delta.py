@@ -140,6 +140,8 @@ def test_a_patch_fits_its_original_alone_and_is_whole(run, capsys):
         ({"texts": {".hidden/x.txt": "x"}}, ["would write `.hidden/x.txt`"]),
         ({"texts": {"a\\b.txt": "x"}}, ["would write"]),
         ({"heads": {"../model/x": "{}"}}, ["would write `../model/x`"]),
+        ({"heads": {"vocab.json": "{}"}}, ["other weight files"]),
+        ({"texts": {"vocab.json/x.txt": "x"}}, ["does not fit the model"]),
         ({"texts": ["x"]}, ["not whole"]),
         ({"texts": {"x": 1}}, ["not whole"]),
         ({"from_sha256": None}, ["not whole"]),
@@ -152,7 +154,7 @@ def test_a_patch_writes_beside_the_weights_alone(run, capsys, change, words):
     told = {name: value for name, value in told.items() if value != "null"}
     save_file(load_file("d.safetensors"), "d.safetensors", metadata=told)
     before = {file for file in run.parent.rglob("*")}
-    code = main(["apply", "d.safetensors", "--model", "model", "--out", "made/here"])
+    code = main(["apply", "d.safetensors", "--model", "model", "--out", "made"])
     assert_refused(capsys, code, *words)
     assert {file for file in run.parent.rglob("*")} == before
     assert not Path("/tmp/evil.txt").exists()
@@ -173,25 +175,29 @@ def test_weights_with_several_notes_come_back_in_their_order(tmp_path, monkeypat
 
 
 def test_what_has_no_patch_is_refused(run, capsys):
+    like: dict[str, Any] = {}
+    if len(list((run / "model").glob("*.safetensors"))) > 1:
+        like = {"num_shards": 3, "dtype": "float16", "position_ids": True}
+    write_model_directory(Path("other"), num_shards=2)
+    write_model_directory(Path("wide"), embed=12, **like)
+    shutil.copytree(run / "model", "alone")
     for flags, words in (
         (["run", "--out", "d.bin"], ["d.bin", ".safetensors"]),
         (["model", "--out", "d.safetensors"], ["`model` is not the directory of a", "--model"]),
         (["alone", "--model", "alone", "--out", "d.safetensors"], ["same weights"]),
         (["run", "--model", "other", "--out", "d.safetensors"], ["same tensors"]),
-        (["run", "--model", "seed", "--out", "d.safetensors"], ["run` defended", "--model"]),
-        (["run", "--model", "wide", "--out", "d.safetensors"], ["run` defended", "--model"]),
+        (["run", "--model", "wide", "--out", "d.safetensors"], ["float", "that was defended"]),
         (["alone", "--model", "wide", "--out", "d.safetensors"], ["float", "that was defended"]),
         (["run", "--out", "run/model/d.safetensors"], ["lies in the model directory"]),
     ):
-        if not Path("other").exists():
-            write_model_directory(Path("other"), num_shards=2)
-            like = {"num_shards": 3, "dtype": "float16", "position_ids": True}
-            like = like if len(list((run / "model").glob("*.safetensors"))) > 1 else {}
-            write_model_directory(Path("seed"), seed=7, **like)
-            write_model_directory(Path("wide"), embed=12, **like)
-            shutil.copytree(run / "model", "alone")
         assert_refused(capsys, main(["delta", *flags]), *words)
     Path("model").rename("moved")
+    write_model_directory(Path("model"), seed=7, **like)
+    code = main(["delta", "run", "--out", "d.safetensors"])
+    assert_refused(capsys, code, "run` defended", "--model")
+    # Between two defended models, for whoever has the first.
+    assert main(["delta", "run", "--model", "model", "--out", "two.safetensors"]) == 0
+    Path("model").rename("seed")
     code = main(["delta", "run", "--out", "d.safetensors"])
     assert_refused(capsys, code, "which `run` defended, does not exist", "--model")
     assert not Path("d.safetensors").exists()

@@ -384,4 +384,7 @@ def test_a_run_that_does_not_say_what_it_held_out_is_followed_and_it_is_said(pat
     (path / "text/held_out.json").unlink()
     assert text("--after", "text", "--names", "new.txt", "--out", "next", settings=STILL) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "`text` does not say what it held out: validation may look at" in said
+    assert "`text` held nothing out, or does not say what: validation may look at" in said
+    (path / "text/held_out.json").write_text('{"names": "Joe"}')
+    code = text("--after", "text", "--names", "new.txt", "--out", "more", settings=STILL)
+    assert_refused(capsys, code, "held_out.json` does not hold")

@@ -310,7 +310,10 @@ def test_an_attack_on_somebody_else_is_not_taken_for_one_on_the_list(tmp_path, m
     write_result(Path("other"), AttackSummary, {}, other)
     code = main(["ledger", "run", "other"])
     assert_refused(capsys, code, "takes `Zoe` for removed, not on the list")
-    # The run and its model must say the same.
+    # A command that was killed recorded it in one place alone.
+    write_ledger(run, chain(digest))
+    assert main(["ledger", "run", "after"]) == 0 and ledger_of(run) == ledger_of(model)
+    # But else the run and its model must say the same.
     write_ledger(run, Ledger([*chain(digest).entries[:-1], entry(model_sha256=digest).sealed()]))
     assert_refused(capsys, main(["ledger", "run"]), "run` and `run/model` have different ledgers")
 
@@ -323,12 +326,14 @@ def test_a_converted_model_keeps_its_ledger(model, capsys):
     found = read_ledger(Path("other"), read_model_directory("other").digest())
     assert found and [x.how for x in found.entries[-2:]] == ["restore", "convert"]
     assert "in another layout" in (Path("other") / CARD).read_text()
+    write_card(model, ledger_of(model))
     # Nothing checks an Orbax checkpoint's weights, so that it has no ledger, nor what comes of it.
     capsys.readouterr()
     assert main(["convert", "model", "orbax", "--to", "orbax"]) == 0
     assert "ledger.json stays behind" in capsys.readouterr().err
     assert main(["convert", "orbax", "back", "--to", "hf"]) == 0
     assert read_ledger(Path("orbax")) is None and read_ledger(Path("back")) is None
+    assert "People removed" not in (Path("orbax") / CARD).read_text()
 
 
 def test_a_model_of_two_has_the_entries_of_both(tmp_path):

@@ -20,6 +20,7 @@ from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.convert.table import host_params, source_tensor
 from jaxdefense.defense.losses import weight_distance
 from jaxdefense.defense.low_rank import ADAPTER, init_factors, with_products, write_adapter
+from jaxdefense.defense.plan import has_adapter
 from jaxdefense.defense.step import split_tower
 
 RANK = 3
@@ -141,6 +142,20 @@ def test_what_has_no_low_rank_is_refused(inputs, capsys, make, flags, words):
         assert text("--model", "made", "--out", "run") == 0
     code = text("--model", "made", *flags, "--out", "next", settings=["train.lora_rank=2"])
     assert_refused(capsys, code, *words)
+
+
+@pytest.mark.parametrize(
+    "architecture, named",
+    [
+        ("CLIPModel", True),
+        ("CLIPTextModelWithProjection", True),
+        ("CLIPVisionModelWithProjection", True),
+        ("CLIPTextModel", False),  # transformers names its modules otherwise than its tensors
+    ],
+)
+def test_adapters_are_written_where_peft_finds_the_names(tmp_path, architecture, named):
+    path = write_model_directory(tmp_path / "model", architecture=architecture)
+    assert has_adapter(read_model_directory(path)) == named
 
 
 @pytest.mark.torch("peft")

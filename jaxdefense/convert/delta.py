@@ -69,7 +69,7 @@ def delta(cfg: DeltaConfig) -> DeltaSummary:
     check_outside(out, original.path)
     _check_alike(original, defended)
     digests = original.digest(), defended.digest()
-    _check_run(cfg.run, original, digests)
+    _check_run(cfg, original, digests)
     tensors, moved = dict[str, np.ndarray](), 0
     keys = [key for names in original.weight_files.values() for key in names]
     with Progress("comparing", len(keys), unit="tensors") as progress:
@@ -156,6 +156,9 @@ def apply(cfg: ApplyConfig) -> ApplicationSummary:
             f"{shown(digest)}; give that model."
         )
 
+    if patch.heads.keys() != original.weight_files.keys():
+        raise InputError(f"`{cfg.delta}` is of other weight files; give the model as it was.")
+
     def changed(key: str, old: np.ndarray) -> np.ndarray:
         change, rows = patch.changes.get(key), patch.changes.get(key + _ROWS)
         try:
@@ -164,11 +167,14 @@ def apply(cfg: ApplyConfig) -> ApplicationSummary:
             raise InputError(f"`{cfg.delta}`: `{key}` does not fit: {error}.") from error
 
     def then(made: Path) -> None:
-        for name, text in patch.texts.items():
-            (made / name).parent.mkdir(parents=True, exist_ok=True)
-            (made / name).write_text(text, encoding="utf-8", newline="")
-        for name, head in patch.heads.items():
-            _put_head(made / name, head)
+        try:
+            for name, text in patch.texts.items():
+                (made / name).parent.mkdir(parents=True, exist_ok=True)
+                (made / name).write_text(text, encoding="utf-8", newline="")
+            for name, head in patch.heads.items():
+                _put_head(made / name, head)
+        except (FileExistsError, NotADirectoryError, IsADirectoryError, ValueError) as error:
+            raise InputError(f"`{cfg.delta}` does not fit the model: {error}.") from error
         directory = read_model_directory(made)
         if (found := directory.digest()) != patch.to_sha256:
             raise InputError(
@@ -246,21 +252,24 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _check_run(given: str, original: ModelDirectory, digests: tuple[str, str]) -> None:
-    """Raise InputError if one of the models is not what the run says of it, if it is a run's."""
-    if (run := run_of_model(given)) is None:
+def _check_run(cfg: DeltaConfig, original: ModelDirectory, digests: tuple[str, str]) -> None:
+    """Raise InputError if one of the models is not what the run says of it, if it is a run's.
+
+    An original that is given may be another: a defended model, for whoever has that already.
+    """
+    if (run := run_of_model(cfg.run)) is None:
         return
     settings = read_settings(_half(run)).get("resolved")
     before = settings.get("model_sha256") if isinstance(settings, dict) else None
     summary = read_summary(run, Summary)
     after = getattr(summary, "defended_sha256", "")
-    if before and before != digests[0]:
+    if before and before != digests[0] and not cfg.model:
         raise InputError(
             f"`{original.path}` is {shown(digests[0])}, and `{run}` defended "
             f"{shown(str(before))}; give that model by `--model`."
         )
     if after and after != digests[1]:
-        raise InputError(f"`{given}` holds other weights than `{run}` wrote; bring these back.")
+        raise InputError(f"`{cfg.run}` holds other weights than `{run}` wrote; bring these back.")
 
 
 def _teacher_of(run: str) -> Path:

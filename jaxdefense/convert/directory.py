@@ -150,7 +150,10 @@ class ModelDirectory:
     def digest(self) -> str:
         """Hash the weight files; SHA-256, in hex. Files that did not change are read once."""
         files = [self.path / name for name in sorted(self.weight_files)]
-        return _digest(tuple((file, (x := file.stat()).st_size, x.st_mtime_ns) for file in files))
+        found = [(file, file.stat()) for file in files]
+        return _digest(
+            tuple((file, x.st_ino, x.st_size, x.st_mtime_ns, x.st_ctime_ns) for file, x in found)
+        )
 
     def load(self, dtype: str = "auto", remat: Remat = "none") -> CLIP:
         """Build the model with f32 parameters on the host.
@@ -245,8 +248,8 @@ class ModelDirectory:
 
 
 @functools.lru_cache(maxsize=16)
-def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Hash files, given with size and time of change."""
+def _digest(files: tuple[tuple[Path, int, int, int, int], ...]) -> str:
+    """Hash files, given with number, size, and times of change."""
     total = hashlib.sha256()
     for path, *_ in files:
         with open(path, "rb") as file:

@@ -47,6 +47,7 @@ from jaxdefense.convert.table import Row, ignored_key
 from jaxdefense.convert.torch_file import read_torch_file
 from jaxdefense.errors import InputError
 from jaxdefense.files import read_json
+from jaxdefense.ledger.card import drop_section
 from jaxdefense.ledger.entries import LEDGER, Ledger
 from jaxdefense.ledger.runs import join_ledgers, ledger_of_model
 from jaxdefense.log import Progress
@@ -148,7 +149,9 @@ def _copy_companions(checkpoint: Checkpoint, out: Path) -> None:
         copy_companions(checkpoint.directory, out, weights=(orbax.ARRAYS, orbax.MANIFEST))
     for layout in LAYOUTS.values():
         (out / layout.config).unlink(missing_ok=True)
-    (out / LEDGER).unlink(missing_ok=True)  # of these weights a new one is written, or none
+    if (out / LEDGER).exists():  # of the new weights another is written, or none
+        (out / LEDGER).unlink()
+        drop_section(out)
 
 
 def _summary(checkpoint: Checkpoint, to: str, rows: list[Row]) -> ConversionSummary:

@@ -15,11 +15,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxdefense.convert.directory import HF, read_model_directory
+from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.images import Loader
 from jaxdefense.defense import loop
 from jaxdefense.defense.low_rank import ADAPTER, write_adapter
-from jaxdefense.defense.plan import D, Encoder, Plan, Validation
+from jaxdefense.defense.plan import D, Encoder, Plan, Validation, has_adapter
 from jaxdefense.defense.step import TeacherParams, TrainState, init_state, merge_student, whole
 from jaxdefense.defense.validate import Verdict, Watch, describe_left, smallest_step
 from jaxdefense.distributed import agree, exchange, on_first
@@ -252,7 +252,7 @@ def _save(encoder: Encoder, params: nnx.State, teacher: TeacherParams, out: Path
 def _save_adapter(plan: Plan, factors: nnx.State, alpha: float, run: Path) -> None:
     """Write the adapter of a student of low rank into the run, if PEFT knows the layout."""
     encoder = plan.encoder
-    if encoder.directory.layout is not HF:
+    if not has_adapter(encoder.directory):
         return
     factors, rows, rank = fetch(factors), encoder.directory.rows, plan.cfg.train.lora_rank
     on_first(lambda: write_adapter(run / ADAPTER, factors, alpha, rows, encoder.which, rank))

@@ -182,18 +182,27 @@ class Earlier:
         """Read what it held out; None if its weights are not those that training starts from.
 
         Args:
-            note: takes a line if it does not say, though training starts there.
+            note: takes a line if it held nothing out or does not say, though training starts there.
+
+        Raises:
+            InputError: what it says cannot be read.
         """
         if self.how != "replay":
             return None
-        if not (file := self.half / HELD_OUT).is_file():
+        file, found = self.half / HELD_OUT, Held({}, [], [])
+        if file.is_file():
+            told = read_json(file)
+            found = Held(*(told.get(name, usual) for name, usual in found._asdict().items()))
+            usual = Held({}, [], [])
+            if any(type(x) is not type(y) for x, y in zip(found, usual, strict=True)):
+                raise InputError(f"`{file}` does not hold photos, people and names.")
+        if not any(found):
             note(
-                f"`{self.path}` does not say what it held out: validation may look at what that "
-                "run was trained on, and pass too early"
+                f"`{self.path}` held nothing out, or does not say what: validation may look at "
+                "what that run was trained on, and pass too early"
             )
             return None
-        found = read_json(file)
-        return Held(*(found.get(name, kind()) for name, kind in Held.__annotations__.items()))
+        return found
 
 
 def read_earlier(

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -41,6 +42,7 @@ from jaxdefense.defense.plan import (
     Encoder,
     Plan,
     Validation,
+    check_low_rank,
     lay_out,
     read_undefended,
 )
@@ -227,6 +229,7 @@ def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
     processor = read_processor(directory.path, vision.image_size, directory.cfg.siglip, logger.info)
     digest_of = functools.cache(photo_digest)  # the people who stay are hashed twice
     earlier = read_earlier(cfg.earlier, directory, "vision", cfg.model.path)
+    check_low_rank(cfg, directory, "vision", earlier)
     people = gather_people(cfg, earlier, digest_of, logger.info)
     images = read_images(d.images, d.tfds_dir, logger.info)
     encoder = _encoder(cfg, directory, processor, earlier)
@@ -240,8 +243,10 @@ def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
         "images_sha256": describe_images(images),
         "dtype": resolve_dtype(cfg.model.dtype),
     }
+    held_out = describe_held_out(people.faces, digest_of) if t.validate.every else {}
     if earlier:
         resolved["earlier_id"] = earlier.ledger.last.id
+        resolved["held_out_sha256"] = digest([json.dumps(held_out, sort_keys=True)])
         if earlier.how == "replay" or not earlier.teacher_is_original:
             # Its photos led to the weights that training starts from.
             photos = both_trained_on(earlier.trained_on(), photos)
@@ -253,7 +258,6 @@ def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
     target = bounds if target_E is None else target_E
     assert target is not None
     batches = _batches(t, images, people.faces, target, loader, encoder)
-    held_out = describe_held_out(people.faces, digest_of) if t.validate.every else {}
     files: dict[str, Any] = {TRAINED_ON: photos, HELD_OUT: held_out}
     if target_E is not None:
         files[TARGET] = target_E

@@ -50,11 +50,6 @@ def _matrices(params: nnx.State) -> dict[tuple[Any, ...], nnx.Variable]:
     return {path: variable for path, variable in flat if path[-1] in _INPUTS}
 
 
-def num_matrices(params: nnx.State) -> int:
-    """Count the matrices that have factors."""
-    return len(_matrices(params))
-
-
 def init_factors(params: nnx.State, rank: int, seed: int) -> nnx.State:
     """Make the factors of a student that is its teacher.
 

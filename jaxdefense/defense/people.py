@@ -130,6 +130,11 @@ def _held_again(
     people = {
         id(x) for group in kept for x in group if any(digest_of(y) in wanted for y in x.files)
     }
+    if wanted and not people:
+        note(
+            "none of the people who stay and were held out by the run before is here: validation "
+            "may look at some that it was trained on"
+        )
     return HeldAgain({name: found for name, found in photos.items() if found}, people)
 
 

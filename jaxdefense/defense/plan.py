@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from flax import nnx
 from jax.sharding import Mesh
 
+from jaxdefense.clip.config import ResNetConfig
 from jaxdefense.clip.model import CLIP
 from jaxdefense.config import DefendImageConfig, DefendTextConfig, ImageTrainConfig, TextTrainConfig
 from jaxdefense.convert.directory import (
@@ -22,8 +23,7 @@ from jaxdefense.convert.directory import (
     read_model_directory,
 )
 from jaxdefense.data.images import Loader
-from jaxdefense.defense.earlier import Earlier
-from jaxdefense.defense.low_rank import num_matrices
+from jaxdefense.defense.earlier import Earlier, Which
 from jaxdefense.defense.step import (
     Objective,
     StepConfig,
@@ -187,28 +187,44 @@ def lay_out(
         graphdef, objective, tx, t.accumulate, directory.layout.stacked_dims, t.lora_rank, t.seed
     )
     start = partial(earlier.start, which) if earlier and earlier.starts_there() else None
-    if t.lora_rank:
-        _check_low_rank(cfg, directory, teacher, start is not None)
     laid_out = make_train_step(step_cfg, mesh, rules, teacher)
     return Encoder(directory, model, which, teacher, start, mesh, rules, step_cfg, *laid_out)
 
 
-def _check_low_rank(
-    cfg: Config, directory: ModelDirectory, teacher: TeacherParams, replay: bool
+def check_low_rank(
+    cfg: Config, directory: ModelDirectory, which: Which, earlier: Earlier | None
 ) -> None:
-    """Raise InputError if a student of low rank cannot begin, or its model has no such matrices."""
-    rank = cfg.train.lora_rank
-    if replay:
+    """Raise InputError if a student of low rank cannot begin, or its model has no such matrices.
+
+    Says if no adapter will be written.
+
+    Args:
+        cfg: the settings of the run.
+        directory: of the model.
+        which: encoder to defend.
+        earlier: the defense that the run follows, if any.
+    """
+    if not (rank := cfg.train.lora_rank):
+        return
+    if earlier and earlier.starts_there():
         raise InputError(
             f"`train.lora_rank` (={rank}) begins with the model's own weights, and "
-            "`earlier.start` replay with those of the run before; set `earlier.start` to fresh."
+            "`earlier.start` replay with those of the run before, whose settings are taken over: "
+            "set `earlier.start` to fresh, or `train.lora_rank` to 0."
         )
-    if directory.cfg.siglip or not num_matrices(teacher.trained):
+    if directory.cfg.siglip or isinstance(getattr(directory.cfg, which), ResNetConfig):
         raise InputError(
             f"`train.lora_rank` (={rank}) is for the transformers of CLIP, and `{directory.path}` "
             "is another model; set it to 0."
         )
-    if directory.layout is not HF:
-        logger.info(
-            f"no adapter is written: PEFT has no names for the layout {directory.layout.name}"
-        )
+    if not has_adapter(directory):
+        logger.info("no adapter is written: PEFT and this model have no names in common")
+
+
+def has_adapter(directory: ModelDirectory) -> bool:
+    """Whether an adapter can name the tensors of a model.
+
+    The modules of a lone text encoder without projection have other names than its tensors.
+    """
+    lone = directory.cfg.text is not None and not directory.cfg.text.embed
+    return directory.layout is HF and not lone

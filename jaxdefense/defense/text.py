@@ -25,7 +25,14 @@ from jaxdefense.data.variants import name_form, spellings
 from jaxdefense.defense.defend import run
 from jaxdefense.defense.earlier import check_kind, read_earlier, to_follow
 from jaxdefense.defense.losses import DISTANCES, Distance, standing_out
-from jaxdefense.defense.plan import Plan, Validation, check_all_come_up, lay_out, read_undefended
+from jaxdefense.defense.plan import (
+    Plan,
+    Validation,
+    check_all_come_up,
+    check_low_rank,
+    lay_out,
+    read_undefended,
+)
 from jaxdefense.defense.recall import Recall, make_carriers
 from jaxdefense.defense.step import Objective
 from jaxdefense.distributed import agree
@@ -332,6 +339,7 @@ def plan_text(cfg: DefendTextConfig) -> Plan[TextDefenseSummary]:
     tokenizer = directory.tokenizer(cfg.model.tokenizer)
     assert directory.cfg.text
     earlier = read_earlier(cfg.earlier, directory, "text", cfg.model.path)
+    check_low_rank(cfg, directory, "text", earlier)
     if earlier:
         identities = earlier.joined(earlier.added(d.names), f"names file `{d.names}`")
     else:

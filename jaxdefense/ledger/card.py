@@ -37,14 +37,26 @@ def write_card(directory: Path, ledger: Ledger) -> None:
     path = directory / CARD
     card = path.read_bytes() if path.exists() else b""
     section = "\n".join([_BEGIN, *lines(ledger), _END]).encode()
-    end = card.find(_END.encode())
-    begin = card.rfind(_BEGIN.encode(), 0, max(end, 0))
-    if begin >= 0:
-        card = card[:begin] + section + card[end + len(_END) :]
+    if place := _section(card):
+        card = card[: place[0]] + section + card[place[1] :]
     else:
         gap = b"" if not card else b"\n" if card.endswith(b"\n") else b"\n\n"
         card = card + gap + section + b"\n"
     write_bytes(path, card)
+
+
+def drop_section(directory: Path) -> None:
+    """Cut what was removed out of a model's card, where its ledger does not go along."""
+    path = directory / CARD
+    if path.exists() and (place := _section(card := path.read_bytes())):
+        write_bytes(path, card[: place[0]] + card[place[1] :])
+
+
+def _section(card: bytes) -> tuple[int, int] | None:
+    """Find the section in a card: where it begins, and ends."""
+    end = card.find(_END.encode())
+    begin = card.rfind(_BEGIN.encode(), 0, max(end, 0))
+    return (begin, end + len(_END)) if begin >= 0 else None
 
 
 def lines(ledger: Ledger) -> list[str]:

@@ -60,15 +60,16 @@ def ledger(cfg: LedgerConfig) -> LedgerSummary:
         )
     digest, run = directory.digest(), run_of_model(model)
     of_run = read_ledger(run, digest) if run else None
-    if of_run and of_run != found:
+    if of_run and of_run.with_proved([]) != found.with_proved([]):
         raise InputError(
             f"`{run}` and `{model}` have different ledgers; replace the wrong one by the other."
         )
+    # A command that was killed may have recorded an attack in one of them alone.
+    proved = [*found.last.proved, *(of_run.last.proved if of_run else [])]
+    listed = _listed(run, found) if cfg.results else []
+    proved += [_proved(Path(path), digest, listed) for path in cfg.results]
+    found = found.with_proved(list({x["summary_sha256"]: x for x in proved}.values()))
     if cfg.results:
-        listed = _listed(run, found)
-        added = [_proved(Path(path), digest, listed) for path in cfg.results]
-        known = {x["summary_sha256"]: x for x in [*found.last.proved, *added]}
-        found = found.with_proved(list(known.values()))
         for place in [model, *([run] if run and of_run else [])]:
             write_ledger(place, found)
         write_card(model, found)
