@@ -173,7 +173,9 @@ def test_bench_text_in_processes_prints_json_alone(capfd, monkeypatch, torch):
 
 
 @pytest.mark.parametrize("torch", WITH_AND_WITHOUT_TORCH)
-@pytest.mark.parametrize("kind", ["image", "idia", "pipeline", "end2end"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("image", marks=pytest.mark.slow), "idia", "pipeline", "end2end"]
+)
 def test_bench_measures(capsys, monkeypatch, here, photos, kind, torch):
     monkeypatch.setattr(comparison, "has_torch", lambda: torch)
     if kind == "image":  # its three steps compile sooner; `pipeline` has all devices

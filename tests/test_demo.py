@@ -222,6 +222,7 @@ def test_demo_refuses_a_directory_that_holds_something_else(tmp_path, capsys):
     assert_refused(capsys, main(["demo", "--people", "20"]), "people", "16", "64")
 
 
+@pytest.mark.slow
 def test_pretrain_learns_from_a_folder_of_photos(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for name in ("Joe_Cool", "Ada_King"):

@@ -242,7 +242,8 @@ def test_one_process_writes_and_the_others_keep_a_log(whole):
     assert weights(out).keys() == load_file(out.parent / "model" / "model.safetensors").keys()
 
 
-@pytest.mark.parametrize("shape", [TWO_BY_FOUR, pytest.param(FOUR_BY_TWO, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [TWO_BY_FOUR, FOUR_BY_TWO])
 def test_killed_process_ends_the_others_and_the_run_goes_on(inputs, whole, shape):
     out = f"killed-{shape[0]}"
     processes = Processes(inputs, shape, text_command(out))

@@ -702,6 +702,7 @@ def on_one_device(monkeypatch):
     monkeypatch.setattr(image_defense, "make_mesh", lambda **_: one_device_mesh())
 
 
+@pytest.mark.slow
 def test_defend_image_says_whom_it_could_not_remove(here, monkeypatch, capsys, tmp_path):
     strict = ["train.validate.level=0", "train.validate.above=0"]
     assert defend(*strict, "mesh.data=8", out=tmp_path / "run") == 1

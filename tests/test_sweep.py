@@ -289,6 +289,7 @@ def test_text_sweep_attacks_and_evaluates_every_cell(inputs, monkeypatch):
     assert sweep("text") == 0
 
 
+@pytest.mark.slow
 def test_image_sweep_goes_on_after_a_stop_to_the_same_results(inputs, monkeypatch):
     keep = "sweep.keep_models=True"
     assert sweep("image", out="whole") == 0
