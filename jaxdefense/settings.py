@@ -380,7 +380,7 @@ def chosen(config: Any) -> dict[str, str]:
         value: Any = config
         for name in setting.key.split("."):
             value = getattr(value, name)
-        if setting.result and setting.type != PATH and (text := _shown(value)) != setting.default:
+        if setting.result and setting.type != PATH and (text := as_text(value)) != setting.default:
             out[setting.key] = text
     return out
 
@@ -455,13 +455,14 @@ def settings_of(kind: type, at: str = "", result: bool = True, whole: Any = None
         if any(extra in _POSITIONAL for extra in extras):
             flags = (field.name.upper(),)
             kind_of = "several" if typing.get_origin(bare) is tuple else kind_of
-        shown = None if default is dataclasses.MISSING else _shown(default)
+        shown = None if default is dataclasses.MISSING else as_text(default)
         text = next(x[field.name] for x in map(helps, kind.__mro__) if field.name in x)
         out.append(Setting(key, flags, kind_of, shown, text, changes))
     return sorted(out, key=lambda setting: setting.default is not None)
 
 
-def _shown(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """Write a setting as a flag has it."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

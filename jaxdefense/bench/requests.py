@@ -10,7 +10,7 @@ An interrupted run resumes: each defense, attack and evaluation has a directory 
 import dataclasses
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -275,10 +275,9 @@ def draw(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     shown = ("removed_photos_right", "kept_photos_right", "unseen_photos_right", "top1")
     figure = Figure(figsize=(10, 6), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True).ravel()
-    of_mode: Callable[[str], list] = lambda mode: [x for x in rows if x["mode"] == mode]  # noqa: E731
     for panel, name in zip(panels, shown, strict=True):
         for mode, colour in zip(MODES, ("C0", "C1", "C3"), strict=True):
-            points = of_mode(mode)
+            points = [x for x in rows if x["mode"] == mode]
             at = sorted({row["requests"] for row in points})
             means = [np.mean([x[name] for x in points if x["requests"] == i]) for i in at]
             panel.plot(at, means, color=colour, label=mode, marker="o", markersize=3)

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from jaxdefense.config import REMOVED, DefendBothConfig, MergeConfig
 from jaxdefense.defense.defend import model_digest, run
@@ -53,24 +52,10 @@ def defend_both(cfg: DefendBothConfig) -> BothDefenseSummary:
     on_first(lambda: values(merge(MergeConfig(str(out.model), text.out, image.out))))
     digest = model_digest(out.model)
     summary = BothDefenseSummary(text=of_text, image=of_image, defended_sha256=digest)
-    on_first(partial(_keep_ledger, cfg, plan_of_text, out.path, summary))
+    ledger = partial(keep_ledger, out.path, cfg, summary, [of_text, of_image])
+    on_first(partial(ledger, plan_of_text.resolved["model_sha256"], plan_of_text.follows))
     out.finish(summary)
     return summary
-
-
-def _keep_ledger(
-    cfg: DefendBothConfig, plan: Plan[Any], run: Path, summary: BothDefenseSummary
-) -> None:
-    """Write the ledger of the run, beside the merged model too."""
-    keep_ledger(
-        run,
-        cfg,
-        summary.kind,
-        [summary.text, summary.image],
-        teacher_sha256=plan.resolved["model_sha256"],
-        follows=plan.follows,
-        model_sha256=summary.defended_sha256,
-    )
 
 
 def _planned(encoder: str, plan: Callable[[], Plan[D]]) -> Plan[D]:

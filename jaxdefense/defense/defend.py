@@ -89,25 +89,13 @@ def run(plan: Plan[D], resume: bool = False) -> D:
         **corrupt,
         **(found._asdict() if found else {}),
     )
-    on_first(partial(_keep_ledger, plan, directory.path, summary))
+    ledger = partial(keep_ledger, directory.path, plan.cfg, summary, [summary])
+    on_first(partial(ledger, plan.resolved["model_sha256"], plan.follows))
     directory.finish(summary)
     logger.info(f"defended model: {directory.model}")
     if plan.loader and (own := plan.loader.corrupt):
         logger.warning(f"skipped photos that cannot be read: {some(own)}")
     return summary
-
-
-def _keep_ledger(plan: Plan[D], run: Path, summary: D) -> None:
-    """Write the ledger of the run, beside the model too."""
-    keep_ledger(
-        run,
-        plan.cfg,
-        plan.kind.kind,
-        [summary],
-        teacher_sha256=plan.resolved["model_sha256"],
-        follows=plan.follows,
-        model_sha256=summary.defended_sha256,
-    )
 
 
 def model_digest(path: Path) -> str:

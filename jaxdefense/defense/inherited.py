@@ -18,7 +18,7 @@ from jaxdefense.results import (
     read_settings,
 )
 from jaxdefense.run_directory import place_from
-from jaxdefense.settings import PATH, settings_of
+from jaxdefense.settings import PATH, as_text, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def inherited(kind: type, flags: Sequence[str]) -> Mapping[str, Any]:
             value = tuple(value)
         if setting.type == PATH and value and not str(value).startswith(TFDS_PREFIX):
             value = str(place_from(run, str(value)))
-        if _shown(value) != setting.default:
+        if as_text(value) != setting.default:
             out[setting.key] = value
     given = {_spelt(flag) for flag in flags}
     names = {x.key: {*map(_spelt, x.flags), _spelt(x.key)} for x in settings}
@@ -106,10 +106,6 @@ def _found(tree: Mapping[str, Any], key: str) -> Any:
     for name in key.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _is_names(flag: str) -> bool:

@@ -113,29 +113,29 @@ def entry_of_run(
 def keep_ledger(
     run: Path,
     cfg: Any,
-    kind: str,
-    summaries: Sequence[DefenseSummary],
-    *,
+    summary: DefenseSummary | BothDefenseSummary,
+    halves: Sequence[DefenseSummary],
     teacher_sha256: str,
     follows: Followed,
-    model_sha256: str,
 ) -> None:
     """Write the ledger of a run into its directory and beside its model; names and card too.
 
     Args:
         run: directory of the run, with its model.
         cfg: its settings.
-        kind, summaries, teacher_sha256, model_sha256: see `entry_of_run`.
+        summary: of the run.
+        halves: of each encoder that it defended.
+        teacher_sha256: see `Entry`.
         follows: ledgers that it goes on from.
     """
-    people = {names[0]: names for summary in summaries for names in summary.names}
+    people = {names[0]: names for half in halves for names in half.names}
     replay = follows.how == "replay"
     entry = entry_of_run(
-        kind,
-        summaries,
+        summary.kind,
+        halves,
         teacher_sha256=teacher_sha256,
         start_sha256=follows.ledgers[0].last.model_sha256 if replay else teacher_sha256,
-        model_sha256=model_sha256,
+        model_sha256=summary.defended_sha256,
         follows=follows,
         names_sha256=write_names(run, list(people.values())),
         settings=chosen(cfg),
