@@ -941,6 +941,19 @@ def kind_of(directory: Path) -> type[Summary] | None:
     return _KINDS.get(name) if isinstance(name, str) else None
 
 
+def halves_of(run: Path) -> list[Path]:
+    """List the directories of the encoders that a run defended, which say how; most have one."""
+    both = kind_of(run) is BothDefenseSummary
+    return [run / "text", run / "image"] if both else [run]
+
+
+def teacher_digest(run: Path) -> str:
+    """Give the digest of the weights that a run defended; "" if it does not say, as of long ago."""
+    resolved = read_settings(halves_of(run)[0]).get("resolved")
+    found = resolved.get("model_sha256") if isinstance(resolved, dict) else None
+    return found if isinstance(found, str) else ""
+
+
 def read_settings(directory: Path) -> dict[str, Json]:
     """Read the settings that a directory was made with, as nested dicts.
 

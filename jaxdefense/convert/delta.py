@@ -31,12 +31,12 @@ from jaxdefense.log import Progress
 from jaxdefense.paths import check_new, check_outside
 from jaxdefense.results import (
     ApplicationSummary,
-    BothDefenseSummary,
     DeltaSummary,
     Summary,
-    kind_of,
+    halves_of,
     read_settings,
     read_summary,
+    teacher_digest,
 )
 from jaxdefense.run_directory import place_from
 from jaxdefense.words import some
@@ -259,14 +259,12 @@ def _check_run(cfg: DeltaConfig, original: ModelDirectory, digests: tuple[str, s
     """
     if (run := run_of_model(cfg.run)) is None:
         return
-    settings = read_settings(_half(run)).get("resolved")
-    before = settings.get("model_sha256") if isinstance(settings, dict) else None
-    summary = read_summary(run, Summary)
+    before, summary = teacher_digest(run), read_summary(run, Summary)
     after = getattr(summary, "defended_sha256", "")
     if before and before != digests[0] and not cfg.model:
         raise InputError(
             f"`{original.path}` is {shown(digests[0])}, and `{run}` defended "
-            f"{shown(str(before))}; give that model by `--model`."
+            f"{shown(before)}; give that model by `--model`."
         )
     if after and after != digests[1]:
         raise InputError(f"`{cfg.run}` holds other weights than `{run}` wrote; bring these back.")
@@ -283,7 +281,7 @@ def _teacher_of(run: str) -> Path:
             f"`{run}` is not the directory of a finished run, which would say what it defended; "
             "give the original by `--model` too."
         )
-    half = _half(found)
+    half = halves_of(found)[0]
     settings: dict[str, Any] = read_settings(half)
     path = place_from(half, str(settings["model"]["path"]))
     if not path.is_dir():
@@ -291,11 +289,6 @@ def _teacher_of(run: str) -> Path:
             f"`{path}`, which `{run}` defended, does not exist; give the original by `--model`."
         )
     return path
-
-
-def _half(run: Path) -> Path:
-    """Give a run whose settings say which model it defended."""
-    return run / "text" if kind_of(run) is BothDefenseSummary else run
 
 
 def _check_alike(original: ModelDirectory, defended: ModelDirectory) -> None:

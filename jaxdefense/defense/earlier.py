@@ -29,6 +29,7 @@ from jaxdefense.results import (
     DefenseSummary,
     EarlierRun,
     Summary,
+    halves_of,
     kind_of,
     read_summary,
 )
@@ -247,8 +248,7 @@ def read_earlier(
         original = digest == ledger.original() and ledger.began_undefended()
     elif has_ledger(directory.path):
         original = False
-    halves = [run] if half == run else [run / each for each in _HALF.values()]
-    restored = _restored(cfg, [x for each in halves for x in _listed(each)])
+    restored = _restored(cfg, [x for each in halves_of(run) for x in _listed(each)])
     off = {folded_words(name) for x in restored for name in x.names}
     identities = [x for x in listed if off.isdisjoint(map(folded_words, x.names))]
     return Earlier(run, half, cfg.how(), ledger, identities, restored, digest, original)

@@ -25,12 +25,11 @@ from jaxdefense.results import (
     REMOVED,
     SUMMARY,
     AttackSummary,
-    BothDefenseSummary,
     DefenseSummary,
     LedgerSummary,
     ProofSummary,
     Summary,
-    kind_of,
+    halves_of,
     read_summary,
 )
 from jaxdefense.typed_json import Json, plain
@@ -81,10 +80,7 @@ def _listed(run: Path | None, found: Ledger) -> list[list[str]]:
     """List all names of those removed, as the run says or the ledger; nobody if neither does."""
     if run is None:
         return found.last.names
-    halves = [run]
-    if kind_of(run) is BothDefenseSummary:
-        halves = [run / "text", run / "image"]
-    names = [x for half in halves for x in read_summary(half, DefenseSummary).names]
+    names = [x for half in halves_of(run) for x in read_summary(half, DefenseSummary).names]
     return list({x[0]: x for x in names}.values())
 
 

@@ -23,8 +23,8 @@ from jaxdefense.results import (
     BothDefenseSummary,
     DefenseSummary,
     kind_of,
-    read_settings,
     read_summary,
+    teacher_digest,
 )
 from jaxdefense.settings import chosen
 
@@ -187,15 +187,14 @@ def ledger_of_run(run: Path) -> Ledger:
     if ledger := read_ledger(run, digest):
         return ledger
     if kind_of(run) is BothDefenseSummary:
-        found, half = read_summary(run, BothDefenseSummary), run / "text"
+        found = read_summary(run, BothDefenseSummary)
         made, halves = found.defended_sha256, [found.text, found.image]
     else:
-        found, half = read_summary(run, DefenseSummary), run
+        found = read_summary(run, DefenseSummary)
         made, halves = found.defended_sha256, [found]
     if made and made != digest:
         raise InputError(f"`{directory.path}` is not the model that `{run}` wrote; bring it back.")
-    resolved = read_settings(half).get("resolved")
-    teacher = str(resolved.get("model_sha256", "")) if isinstance(resolved, dict) else ""
+    teacher = teacher_digest(run)
     entry = entry_of_run(
         found.kind,
         halves,

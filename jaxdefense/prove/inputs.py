@@ -25,14 +25,14 @@ from jaxdefense.results import (
     OTHERS,
     REMOVED,
     STRANGERS,
-    BothDefenseSummary,
     Conditions,
     DefenseSummary,
     ImageDefenseSummary,
     TextDefenseSummary,
-    kind_of,
+    halves_of,
     read_settings,
     read_summary,
+    teacher_digest,
 )
 from jaxdefense.run_directory import TRAINED_ON
 from jaxdefense.words import folded_words, some
@@ -145,13 +145,10 @@ def _all_names(file: str) -> list[str]:
 
 def _of_run(run: Path) -> Told:
     """Read what a run says of itself."""
-    settings, kind = flatten(read_settings(run)), kind_of(run)
-    halves = [run / "text", run / "image"] if kind is BothDefenseSummary else [run]
-    names, sha256 = dict[str, list[str]](), ""
+    names, sha256 = dict[str, list[str]](), teacher_digest(run)
     kept, image = set[str](), ""
-    for half in halves:
+    for half in halves_of(run):
         summary, of_half = read_summary(half, DefenseSummary), flatten(read_settings(half))
-        sha256 = str(of_half.get("resolved.model_sha256", ""))
         for known in summary.names:
             names.setdefault(known[0], known)
         file = str(of_half.get("data.keep_names", "") or "")
@@ -169,7 +166,7 @@ def _of_run(run: Path) -> Told:
     gone = {folded_words(name) for known in names.values() for name in known}
     staying = frozenset(name for name in kept if folded_words(name) not in gone)
     identities = [Identity(known[0], tuple(known[1:])) for known in names.values()]
-    teacher = str(settings.get("model.path", ""))
+    teacher = str(flatten(read_settings(run)).get("model.path", ""))
     return Told(teacher, sha256, identities, staying or None, image)
 
 

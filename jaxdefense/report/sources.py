@@ -13,6 +13,7 @@ from jaxdefense.results import (
     DefenseSummary,
     EvaluationSummary,
     Summary,
+    halves_of,
     kind_of,
     parse_object,
     read_settings,
@@ -125,7 +126,7 @@ def read_sources(paths: Sequence[Path]) -> Sources:
         if issubclass(kind, DefenseSummary):
             runs.append(_read_run(path))
         elif issubclass(kind, BothDefenseSummary):
-            runs += [_read_run(path / half) for half in ("text", "image")]
+            runs += map(_read_run, halves_of(path))
             merged = read_summary(path, BothDefenseSummary).defended_sha256
         elif issubclass(kind, AttackSummary):
             attacks.append(Attack(path, settings, read_summary(path, AttackSummary)))
