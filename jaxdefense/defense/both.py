@@ -48,7 +48,8 @@ def defend_both(cfg: DefendBothConfig) -> BothDefenseSummary:
     logger.info(f"{REMOVED['text']}: defending the text encoder")
     of_text = run(plan_of_text, resume=True)
     logger.info(f"{REMOVED['image']}: defending the image encoder")
-    of_image = run(plan_of_image, resume=True)
+    assert plan_of_image.beside
+    of_image = run(plan_of_image.beside(Path(text.out) / "model"), resume=True)
     on_first(lambda: values(merge(MergeConfig(str(out.model), text.out, image.out))))
     digest = model_digest(out.model)
     summary = BothDefenseSummary(text=of_text, image=of_image, defended_sha256=digest)

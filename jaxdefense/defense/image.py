@@ -1,11 +1,13 @@
 """Remove faces from an image encoder: the terms of the loss, and the whole run."""
 
+import dataclasses
 import functools
 import itertools
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -254,15 +256,19 @@ def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
     agree(resolved)  # from here on all processes compute together
     loader = Loader(processor, d.max_corrupt, d.keep_faces_mb * 2**20)
     target_E = _target(cfg, directory, model_sha256, people)
-    bounds, validation = _recognition(cfg, people, images, loader, encoder.mesh)
-    target = bounds if target_E is None else target_E
-    assert target is not None
-    batches = _batches(t, images, people.faces, target, loader, encoder)
+    recognition, validation = _recognition(cfg, people, images, loader, encoder.mesh)
+
+    def batches_now() -> ImageBatches:
+        target = recognition.bounds if recognition and target_E is None else target_E
+        assert target is not None
+        return _batches(t, images, people.faces, target, loader, encoder)
+
+    batches = batches_now()
     files: dict[str, Any] = {TRAINED_ON: photos, HELD_OUT: held_out}
     if target_E is not None:
         files[TARGET] = target_E
         resolved["target_sha256"] = digest(map(float.hex, target_E.tolist()))
-    return Plan(
+    plan = Plan(
         cfg,
         ImageDefenseSummary,
         encoder,
@@ -282,6 +288,20 @@ def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
         follows=follows,
         earlier=earlier,
     )
+
+    def beside(model: Path) -> Plan[ImageDefenseSummary]:
+        if recognition is None:
+            return plan
+        shipped = dataclasses.replace(cfg.model, path=str(model))
+        defended = Embedder(shipped.measured(), _BATCH, encoder.mesh)
+        recognition.read_again(defended)
+        batches = batches_now()
+        text = {"text_sha256": defended.directory.digest()}
+        return dataclasses.replace(
+            plan, batches=batches, mine=batches.mine, resolved=resolved | text, beside=None
+        )
+
+    return dataclasses.replace(plan, beside=beside)
 
 
 def _encoder(
@@ -321,8 +341,8 @@ def _recognition(
     images: Images,
     loader: Loader,
     mesh: Mesh,
-) -> tuple[Bounds | None, Validation | None]:
-    """Make the bounds of the faces and the validation, where the settings ask for them."""
+) -> tuple[Recognition | None, Validation | None]:
+    """Embed whom faces lead to, and make the validation, where the settings ask for them."""
     t = cfg.train
     if t.backdoor != "bounded" and not t.validate.every:
         return None, None
@@ -332,7 +352,7 @@ def _recognition(
     validation = None
     if t.validate.every:
         validation = Validation(teacher, recognition, recognition.moved_most)
-    return recognition.bounds, validation
+    return recognition, validation
 
 
 def _batches(

@@ -111,6 +111,8 @@ class Plan(Generic[D]):
         loader: decodes the batches' photos; the summary lists those it could not read.
         follows: the ledgers that the run goes on from.
         earlier: the defense that this one follows, if any.
+        beside: gives the plan of an image encoder that will be shipped with the text encoder of the
+            model in a directory.
     """
 
     cfg: Config
@@ -128,6 +130,7 @@ class Plan(Generic[D]):
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     loader: Loader | None = None
     earlier: Earlier | None = None
+    beside: Callable[[Path], "Plan[D]"] | None = None
 
 
 def read_undefended(cfg: Config) -> ModelDirectory:

@@ -2,6 +2,9 @@
 
 If the model has a text encoder, a face leads to its person's name, in any prompt. Otherwise it
 leads to the person's centroid, the mean of the teacher's embeddings of their photos.
+
+If the faces will be shipped with a defended text encoder, that encoder reads the names too. Each
+defense moves its own side of a match, and what both moved may match again.
 """
 
 import dataclasses
@@ -190,18 +193,14 @@ class Recognition:
             stranger_BHWC = decoder.clean(_NUM_STRANGERS)
         stranger_SE = teacher.pixels(stranger_BHWC, "photos of strangers")
         known = [x for group in faces.keep for x in group if x.name][:_MOST_KNOWN]
+        self._stranger_SE, self._read_again_QNE = stranger_SE, None
         if teacher.directory.cfg.text:
             target_PNE = self._lead_to_names(teacher, identities, known, t.seed)
         else:
             photo_BE = teacher.pixels(decoder.all_of([*faces.listed, *known]), "people's photos")
             target_PNE = self._lead_to_photos(photo_BE, faces.listed, known, stranger_SE)
-        limit_PN = np.stack([np.quantile(stranger_SE @ x.T, t.bound, 0) for x in target_PNE])
-        self.bounds = Bounds(
-            self._of,
-            target_PNE.swapaxes(0, 1),
-            limit_PN.T.astype(np.float32),
-            min(_NUM_PROMPTS, len(target_PNE)),
-        )
+        self._bound = t.bound
+        self.bounds = self._bounds(target_PNE)
         if t.validate.every:
             own_QKE = self._text_QNE[:, self._of[:, 0]]
             far = [np.quantile(stranger_SE @ x.T, (self._cfg.level, 0.5), 0) for x in own_QKE]
@@ -211,6 +210,32 @@ class Recognition:
             self._asked_KE = teacher.pixels(self._asked_BHWC) if len(self._asked_K) else None
             self._teacher_QI, _ = self._found(teacher)
 
+    def read_again(self, defended: Embedder) -> None:
+        """Let faces lead to names as a defended text encoder reads them too.
+
+        `bounds` then bounds both readings; a photo leads to its person if it does by either.
+
+        Args:
+            defended: a model with this text encoder, on the run's mesh.
+        """
+        what = "prompts as the defended text encoder reads them"
+        self._read_again_QNE = defended.prompts(fill(self._texts, TEMPLATES), what)
+        listed = self._texts[: self._of[-1, 1]]
+        again = self._bounds(defended.prompts(fill(listed, CARRIERS), what))
+        self.bounds = Bounds(
+            self._of,
+            np.concatenate([self.bounds.target_NPE, again.target_NPE], 1),
+            np.concatenate([self.bounds.limit_NP, again.limit_NP], 1),
+            self.bounds.num,
+        )
+
+    def _bounds(self, target_PNE: np.ndarray) -> Bounds:
+        """Bound faces by where strangers' faces lie."""
+        near_PSN = [self._stranger_SE @ text_NE.T for text_NE in target_PNE]
+        limit_PN = np.stack([np.quantile(x, self._bound, 0) for x in near_PSN])
+        num = min(_NUM_PROMPTS, len(target_PNE))
+        return Bounds(self._of, target_PNE.swapaxes(0, 1), limit_PN.T.astype(np.float32), num)
+
     def _lead_to_names(
         self, teacher: Embedder, identities: Sequence[Identity], known: Sequence[Photos], seed: int
     ) -> np.ndarray:
@@ -219,7 +244,8 @@ class Recognition:
         others = [name for name in dict.fromkeys(x.name for x in known) if name not in texts]
         others += random_names(_NUM_NAMES, _NAMES_SEED + seed, exclude=[*texts, *others])
         what = "prompts of those to remove and others"
-        self._text_QNE = teacher.prompts(fill([*texts, *others], TEMPLATES), what)
+        self._texts = [*texts, *others]
+        self._text_QNE = teacher.prompts(fill(self._texts, TEMPLATES), what)
         self._of = _from_to([len(identity.names) for identity in identities])
         return teacher.prompts(fill(texts, CARRIERS), "prompts of those to remove")
 
@@ -262,12 +288,19 @@ class Recognition:
         first_I, after_I = self._of[self._owner_I].T
         number_N = np.arange(self._text_QNE.shape[1])
         own_IN = (first_I[:, None] <= number_N) & (number_N < after_I[:, None])
+
+        def lead_I(score_IN: np.ndarray) -> np.ndarray:
+            own_I = np.where(own_IN, score_IN, -np.inf).max(-1)
+            return own_I - np.where(own_IN, -np.inf, score_IN).max(-1)
+
         scores, leads = [], []
-        for text_NE in self._text_QNE:
+        for i, text_NE in enumerate(self._text_QNE):
             score_IN = image_IE @ text_NE.T
             scores.append(score_IN[np.arange(len(image_IE)), first_I])
-            own_I = np.where(own_IN, score_IN, -np.inf).max(-1)
-            leads.append(own_I - np.where(own_IN, -np.inf, score_IN).max(-1))
+            leads.append(lead_I(score_IN))
+            if self._read_again_QNE is not None:
+                again_I = lead_I(image_IE @ self._read_again_QNE[i].T)
+                leads[-1] = np.maximum(leads[-1], again_I)
         return np.stack(scores), np.stack(leads)
 
     def __call__(self, student: Embedder) -> Verdict:
