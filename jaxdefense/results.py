@@ -243,7 +243,8 @@ class MergeSummary(Result):
         return [
             f"The text encoder of `{self.text}` and the image encoder of `{self.image}` are one "
             "model now.",
-            f"It lies in `{self.model}`.",
+            f"It lies in `{self.model}`. Neither run looked at the other's encoder, and what both "
+            "moved may match again: attack this model.",
         ]
 
 

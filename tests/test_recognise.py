@@ -525,8 +525,11 @@ def small(monkeypatch):
     monkeypatch.setattr(recognise, "_NUM_NAMES", 10)
 
 
-def slow_verdict(inputs, faces, model, t):
-    """Recognise every held-out photo, whole and cropped, with every prompt, one by one."""
+def slow_verdict(inputs, faces, model, t, again=None):
+    """Recognise every held-out photo, whole and cropped, with every prompt, one by one.
+
+    A model `again` reads the prompts too.
+    """
     teacher, names = inputs.teacher, [list(x.names) for x in inputs.identities]
     texts = [name for person in names for name in person]
     kept = [x.name for group in faces.keep for x in group if x.name]
@@ -543,19 +546,26 @@ def slow_verdict(inputs, faces, model, t):
     )
     right, above, gone, way, lead = {0: [], 1: []}, [], [], [], []
     for prompt in TEMPLATES:
-        of_text = teacher.texts([prompt.format(name) for name in [*texts, *others]])
+        prompts = [prompt.format(name) for name in [*texts, *others]]
+        of_text = teacher.texts(prompts)
+        readings = [of_text, *([again.texts(prompts)] if again else [])]
         for who, person in enumerate(faces.held_listed):
             anchor = of_text[texts.index(names[who][0])]
             near = np.sort([float(s @ anchor) for s in strangers])
             level, middle = np.quantile(near, t.validate.level), np.quantile(near, 0.5)
             for key in [(file, form) for file in person.files for form in ("", "cropped")]:
-                score = [float(students[key] @ x) for x in of_text]
-                first = int(np.argmax(score))
-                right[who].append(first < len(texts) and texts[first] in names[who])
+                scores = [[float(students[key] @ x) for x in reading] for reading in readings]
+                first = [int(np.argmax(score)) for score in scores]
+                hits = [i < len(texts) and texts[i] in names[who] for i in first]
+                right[who].append(any(hits))
                 mine = [i for i, text in enumerate(texts) if text in names[who]]
-                others_score = [x for i, x in enumerate(score) if i not in mine]
-                lead.append(max(score[i] for i in mine) - max(others_score))
-                own = score[texts.index(names[who][0])]
+                leads = [
+                    max(score[i] for i in mine)
+                    - max(x for i, x in enumerate(score) if i not in mine)
+                    for score in scores
+                ]
+                lead.append(max(leads))
+                own = scores[0][texts.index(names[who][0])]
                 above.append(own > level)
                 gone.append(own - middle)
                 way.append(float(teachers[key] @ anchor) - middle)
@@ -590,6 +600,28 @@ def test_recognition_equals_a_loop_over_prompts_and_photos(inputs, small):
             assert verdict.moved[name] == pytest.approx(np.mean(moved), abs=1e-5), name
     assert found(student).moved["kept"] > 0.05
     assert found(inputs.teacher).moved["kept"] == pytest.approx(0, abs=1e-6)
+
+
+def test_names_are_read_by_the_text_encoder_that_ships_too(inputs, small):
+    t = ImageTrainConfig(seed=3, validate=ValidateConfig(level=0.7, kept=0.3, photos=0.4))
+    faces, student = inputs.faces(t), inputs.student_of(inputs.teacher)
+    alone, found = (inputs.recognition(faces, t) for _ in range(2))
+    found.read_again(inputs.student)
+    right, above, gap, expected = slow_verdict(inputs, faces, student, t, again=inputs.student)
+    verdict, num = found(student), [len(x.files) for x in faces.held_listed]
+    assert verdict.right == pytest.approx(np.average(list(right.values()), weights=num))
+    assert verdict.expected == pytest.approx(expected, rel=1e-3)
+    assert (verdict.above, verdict.gap) == (pytest.approx(above), pytest.approx(gap, rel=1e-3))
+    assert verdict.right > alone(student).right + 0.01  # some match by the second reading alone
+    both, first, num_P = found.bounds, alone.bounds, len(CARRIERS)
+    assert both.num == first.num and both.target_NPE.shape[1] == 2 * num_P
+    np.testing.assert_array_equal(both.target_NPE[:, :num_P], first.target_NPE)
+    strangers = inputs.teacher.photos([x.files[0] for x in faces.everyone_kept()])
+    for n, name in enumerate(["Ada King", "Ada Noel", "A. King", "Joe Cool"]):
+        want = inputs.student.texts([CARRIERS[n].format(name)])[0]
+        np.testing.assert_allclose(both.target_NPE[n, num_P + n], want, atol=1e-5)
+        limit = np.quantile([float(s @ want) for s in strangers], t.bound)
+        assert both.limit_NP[n, num_P + n] == pytest.approx(limit, abs=1e-5)
 
 
 @pytest.mark.parametrize("asked", [7, 512])
