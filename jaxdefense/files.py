@@ -1,10 +1,11 @@
 """Files: written in one step, read, hashed, locked.
 
-Reads JSON, arrays, and lines of text that people write. Removes invisible characters from lines,
-and refuses files of another kind.
+Reads JSON, arrays, and lines of text that people write. Unpacks gzip and Zstandard, removes
+invisible characters from lines, and refuses files of another kind.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import io
@@ -26,14 +27,17 @@ from jaxdefense.words import without_clutter
 logger = logging.getLogger(__name__)
 
 _HEAD = 4096  # bytes looked at
+_BUFFER = 2**17  # bytes unpacked at a time
 _UNPACK = "unpack it: `{} FILE > FILE.txt`"
+_PACKED = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+)  # how those begin that are unpacked
 _COLUMN = "write its column as text, a line each"
 # How files of other kinds begin, their kind, and the remedy.
 _MAGIC = (
     (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32", "convert it: `iconv -f UTF-32 -t UTF-8`"),
     (rb"\xff\xfe|\xfe\xff", "UTF-16", "convert it: `iconv -f UTF-16 -t UTF-8`"),
-    (rb"\x1f\x8b", "gzip", _UNPACK.format("gunzip -c")),
-    (rb"\x28\xb5\x2f\xfd", "Zstandard", _UNPACK.format("zstd -dc")),
     (rb"\xfd7zXZ\0", "xz", _UNPACK.format("xz -dc")),
     (rb"BZh[1-9]1AY&SY", "bzip2", _UNPACK.format("bunzip2 -c")),
     (rb"7z\xbc\xaf\x27\x1c", "7z", "unpack it"),
@@ -150,62 +154,120 @@ def read_vector(path: Path, size: int) -> np.ndarray:
     return vector.astype(np.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """An open file.
+
+    Fields:
+        data: its bytes, unpacked.
+        packed: its bytes as they lie on disk.
+    """
+
+    data: io.BufferedReader
+    packed: io.BufferedReader
+
+    def far(self) -> int:
+        """Give how many bytes of the file on disk were read."""
+        return self.packed.tell()
+
+
 def read_lines(path: str | Path, what: str) -> list[str]:
-    """Read the non-empty lines of a UTF-8 file, stripped; see `lines`.
+    """Read the non-empty lines of a UTF-8 file, stripped; see `plain_lines`.
 
     Raises:
         InputError: there is no such file, or it is not UTF-8 text; names its kind, or the line.
     """
-    return list(lines(path, what))
+    return [text for _, text in numbered_lines(path, what)]
 
 
-def lines(
-    path: str | Path, what: str, read: Callable[[int], object] = lambda size: None
-) -> Iterator[str]:
-    """Yield the non-empty lines of a UTF-8 file, stripped.
-
-    Removes invisible characters, and says how many.
+def numbered_lines(path: str | Path, what: str) -> Iterator[tuple[int, str]]:
+    """Yield the non-empty lines of a UTF-8 file, stripped, each with its number from 1.
 
     Args:
         path: of the file.
         what: it holds, for messages.
-        read: called with the size of each line in bytes.
 
     Raises:
         InputError: as of `read_lines`.
     """
-    number = removed = first = 0
     where = f"{what} file `{path}`"
+    with unpacked(path, where) as file:
+        yield from plain_lines(file, where)
+
+
+@contextlib.contextmanager
+def unpacked(path: str | Path, where: str) -> Iterator[Opened]:
+    """Open a file to read it; one that begins as gzip or Zstandard does is unpacked.
+
+    Args:
+        path: of the file.
+        where: what to call it in an error.
+
+    Raises:
+        InputError: it is missing or cannot be read, also while it is open.
+    """
     try:
         with open(path, "rb") as file:
-            _check_text(file.peek(_HEAD)[:_HEAD], where)
-            for data in file:
-                read(len(data))
-                for line in data.splitlines():  # it may end in a lone carriage return too
-                    number += 1
-                    if b"\0" in line:
-                        raise _with_zeros(f"{where}, line {number}")
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                    text, num = without_clutter(text)
-                    removed, first = removed + num, first or number * bool(num)
-                    if text := text.strip():
-                        yield text
+            head = file.peek(_HEAD)
+            codec = next((codec for magic, codec in _PACKED if head.startswith(magic)), "")
+            if not codec:
+                yield Opened(file, file)
+                return
+            import pyarrow as pa
+
+            stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), codec)
+            # It has all that a raw stream needs, but is none to the type checker.
+            yield Opened(io.BufferedReader(stream, _BUFFER), file)  # pyright: ignore
     except FileNotFoundError:
         raise InputError(f"{where} does not exist.") from None
+    except OSError as error:  # of pyarrow's, without a number
+        raise InputError(f"{where} cannot be read: {error.strerror or error}.") from error
+
+
+def decoded(file: Opened, where: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a UTF-8 file, each with its number from 1 and its end.
+
+    Raises:
+        InputError: it is not UTF-8 text; names its kind, or the line.
+    """
+    number = 0
+    check_text(file.data.peek(_HEAD)[:_HEAD], where)
+    try:
+        for data in file.data:
+            for line in data.splitlines(keepends=True):  # it may end in a lone carriage return too
+                number += 1
+                if b"\0" in line:
+                    raise _with_zeros(f"{where}, line {number}")
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{where}, line {number} is not UTF-8; save the file as UTF-8.") from None
-    except OSError as error:
-        raise InputError(f"{where} cannot be read: {error.strerror}.") from error
+
+
+def plain_lines(file: Opened, where: str) -> Iterator[tuple[int, str]]:
+    """Yield the non-empty lines of an open UTF-8 file, stripped, each with its number from 1.
+
+    Removes invisible characters, and says how many.
+
+    Raises:
+        InputError: as of `decoded`.
+    """
+    removed = first = 0
+    for number, line in decoded(file, where):
+        text, num = without_clutter(line)
+        removed, first = removed + num, first or number * bool(num)
+        if text := text.strip():
+            yield number, text
     if removed:
-        _say(f"{where}: {removed} invisible characters removed, the first in line {first}")
+        say_once(f"{where}: {removed} invisible characters removed, the first in line {first}")
 
 
 @functools.cache  # a file is read for several purposes: once is enough
-def _say(message: str) -> None:
-    logger.warning(message)
+def say_once(message: str, level: int = logging.WARNING) -> None:
+    """Log a line unless the same was logged before."""
+    logger.log(level, message)
 
 
-def _check_text(head: bytes, where: str) -> None:
+def check_text(head: bytes, where: str) -> None:
     """Raise InputError if the beginning of a file shows that it is not text."""
     for pattern, kind, remedy in _MAGIC:
         if re.match(pattern, head):

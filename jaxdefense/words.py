@@ -178,37 +178,48 @@ def name_finder(names: Iterable[str]) -> Callable[[str], bool]:
     or with a genitive s, and the last name first if a comma follows it. When in doubt it matches.
     It looks names up by first word and length, so the cost does not grow with their number.
     """
-    commas: dict[Words, int] = {}
+    found = _name_search(names)
+    return lambda caption: next(found(caption), None) is not None
+
+
+def names_finder(names: Iterable[str]) -> Callable[[str], set[str]]:
+    """Give a function that tells which listed names a caption contains; see `name_finder`."""
+    found = _name_search(names)
+    return lambda caption: set(found(caption))
+
+
+def _name_search(names: Iterable[str]) -> Callable[[str], Iterator[str]]:
+    """Give a function that gives the listed names in a caption, some of them several times."""
+    listed: dict[Words, list[tuple[str, int]]] = {}
     lengths: dict[str, set[int]] = {}
     for name in names:
         for words, comma in _patterns(name):
-            commas[words] = min(comma, commas.get(words, comma))
+            listed.setdefault(words, []).append((name, comma))
             lengths.setdefault(words[0], set()).add(len(words))
     firsts = lengths.keys()
     # Bytes are faster to search, but do not show which words numbers are next to.
     letters_first = not any(map(str.isdigit, firsts))
     firsts_bytes = {first.encode() for first in firsts}
 
-    def found(folded: str) -> bool:
+    def among(folded: str) -> list[str]:
+        """Split into words; gives none if no name begins with one of them."""
         if letters_first and folded.isascii():
             if firsts_bytes.isdisjoint(folded.encode().translate(_LETTERS_ALONE).split()):
-                return False
+                return []
         words = _words(folded)
-        if firsts.isdisjoint(words):
-            return False
-        for i, word in enumerate(words):
-            for length in lengths.get(word, ()):
-                comma = commas.get(tuple(words[i : i + length]))
-                if comma is not None and (not comma or _comma_before(folded, i + comma)):
-                    return True
-        return False
+        return [] if firsts.isdisjoint(words) else words
 
-    def holds(caption: str) -> bool:
-        if _is_plain(caption):
-            return found(caption.lower())
-        return any(found(_folded(reading)) for reading in _readings(caption))
+    def found(caption: str) -> Iterator[str]:
+        plain = _is_plain(caption)
+        for folded in (caption.lower(),) if plain else map(_folded, _readings(caption)):
+            words = among(folded)
+            for i, word in enumerate(words):
+                for length in lengths.get(word, ()):
+                    for name, comma in listed.get(tuple(words[i : i + length]), ()):
+                        if not comma or _comma_before(folded, i + comma):
+                            yield name
 
-    return holds
+    return found
 
 
 def _comma_before(folded: str, number: int) -> bool:

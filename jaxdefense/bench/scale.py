@@ -209,10 +209,10 @@ def _timed(
 
 def _write_captions(num: int, source: str, path: Path) -> None:
     """Write `num` captions, each with a number that sets repetitions apart."""
+    from jaxdefense.data.captions import read_captions
     from jaxdefense.demo import world
-    from jaxdefense.files import read_lines
 
-    texts = read_lines(source, "captions") if source else world.captions(2_000, seed=0)
+    texts = read_captions(source) if source else world.captions(2_000, seed=0)
     with open(path, "w") as file:
         for i in range(num):
             file.write(f"{texts[i % len(texts)]} {i // len(texts)}\n")

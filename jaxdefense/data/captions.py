@@ -5,35 +5,35 @@ replaced without tokenising again.
 """
 
 import collections
+import contextlib
 import dataclasses
+import functools
 import itertools
-import json
-import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from jaxdefense.clip.ragged import Ragged, joined, ragged, ranges
 from jaxdefense.clip.tokenizer import Tokenizer
+from jaxdefense.data.forms import (
+    CAPTION_COLUMNS,
+    TEXT,
+    Form,
+    choose_column,
+    files_of,
+    form_of,
+    split_column,
+)
+from jaxdefense.data.records import ROW, json_type, read_column
 from jaxdefense.data.sources import TFDS_PREFIX, tfds_captions
 from jaxdefense.errors import InputError
-from jaxdefense.files import read_lines
-from jaxdefense.words import folded_words, name_finder, shortened
+from jaxdefense.files import plain_lines, say_once, unpacked
+from jaxdefense.words import name_finder, shortened, without_clutter
 
 NUM_EXAMPLES = 3  # of captions that are dropped
 _COMPARED = 256  # captions of those worked on at a time
-
-_COLUMNS = {
-    "caption", "captions", "text", "texts", "comment", "sentence", "sentences", "title", "alt",
-    "alt text", "description", "prompt", "raw", "label", "url", "image", "images", "image id",
-    "image name", "image url", "imageid", "filename", "file name", "file", "filepath", "file path",
-    "path", "id", "key", "index", "caption id", "caption number", "comment number", "split",
-    "width", "height", "nsfw", "similarity", "hash", "img", "img id", "imgid", "license",
-}  # fmt: skip
-_OBJECT = re.compile(r'\{\s*"[^"]*"\s*:|\{$|\[\s*\{\s*"|\[$|\[\{$')
-_LOOKED_AT = 100  # lines
-_LONGEST_COLUMN = 3  # words of its name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,65 +87,136 @@ class Captions:
         return Captions(self.contents(captions).flat, _ends(sizes), _ends(last_n - first_n))
 
 
+class CaptionFiles:
+    """The captions in files of any form, read one after another, as often as asked.
+
+    Fields:
+        files: paths.
+        size: of all, bytes.
+    """
+
+    def __init__(self, source: str):
+        """Find the files; `source` is as of `read_captions`.
+
+        Raises:
+            InputError: see `files_of`.
+        """
+        self._what = "captions"
+        self.source = source
+        pattern, self._column = split_column(source)
+        self.files = files_of(pattern, self._what)
+        self.size = sum(size for size, _ in self.state())
+        self._before, self._open = 0, None
+
+    def state(self) -> list[tuple[int, int]]:
+        """Give size and time of the last change of each file, to notice writes meanwhile."""
+        found = []
+        for path in self.files:
+            with contextlib.suppress(OSError):  # said by who reads it
+                status = os.stat(path)
+                found.append((status.st_size, status.st_mtime_ns))
+        return found
+
+    def far(self) -> int:
+        """Say how many bytes were read, while the captions are."""
+        return self._before + (self._open.far() if self._open else 0)
+
+    def is_plain(self) -> bool:
+        """Whether it is a single file of text that is not packed."""
+        if len(self.files) > 1 or self._column:
+            return False
+        where = self._where(self.files[0])
+        with unpacked(self.files[0], where) as file:
+            return file.data is file.packed and form_of(self.files[0], where).name == TEXT
+
+    def __iter__(self) -> Iterator[str]:
+        """Give the captions.
+
+        Raises:
+            InputError: a file cannot be read, or holds something else; names it, and the row.
+        """
+        self._before = num = none = removed = 0
+        for path in self.files:
+            where = self._where(path)
+            form = form_of(path, where)
+            with unpacked(path, where) as self._open:
+                if form.name == TEXT:
+                    if self._column:
+                        raise InputError(f"{where} is plain text, without columns; name none.")
+                    for _, text in plain_lines(self._open, where):
+                        num += 1
+                        yield text
+                else:
+                    choose = functools.partial(self._choose, where, form)
+                    column = read_column(self._open, form, where, choose, self._column)
+                    for row, value in column:
+                        at, texts = f"{where}, {ROW[form.name]} {row}", 0
+                        for text, cut in caption_texts(value, at):
+                            removed, texts, num = removed + cut, texts + 1, num + 1
+                            yield text
+                        none += not texts
+                self._before += self._open.far()
+                self._open = None
+        if none:
+            say_once(f"captions `{self.source}`: rows without a caption are skipped: {none}")
+        if removed:
+            say_once(f"captions `{self.source}`: {removed} invisible characters removed")
+        if not num:
+            raise InputError(f"captions `{self.source}`: holds no caption; give one a line.")
+
+    def _where(self, path: str) -> str:
+        return f"{self._what} file `{path}`"
+
+    def _choose(self, where: str, form: Form, columns: Sequence[str]) -> str:
+        column = choose_column(columns, CAPTION_COLUMNS, self._column, where, self._what)
+        say_once(f"captions `{self.source}`: read as {form}, column `{column}`", logging.INFO)
+        return column
+
+
+def caption_texts(value: object, where: str) -> Iterator[tuple[str, int]]:
+    """Give the captions in a value of a column, and how many invisible characters each held.
+
+    Args:
+        value: text, in UTF-8 if it is bytes; a list of such; or None, which gives none.
+        where: it lies, for an error.
+
+    Raises:
+        InputError: it is something else.
+    """
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, bytes):
+            try:
+                text = text.decode()
+            except UnicodeDecodeError:
+                raise InputError(f"{where} is not UTF-8; write it anew, or leave it out.") from None
+        if text is None:
+            continue
+        if not isinstance(text, str):
+            raise InputError(
+                f"{where}: a caption is a JSON {json_type(text)}; must be a string, or a list of "
+                "strings; name another column."
+            )
+        text, removed = without_clutter(text)
+        if text := " ".join(text.split()):
+            yield text, removed
+
+
 def read_captions(source: str, tfds_dir: str = "") -> list[str]:
-    """Read captions, one a line, or from `tfds:NAME[/CONFIG][:SPLIT]`.
+    """Read captions.
+
+    Args:
+        source: a file of any form that `forms` knows, a glob or a range of such, or
+            `tfds:NAME[/CONFIG][:SPLIT]`.
+        tfds_dir: see `sources.open_tfds`.
 
     Raises:
         InputError: the source is missing, unreadable or empty.
     """
-    if source.startswith(TFDS_PREFIX):
-        captions = tfds_captions(source, tfds_dir)
-    else:
-        captions = read_lines(source, "captions")
-        check_captions(captions, source)
-    if not captions:
-        raise holds_none(source)
+    if not source.startswith(TFDS_PREFIX):
+        return list(CaptionFiles(source))
+    if not (captions := tfds_captions(source, tfds_dir)):
+        raise InputError(f"captions `{source}`: holds no caption; give another split.")
     return captions
-
-
-def check_captions(head: Sequence[str], path: str | Path) -> None:
-    """Raise InputError if a file that begins with these lines is JSON or a table."""
-    if kind := structure(head[:_LOOKED_AT]):
-        raise InputError(
-            f"captions file `{path}` is {kind}, and each of its lines would become a caption; give "
-            "a text file with one caption a line and nothing else."
-        )
-
-
-def structure(head: Sequence[str]) -> str:
-    """Name the format of these first lines if it is structured text; "" for plain captions."""
-    if not head:
-        return ""
-    if kind := json_kind(head):
-        return kind
-    for delimiter, name in (("\t", "tab-separated"), (",", "CSV"), (";", "CSV"), ("|", "CSV")):
-        fields = [" ".join(folded_words(field)) for field in head[0].split(delimiter)]
-        known = [not field or field in _COLUMNS for field in fields]
-        constant = len(head) > 1 and len({text.count(delimiter) for text in head}) == 1
-        # Prose holds no tabs. It may hold a comma a line, but no names of columns in the first.
-        if len(fields) > 1 and (
-            all(known) or constant and (delimiter == "\t" or any(known) and _are_names(fields))
-        ):
-            return f"a table ({name})"
-    return ""
-
-
-def _are_names(fields: Sequence[str]) -> bool:
-    return all(len(field.split()) <= _LONGEST_COLUMN for field in fields)
-
-
-def json_kind(head: Sequence[str]) -> str:
-    """Recognise JSON and JSON Lines by the first lines; "" if they are neither."""
-    text = head[0]
-    if not text.startswith(("{", "[")):
-        return ""
-    if not _OBJECT.match(text):
-        try:  # a list of strings; a caption may well begin with a bracket
-            found = json.loads(text)
-        except (ValueError, RecursionError):
-            return ""
-        return "JSON" if any(isinstance(x, (str, list, dict)) for x in found) else ""
-    return "JSON Lines" if len(head) > 1 and text.endswith("}") and head[1][0] == "{" else "JSON"
 
 
 def read_clean_captions(
@@ -175,11 +246,6 @@ def describe_dropped(num: int, examples: Sequence[str]) -> str:
     return f"captions dropped, as they hold a listed name: {num}{': ' * bool(shown)}" + (
         ", ".join(shown) + ", ..." * (num > len(shown))
     )
-
-
-def holds_none(source: str) -> InputError:
-    """Make the error of a source that holds no caption."""
-    return InputError(f"captions `{source}`: holds no caption; give one a line.")
 
 
 def none_left(source: str, num: int) -> InputError:

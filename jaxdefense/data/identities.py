@@ -1,17 +1,24 @@
 """The people to remove: names files."""
 
 import dataclasses
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxdefense.clip.tokenizer import Tokenizer
+from jaxdefense.data.forms import TAB, choose_column, delimiter_of
+from jaxdefense.data.records import table_rows
 from jaxdefense.errors import InputError
-from jaxdefense.files import read_lines
-from jaxdefense.words import folded_words, shortened
+from jaxdefense.files import numbered_lines, say_once, unpacked
+from jaxdefense.words import folded_words, shortened, some, without_clutter
 
 _NUM_SHOWN = 10
 _NO_NAME = (*',;"@{}[]|', "://")
+_NAME_COLUMN = {"name", "names", "full name", "fullname"}  # of a table, folded
+_ALIAS_COLUMN = {"alias", "aliases", "also known as", "aka", "other names"}
+_ALIASES = re.compile("[;|]")  # what stands between aliases in a table
+_COMMENT = "#"
 _TITLES = {
     "name", "names", "person", "people", "persons", "identity", "identities", "full name",
     "fullname", "first name", "firstname", "last name", "lastname", "surname", "given name",
@@ -36,19 +43,18 @@ class Identity:
 def read_identities(path: str | Path) -> list[Identity]:
     """Read a names file: one person a line, aliases after tabs, `#` starts a comment.
 
+    Or a table (CSV) whose first line names a column `name`; its column `aliases`, if there is one,
+    holds further names with `;` or `|` between. Other columns are not read, and named.
+
     Raises:
         InputError: the file is missing, empty, not UTF-8 text or of another format, or gives two
             people one name.
     """
     identities, where = list[Identity](), f"names file `{path}`"
-    for line in read_lines(path, "names"):
-        parts = [" ".join(part.split()) for part in line.partition("#")[0].split("\t")]
-        if parts := [part for part in parts if part]:
-            if not identities:
-                _check_no_header(line, where)
-            for part in parts:
-                check_name(part, where)
-            identities.append(Identity(parts[0], tuple(parts[1:])))
+    for number, names in _rows(path, "names", comments=True):
+        for name in names:
+            check_name(name, f"{where}, line {number}")
+        identities.append(Identity(names[0], tuple(names[1:])))
     if not identities:
         raise InputError(f"{where} names nobody; give one person a line.")
     check_distinct(identities, where)
@@ -56,26 +62,71 @@ def read_identities(path: str | Path) -> list[Identity]:
 
 
 def read_names(path: str | Path, what: str) -> list[str]:
-    """Read names, one a line, as they stand.
+    """Read names, one a line, as they stand; or the column `name` of a table.
 
     Raises:
         InputError: the file cannot be read, or a line is no name.
     """
-    names, where = read_lines(path, what), f"{what} file `{path}`"
-    if names:
-        _check_no_header(names[0], where)
-    for name in names:
-        check_name(name, where)
-    return names
+    found = []
+    for number, names in _rows(path, what, comments=False):
+        check_name(names[0], f"{what} file `{path}`, line {number}")
+        found.append(names[0])
+    return found
+
+
+def _rows(path: str | Path, what: str, comments: bool) -> Iterator[tuple[int, list[str]]]:
+    """Give the names of each person with the number of the line, of lines or of a table."""
+    where, first = f"{what} file `{path}`", True
+    for number, line in numbered_lines(path, what):
+        names = [line]
+        if comments:
+            names = line.partition(_COMMENT)[0].split(TAB)
+            names = [" ".join(x.split()) for x in names if x.strip()]
+        if not names:
+            continue
+        if first and not _NAME_COLUMN.isdisjoint(_titles(line)):
+            yield from _table(path, delimiter_of(line), where)
+            return
+        if first:
+            _check_no_header(line, where)
+        first = False
+        yield number, names
+
+
+def _table(path: str | Path, delimiter: str, where: str) -> Iterator[tuple[int, list[str]]]:
+    """Give the names of each row of a table."""
+    with unpacked(path, where) as file:
+        rows = table_rows(file, delimiter, where, _COMMENT)
+        _, header = next(rows)
+        name = choose_column(header, (_NAME_COLUMN,), "", where, "names")
+        alias = [x for x in header if " ".join(folded_words(x)) in _ALIAS_COLUMN]
+        read = [header.index(x) for x in (name, *alias)]
+        rest = [title for i, title in enumerate(header) if i not in read]
+        said = f"{where}: a table; names are read from {some(header[i] for i in read)}"
+        say_once(said + (f", and not from {some(rest)}" if rest else ""), logging.INFO)
+        for number, row in rows:
+            names = [row[read[0]], *(x for i in read[1:] for x in _ALIASES.split(row[i]))]
+            if any(TAB in name for name in names):
+                raise InputError(
+                    f"{where}, line {number} has a tab in a name; give further names in a column "
+                    "`aliases`, or a file without header."
+                )
+            names = [without_clutter(" ".join(name.split()))[0] for name in names]
+            if not names[0]:
+                raise InputError(f"{where}, line {number} has no `{name}`; give one, or remove it.")
+            yield number, [name for name in names if name]
+
+
+def _titles(line: str) -> list[str]:
+    return [" ".join(folded_words(part)) for part in re.split("[\t,;|]", line)]
 
 
 def _check_no_header(line: str, where: str) -> None:
     """Raise InputError if the first line names columns rather than a person."""
-    titles = [" ".join(folded_words(part)) for part in re.split("[\t,;|]", line)]
-    if not _TITLES.isdisjoint(titles):
+    if not _TITLES.isdisjoint(_titles(line)):
         raise InputError(
-            f"{where} begins with a header, {shortened(line)!r}; give one person a line, further "
-            "names after tabs, and no other columns."
+            f"{where} begins with a header, {shortened(line)!r}, without a column `name`; give one "
+            "person a line, further names after tabs, or such a column."
         )
 
 

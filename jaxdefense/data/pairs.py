@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxdefense.data.captions import describe_dropped
 from jaxdefense.data.images import Photos
+from jaxdefense.data.records import json_objects, json_type
 from jaxdefense.data.sources import Note, Photo, photo_suffixes, reason
 from jaxdefense.errors import InputError
 from jaxdefense.words import name_finder, some
@@ -150,15 +151,10 @@ def _read_object(file: Path) -> dict[str, object]:
         raise InputError(f"`{file}` is not JSON: {reason(error)}.") from error
     if not isinstance(value, dict):
         raise InputError(
-            f"`{file}` holds a JSON {_kind(value)}; must be an object of photo and captions, or "
-            "COCO's."
+            f"`{file}` holds a JSON {json_type(value)}; must be an object of photo and captions, "
+            "or COCO's."
         )
     return value
-
-
-def _kind(value: object) -> str:
-    kinds = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
-    return kinds.get(type(value), "number")
 
 
 def _named(raw: Mapping[str, object], file: Path) -> dict[str, tuple[str, ...]]:
@@ -168,7 +164,7 @@ def _named(raw: Mapping[str, object], file: Path) -> dict[str, tuple[str, ...]]:
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list):
             raise InputError(
-                f"`{file}`: captions of `{name}` are a JSON {_kind(value)}; must be a list of "
+                f"`{file}`: captions of `{name}` are a JSON {json_type(value)}; must be a list of "
                 "strings, or one string."
             )
         found[name] = tuple(_caption(text, f"`{file}`: a caption of `{name}`") for text in texts)
@@ -178,7 +174,7 @@ def _named(raw: Mapping[str, object], file: Path) -> dict[str, tuple[str, ...]]:
 def _coco(raw: Mapping[str, object], file: Path) -> dict[str, tuple[str, ...]]:
     """Read captions as COCO's annotations have them, by the name of the photo."""
     names: dict[int | str, str] = {}
-    for image in _objects(raw, "images", ("id", "file_name"), file):
+    for image in json_objects(raw["images"], "images", ("id", "file_name"), f"`{file}`"):
         number, name = image["id"], image["file_name"]
         if not isinstance(name, str) or not name:
             raise InputError(f"`{file}`: `file_name` (={name!r}) of an image must be a string.")
@@ -186,7 +182,8 @@ def _coco(raw: Mapping[str, object], file: Path) -> dict[str, tuple[str, ...]]:
             raise InputError(f"`{file}`: two images have the `id` {number!r}; each has its own.")
         names[_number(number, "id", file)] = name
     found: dict[str, list[str]] = {name: [] for name in names.values()}
-    for annotation in _objects(raw, "annotations", ("image_id", "caption"), file):
+    fields = "image_id", "caption"
+    for annotation in json_objects(raw["annotations"], "annotations", fields, f"`{file}`"):
         number = _number(annotation["image_id"], "image_id", file)
         if number not in names:
             raise InputError(f"`{file}`: an annotation has `image_id` {number!r}, but no image it.")
@@ -201,24 +198,9 @@ def _number(value: object, what: str, file: Path) -> int | str:
     return value
 
 
-def _objects(
-    raw: Mapping[str, object], key: str, fields: Sequence[str], file: Path
-) -> list[dict[str, object]]:
-    """Give a list of objects, each of which has these fields."""
-    items = raw[key]
-    if not isinstance(items, list):
-        raise InputError(f"`{file}`: `{key}` is a JSON {_kind(items)}; must be a list of objects.")
-    for i, item in enumerate(items):
-        if not isinstance(item, dict) or any(field not in item for field in fields):
-            raise InputError(
-                f"`{file}`: `{key}[{i}]` must be an object with {some(fields)}, as COCO has it."
-            )
-    return items
-
-
 def _caption(text: object, where: str) -> str:
     if not isinstance(text, str):
-        raise InputError(f"{where} is a JSON {_kind(text)}; must be a string.")
+        raise InputError(f"{where} is a JSON {json_type(text)}; must be a string.")
     if not (text := " ".join(text.split())):
         raise InputError(f"{where} is empty; write one, or remove it.")
     return text

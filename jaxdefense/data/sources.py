@@ -1,4 +1,4 @@
-"""Where photos and captions come from: folders, tar shards, TensorFlow Datasets.
+"""Where photos come from: folders, tar shards, Parquet, TensorFlow Datasets.
 
 A source of images is an index; bytes are read when a photo is, so memory does not grow with the
 data. TensorFlow Datasets are read without TensorFlow through `tfds.data_source`.
@@ -22,12 +22,13 @@ from typing import Any, Protocol, overload
 import numpy as np
 from PIL import Image
 
+from jaxdefense.data.forms import files_of, split_column
 from jaxdefense.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 TFDS_PREFIX = "tfds:"
-_TAR = ".tar"
+_TAR, PARQUET_SUFFIX = ".tar", ".parquet"
 _EXAMPLES = ".jpg, .png, .webp, .tif and whatever else Pillow opens"
 
 # Formats that Pillow opens, or seems to, but that are no photos: vector drawings, icons, films, and
@@ -185,8 +186,8 @@ def read_images(source: str, tfds_dir: str = "", note: Note = logger.info) -> Im
     """Index the photos of a source.
 
     Args:
-        source: a folder of photos, at any depth; a folder of tar shards; a `.tar` file, or a range
-            of them, `shards-{0000..0012}.tar`; or `tfds:NAME[/CONFIG][:SPLIT]`.
+        source: a folder of photos, at any depth; a folder of tar shards, or of Parquet files; a
+            `.tar` or `.parquet` file, or a range or glob of such; or `tfds:NAME[/CONFIG][:SPLIT]`.
         tfds_dir: see `open_tfds`.
         note: takes a line that counts what is no photo, if there is any.
 
@@ -197,23 +198,41 @@ def read_images(source: str, tfds_dir: str = "", note: Note = logger.info) -> Im
     if source.startswith(TFDS_PREFIX):
         images = TfdsImages(source, tfds_dir)
     elif os.path.isdir(source):
-        names = list(_walk(source, what, (*photo_suffixes(), _TAR), skipped))
-        shards = [name for name in names if name.lower().endswith(_TAR)]
-        if shards and len(shards) < len(names):
+        names = list(_walk(source, what, (*photo_suffixes(), _TAR, PARQUET_SUFFIX), skipped))
+        tars, tables = (
+            [name for name in names if name.lower().endswith(suffix)]
+            for suffix in (_TAR, PARQUET_SUFFIX)
+        )
+        photos = [name for name in names if not name.lower().endswith((_TAR, PARQUET_SUFFIX))]
+        shards = tars or tables * (not photos)
+        if shards and photos:
             raise InputError(
                 f"{what}: holds tar shards (`{shards[0]}`) and photos beside them; give a folder "
                 "with only one kind."
             )
+        for name in [] if shards is tables else tables:  # what img2dataset says of its shards
+            skipped.add(os.path.join(source, name))
         if shards:
-            images = _TarImages([os.path.join(source, name) for name in shards], what, skipped)
+            images = _of_shards([os.path.join(source, x) for x in shards], "", what, skipped)
         else:
-            images = _FolderImages(source, names)
-    elif os.path.exists(source) or "{" not in source:
-        images = _TarImages([source], what, skipped)
+            images = _FolderImages(source, photos)
     else:
-        images = _TarImages(_expand(source, what), what, skipped)
+        pattern, column = split_column(source)
+        images = _of_shards(files_of(pattern, what), column, what, skipped)
     skipped.check(images, what, f"{_EXAMPLES}, or {_TAR} with such", note)
     return images
+
+
+def _of_shards(shards: list[str], column: str, what: str, skipped: Skipped) -> Images:
+    """Index tar shards, or files of Parquet."""
+    tables = [name for name in shards if name.lower().endswith(PARQUET_SUFFIX)]
+    if not tables and not column:
+        return _TarImages(shards, what, skipped)
+    if len(tables) < len(shards):
+        raise InputError(f"{what}: only Parquet has columns of photos; give nothing else with it.")
+    from jaxdefense.data.parquet_images import ParquetImages
+
+    return ParquetImages(tables, column, what)
 
 
 # Folders
@@ -320,7 +339,7 @@ class _FolderImages(Images):
 # Tar shards
 
 _INDEX = np.dtype([("shard", "i4"), ("header", "i8"), ("start", "i8"), ("size", "i8")])
-_HIDDEN = re.compile(r"(^|/)\.[^/]")
+HIDDEN = re.compile(r"(^|/)\.[^/]")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -368,8 +387,8 @@ class _TarImages(Images):
             names, others = hashlib.sha256(), Skipped("")
 
             def rows() -> Iterator[tuple[int, int, int, int]]:
-                for name, header, start, size in _scan(shards[number], what):
-                    if _HIDDEN.search(name):
+                for name, header, start, size in scan_tar(shards[number], what):
+                    if HIDDEN.search(name):
                         others.add(f"{shards[number]}/{name}", "hidden")
                     elif name.lower().endswith(suffixes):
                         names.update(b"%s\0%d\0" % (os.fsencode(name), size))
@@ -397,7 +416,7 @@ class _TarImages(Images):
         return iter(self._contents)
 
 
-def _scan(shard: str, what: str) -> Iterator[tuple[str, int, int, int]]:
+def scan_tar(shard: str, what: str) -> Iterator[tuple[str, int, int, int]]:
     """List the files in a tar; name, where header and data start, and size of the data.
 
     Reads none of the data.
@@ -420,22 +439,9 @@ def _scan(shard: str, what: str) -> Iterator[tuple[str, int, int, int]]:
         raise InputError(f"{what}: `{shard}` does not exist.") from None
     except (OSError, tarfile.TarError) as error:
         raise InputError(
-            f"{what}: `{shard}` is not a whole, uncompressed tar ({reason(error)}); give a folder "
-            "of photos, or of .tar files."
+            f"{what}: `{shard}` is not a whole, uncompressed tar ({reason(error)}); replace it, or "
+            "give a folder of photos."
         ) from error
-
-
-def _expand(source: str, what: str) -> list[str]:
-    """Write out the ranges of a name: `a-{08..10}` is a-08, a-09, a-10."""
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", source)
-    if not found:
-        return [source]
-    first, last = found.groups()
-    if int(last) < int(first):
-        raise InputError(f"{what}: the range {found[0]} must not run backwards.")
-    before, after = source[: found.start()], source[found.end() :]
-    numbers = (f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1))
-    return [name for number in numbers for name in _expand(f"{before}{number}{after}", what)]
 
 
 # TensorFlow Datasets

@@ -21,16 +21,15 @@ import numpy as np
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.data.captions import (
     NUM_EXAMPLES,
+    CaptionFiles,
     Captions,
-    check_captions,
-    holds_none,
     none_left,
     read_clean_captions,
     tokenize_captions,
 )
 from jaxdefense.data.sources import TFDS_PREFIX
 from jaxdefense.errors import InputError
-from jaxdefense.files import cache_directory, digest, lines, locked, write_arrays
+from jaxdefense.files import cache_directory, digest, locked, unpacked, write_arrays
 from jaxdefense.log import Progress
 from jaxdefense.paths import check_writable
 from jaxdefense.words import name_finder, shortened
@@ -52,7 +51,7 @@ class CleanCaptions:
         captions: those without a listed name.
         dropped: how many others there were.
         examples: the first of those, shortened.
-        sha256: identifies them: hash of the texts, one a line; for a large file, hash of its
+        sha256: identifies them: hash of the texts, one a line; of large files, hash of their
             contents and of which captions were dropped.
     """
 
@@ -67,26 +66,22 @@ def read_training_captions(
 ) -> CleanCaptions:
     """Read captions, drop those with a listed name, and tokenise the others.
 
-    Tokenises a file of 16 MiB or more once per tokenizer, captions with names too.
-    ~/.cache/jaxdefense/captions keeps the tokens of the last four files, by contents and tokenizer,
-    for runs to map. It also keeps which captions hold a name, by list of names.
+    Tokenises files of 16 MiB or more once per tokenizer, captions with names too.
+    ~/.cache/jaxdefense/captions keeps the tokens of the last four sources, by contents and
+    tokenizer, for runs to map. It also keeps which captions hold a name, by list of names.
 
     Raises:
         InputError: none is left, or the source cannot be read.
         OSError: the tokens could not be kept.
     """
     names = sorted(set(names))
-    if source.startswith(TFDS_PREFIX) or not _is_large(source):
+    files = None if source.startswith(TFDS_PREFIX) else CaptionFiles(source)
+    if files is None or files.size < _MAPPED:
         texts, dropped = read_clean_captions(source, tfds_dir, names)
         examples = tuple(map(shortened, dropped[:NUM_EXAMPLES]))
         captions = tokenize_captions(texts, tokenizer)
         return CleanCaptions(captions, len(dropped), examples, digest(texts))
-    try:
-        state = _state(source)
-        with open(source, "rb") as file:
-            contents = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"captions file `{source}` cannot be read: {error.strerror}.") from error
+    state, contents = files.state(), _contents(files)
     kept = cache_directory() / "captions" / digest([_LAYOUT, contents, tokenizer.digest()])
     if not kept.is_dir():
         check_writable(kept.parent)
@@ -94,73 +89,69 @@ def read_training_captions(
         waiting = f"another process is tokenising {source}: waiting for it"
         with locked(kept.with_suffix(".lock"), lambda: logger.info(waiting)):
             if not kept.is_dir():
-                _tokenize(source, tokenizer, kept, state)
+                _tokenize(files, tokenizer, kept, state)
                 _clear_old(kept.parent)
     with contextlib.suppress(OSError):  # it may lie where this run cannot write
         os.utime(kept)
-    files = _files(tokenizer)
-    captions = Captions(*(np.memmap(kept / name, files[name], mode="r") for name in files))
-    dropped, examples = _dropped(source, names, kept, state, len(captions))
+    arrays = _arrays(tokenizer)
+    captions = Captions(*(np.memmap(kept / name, arrays[name], mode="r") for name in arrays))
+    dropped, examples = _dropped(files, names, kept, state, len(captions))
     sha256 = hashlib.sha256(contents.encode() + dropped.tobytes()).hexdigest()
     captions = dataclasses.replace(captions, before=dropped - np.arange(len(dropped)))
     return CleanCaptions(captions, len(dropped), examples, sha256)
 
 
-def _is_large(source: str) -> bool:
-    try:
-        return os.stat(source).st_size >= _MAPPED
-    except OSError:  # said by who reads it
-        return False
+def _contents(files: CaptionFiles) -> str:
+    """Hash the bytes of a file of plain text, and otherwise the captions; SHA-256, in hex."""
+    if files.is_plain():
+        with unpacked(files.files[0], f"captions file `{files.source}`") as file:
+            return hashlib.file_digest(file.data, "sha256").hexdigest()
+    hashed = hashlib.sha256()
+    with contextlib.closing(_chunks(files, f"hashing {files.source}")) as chunks:
+        for texts in chunks:
+            hashed.update("".join(f"{text}\n" for text in texts).encode())
+    return hashed.hexdigest()
 
 
-def _state(source: str) -> tuple[int, int]:
-    """Give a file's size and time of its last change, to notice writes meanwhile."""
-    found = os.stat(source)
-    return found.st_size, found.st_mtime_ns
+def _check_unchanged(files: CaptionFiles, state: list[tuple[int, int]]) -> None:
+    """Raise InputError if a file changed since it was hashed."""
+    if files.state() != state:
+        raise InputError(f"captions `{files.source}` changed while they were read; run again.")
 
 
-def _check_unchanged(source: str, state: tuple[int, int]) -> None:
-    """Raise InputError if the file changed since it was hashed."""
-    if _state(source) != state:
-        raise InputError(f"captions `{source}` changed while they were read; run again.")
-
-
-def _files(tokenizer: Tokenizer) -> dict[str, np.dtype]:
+def _arrays(tokenizer: Tokenizer) -> dict[str, np.dtype]:
     """List the arrays kept of a file, in the order `Captions` takes them."""
     ends = np.dtype(np.int64)
     return {"tokens": tokenizer.token_dtype, "word_ends": ends, "caption_ends": ends}
 
 
-def _tokenize(source: str, tokenizer: Tokenizer, kept: Path, state: tuple[int, int]) -> None:
+def _tokenize(
+    files: CaptionFiles, tokenizer: Tokenizer, kept: Path, state: list[tuple[int, int]]
+) -> None:
     """Write a directory of tokens in one step."""
     made = kept.with_name(f".{kept.name[:8]}.{uuid.uuid4().hex[:8]}")
     made.mkdir()
-    num = num_tokens = num_words = 0
+    num_tokens = num_words = 0
     try:
         with contextlib.ExitStack() as stack:
             tokens, word_ends, caption_ends = (
-                stack.enter_context(open(made / name, "wb")) for name in _files(tokenizer)
+                stack.enter_context(open(made / name, "wb")) for name in _arrays(tokenizer)
             )
             for ends in (word_ends, caption_ends):
                 ends.write(np.int64(0).tobytes())
-            chunks = _chunks(source, f"tokenising {source}, once")
+            chunks = _chunks(files, f"tokenising {files.source}, once")
             stack.enter_context(contextlib.closing(chunks))
             for texts in chunks:
-                if not num:
-                    check_captions(texts, source)
                 new = tokenize_captions(texts, tokenizer)
                 tokens.write(new.tokens.tobytes())
                 word_ends.write((new.word_ends[1:] + num_tokens).tobytes())
                 caption_ends.write((new.caption_ends[1:] + num_words).tobytes())
-                num += len(texts)
                 num_tokens += len(new.tokens)
                 num_words += len(new.word_ends) - 1
-        if not num:
-            raise holds_none(source)
         for path in made.iterdir():
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
-        _check_unchanged(source, state)
+        _check_unchanged(files, state)
         os.utime(made)  # used now, however long ago it was begun
         try:
             made.rename(kept)
@@ -191,10 +182,10 @@ def _clear_old(directory: Path) -> None:
 
 
 def _dropped(
-    source: str,
+    files: CaptionFiles,
     names: Sequence[str],
     kept: Path,
-    state: tuple[int, int],
+    state: list[tuple[int, int]],
     num: int,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Find the captions with a listed name, in the text or as found before.
@@ -207,26 +198,24 @@ def _dropped(
         with np.load(file, allow_pickle=False) as arrays:
             return arrays["numbers"], tuple(arrays["examples"].tolist())
     holds, start, found, examples = name_finder(names), 0, list[int](), list[str]()
-    for texts in _chunks(source, f"looking for names in {source}"):
+    for texts in _chunks(files, f"looking for names in {files.source}"):
         new = [i for i, text in enumerate(texts) if holds(text)]
         found += (start + i for i in new)
         examples += (shortened(texts[i]) for i in new[: NUM_EXAMPLES - len(examples)])
         start += len(texts)
     if len(found) == num:
-        raise none_left(source, num)
+        raise none_left(files.source, num)
     dropped = np.array(found, np.int64)
-    _check_unchanged(source, state)
+    _check_unchanged(files, state)
     with contextlib.suppress(OSError):  # see above
         write_arrays(file, numbers=dropped, examples=np.array(examples, str))
     return dropped, tuple(examples)
 
 
-def _chunks(source: str, doing: str) -> Generator[list[str]]:
-    """Give the lines of a captions file, many at a time, and show how far it is."""
-    sizes: list[int] = []
-    texts = lines(source, "captions", sizes.append)
-    with Progress(doing, os.stat(source).st_size / 2**20, unit="MiB") as progress:
+def _chunks(files: CaptionFiles, doing: str) -> Generator[list[str]]:
+    """Give captions, many at a time, and show how far it is."""
+    texts = iter(files)
+    with Progress(doing, files.size / 2**20, unit="MiB") as progress:
         while chunk := list(itertools.islice(texts, _CHUNK)):
             yield chunk
-            progress.advance(sum(sizes) / 2**20)
-            sizes.clear()
+            progress.update(files.far() / 2**20)
