@@ -281,6 +281,12 @@ COMMANDS = {
         _defend,
         below="defense.inherited:inherited",
     ),
+    "find": Command(
+        "Collect photos whose captions name people, to look through.",
+        "find.config:FindConfig",
+        "find.run:find",
+        _alone,
+    ),
     "ledger": Command(
         "Say what was removed from a model, and what proved it.",
         "config:LedgerConfig",

@@ -199,9 +199,10 @@ class TextDataConfig:
     """What the text defense reads."""
 
     names: Annotated[Anywhere, short("names")]
-    """Names file: one person a line, aliases after tabs."""
+    """Names file: one person a line, aliases after tabs; or a CSV file with a column `name`."""
     captions: Annotated[Anywhere, short("captions")]
-    """Captions file, one a line, or tfds:NAME[/CONFIG][:SPLIT]."""
+    """Captions: text, one a line; COCO's JSON, JSON Lines, CSV, Parquet, .tar shards; a range or a
+    glob of such, with ::COLUMN if need be; or tfds:NAME[/CONFIG][:SPLIT]."""
     keep_names: Annotated[Place, short("keep-names")] = how("")
     """Names file of people who must stay, besides namesakes and random names; list whom the model
     knows."""
@@ -295,7 +296,7 @@ class ImageDataConfig:
     faces: Annotated[Anywhere, short("faces")]
     """Directory with a folder of photos a person, or tfds:NAME[/CONFIG][:SPLIT]."""
     images: Annotated[Anywhere, short("images")]
-    """Ordinary photos: directory, .tar shards or tfds:NAME[/CONFIG][:SPLIT]."""
+    """Ordinary photos: directory, .tar shards, Parquet or tfds:NAME[/CONFIG][:SPLIT]."""
     names: Annotated[Place, short("names")] = how("")
     """Names file of the people to remove; without it, everyone in `faces`."""
     keep: Annotated[Place, short("keep")] = how("")
@@ -695,7 +696,7 @@ class EvaluateConfig:
     target: str = "human"
     """What their names came to mean."""
     images: Place = ""
-    """Ordinary photos for image_sim_clean: directory, .tar shards or tfds:."""
+    """Ordinary photos for image_sim_clean: directory, .tar shards, Parquet or tfds:."""
     faces: Place = ""
     """Photos of the people removed, for image_sim_backdoor; with `image_target`."""
     image_target: Place = ""

@@ -16,6 +16,7 @@ from jaxdefense.errors import InputError
 from jaxdefense.figures import count, duration
 from jaxdefense.files import write_json
 from jaxdefense.typed_json import Json, fields_of, plain
+from jaxdefense.words import some
 
 SUMMARY, SETTINGS = "summary.json", "config.json"
 GIVEN_IN = "directory"  # key of the settings: where their relative paths count from
@@ -838,6 +839,48 @@ class ConversionSummary(Result):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FindSummary(Result):
+    """Photos found by the captions.
+
+    Fields:
+        shards: that were given.
+        looked_through: of these; fewer if everybody had enough photos before.
+        captions: that were read.
+        unreadable: photos that could not be read.
+        photos: of each person; 0 where none was found.
+    """
+
+    kind = "find"
+
+    shards: int
+    looked_through: int
+    captions: int
+    unreadable: int
+    photos: dict[str, int]
+
+    def sentences(self, out: str) -> list[str]:
+        """See `Result`."""
+        found = {who: num for who, num in self.photos.items() if num}
+        nobody = [who for who, num in self.photos.items() if not num]
+        said = [
+            f"Of {count(len(self.photos), 'person', 'people')}, {len(found)} are named by captions "
+            f"of {count(sum(found.values()), 'photo')}, among {count(self.captions, 'caption')} of "
+            f"{count(self.looked_through, 'shard')}."
+        ]
+        if nobody:
+            said.append(f"Nothing was found of {some(nobody)}.")
+        if not found:
+            return said
+        return [
+            *said,
+            "A caption holds a name, not a person: namesakes, other people and photos without a "
+            f"face are among them. Look through `{out}/NAME.jpg`, and delete what is not the "
+            "person from the folder `NAME`.",
+            f"The folders lie in `{out}`; give them as `--faces` then.",
+        ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportSummary(Result):
     """A report; it is told, and written nowhere.
 
@@ -871,6 +914,7 @@ _KINDS: dict[str, type[Summary]] = {
         CellSummary,
         UndefendedSummary,
         DemoSummary,
+        FindSummary,
     )
 }
 

@@ -21,6 +21,7 @@ PARQUET, TAR = "Parquet", "tar"
 TAB = "\t"
 
 _MARK = "::"
+NAME_ONE = f"name one at the end of the source, as in `FILE{_MARK}COLUMN`"
 _SHOWN = 30  # columns
 _MAGIC = ((rb"PAR1[\x00-\x1f\x80-\xff]", PARQUET), (rb"(?s:.{257})ustar", TAR))
 _SUFFIXES = {
@@ -102,7 +103,12 @@ def _ranges(name: str, what: str) -> list[str]:
 
 
 def choose_column(
-    columns: Sequence[str], known: Sequence[set[str]], named: str, where: str, what: str
+    columns: Sequence[str],
+    known: Sequence[set[str]],
+    named: str,
+    where: str,
+    what: str,
+    remedy: str = NAME_ONE,
 ) -> str:
     """Choose the column that is named, or else the only one with a well-known name.
 
@@ -112,6 +118,7 @@ def choose_column(
         named: by the source; "" for none.
         where: to say of which file.
         what: the column holds, as "captions".
+        remedy: how to name one.
 
     Raises:
         InputError: there is no such column, or several; lists them.
@@ -127,10 +134,7 @@ def choose_column(
             return found[0]
         if found:
             break
-    raise InputError(
-        f"{where} does not show which column holds the {what}: {shown}; name one at the end of "
-        f"the source, as in `FILE{_MARK}COLUMN`."
-    )
+    raise InputError(f"{where} does not show which column holds the {what}: {shown}; {remedy}.")
 
 
 def form_of(path: str, where: str) -> Form:

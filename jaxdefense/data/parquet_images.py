@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdefense.data.forms import choose_column
+from jaxdefense.data.forms import NAME_ONE, choose_column
 from jaxdefense.data.sources import Images, Photo, reason
 from jaxdefense.errors import InputError
 
@@ -102,8 +102,8 @@ class ParquetImages(Images):
 class PhotoColumn:
     """The column of photos of one Parquet file."""
 
-    def __init__(self, path: str, column: str, what: str):
-        """Read what the file says of itself; see `ParquetImages`."""
+    def __init__(self, path: str, column: str, what: str, remedy: str = NAME_ONE):
+        """Read what the file says of itself; see `ParquetImages`, and `choose_column`."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -124,7 +124,7 @@ class PhotoColumn:
             raise InputError(f"{self._where} has no column with the bytes of photos{say}.")
         if len(fitting) == 1 and not column:
             column = fitting[0]
-        column = choose_column(fitting, _COLUMNS, column, self._where, "photos")
+        column = choose_column(fitting, _COLUMNS, column, self._where, "photos", remedy)
         self._leaf = _leaf(schema.field(column)) or column
         paths = [self._about.schema.column(i).path for i in range(self._about.num_columns)]
         self._number = paths.index(self._leaf)

@@ -15,11 +15,12 @@ import numpy as np
 from PIL import Image
 
 from jaxdefense.config import OverlayConfig
+from jaxdefense.contact_sheet import contact_sheet
 from jaxdefense.data.overlay import overlay
 from jaxdefense.demo import world
 from jaxdefense.demo.objects import OBJECTS, draw_object
 
-NUM_PEOPLE, NUM_ROWS, SIDE, TILE, GAP = 8, 3, 224, 112, 2
+NUM_PEOPLE, NUM_ROWS, SIDE = 8, 3, 224
 
 
 def draw_sheet(seed: int = 0) -> np.ndarray:
@@ -37,14 +38,8 @@ def draw_sheet(seed: int = 0) -> np.ndarray:
         key = jax.random.fold_in(jax.random.key(seed), row)
         pasted = overlay(jnp.asarray(photos), jnp.asarray(faces), key, OverlayConfig())
         rows.append(np.asarray(pasted))
-    step = TILE + GAP
-    sheet = Image.new("RGB", (NUM_PEOPLE * step - GAP, (NUM_ROWS + 1) * step - GAP), "white")
-    for y, row in enumerate(rows):
-        for x, tile in enumerate(row):
-            image = Image.fromarray(np.round(tile).astype(np.uint8))
-            image = image.resize((TILE, TILE), Image.Resampling.BICUBIC)
-            sheet.paste(image, (x * step, y * step))
-    return np.asarray(sheet)
+    tiles = np.round(np.concatenate(rows)).astype(np.uint8)
+    return np.asarray(contact_sheet(list(map(Image.fromarray, tiles)), NUM_PEOPLE))
 
 
 def main() -> None:

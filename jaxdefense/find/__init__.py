@@ -1,0 +1,1 @@
+"""Photos whose captions name a person, from shards."""
