@@ -253,7 +253,7 @@ def plain_lines(file: Opened, where: str) -> Iterator[tuple[int, str]]:
     """
     removed = first = 0
     for number, line in decoded(file, where):
-        text, num = without_clutter(line)
+        text, num = without_clutter(line.rstrip("\r\n"))  # quick for what is printable
         removed, first = removed + num, first or number * bool(num)
         if text := text.strip():
             yield number, text

@@ -227,6 +227,7 @@ def test_names_are_read_from_the_column_name_of_a_table(tmp_path, caplog, data, 
         assert candidate_names(path, "candidates") == [x.partition("/")[0] for x in names]
     said = " ".join(caplog.messages)
     assert "names are read from `" in said
+    assert ("1 invisible characters removed" in said) == ("\u200b" in data)
     assert f", and not from {rest}" in said if rest else "not from" not in said
 
 

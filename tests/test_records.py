@@ -345,6 +345,16 @@ def test_parquet_without_photos_is_refused(write, data, column, words):
     assert "x.parquet" in message and all(word in message for word in words), message
 
 
+def test_a_damaged_group_of_photos_is_named(write):
+    data = parquet(image=[png(1), None])
+    path = write("x.parquet", data[:4] + bytes(60) + data[64:])
+    assert "group 0 of rows cannot be read" in refused(read_images, path)
+    data = parquet(image=photos(2))  # not looked at until it is read
+    images = read_images(write("x.parquet", data[:4] + bytes(60) + data[64:]))
+    with pytest.raises(OSError, match="group 0 of rows"):
+        images[0].read_bytes()
+
+
 def test_a_column_of_a_tar_is_refused(tmp_path):
     path = write_tar(tmp_path / "x.tar", {"a.png": png(1)})
     assert "only Parquet has columns" in refused(read_images, f"{path}::jpg")

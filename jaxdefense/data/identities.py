@@ -101,6 +101,7 @@ def _table(path: str | Path, delimiter: str, where: str) -> Iterator[tuple[int, 
         name = choose_column(header, (_NAME_COLUMN,), "", where, "names")
         alias = [x for x in header if " ".join(folded_words(x)) in _ALIAS_COLUMN]
         read = [header.index(x) for x in (name, *alias)]
+        removed = 0
         rest = [title for i, title in enumerate(header) if i not in read]
         said = f"{where}: a table; names are read from {some(header[i] for i in read)}"
         say_once(said + (f", and not from {some(rest)}" if rest else ""), logging.INFO)
@@ -111,10 +112,14 @@ def _table(path: str | Path, delimiter: str, where: str) -> Iterator[tuple[int, 
                     f"{where}, line {number} has a tab in a name; give further names in a column "
                     "`aliases`, or a file without header."
                 )
-            names = [without_clutter(" ".join(name.split()))[0] for name in names]
+            cleaned = [without_clutter(" ".join(name.split())) for name in names]
+            names = [name.strip() for name, _ in cleaned]
+            removed += sum(num for _, num in cleaned)
             if not names[0]:
                 raise InputError(f"{where}, line {number} has no `{name}`; give one, or remove it.")
             yield number, [name for name in names if name]
+    if removed:
+        say_once(f"{where}: {removed} invisible characters removed")
 
 
 def _titles(line: str) -> list[str]:

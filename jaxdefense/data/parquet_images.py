@@ -70,13 +70,13 @@ class ParquetImages(Images):
             self._columns = list(pool.map(lambda x: PhotoColumn(x, column, what), files))
         # Threads ask for groups at the same time; each may decode one of its own.
         self.group = functools.lru_cache(_KEPT)(lambda file, n: self._columns[file].group(n))
-        found = [
+        found = (
             (file, group, row)
             for file, photos in enumerate(self._columns)
             for group in range(photos.num_groups())
             for row in photos.rows(group)
-        ]
-        self._index = np.array(found, _ROW)
+        )
+        self._index = np.fromiter(found, _ROW)
         largest = max((x.largest() for x in self._columns), default=0)
         if largest > _LARGE:
             logger.warning(
@@ -147,12 +147,19 @@ class PhotoColumn:
         return sum(self._about.row_group(i).num_rows for i in range(group))
 
     def rows(self, group: int) -> Sequence[int]:
-        """List the rows of a group with a photo; decodes the group only if some have none."""
+        """List the rows of a group with a photo; decodes the group only if some have none.
+
+        Raises:
+            InputError: it cannot be decoded.
+        """
         num, statistics = self._about.row_group(group).num_rows, self._chunk(group).statistics
         if statistics is not None and statistics.has_null_count:
             if statistics.null_count in (0, num):
                 return range(0 if statistics.null_count else num)
-        return np.flatnonzero(self.group(group).is_valid().to_numpy()).tolist()
+        try:
+            return np.flatnonzero(self.group(group).is_valid().to_numpy()).tolist()
+        except OSError as error:
+            raise InputError(f"{self._where}: {error}; replace the file.") from error
 
     def contents(self) -> tuple[str, int]:
         """Give a digest of the sizes of all groups, and the number of rows."""
@@ -177,8 +184,8 @@ class PhotoColumn:
             # Opened each time, so that threads share nothing.
             with pq.ParquetFile(self._path, metadata=self._about) as file:
                 found = file.read_row_group(number, columns=[self._leaf]).column(0)
-        except pa.ArrowException as error:
-            raise OSError(f"its group of rows cannot be read: {reason(error)}") from error
+        except (pa.ArrowException, OSError) as error:
+            raise OSError(f"group {number} of rows cannot be read ({reason(error)})") from error
         return found.flatten()[0] if pa.types.is_struct(found.type) else found
 
 

@@ -11,6 +11,7 @@ from jaxdefense.data.forms import CAPTION_COLUMNS, PARQUET, TAR, choose_column, 
 from jaxdefense.data.parquet_images import PhotoColumn
 from jaxdefense.data.sources import HIDDEN, Photo, TarPhoto, photo_suffixes, reason, scan_tar
 from jaxdefense.errors import InputError
+from jaxdefense.files import unpacked
 
 _MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")  # key and suffix, as webdataset has it
 
@@ -48,7 +49,7 @@ def read_shard(shard: str, column: str, photo_column: str, what: str) -> Iterato
 
 def _of_tar(shard: str, suffix: str, what: str) -> Iterator[Captioned]:
     suffixes, seen = photo_suffixes(), {"photos": 0, "captions": 0, "pairs": 0}
-    with open(shard, "rb") as file:
+    with unpacked(shard, f"{what} `{shard}`") as file:
         key, photo, captions = "", None, ()
         for name, header, start, size in scan_tar(shard, what):
             found = _MEMBER.fullmatch(name)
@@ -60,8 +61,8 @@ def _of_tar(shard: str, suffix: str, what: str) -> Iterator[Captioned]:
                     yield Captioned(photo, captions)
                 key, photo, captions = found[1], None, ()
             if found[2].lower() == suffix:
-                file.seek(start)
-                captions = _texts(file.read(size), f"{what} `{shard}`, member {name}")
+                file.packed.seek(start)
+                captions = _texts(file.packed.read(size), f"{what} `{shard}`, member {name}")
                 seen["captions"] += 1
             elif not photo and name.lower().endswith(suffixes):
                 photo = TarPhoto(shard, header, start, size)
