@@ -29,10 +29,8 @@ logger = logging.getLogger(__name__)
 _HEAD = 4096  # bytes looked at
 _BUFFER = 2**17  # bytes unpacked at a time
 _UNPACK = "unpack it: `{} FILE > FILE.txt`"
-_PACKED = (
-    (b"\x1f\x8b", "gzip"),
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-)  # how those begin that are unpacked
+# How files begin that are unpacked, and the codec.
+_PACKED = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"))
 _COLUMN = "write its column as text, a line each"
 # How files of other kinds begin, their kind, and the remedy.
 _MAGIC = (
@@ -231,7 +229,7 @@ def decoded(file: Opened, where: str) -> Iterator[tuple[int, str]]:
         InputError: it is not UTF-8 text; names its kind, or the line.
     """
     number = 0
-    check_text(file.data.peek(_HEAD)[:_HEAD], where)
+    _check_text(file.data.peek(_HEAD)[:_HEAD], where)
     try:
         for data in file.data:
             for line in data.splitlines(keepends=True):  # it may end in a lone carriage return too
@@ -267,7 +265,7 @@ def say_once(message: str, level: int = logging.WARNING) -> None:
     logger.log(level, message)
 
 
-def check_text(head: bytes, where: str) -> None:
+def _check_text(head: bytes, where: str) -> None:
     """Raise InputError if the beginning of a file shows that it is not text."""
     for pattern, kind, remedy in _MAGIC:
         if re.match(pattern, head):

@@ -182,14 +182,14 @@ def name_finder(names: Iterable[str]) -> Callable[[str], bool]:
     return lambda caption: next(found(caption), None) is not None
 
 
-def names_finder(names: Iterable[str]) -> Callable[[str], set[str]]:
-    """Give a function that tells which listed names a caption contains; see `name_finder`."""
+def name_lister(names: Iterable[str]) -> Callable[[str], set[str]]:
+    """Give a function that gives the listed names in a caption; see `name_finder`."""
     found = _name_search(names)
     return lambda caption: set(found(caption))
 
 
 def _name_search(names: Iterable[str]) -> Callable[[str], Iterator[str]]:
-    """Give a function that gives the listed names in a caption, some of them several times."""
+    """Do the same as `name_lister`, name by name, some of them several times."""
     listed: dict[Words, list[tuple[str, int]]] = {}
     lengths: dict[str, set[int]] = {}
     for name in names:

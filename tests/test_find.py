@@ -18,7 +18,7 @@ from jaxdefense.errors import InputError
 from jaxdefense.find import run as find_run
 from jaxdefense.find.config import FindConfig
 from jaxdefense.find.run import find
-from jaxdefense.words import name_finder, names_finder
+from jaxdefense.words import name_finder, name_lister
 
 NAMES = "José María Gil\tPepe Gil\nAnn O'Neil\nBo Ek/Berg\nNobody Here\n"
 CAPTIONS = [
@@ -242,7 +242,7 @@ def test_find_as_a_command(tmp_path, shards, capsys):
 
 def test_names_in_a_caption_are_all_told():
     names = ["José María Gil", "Pepe Gil", "Ann O'Neil", "Gil", "Ann Gil"]
-    which = names_finder(names)
+    which = name_lister(names)
     texts = [*CAPTIONS, "Gil, Ann", "Gil Ann", "AnnGil", "ann-gil's &amp; PEPE_GIL.jpg"]
     assert which("Gil, Ann") == {"Gil", "Ann Gil"} and which("Gil Ann") == {"Gil"}
     for text in texts:

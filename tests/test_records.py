@@ -314,8 +314,9 @@ def test_photos_of_several_parquet_files_leave_out_rows_without_one(tmp_path, wr
     write("0.parquet", parquet(jpg=[first[0], None, *first[1:]], key=list("abcd")))
     write("1.parquet", parquet(jpg=[None, None, *second], key=list("abcde")))
     for source in (tmp_path, f"{tmp_path}/*.parquet", f"{tmp_path}/{{0..1}}.parquet::jpg"):
-        images = read_images(str(source))
-        assert [photo.read_bytes() for photo in images] == first + second
+        said = []
+        images = read_images(str(source), note=said.append)
+        assert [photo.read_bytes() for photo in images] == first + second and not said
     assert str(images[1]) == f"{tmp_path}/0.parquet, row 3"
     before = describe_images(images)
     write("1.parquet", parquet(jpg=[*second, png(9)], key=list("abcd")))
@@ -357,7 +358,7 @@ def test_a_damaged_group_of_photos_is_named(write):
 
 def test_a_column_of_a_tar_is_refused(tmp_path):
     path = write_tar(tmp_path / "x.tar", {"a.png": png(1)})
-    assert "only Parquet has columns" in refused(read_images, f"{path}::jpg")
+    assert "`::COLUMN` with Parquet alone" in refused(read_images, f"{path}::jpg")
 
 
 def test_large_groups_of_photos_are_warned_of(write, monkeypatch, caplog):

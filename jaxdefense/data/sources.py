@@ -28,7 +28,7 @@ from jaxdefense.errors import InputError
 logger = logging.getLogger(__name__)
 
 TFDS_PREFIX = "tfds:"
-_TAR, PARQUET_SUFFIX = ".tar", ".parquet"
+_TAR, _PARQUET = ".tar", ".parquet"
 _EXAMPLES = ".jpg, .png, .webp, .tif and whatever else Pillow opens"
 
 # Formats that Pillow opens, or seems to, but that are no photos: vector drawings, icons, films, and
@@ -198,20 +198,22 @@ def read_images(source: str, tfds_dir: str = "", note: Note = logger.info) -> Im
     if source.startswith(TFDS_PREFIX):
         images = TfdsImages(source, tfds_dir)
     elif os.path.isdir(source):
-        names = list(_walk(source, what, (*photo_suffixes(), _TAR, PARQUET_SUFFIX), skipped))
+        names = list(_walk(source, what, (*photo_suffixes(), _TAR, _PARQUET), skipped))
         tars, tables = (
-            [name for name in names if name.lower().endswith(suffix)]
-            for suffix in (_TAR, PARQUET_SUFFIX)
+            [name for name in names if name.lower().endswith(suffix)] for suffix in (_TAR, _PARQUET)
         )
-        photos = [name for name in names if not name.lower().endswith((_TAR, PARQUET_SUFFIX))]
-        shards = tars or tables * (not photos)
+        photos = [name for name in names if not name.lower().endswith((_TAR, _PARQUET))]
+        shards = tars
+        if not tars and not photos:
+            shards = tables
+        else:
+            for name in tables:  # img2dataset writes one beside each tar
+                skipped.add(os.path.join(source, name))
         if shards and photos:
             raise InputError(
                 f"{what}: holds tar shards (`{shards[0]}`) and photos beside them; give a folder "
                 "with only one kind."
             )
-        for name in [] if shards is tables else tables:  # what img2dataset says of its shards
-            skipped.add(os.path.join(source, name))
         if shards:
             images = _of_shards([os.path.join(source, x) for x in shards], "", what, skipped)
         else:
@@ -225,11 +227,11 @@ def read_images(source: str, tfds_dir: str = "", note: Note = logger.info) -> Im
 
 def _of_shards(shards: list[str], column: str, what: str, skipped: Skipped) -> Images:
     """Index tar shards, or files of Parquet."""
-    tables = [name for name in shards if name.lower().endswith(PARQUET_SUFFIX)]
+    tables = [name for name in shards if name.lower().endswith(_PARQUET)]
     if not tables and not column:
         return _TarImages(shards, what, skipped)
     if len(tables) < len(shards):
-        raise InputError(f"{what}: only Parquet has columns of photos; give nothing else with it.")
+        raise InputError(f"{what}: give .tar files or Parquet, and `::COLUMN` with Parquet alone.")
     from jaxdefense.data.parquet_images import ParquetImages
 
     return ParquetImages(tables, column, what)

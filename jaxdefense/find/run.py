@@ -26,7 +26,7 @@ from jaxdefense.find.shards import Captioned, read_shard
 from jaxdefense.log import Progress
 from jaxdefense.results import FindSummary
 from jaxdefense.run_directory import RunDirectory
-from jaxdefense.words import names_finder
+from jaxdefense.words import name_lister
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Folders:
         """
         self._root, self._most = root, most
         self._owner = {name: who.name for who in identities for name in who.names}
-        self._names = names_finder(self._owner)
+        self._names = name_lister(self._owner)
         self._folders = {who.name: root / folder_name(who.name) for who in identities}
         self._files: dict[str, set[str]] = {who.name: set() for who in identities}
         self._looked: list[Looked] = []
