@@ -704,9 +704,10 @@ class EvaluateConfig:
     zeroshot: Place = ""
     """Directory with a folder of photos a class, or a tfds: source."""
     class_names: Place = ""
-    """File of lines KEY<tab>NAME, for classes whose folders are named by keys."""
+    """File of lines KEY<tab>NAME, for folders that are named by keys; or imagenet, whose wnids, and
+    whose numbers 0 to 999, are recognised without."""
     templates: Place = ""
-    """File of prompts with {} for the class; without it, four plain ones."""
+    """File of prompts with {} for the class; or openai80; without it, four plain ones."""
     collateral: Place = ""
     """Names file of people who must stay: how far they moved, and namesakes of those in `names`."""
     tfds_dir: Place = how("")
@@ -832,9 +833,10 @@ class SweepEvaluate:
     zeroshot: Annotated[Place, short("zeroshot")] = ""
     """Directory with a folder of photos a class, or a tfds: source."""
     class_names: Place = ""
-    """File of lines KEY<tab>NAME, for classes whose folders are named by keys."""
+    """File of lines KEY<tab>NAME, for folders that are named by keys; or imagenet, whose wnids, and
+    whose numbers 0 to 999, are recognised without."""
     templates: Place = ""
-    """File of prompts with {} for the class; without it, four plain ones."""
+    """File of prompts with {} for the class; or openai80; without it, four plain ones."""
     num_clean: int = 10_000
     """Captions or photos for sim_clean, at most."""
     max_corrupt: int = how(0)

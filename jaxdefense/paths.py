@@ -33,6 +33,22 @@ def check_given(value: str, name: str) -> None:
             raise InputError(f"`{name}` (={value}) cannot be looked at: {said}.") from error
 
 
+def is_word(value: str, word: str, name: str) -> bool:
+    """Tell whether a setting is a word that stands in place of a file.
+
+    Raises:
+        InputError: it is, and a file is called so too.
+    """
+    if value != word:
+        return False
+    if os.path.isfile(value):
+        raise InputError(
+            f"`{name}` (={value}) is a word, and a file too; give `./{value}` for the file, or "
+            "rename it."
+        )
+    return True
+
+
 def check_new(path: Path) -> None:
     """Raise InputError if a path exists or cannot be created."""
     if os.path.lexists(path):

@@ -257,7 +257,7 @@ def test_dataset_that_is_not_prepared_says_how(tfds_dir):
 
 @pytest.fixture
 def classes(tmp_path):
-    put(tmp_path / "classes", "n01440764/1.png", "n02_x/1.png", "n02_x/2.png")
+    put(tmp_path / "classes", "n01/1.png", "n02_x/1.png", "n02_x/2.png")
     return str(tmp_path / "classes")
 
 
@@ -270,15 +270,15 @@ def named(classes, text, tmp_path):
 def test_classes_are_named_by_their_folders(classes):
     found = read_labelled(classes, "", "class")
     assert listed(found, classes) == {
-        "n01440764": ["n01440764/1.png"],
+        "n01": ["n01/1.png"],
         "n02 x": ["n02_x/1.png", "n02_x/2.png"],
     }
 
 
 def test_classes_are_named_by_a_file(classes, tmp_path):
-    found = named(classes, "\ufeffn02_x\tzebra finch \r\n\nn01440764\t tench\n", tmp_path)
+    found = named(classes, "\ufeffn02_x\tzebra finch \r\n\nn01\t tench\n", tmp_path)
     assert listed(found, classes) == {
-        "tench": ["n01440764/1.png"],
+        "tench": ["n01/1.png"],
         "zebra finch": ["n02_x/1.png", "n02_x/2.png"],
     }
 
@@ -291,11 +291,11 @@ def test_actors_are_no_layout_of_classes(facescrub):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("n02_x\tb\n", ["no line for `n01440764`."]),
-        ("n02_x\tb\nn01440764\ta\nn03\tc\n", ["no photo of `n03`."]),
-        ("n02 x\tb\nn01440764\ta\n", ["no line for `n02_x`", "no photo of `n02 x`."]),
+        ("n02_x\tb\n", ["no line for `n01`."]),
+        ("n02_x\tb\nn01\ta\nn03\tc\n", ["no photo of `n03`."]),
+        ("n02 x\tb\nn01\ta\n", ["no line for `n02_x`", "no photo of `n02 x`."]),
         ("".join(f"n{i}\tb{i}\n" for i in range(900)), ["no line for", "and 896 more"]),
-        ("n02_x\tb\nn01440764\tB\n", ["`n01440764` and `n02_x` are of one name"]),
+        ("n02_x\tb\nn01\tB\n", ["`n01` and `n02_x` are of one name"]),
         ("n02_x b\n", ["'n02_x b' must be a folder or label"]),
         ("n02_x\t\n", ["'n02_x' must be"]),
         ("n02_x\tb\nn02_x\tc\n", ["'n02_x\\tc' must be", "not named before"]),

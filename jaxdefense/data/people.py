@@ -4,12 +4,15 @@ import difflib
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from jaxdefense.data import imagenet
 from jaxdefense.data.identities import Identity
+from jaxdefense.data.imagenet import IMAGENET
 from jaxdefense.data.images import Photos, spaced
 from jaxdefense.data.sources import (
     TFDS_PREFIX,
@@ -22,6 +25,7 @@ from jaxdefense.data.sources import (
 )
 from jaxdefense.errors import InputError
 from jaxdefense.files import read_lines
+from jaxdefense.paths import is_word
 from jaxdefense.words import folded_words, some
 
 logger = logging.getLogger(__name__)
@@ -89,7 +93,7 @@ def _has_folders(source: str) -> bool:
 
 
 def read_labelled(
-    source: str, tfds_dir: str, what: str, class_names_file: str = "", note: Note = logger.info
+    source: str, tfds_dir: str, what: str, class_names: str = "", note: Note = logger.info
 ) -> list[Photos]:
     """List the photos of classes, sorted by name.
 
@@ -97,27 +101,36 @@ def read_labelled(
         source: a directory with one folder a class, or `tfds:NAME[/CONFIG][:SPLIT]`.
         tfds_dir: see `sources.open_tfds`.
         what: what to call it in an error.
-        class_names_file: lines of folder or label, a tab, and the name of the class; "" if folders
-            and labels are the names.
-        note: takes a line on files that are not used, if there are any.
+        class_names: a file of lines of folder or label, a tab, and the name of the class; or
+            `imagenet`; "" if folders and labels are the names, or are recognised as ImageNet's.
+        note: takes a line on files that are not used, if there are any, and on ImageNet.
 
     Raises:
-        InputError: as of `read_people`; or the file does not name just these classes.
+        InputError: as of `read_people`; the folders or labels are numbers or wnids of other
+            classes; or the file does not name just these classes.
     """
-    photos = _photos(source, tfds_dir, what, note)
-    names = {key: spaced(key) for key in photos}
-    if class_names_file:
-        names = _read_class_names(class_names_file)
-        unnamed = [key for key in photos if key not in names]
-        unknown = [key for key in names if key not in photos]
-        if unnamed or unknown:
-            differ = f"; no line for {some(unnamed)}" if unnamed else ""
-            differ += f"; no photo of {some(unknown)}" if unknown else ""
-            raise InputError(
-                f"class names file `{class_names_file}` must name the classes of {what} "
-                f"`{source}`, each and no other{differ}."
-            )
-    return _named(photos, names, f"{what} `{source}`")
+    photos, where = _photos(source, tfds_dir, what, note), f"{what} `{source}`"
+    if is_word(class_names, IMAGENET, "class_names"):
+        return _imagenet(photos, imagenet.chosen(photos, where), where, note)
+    if class_names:
+        return _named(photos, _read_class_names(class_names, photos, where), where)
+    if names := imagenet.recognised(photos, where):
+        return _imagenet(photos, names, where, note)
+    return _named(photos, {key: spaced(key) for key in photos}, where)
+
+
+def _imagenet(
+    photos: Mapping[str, tuple[Photo, ...]], names: Mapping[str, str], where: str, note: Note
+) -> list[Photos]:
+    """Put ImageNet's names to photos; classes of one name become one, as no prompt differs."""
+    joined: dict[str, list[Photo]] = {}
+    for key, files in photos.items():
+        joined.setdefault(names[key], []).extend(files)
+    found = [Photos(name, tuple(files)) for name, files in joined.items()]
+    twice = [name for name, num in Counter(names.values()).items() if num > 1]
+    same = f"; {some(twice)}: two classes of one name each, taken as one" if twice else ""
+    note(f"{where}: {len(photos)} classes of ImageNet, by OpenAI's names{same}")
+    return sorted(found, key=lambda c: c.name)
 
 
 def _facescrub(source: str) -> list[Path]:
@@ -162,7 +175,8 @@ def _named(
     return sorted(named, key=lambda person: person.name)
 
 
-def _read_class_names(file: str) -> dict[str, str]:
+def _read_class_names(file: str, photos: Collection[str], where: str) -> dict[str, str]:
+    """Read the names of classes from a file, which must name each and no other."""
     names: dict[str, str] = {}
     for line in read_lines(file, "class names"):
         key, tab, name = (part.strip() for part in line.partition("\t"))
@@ -172,6 +186,15 @@ def _read_class_names(file: str) -> dict[str, str]:
                 "a tab, and a name."
             )
         names[key] = name
+    unnamed = [key for key in photos if key not in names]
+    unknown = [key for key in names if key not in photos]
+    if unnamed or unknown:
+        differ = f"; no line for {some(unnamed)}" if unnamed else ""
+        differ += f"; no photo of {some(unknown)}" if unknown else ""
+        raise InputError(
+            f"class names file `{file}` must name the classes of {where}, each and no "
+            f"other{differ}."
+        )
     return names
 
 

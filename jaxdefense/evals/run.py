@@ -16,7 +16,6 @@ from jaxdefense.data.identities import Identity, check_fits, read_identities
 from jaxdefense.data.images import Photos
 from jaxdefense.data.people import describe_people, read_labelled, read_people
 from jaxdefense.data.sources import Images, describe_images, read_images
-from jaxdefense.data.templates import read_templates
 from jaxdefense.distributed import agree, on_first, several
 from jaxdefense.evals.collateral import MOVED, Movement, movements, read_others, summarise, table
 from jaxdefense.evals.embed import Embedder
@@ -27,7 +26,7 @@ from jaxdefense.evals.similarity import (
     sim_backdoor_target,
     sim_clean,
 )
-from jaxdefense.evals.zeroshot import TEMPLATES, zeroshot
+from jaxdefense.evals.zeroshot import class_templates, zeroshot
 from jaxdefense.files import digest, read_vector, write_text
 from jaxdefense.paths import check_outside
 from jaxdefense.results import EvaluationSummary
@@ -114,7 +113,7 @@ def _read(cfg: EvaluateConfig) -> Inputs:
     classes: list[Photos] = []
     if cfg.zeroshot:
         classes = read_labelled(cfg.zeroshot, cfg.tfds_dir, "class", cfg.class_names, logger.info)
-    templates = read_templates(cfg.templates) if cfg.templates else TEMPLATES
+    templates = class_templates(cfg.templates)
     people = read_people(cfg.faces, cfg.tfds_dir, note=logger.info) if cfg.faces else []
     images = read_images(cfg.images, cfg.tfds_dir, logger.info) if cfg.images else None
     texts: list[str] = []

@@ -12,11 +12,14 @@ from importlib import resources
 import numpy as np
 
 from jaxdefense.data.images import Photos
+from jaxdefense.data.templates import read_templates
 from jaxdefense.evals.embed import Embedder, unit
 from jaxdefense.evals.retrieval import ranks
 from jaxdefense.log import Progress
+from jaxdefense.paths import is_word
 
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "a close up of a {}", "a small {}")
+OPENAI80 = "openai80"  # in place of a file of prompts
 _NUM_PROMPTS = 8192  # embeddings of prompts held at a time
 
 
@@ -25,6 +28,20 @@ def openai_templates() -> tuple[str, ...]:
     """Read OpenAI's 80 prompts for ImageNet, with `{}` for the class."""
     file = resources.files("jaxdefense.evals") / "templates80.txt"
     return tuple(file.read_text(encoding="utf-8").splitlines())
+
+
+def class_templates(given: str) -> Sequence[str]:
+    """Give the prompts that a setting names, with `{}` or `{0}` for the class.
+
+    Args:
+        given: a file of prompts; `openai80` for OpenAI's; "" for four plain ones.
+
+    Raises:
+        InputError: the file cannot be read, or is called `openai80`; see `read_templates`.
+    """
+    if is_word(given, OPENAI80, "templates"):
+        return openai_templates()
+    return read_templates(given) if given else TEMPLATES
 
 
 def zeroshot(

@@ -59,7 +59,8 @@ class ProveConfig:
     zeroshot: Place = ""
     """Directory with a folder of photos a class, or a tfds: source."""
     class_names: Place = ""
-    """File of lines KEY<tab>NAME, for classes whose folders are named by keys."""
+    """File of lines KEY<tab>NAME, for folders that are named by keys; or imagenet, whose wnids, and
+    whose numbers 0 to 999, are recognised without."""
     labels: Place = ""
     """File of lines NAME<tab>LABEL, such as a job: those who share it with someone removed."""
     candidates: Place = ""

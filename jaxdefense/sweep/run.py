@@ -42,6 +42,7 @@ from jaxdefense.defense.text import kept_names, plan_text
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.evals.run import run_evaluate
+from jaxdefense.evals.zeroshot import class_templates
 from jaxdefense.files import digest, locked, write_text
 from jaxdefense.idia.attack import check_threshold
 from jaxdefense.idia.candidates import candidate_names
@@ -155,8 +156,7 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
     check_writable(Path(cfg.out))
     attack_config(cfg, Path(cfg.out), False)  # raises if settings are wrong
     evaluate_config(cfg, Path(cfg.out), False)
-    if cfg.evaluate.templates:
-        read_templates(cfg.evaluate.templates)
+    class_templates(cfg.evaluate.templates)
     directory, d = read_model_directory(cfg.model.path), cfg.data
     check_outside(Path(cfg.out), directory.path)
     check_companions(directory.path, directory.weight_files)
