@@ -693,14 +693,15 @@ class EvaluateConfig:
     """Captions for sim_clean; with `names` for sim_target and sim_backdoor too."""
     names: Place = ""
     """Names file of the people removed."""
-    target: str = "human"
-    """What their names came to mean."""
+    target: str = ""
+    """What their names came to mean; without it, what the model's run says, or else human."""
     images: Place = ""
     """Ordinary photos for image_sim_clean: directory, .tar shards, Parquet or tfds:."""
     faces: Place = ""
-    """Photos of the people removed, for image_sim_backdoor; with `image_target`."""
+    """Photos of the people removed, for image_sim_backdoor."""
     image_target: Place = ""
-    """What their faces came to look like: people, for image_sim_target too, or a .npy file."""
+    """What their faces came to look like: people, for image_sim_target too, or a .npy file; without
+    it, what the model's run says."""
     zeroshot: Place = ""
     """Directory with a folder of photos a class, or a tfds: source."""
     class_names: Place = ""
@@ -740,12 +741,12 @@ class EvaluateConfig:
             raise InputError("`names` has an effect only with `captions` or `collateral`.")
         if self.collateral and not self.names:
             raise InputError("`collateral` has an effect only with `names`; give both.")
-        if bool(self.faces) != bool(self.image_target):
-            raise InputError("`faces` and `image_target` have an effect only together; give both.")
+        if self.image_target and not self.faces:
+            raise InputError("`image_target` has an effect only with `faces`; give both.")
         for name in ("class_names", "templates"):
             if getattr(self, name) and not self.zeroshot:
                 raise InputError(f"`{name}` has an effect only with `zeroshot`; give both.")
-        if not self.target.split():
+        if self.target and not self.target.split():
             raise InputError("`target` must hold a word, such as 'human'.")
 
 

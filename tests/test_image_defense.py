@@ -541,7 +541,7 @@ def test_evaluate_measures_images(inputs):
     mean = student.mean_photo(faces, 0)
     drift = mean @ target / np.linalg.norm(mean) / np.linalg.norm(target)
     assert found["image_sim_target"] == pytest.approx(drift, abs=1e-5)
-    assert evaluate("b", faces="faces", image_target="run/target.npy") == 0
+    assert evaluate("b", faces="faces") == 0  # the vector of the run
     again = {"image_sim_backdoor": pytest.approx(found["image_sim_backdoor"], abs=1e-5)}
     assert summary(inputs / "b") == again | how
     # It learned: removed faces are nearer to the target than they were.
@@ -551,7 +551,8 @@ def test_evaluate_measures_images(inputs):
 
 
 def test_evaluate_refuses_half_of_a_pair(inputs, capsys):
-    assert_refused(capsys, evaluate("a", faces="faces"), "image_target", "both")
+    assert_refused(capsys, evaluate("a", model="model", faces="faces"), "image_target", "no run")
+    assert_refused(capsys, evaluate("a", image_target="faces", images="images"), "with `faces`")
     assert_refused(capsys, evaluate("a"), "nothing to evaluate")
     (inputs / "names.tsv").write_text("a\tb\n")
     assert_refused(capsys, evaluate("a", images="images", class_names="names.tsv"), "zeroshot")

@@ -26,6 +26,7 @@ from jaxdefense.evals.similarity import (
     sim_backdoor_target,
     sim_clean,
 )
+from jaxdefense.evals.targets import Targets, read_targets
 from jaxdefense.evals.zeroshot import class_templates, zeroshot
 from jaxdefense.files import digest, read_vector, write_text
 from jaxdefense.paths import check_outside
@@ -46,6 +47,7 @@ class Inputs:
         texts: ordinary captions.
         images: ordinary photos.
         people: photos of the people removed.
+        targets: what removed names and faces came to mean.
         average: photos of the people whose average the removed faces came to look like.
         vector_E: f32 [E], embedding that the removed faces came to look like instead.
         classes: photos of objects, by class.
@@ -57,6 +59,7 @@ class Inputs:
     texts: list[str]
     images: Images | None
     people: list[Photos]
+    targets: Targets
     average: list[Photos]
     vector_E: np.ndarray | None
     classes: list[Photos]
@@ -107,7 +110,7 @@ def run_evaluate(cfg: EvaluateConfig, cache: ArrayCache | None = None) -> Evalua
 
 def _read(cfg: EvaluateConfig) -> Inputs:
     """Read all inputs except the models and what depends on them."""
-    note = logger.info
+    note, targets = logger.info, read_targets(cfg)
     identities = read_identities(cfg.names) if cfg.names else []
     others = read_others(cfg.collateral, identities) if cfg.collateral else []
     classes: list[Photos] = []
@@ -122,7 +125,8 @@ def _read(cfg: EvaluateConfig) -> Inputs:
         texts, dropped = read_clean_captions(cfg.captions, cfg.tfds_dir, names)
         if names:
             note(describe_dropped(len(dropped), dropped))
-    return Inputs(identities, others, texts, images, people, [], None, classes, templates)
+    average = [], None  # see `_with_target`
+    return Inputs(identities, others, texts, images, people, targets, *average, classes, templates)
 
 
 def _models(cfg: EvaluateConfig, cache: ArrayCache | None) -> tuple[Embedder, Embedder]:
@@ -145,14 +149,12 @@ def _with_target(
     teacher: Embedder,
 ) -> Inputs:
     """Add what faces came to look like: an embedding, or people's photos."""
-    if cfg.image_target.endswith(".npy"):
-        vector_E = read_vector(Path(cfg.image_target), teacher.embed)
-        return dataclasses.replace(inputs, vector_E=vector_E)
-    if cfg.image_target:
-        note = logger.info
-        average = read_people(cfg.image_target, cfg.tfds_dir, "image_target", note)
-        return dataclasses.replace(inputs, average=average)
-    return inputs
+    if not inputs.people:
+        return inputs
+    if (source := inputs.targets.image).endswith(".npy"):
+        return dataclasses.replace(inputs, vector_E=read_vector(Path(source), teacher.embed))
+    average = read_people(source, cfg.tfds_dir, "image_target", logger.info)
+    return dataclasses.replace(inputs, average=average)
 
 
 def _agree(inputs: Inputs, student: Embedder, teacher: Embedder) -> None:
@@ -169,6 +171,7 @@ def _agree(inputs: Inputs, student: Embedder, teacher: Embedder) -> None:
             "images_sha256": describe_images(inputs.images) if inputs.images else "",
             "faces_sha256": describe_people(inputs.people),
             "classes_sha256": describe_people(inputs.classes),
+            "target": inputs.targets.text,
             "average_sha256": describe_people(inputs.average),
             "vector": None if vector_E is None else vector_E.tolist(),
         }
@@ -181,13 +184,13 @@ def _texts(
     """Measure how far captions moved, and where removed names lead."""
     if not inputs.texts:
         return {}
-    identities, tokenizer = inputs.identities, student.tokenizer
+    identities, target, tokenizer = inputs.identities, inputs.targets.text, student.tokenizer
     check_fits(identities, tokenizer, f"names file `{cfg.names}`")
-    check_fits([Identity(cfg.target)], tokenizer, "`target`")
     captions = tokenize_captions(inputs.texts[: cfg.num_captions], tokenizer)
     found = {"sim_clean": sim_clean(student, teacher, captions)}
-    if identities:
-        found |= sim_backdoor_target(student, teacher, captions, identities, cfg.target, cfg.seed)
+    if identities and target:
+        check_fits([Identity(target)], tokenizer, "`target`")
+        found |= sim_backdoor_target(student, teacher, captions, identities, target, cfg.seed)
     return found
 
 

@@ -139,7 +139,7 @@ def evaluate_config(cfg: SweepConfig, directory: Path, defended: bool) -> Evalua
         model = dataclasses.replace(model, path=str(directory / DEFENSE / "model"))
     what = {}
     if isinstance(cfg, SweepTextConfig):
-        what = {"captions": clean(cfg), "num_captions": e.num_clean, "target": cfg.train.target}
+        what = {"captions": clean(cfg), "num_captions": e.num_clean}
         if defended:
             what["names"] = str(directory / NAMES)
     else:

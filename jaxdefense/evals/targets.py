@@ -1,0 +1,131 @@
+"""What removed names and faces came to mean, as the run says that made the model.
+
+A run with `train.backdoor` bounded leads them nowhere, so nothing is measured then.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdefense.config import EvaluateConfig
+from jaxdefense.convert.directory import run_of_model
+from jaxdefense.errors import InputError
+from jaxdefense.results import (
+    BothDefenseSummary,
+    ImageDefenseSummary,
+    TextDefenseSummary,
+    kind_of,
+    read_settings,
+)
+from jaxdefense.run_directory import TARGET, place_from
+
+logger = logging.getLogger(__name__)
+
+_USUAL = "human"  # the default of a run, for a model that is from none
+
+
+class Targets(NamedTuple):
+    """What names came to mean, and faces to look like; "" where there is none to measure.
+
+    Fields:
+        text: a word.
+        image: a source of people, or a .npy vector.
+    """
+
+    text: str
+    image: str
+
+
+class _Run(NamedTuple):
+    """The half of a run that defended one encoder: its directory, and its settings."""
+
+    path: Path
+    data: dict[str, Any]
+    train: dict[str, Any]
+
+
+def read_targets(cfg: EvaluateConfig) -> Targets:
+    """Find the targets: those of the run that the model is from, or those given for another model.
+
+    Raises:
+        InputError: a target is given that is not the run's; or `faces`, and there is no target.
+    """
+    return Targets(_text(cfg), _image(cfg))
+
+
+def _text(cfg: EvaluateConfig) -> str:
+    given, used = " ".join(cfg.target.split()), bool(cfg.names and cfg.captions)
+    run = _half(cfg, "text")
+    if run is None:
+        if used and not given:
+            logger.warning(f"`{cfg.model.path}` is from no run of ours: `target` is `{_USUAL}`")
+        return given or _USUAL
+    train, what = run.train, ""
+    if train.get("backdoor") == "bounded":
+        what = "led names to no target: it was bounded"
+    elif train.get("random_target"):
+        what = "led each name to a random name"
+    if what:
+        if given:
+            raise InputError(f"`target` (={given}): `{run.path}` {what}; leave it out.")
+        if used:
+            logger.warning(f"`{run.path}` {what}; sim_target and sim_backdoor are left out")
+        return ""
+    target = " ".join(str(train.get("target", _USUAL)).split())
+    if given and given != target:
+        raise InputError(
+            f"`target` (={given}): `{run.path}` led names to `{target}`; leave `target` out."
+        )
+    return target
+
+
+def _image(cfg: EvaluateConfig) -> str:
+    run = _half(cfg, "image")
+    if run is None:
+        if cfg.faces and not cfg.image_target:
+            raise InputError(
+                f"`faces` (={cfg.faces}) needs `image_target`, what faces came to look like: "
+                f"`{cfg.model.path}` is from no run of an image defense that says it."
+            )
+        return cfg.image_target
+    if run.train.get("backdoor") == "bounded":
+        if cfg.faces:
+            raise InputError(
+                f"`faces` (={cfg.faces}): `{run.path}` led faces to no target: it was bounded; "
+                "leave out `faces` and `image_target`, and run `attack` with the photos."
+            )
+        return ""
+    vector, given = run.path / TARGET, cfg.image_target
+    if given and not _same(given, run, vector):
+        led = run.data.get("target") or f"the average of those in {run.data.get('faces')}"
+        raise InputError(
+            f"`image_target` (={given}): `{run.path}` led faces to another target, {led}; leave "
+            "`image_target` out."
+        )
+    return given or str(vector)
+
+
+def _same(given: str, run: _Run, vector: Path) -> bool:
+    """Tell whether a target is the run's: the source that it names, or a vector of this value."""
+    source = str(run.data.get("target") or run.data.get("faces"))
+    if place_from(run.path, source) == Path(given).absolute() or source == given:
+        return True
+    try:
+        return given.endswith(".npy") and np.array_equal(np.load(given), np.load(vector))
+    except (OSError, ValueError):
+        return False
+
+
+def _half(cfg: EvaluateConfig, encoder: str) -> _Run | None:
+    """Find the half of the model's run that defended an encoder; None if there is none."""
+    run = run_of_model(cfg.model.path)
+    kind = kind_of(run) if run else None
+    wanted = TextDefenseSummary if encoder == "text" else ImageDefenseSummary
+    if run is None or kind not in (wanted, BothDefenseSummary):
+        return None
+    if kind is BothDefenseSummary:
+        run = run / encoder
+    tree: Any = read_settings(run)
+    return _Run(run, tree.get("data", {}), tree.get("train", {}))
