@@ -611,6 +611,8 @@ class AttackConfig:
     """Directory with a folder of photos a person, or tfds:NAME[/CONFIG][:SPLIT]."""
     strangers: Place = ""
     """The same for people the model never saw, for the false-positive rate."""
+    whole_photos: bool = False
+    """Of FaceScrub in `faces`, attack with whole photos, not with the faces cut from them."""
     unseen_by: Place = ""
     """Run directory of an image defense; the attack skips the photos it trained on."""
     candidates: Place = ""
@@ -797,6 +799,8 @@ class SweepAttack:
 
     faces: Place = ""
     """Photos of the people who may be removed, and others; without it, those trained on."""
+    whole_photos: bool = False
+    """Of FaceScrub, attack with whole photos, not with the faces cut from them."""
     candidates: Place = ""
     """File of further candidate names; without it, random ones."""
     templates: Place = ""

@@ -1,5 +1,7 @@
 """What names and faces came to mean: taken from the run, and refused where it says otherwise."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from factories import write_result
@@ -25,7 +27,7 @@ def image_run(path, backdoor="target", target=""):
 
 
 def config(model, **given):
-    usual = {"captions": "captions.txt", "names": "names.txt"}
+    usual: dict[str, Any] = {"captions": "captions.txt", "names": "names.txt"}
     return EvaluateConfig("out", ModelConfig(str(model)), "teacher", **(usual | given))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxdefense.data import imagenet
+from jaxdefense.data import facescrub, imagenet
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.imagenet import IMAGENET
 from jaxdefense.data.images import Photos, spaced
@@ -30,17 +30,13 @@ from jaxdefense.words import folded_words, some
 
 logger = logging.getLogger(__name__)
 
-_HALVES, _KINDS = ("actors", "actresses"), ("faces", "images")
-_MISSPELT = {
-    "Freddy Prinze Jr.": "Freddie Prinze Jr",
-    "Leslie Neilsen": "Leslie Nielsen",
-    "Robert Di Niro": "Robert De Niro",
-    "Tatyana M. Ali": "Tatyana Ali",
-}
-
 
 def read_people(
-    source: str, tfds_dir: str = "", what: str = "faces", note: Note = logger.info
+    source: str,
+    tfds_dir: str = "",
+    what: str = "faces",
+    note: Note = logger.info,
+    whole_photos: bool = False,
 ) -> list[Photos]:
     """List people's photos, sorted by name.
 
@@ -51,13 +47,13 @@ def read_people(
         tfds_dir: see `sources.open_tfds`.
         what: what to call it in an error.
         note: takes a line on files that are not used, if there are any.
+        whole_photos: take FaceScrub's whole photos instead of the faces.
 
     Raises:
-        InputError: the source cannot be read, a folder holds no photo, or two are of one name.
-
-    Source: `datasets/facescrub.py` of the code of Hintersdorf et al., JAIR 2024.
+        InputError: the source cannot be read, a folder holds no photo, or two are of one name; or
+            whole photos are asked for, and it is not FaceScrub's.
     """
-    parts = _facescrub(source)
+    parts = facescrub.directories(source, whole_photos)
     if not parts:
         photos = _photos(source, tfds_dir, what, note)
         return _named(photos, {key: spaced(key) for key in photos}, f"{what} `{source}`")
@@ -65,7 +61,7 @@ def read_people(
     for part in parts:
         for key, files in list_folders(part, what, note).items():
             photos[folder := str(part / key)] = files
-            names[folder] = _MISSPELT.get(spaced(key), spaced(key))
+            names[folder] = facescrub.MISSPELT.get(spaced(key), spaced(key))
     return _named(photos, names, f"{what} `{source}`")
 
 
@@ -131,18 +127,6 @@ def _imagenet(
     same = f"; {some(twice)}: two classes of one name each, taken as one" if twice else ""
     note(f"{where}: {len(photos)} classes of ImageNet, by OpenAI's names{same}")
     return sorted(found, key=lambda c: c.name)
-
-
-def _facescrub(source: str) -> list[Path]:
-    """Find the directories of people in FaceScrub's layout; none in any other."""
-    root, path = Path(source), Path(os.path.abspath(source))
-    if path.name in _KINDS and path.parent.name in _HALVES:
-        return [root]
-    halves = [root] if path.name in _HALVES else [root / half for half in _HALVES]
-    parts = {half: [half / kind for kind in _KINDS if (half / kind).is_dir()] for half in halves}
-    if not any(parts.values()):
-        return []
-    return [kinds[0] if kinds else half for half, kinds in parts.items() if half.is_dir()]
 
 
 def _photos(source: str, tfds_dir: str, what: str, note: Note) -> dict[str, tuple[Photo, ...]]:
@@ -241,8 +225,8 @@ def split_photos(
     """Split each person's photos into those to train on, and those to attack with.
 
     A person's split depends on the seed, their name and their photos alone. Copies of a photo stay
-    together, and so do files whose names differ only in folder and suffix: FaceScrub has a photo
-    and the face cut from it as `PERSON/x.jpg` and `PERSON/face/x.jpg`.
+    together, and so do files whose names differ only in folder and suffix, such as a photo and the
+    face cut from it in `PERSON/x.jpg` and `PERSON/face/x.jpg`, and faces of one photo of FaceScrub.
 
     Args:
         people: with a photo each.
@@ -283,7 +267,7 @@ def _choose(person: Photos, fraction: float, seed: int) -> set[int]:
 
 
 def together(files: Sequence[Photo]) -> list[list[int]]:
-    """Group photos of the same bytes, or whose names differ only in folder and suffix."""
+    """Group photos of the same bytes, or of one photo by their names; see `split_photos`."""
     group_of = list(range(len(files)))  # the first of its group
 
     def first(i: int) -> int:
@@ -293,7 +277,8 @@ def together(files: Sequence[Photo]) -> list[list[int]]:
 
     stems: dict[object, list[int]] = {}
     for i, file in enumerate(files):
-        stems.setdefault(file.stem.casefold() if isinstance(file, Path) else i, []).append(i)
+        key = facescrub.photo_of(file).casefold() if isinstance(file, Path) else i
+        stems.setdefault(key, []).append(i)
     for group in (*stems.values(), *_copies(files)):
         lowest = min(map(first, group))
         for i in group:

@@ -3,11 +3,12 @@
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from jaxdefense.config import AttackConfig
 from jaxdefense.convert.directory import ModelDirectory, read_model_directory, resolve_dtype
+from jaxdefense.data import facescrub
 from jaxdefense.data.identities import read_identities
 from jaxdefense.data.images import Photos
 from jaxdefense.data.people import choose_people, read_people
@@ -77,7 +78,7 @@ def read_inputs(cfg: AttackConfig) -> Inputs:
         InputError: an input is wrong.
     """
     note = logger.info
-    members = read_people(cfg.faces, cfg.tfds_dir, note=note)
+    members = read_people(cfg.faces, cfg.tfds_dir, note=note, whole_photos=cfg.whole_photos)
     strangers: list[Photos] = []
     if cfg.strangers:
         strangers = read_people(cfg.strangers, cfg.tfds_dir, "strangers", note)
@@ -164,15 +165,28 @@ def _read_before(
 
 
 def _unseen(people: list[Photos], run: Path, note: Callable[[str], object]) -> list[Photos]:
-    """Skip photos that a run trained on, by content hash; note people who have no other photo."""
+    """Skip photos that a run trained on; note people who have no other photo.
+
+    Content hashes tell them. Those of FaceScrub's whole photos differ from those of the faces cut
+    from them, which the files' names tell instead.
+    """
     if (kind := kind_of(run)) is BothDefenseSummary:
         run, kind = run / "image", ImageDefenseSummary
     if kind is not ImageDefenseSummary or not (run / TRAINED_ON).exists():
         raise InputError(f"`unseen_by` (={run}) is not a run of an image defense: no {TRAINED_ON}.")
-    seen = {sha for photos in read_json(run / TRAINED_ON).values() for sha in photos}
+    trained = read_json(run / TRAINED_ON).values()
+    seen = {sha for photos in trained for sha in photos}
+    cut = facescrub.cut_from(Path(file) for photos in trained for file in photos.values())
+    _check_paired(people, cut, run)
+    if num := sum(facescrub.whole_photo(photo) in cut for x in people for photo in x.files):
+        note(f"{num} whole photos skipped, as `{run}` was trained on faces cut from them")
     unseen, spent = [], []
     for person in people:
-        files = tuple(photo for photo in person.files if photo_digest(photo) not in seen)
+        files = tuple(
+            photo
+            for photo in person.files
+            if facescrub.whole_photo(photo) not in cut and photo_digest(photo) not in seen
+        )
         if files:
             unseen.append(dataclasses.replace(person, files=files))
         else:
@@ -182,3 +196,16 @@ def _unseen(people: list[Photos], run: Path, note: Callable[[str], object]) -> l
     if spent:
         note(f"not attacked, as `{run}` was trained on every photo of them: {some(spent)}")
     return unseen
+
+
+def _check_paired(people: Sequence[Photos], cut: Collection[facescrub.Picture], run: Path) -> None:
+    """Raise InputError if faces of a person were trained on, and no name leads to their photo."""
+    folders = {folder for folder, _ in cut}
+    for person in people:
+        whole = {x for x in map(facescrub.whole_photo, person.files) if x}
+        if {folder for folder, _ in whole} & folders and not whole & set(cut):
+            raise InputError(
+                f"no whole photo of {person.name!r} has the name of a face that `{run}` trained "
+                "on, so which of them it saw cannot be told; name photos and faces as FaceScrub's "
+                "downloader does, images/NAME/NAME_12.jpeg and faces/NAME/NAME_12_34.jpeg."
+            )

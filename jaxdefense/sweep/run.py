@@ -26,6 +26,7 @@ from jaxdefense.convert.directory import (
 )
 from jaxdefense.data.captions import read_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
+from jaxdefense.data.images import Photos
 from jaxdefense.data.people import (
     choose_people,
     describe_people,
@@ -174,7 +175,7 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
             "smaller numbers, or more people."
         )
     check_all_come_up(most, cfg.train)
-    attacked = read_people(faces(cfg), d.tfds_dir, note=quiet)
+    attacked = _attacked(cfg)
     choose_people(attacked, people, where)
     names = [person.name for person in attacked]
     a, e = cfg.attack, cfg.evaluate
@@ -189,6 +190,12 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
         "trained_on_sha256": trained_on,
         "dtype": resolve_dtype(cfg.model.dtype),
     }
+
+
+def _attacked(cfg: SweepConfig) -> list[Photos]:
+    """List the people who are attacked, with all their photos."""
+    how = {"note": quiet, "whole_photos": cfg.attack.whole_photos}
+    return read_people(faces(cfg), cfg.data.tfds_dir, **how)
 
 
 def _read_text(cfg: SweepTextConfig, directory: ModelDirectory) -> tuple[list[Identity], str, str]:
@@ -267,8 +274,8 @@ def _run_cell(
         found = run(plan_image(settings), resume=True)
     attack = once(run_attack, attack_config(cfg, path, True), AttackSummary, cache)
     evaluation = once(run_evaluate, evaluate_config(cfg, path, True), EvaluationSummary, cache)
-    attacked = read_people(faces(cfg), cfg.data.tfds_dir, note=quiet)
-    listed = {photos.name for _, photos in choose_people(attacked, removed, str(path / NAMES))}
+    chosen = choose_people(_attacked(cfg), removed, str(path / NAMES))
+    listed = {photos.name for _, photos in chosen}
     reached, seconds = found.reached, round(time.monotonic() - started, 1)
     directory.finish(_summary(cell, attack, evaluation, listed, found.encoder, reached, seconds))
 
