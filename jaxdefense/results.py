@@ -309,12 +309,28 @@ class Range(TypedDict):
     max: int
 
 
+class KnownBefore(TypedDict):
+    """Of the people recognised before, who still are; the paper reports this rate as TPR.
+
+    Fields:
+        num: recognised before, at least one.
+        recognised: of these, still recognised.
+        tpr: their share.
+    """
+
+    num: int
+    recognised: int
+    tpr: float
+    tpr_interval: tuple[float, float]
+
+
 class Group(TypedDict):
-    """How well some people were known before, and are now."""
+    """How well some people were known before, and are now; `known_before` if any were."""
 
     num: int
     before: Measures
     after: Measures
+    known_before: NotRequired[KnownBefore]
 
 
 class VariantSummary(TypedDict):
@@ -419,6 +435,11 @@ class AttackSummary(Result):
                 f"{round(group['after']['tpr'] * group['num'])} now"
                 for name, group in self.groups.items()
             ]
+            if "removed" in self.groups and (known := self.groups["removed"].get("known_before")):
+                parts.append(
+                    f"of the {known['num']} to be removed whom it knew before it still knows "
+                    f"{known['recognised']} ({known['tpr']:.1%})"
+                )
             text = "; ".join(parts)
             said.append(f"{text[:1].upper()}{text[1:]}.")
         elif self.fpr is not None and self.num_strangers is not None:

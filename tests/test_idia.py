@@ -26,6 +26,7 @@ from jaxdefense.idia.attack import attack, infer
 from jaxdefense.idia.candidates import candidate_names, read_sexes
 from jaxdefense.idia.nearest import Nearest, _compiled
 from jaxdefense.idia.prompts import TEMPLATES, fill
+from jaxdefense.idia.statistics import wilson
 from jaxdefense.idia.votes import NO_ANSWER, majority
 from jaxdefense.sharding import AXES, make_mesh
 from jaxdefense.words import folded_words
@@ -401,6 +402,11 @@ def test_outcomes_compare_with_an_earlier_attack(inputs):
     assert found["groups"]["removed"]["after"]["photos_right"] == np.mean(
         [right["Joe Cool"], right["Zoe"]]
     )
+    for group, name in (("removed", "Joe Cool"), ("others", "Ada King")):  # Zoe was not known
+        still = int(known[name])
+        assert found["groups"][group]["known_before"] == {
+            "num": 1, "recognised": still, "tpr": still, "tpr_interval": list(wilson(still, 1))
+        }  # fmt: skip
     assert found["groups"]["others"]["num"] == 1
     assert found["groups"]["others"]["before"]["mean_templates"] == 1
     rows = rows_of(inputs / "after" / "results.csv")

@@ -17,8 +17,9 @@ from jaxdefense.data.images import thumbnail
 from jaxdefense.idia.statistics import mean_interval, wilson
 from jaxdefense.report import frame, plots
 from jaxdefense.report.demo import DemoReport, write_demo_report
+from jaxdefense.report.export import _proof_json
 from jaxdefense.report.labels import stage_label
-from jaxdefense.report.proof import PersonResult
+from jaxdefense.report.proof import PersonResult, Proof
 from jaxdefense.report.training import validated
 from jaxdefense.report.write import write_run_report
 from jaxdefense.results import TextDefenseSummary
@@ -256,6 +257,17 @@ def test_outcomes_compare_first_and_last_stage(tmp_path):
         found = "".join(f"{n}{share:.0%}" for n, share in zip(correct, right, strict=True))
         assert f"Case {i}{outcome}{'yes' if removed else 'no'}{found}" in page.words
     assert "1 kept, 1 weakened, 1 wrongfully unlearned" in page.words
+
+
+def test_those_recognised_before_have_a_line_with_how_many_still_are(tmp_path):
+    after = {"Ann": (9, 0), "Ben": (2, 2), "Cy": (5, 1), "Dee": (1, 9)}  # Dee was not recognised
+    people = [_person(name, True, *counts, photo=False) for name, counts in after.items()]
+    page = _demo_page(tmp_path, _report(("before", "text"), people, threshold=2))
+    what = "still recognised of those recognised before, at least 2 of 21"
+    assert page.words.partition(what)[2].startswith("–1 of 3")
+    proof = Proof({"before": {}, "text": {}}, people, 21, 2, 100)
+    found = _proof_json(proof)["known_before"]["text"]["listed"]
+    assert (found["known"], found["num"], found["tpr"]) == (1, 3, 1 / 3)
 
 
 def test_nobody_is_called_kept_whose_photos_were_not_counted(tmp_path):

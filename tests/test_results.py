@@ -181,6 +181,12 @@ def test_sentences_of_an_attack_compare_before_and_after():
     first, second, _ = ALL[3].sentences("a")  # type: ignore[attr-defined]
     assert "recognised 2 of 3 people (66.7%, with 95% confidence" in first and "25.0%" in first
     assert second == "Of 4 to be removed it knew 4 before the defense and 0 now."
+    known = {"num": 4, "recognised": 1, "tpr": 0.25, "tpr_interval": (0.1, 0.7)}
+    said = attack(groups={"removed": GROUP | {"known_before": known}}).sentences("a")
+    assert said[1] == (
+        "Of 4 to be removed it knew 4 before the defense and 0 now; of the 4 to be removed whom it "
+        "knew before it still knows 1 (25.0%)."
+    )
     said = attack([0, 4, 0, 0], num_strangers=4).sentences("a")
     assert said[1] == "Of 4 strangers it took 25.0% for known."
 

@@ -20,7 +20,7 @@ from jaxdefense.files import write_text
 from jaxdefense.idia.attack import AttackResult, Evidence, attack_with, gather
 from jaxdefense.idia.inputs import Inputs, read_inputs
 from jaxdefense.idia.kept import embeddings_of, keep
-from jaxdefense.idia.statistics import majority, measure, statistics
+from jaxdefense.idia.statistics import majority, measure, statistics, wilson
 from jaxdefense.idia.variants import attack_names
 from jaxdefense.results import AttackSummary, Group, Measures, VariantSummary
 from jaxdefense.run_directory import RunDirectory
@@ -227,6 +227,15 @@ def _groups(
                 "before": measured(before),
                 "after": measured(after),
             }
+            known = [name for name in names if before[name].correct >= seen.threshold]
+            if known:
+                still = sum(after[name].correct >= seen.threshold for name in known)
+                found[group]["known_before"] = {
+                    "num": len(known),
+                    "recognised": still,
+                    "tpr": still / len(known),
+                    "tpr_interval": wilson(still, len(known)),
+                }
     return found
 
 

@@ -119,6 +119,9 @@ def _group(proof: Proof, label: str, people: Sequence[PersonResult]) -> _Group:
         )
         for least in sorted({1, proof.threshold, majority(num)})
     ]
+    if later := list(proof.stages)[1:]:
+        what = f"still recognised of those recognised before, at least {proof.threshold} of {num}"
+        rates.append((what, [None, *(proof.still(people, stage) for stage in later)]))
     measured = [
         (proof.measure(people, stage), len(proof.counts(people, stage))) for stage in proof.stages
     ]

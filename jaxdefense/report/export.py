@@ -2,12 +2,14 @@
 
 import csv
 import io
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from jaxdefense import __version__
 from jaxdefense.report.outcomes import tally
 from jaxdefense.report.page import headline
-from jaxdefense.report.proof import Proof
+from jaxdefense.report.proof import Found, PersonResult, Proof
 from jaxdefense.report.read import Findings
 from jaxdefense.results import values
 
@@ -67,9 +69,9 @@ def _proof_json(proof: Proof) -> dict[str, Any]:
     groups = {"listed": proof.of(True), "others": proof.of(False), "people": proof.of(None)}
     groups = {key: people for key, people in groups.items() if people}
 
-    def figures(variant: str = "") -> dict[str, Any]:
+    def figures(count: Callable[[list[PersonResult], str], Found | None]) -> dict[str, Any]:
         found = {
-            stage: {key: proof.found(people, stage, variant) for key, people in groups.items()}
+            stage: {key: count(people, stage) for key, people in groups.items()}
             for stage in proof.stages
         }
         return {
@@ -87,7 +89,8 @@ def _proof_json(proof: Proof) -> dict[str, Any]:
         "num_templates": proof.num_templates,
         "num_candidates": proof.num_candidates,
         "stages": proof.stages,
-        "tpr": figures(),
+        "tpr": figures(proof.found),
+        "known_before": figures(proof.still),
         "measures": {
             stage: {
                 key: found
@@ -101,7 +104,9 @@ def _proof_json(proof: Proof) -> dict[str, Any]:
             for stage in proof.stages
         },
         "outcomes": {key: counted[people[0].removed] for key, people in groups.items() if people},
-        "variants": {variant: figures(variant) for variant in proof.variants()},
+        "variants": {
+            variant: figures(partial(proof.found, variant=variant)) for variant in proof.variants()
+        },
         "people": [
             {
                 "name": person.name,

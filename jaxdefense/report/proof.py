@@ -107,6 +107,11 @@ class Proof:
         counts = self.counts(people, stage, variant)
         return Found(sum(n >= num for n in counts), len(counts)) if counts else None
 
+    def still(self, people: Iterable[PersonResult], stage: str) -> Found | None:
+        """Count who was recognised at the first stage, and who of them still is; None if nobody."""
+        known = [x for x in people if x.correct.get(self.first, 0) >= self.threshold]
+        return self.found(known, stage)
+
     def measure(self, people: Iterable[PersonResult], stage: str) -> Measures | None:
         """Summarise how well people are known, see `statistics.measure`; None if not measured."""
         attacked = [person for person in people if stage in person.correct]
