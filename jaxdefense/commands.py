@@ -347,6 +347,12 @@ COMMANDS = {
         "sweep.run:run_sweep",
         _sweep,
     ),
+    "sweep both": Command(
+        "How many names and faces can be removed, and at what cost?",
+        "config:SweepBothConfig",
+        "sweep.run:run_sweep",
+        _sweep,
+    ),
     "convert": Command(
         "Write a checkpoint in another library's layout, losslessly.",
         "config:ConvertConfig",

@@ -794,6 +794,14 @@ class CellsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BothCellsConfig(CellsConfig):
+    """Which cells a sweep of both encoders has; see `CellsConfig`."""
+
+    w_weight: Floats = (0.0, 1.0)
+    """Factors of both `train.w_weight`: 0 leaves the distance between the weights out."""
+
+
+@dataclasses.dataclass(frozen=True)
 class SweepAttack:
     """The attack on every model of a sweep; see `AttackConfig`."""
 
@@ -853,6 +861,16 @@ class SweepEvaluate:
 
 
 @dataclasses.dataclass(frozen=True)
+class SweepBothEvaluate(SweepEvaluate):
+    """What is measured of every model of a sweep of both encoders; see `EvaluateConfig`."""
+
+    clean: Annotated[Place, short("clean")] = ""
+    """Captions that training does not see, for sim_clean; without it, those it sees."""
+    clean_images: Annotated[Place, short("clean-images")] = ""
+    """Photos that training does not see, for image_sim_clean; without it, those it sees."""
+
+
+@dataclasses.dataclass(frozen=True)
 class SweepTextConfig:
     """`jaxdefense sweep text`: defenses of one model, each attacked and evaluated."""
 
@@ -894,6 +912,42 @@ class SweepImageConfig:
 
     def __post_init__(self):
         _check_sweep(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepBothConfig:
+    """`jaxdefense sweep both`: defenses of both encoders, each merged, attacked and evaluated."""
+
+    out: Anywhere
+    """Directory of the sweep."""
+    model: ModelConfig
+    text: TextPart
+    image: ImagePart
+    attack: SweepAttack = SweepAttack()
+    evaluate: SweepBothEvaluate = SweepBothEvaluate()
+    sweep: BothCellsConfig = how(BothCellsConfig())
+    mesh: MeshConfig = MeshConfig()
+    cache: CacheConfig = CacheConfig()
+    json: bool = told(False)
+    """Print the result as one JSON object."""
+
+    def __post_init__(self):
+        for half in ("text", "image"):
+            if seed := getattr(self, half).train.seed:
+                raise InputError(
+                    f"`{half}.train.seed` (={seed}) has no effect in a sweep; set `sweep.seeds`."
+                )
+        if self.image.data.names:
+            raise InputError(
+                f"`image.data.names` (={self.image.data.names}) has no effect in a sweep, which "
+                "removes the same people by name and face; leave it out."
+            )
+        text, image = self.text.data.tfds_dir, self.image.data.tfds_dir
+        if text != image:
+            raise InputError(
+                f"`text.data.tfds_dir` (={text}) and `image.data.tfds_dir` (={image}) must be the "
+                "same in a sweep; give both."
+            )
 
 
 def _check_sweep(cfg: SweepTextConfig | SweepImageConfig) -> None:

@@ -212,6 +212,12 @@ class BothDefenseSummary(Result):
     image: ImageDefenseSummary
     defended_sha256: str = ""
 
+    @property
+    def reached(self) -> bool | None:
+        """Whether the removed count as removed, by name and face; None without validation."""
+        reached = self.text.reached, self.image.reached
+        return None if None in reached else all(reached)
+
     def sentences(self, out: str) -> list[str]:
         """See `Result`."""
         seconds = duration(self.text.seconds + self.image.seconds)
@@ -642,18 +648,23 @@ class CellSummary(Summary):
 
     Fields:
         tower: encoder that was defended.
-        n, seed, w_weight: people removed, who they are, weight of the weight loss.
+        n, seed, w_weight: people removed, who they are, weight of the weight loss; of both
+            encoders, a factor of the weights of each.
         removed_tpr, removed_fnr, others_tpr: parts of people recognised, or not.
-        top1, top5, sim_clean: see `EvaluationSummary`.
+        top1, top5: see `EvaluationSummary`.
+        sim_clean: cosine to the model before on ordinary inputs of the encoder; of both encoders,
+            on captions, and `image_sim_clean` on photos.
         seconds: of defense, attack and evaluation.
         num_others: people who were not removed.
         removed_..., others_...: `idia.statistics.Measures` of each.
         reached: whether the removed count as removed, if that was validated.
+        removed_num_known, others_num_known: of these people, recognised in the model as it is.
+        removed_known_tpr, others_known_tpr: part of those who still are, as the paper reports.
     """
 
     kind = "sweep_cell"
 
-    tower: Literal["text", "image"]
+    tower: Literal["text", "image", "both"]
     n: int
     seed: int
     w_weight: float
@@ -672,6 +683,11 @@ class CellSummary(Summary):
     others_photos_right: float | None
     others_mean_templates: float | None
     reached: bool | None
+    image_sim_clean: float | None = None
+    removed_num_known: int | None = None
+    removed_known_tpr: float | None = None
+    others_num_known: int | None = None
+    others_known_tpr: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

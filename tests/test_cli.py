@@ -282,6 +282,7 @@ FLAGS = {  # every command, and what takes a path in it
     "class-names out config",
     "sweep text": "model names captions faces clean zeroshot out config",
     "sweep image": "model faces names images target clean zeroshot out config",
+    "sweep both": "model names captions faces images target clean clean-images zeroshot out config",
     "report": "out",
     "demo": "out",
     "bench text": "captions tokenizer",

@@ -1,8 +1,11 @@
 """Settings: files, strings and dataclasses agree."""
 
+import ast
 import dataclasses
 import io
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ from jaxdefense.config import (
     ImageDataConfig,
     OptimizerConfig,
     OverlayConfig,
+    SweepBothConfig,
     SweepImageConfig,
     SweepTextConfig,
     TextTrainConfig,
@@ -43,6 +47,10 @@ PAPER = {
 WHICH = {
     "sweep_text": (SweepTextConfig, NEEDED["text"] | {"attack": {"faces": "f"}}),
     "sweep_image": (SweepImageConfig, NEEDED["image"]),
+    "sweep_both": (SweepBothConfig, BOTH),
+    "paper/names": (SweepTextConfig, NEEDED["text"] | {"attack": {"faces": "f"}}),
+    "paper/faces": (SweepImageConfig, NEEDED["image"]),
+    "paper/names_and_faces": (SweepBothConfig, BOTH),
     "defend_both": (DefendBothConfig, BOTH),
     **{f"defend_{which}": (kind, NEEDED[which]) for which, kind in KINDS.items()},
     **{f"paper/{which}": (kind, NEEDED[which]) for which, kind in KINDS.items()},
@@ -70,6 +78,33 @@ def test_config_file_builds_and_survives_a_round_trip(which):
     config = build(kind, needed, load(which))
     assert build(kind, to_dict(config)) == config
     assert f"--config configs/{which}.py" in (CONFIGS / f"{which}.py").read_text()
+
+
+@pytest.mark.parametrize("which", WHICH)
+def test_commands_in_the_head_of_a_config_file_parse(which, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    head = ast.get_docstring(ast.parse((CONFIGS / f"{which}.py").read_text()))
+    found = re.findall(r"\bjaxdefense .*", head or "")
+    assert any(f"--config configs/{which}.py" in line for line in found)
+    for line in found:
+        words = shlex.split(line)[1:]
+        name = next(x for x in (" ".join(words[:2]), words[0]) if x in COMMANDS)
+        config = COMMANDS[name].read(words[len(name.split()) :])
+        if f"configs/{which}.py" in line:
+            assert type(config) is WHICH[which][0]
+
+
+def test_papers_figures_compare_its_settings_with_and_without_weight_regularisation():
+    both = build(*WHICH["paper/names_and_faces"], load("paper/names_and_faces"))
+    assert both.sweep.w_weight == (0, 1)
+    for which, half in (("names", "text"), ("faces", "image")):
+        config, part = build(*WHICH[f"paper/{which}"], load(f"paper/{which}")), getattr(both, half)
+        assert (config.train, config.optimizer) == (part.train, part.optimizer) == PAPER[half]
+        assert config.sweep.w_weight == (0, config.train.w_weight)
+        for cfg in (config, both):
+            assert cfg.sweep.num_identities == (1, 2, 4, 8, 16, 32, 64)
+            assert cfg.sweep.seeds == tuple(range(10)) and cfg.attack.whole_photos
+            assert cfg.evaluate.templates == "openai80"
 
 
 @pytest.mark.parametrize("which", ["text", "image"])

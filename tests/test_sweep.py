@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,28 +21,63 @@ from factories import (
     write_photos,
     write_result,
 )
+from PIL import Image
 from test_cli import assert_refused
 
 from jaxdefense.cli import main
-from jaxdefense.config import CellsConfig
+from jaxdefense.config import (
+    CellsConfig,
+    DefendBothConfig,
+    ImagePart,
+    ImagePartDataConfig,
+    ModelConfig,
+    SweepBothConfig,
+    TextDataConfig,
+    TextPart,
+)
 from jaxdefense.evals import embed
 from jaxdefense.files import write_json
+from jaxdefense.idia.statistics import measure, statistics
 from jaxdefense.report import plots
 from jaxdefense.report.sweep import write_sweep_report
-from jaxdefense.results import CellSummary, SweepSummary, UndefendedSummary
+from jaxdefense.results import (
+    AttackSummary,
+    CellSummary,
+    SweepSummary,
+    UndefendedSummary,
+)
 from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sweep import results
 from jaxdefense.sweep import run as sweeps
-from jaxdefense.sweep.cells import Cell, cells, choose
+from jaxdefense.sweep.cells import (
+    Cell,
+    attack_config,
+    cells,
+    choose,
+    defense_config,
+    evaluate_config,
+)
 
 NAMES = ["Joe Cool", "Ada King", "Zoe", "Bo Ek"]
 SMALL = ["train.num_clean=8", "train.num_poisoned=8", "train.steps=3", "train.save_every=3"]
 SMALL += ["attack.num_candidates=9", "attack.num_photos=2", "sweep.seeds=(0,)"]
 SMALL += ["sweep.num_identities=(1,4)", "sweep.w_weight=(0.01,)"]
+PAPER = {
+    tower: [setting for setting in flags if not setting.startswith("train.w_weight")]
+    for tower, flags in (("text", PAPER_TEXT_FLAGS), ("image", PAPER_IMAGE_FLAGS))
+}
+# Each half has settings of its own; the cells and the attack are one.
+SMALL_BOTH = [x.replace("sweep.w_weight=(0.01,)", "sweep.w_weight=(1,)") for x in SMALL]
+SMALL_BOTH = [x for x in SMALL_BOTH if not x.startswith("train.")] + [
+    f"{half}.{x}"
+    for half, flags in PAPER.items()
+    for x in (*flags, *(x for x in SMALL if x.startswith("train.")))
+]
 FLAGS = {
     "text": ["--names", "names.txt", "--captions", "captions.txt", "--faces", "faces"],
     "image": ["--faces", "faces", "--images", "images"],
 }
+FLAGS["both"] = [*FLAGS["text"], "--images", "images"]
 
 
 @pytest.fixture
@@ -56,9 +93,8 @@ def inputs(tmp_path, monkeypatch):
 
 
 def sweep(tower, *settings, out="sweep", flags=()):
-    paper = {"text": PAPER_TEXT_FLAGS, "image": PAPER_IMAGE_FLAGS}[tower]
-    paper = [setting for setting in paper if not setting.startswith("train.w_weight")]
-    sets = [x for setting in (*SMALL, *paper, *settings) for x in ("--set", setting)]
+    every = [*SMALL, *PAPER[tower]] if tower != "both" else SMALL_BOTH
+    sets = [x for setting in (*every, *settings) for x in ("--set", setting)]
     given = ["--model", "model", "--out", out, *FLAGS[tower], "--zeroshot", "classes"]
     return main(["sweep", tower, *given, *sets, *flags])
 
@@ -199,6 +235,11 @@ def test_part_that_another_process_is_doing_is_refused_until_that_ends(inputs, n
         ("text", "sweep.part=0/4", ["sweep.part", "'0/4'"]),
         ("text", "train.seed=1", ["train.seed", "sweep.seeds"]),
         ("image", "train.w_weight=1.0", ["train.w_weight", "sweep.w_weight"]),
+        ("both", "sweep.num_identities=(1,5)", ["num_identities", "5", "names.txt", "4 people"]),
+        ("both", "image.train.seed=1", ["image.train.seed", "sweep.seeds"]),
+        ("both", "image.data.names=names.txt", ["image.data.names", "same people"]),
+        ("both", "text.data.tfds_dir=t", ["tfds_dir", "(=t)"]),
+        ("both", "evaluate.clean_images=missing", ["missing"]),
         ("text", "attack.num_candidates=4", ["num_candidates"]),
         ("text", "attack.threshold=22", ["threshold", "21"]),
         ("text", "attack.faces=classes", ["no photos of"]),
@@ -211,6 +252,7 @@ def test_sweep_refuses(inputs, capsys, tower, setting, words):
     flags = ["--set", setting] if not setting.startswith(("attack.f", "evaluate", "out")) else []
     names = {"attack.faces": "--faces", "evaluate.clean": "--clean"}
     names |= {"evaluate.zeroshot": "--zeroshot", "out": "--out"}
+    names |= {"evaluate.clean_images": "--clean-images"}
     key, _, value = setting.partition("=")
     assert_refused(capsys, sweep(tower, flags=flags or [names[key], value]), *words)
     assert not (inputs / "sweep").exists() and not (inputs / "model/sweep").exists()
@@ -318,7 +360,70 @@ def test_image_sweep_goes_on_after_a_stop_to_the_same_results(inputs, monkeypatc
     assert sweep("image") == 0 and not (trained / "model").exists()
 
 
+def test_both_sweep_gives_each_encoder_its_own_weight_and_the_same_people(inputs):
+    text = TextPart(TextDataConfig("names.txt", "c"))
+    image = ImagePart(ImagePartDataConfig("faces", "i"))
+    cfg = SweepBothConfig("sweep", ModelConfig("model"), text, image)
+    assert {cell.w_weight for cell in cells(cfg.sweep)} == {0, 1}
+    for factor in (0.0, 1.0, 0.5):
+        found = defense_config(cfg, Cell(2, 3, factor), Path("cell"))
+        assert isinstance(found, DefendBothConfig)
+        for half, usual in zip(found.halves(), (text.train, image.train), strict=True):
+            assert half.train.w_weight == factor * usual.w_weight and usual.w_weight
+            assert half.train.seed == 3 and half.data.names == "cell/names.txt"
+        assert found.text.train.target == "object"
+    attack = attack_config(cfg, Path("cell"), True)
+    assert (attack.model.path, attack.unseen_by) == ("cell/defense/model", "cell/defense")
+    assert attack.faces == "faces"
+    evaluation = evaluate_config(cfg, Path("cell"), True)
+    assert (evaluation.captions, evaluation.images) == ("c", "i")
+    assert evaluation.names == "cell/names.txt"
+
+
+@pytest.mark.slow
+def test_both_sweep_of_facescrub_attacks_whole_photos_of_no_face_trained_on(inputs, capsys):
+    for i, (half, who) in enumerate((("actors", NAMES[:2]), ("actresses", NAMES[2:]))):
+        for kind, size in (("faces", 17), ("images", 23)):
+            write_faces(inputs / "fs" / half / kind, who, 4)
+            for photo in sorted((inputs / "fs" / half / kind).rglob("*.png")):
+                name, number = photo.parent.name, photo.stem
+                stem = f"{name}_{number}" + f"_{number}{i}" * (kind == "faces")
+                Image.open(photo).resize((size, size)).save(photo.with_name(f"{stem}.png"))
+                photo.unlink()
+    whole = ["--faces", "fs", "--attack.whole-photos"]
+    assert sweep("both", flags=whole) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "8 whole photos skipped" in told
+    one, all_four = rows(inputs / "sweep/sweep.csv")
+    before = json.loads((inputs / "sweep/before/attack/summary.json").read_text())
+    for row, cell in ((one, Cell(1, 0, 1.0)), (all_four, Cell(4, 0, 1.0))):
+        assert row["tower"] == "both"
+        directory = cell_directory(inputs, cell)
+        evaluated = json.loads((directory / "evaluation/summary.json").read_text())
+        for key in ("top1", "top5", "sim_clean", "image_sim_clean"):
+            assert float(row[key]) == evaluated[key]
+        after = json.loads((directory / "attack/summary.json").read_text())
+        removed = (directory / "names.txt").read_text().splitlines()
+        removed = {line.split("\t")[0] for line in removed}
+        known = {x for x in removed if before["per_identity"][x]}
+        assert row["removed_num_known"] == f"{len(known)}"
+        still = [after["per_identity"][x] >= 1 for x in known]
+        assert row["removed_known_tpr"] == (f"{np.mean(still)}" if known else "")
+        assert not [*(directory / "defense").rglob("*.safetensors")]
+    assert sweep("both", flags=whole) == 0  # finished
+    assert main(["report", "sweep", "--out", "sweep.html"]) == 0
+    assert "removing the names and faces of up to 4 people" in (inputs / "sweep.html").read_text()
+
+
 # Results and report
+
+
+# What the summary of an attack must hold besides.
+ATTACK: dict[str, Any] = {
+    **measure([1], [0.5], 2, 21), **statistics([1], [], 2, 21),
+    "num_identities": 5, "num_candidates": 9, "num_templates": 21, "no_answer": 0, "majority": 11,
+    "photos_per_identity": {"min": 1, "max": 2},
+}  # fmt: skip
 
 
 def write_cells(path, num=(1, 2, 64), seeds=(0, 1, 2), weights=(0.0, 0.001)):
@@ -357,6 +462,22 @@ def test_the_last_to_write_has_seen_every_cell(tmp_path, monkeypatch):
     assert len(json.loads((path / "sweep.json").read_text())["cells"]) == 13
 
 
+def test_table_says_who_of_those_known_before_still_is(tmp_path):
+    path = write_cells(tmp_path, num=(2,), seeds=(0,), weights=(0.0,))
+    (directory,) = path.glob("cells/*")
+    (directory / "names.txt").write_text("Ann\tAnna\nBen\n")
+    result = {"threshold": 2} | ATTACK
+    counts = {"Anna": 2, "Ben": 1, "Cy": 9, "Dee": 3, "Eve": 0}
+    write_result(path / "before/attack", AttackSummary, {}, result | {"per_identity": counts})
+    assert rows(path / "sweep.csv")[0]["removed_num_known"] == ""  # as the cell's is not there
+    counts = {"Anna": 1, "Ben": 9, "Cy": 2, "Dee": 0, "Eve": 5}
+    write_result(directory / "attack", AttackSummary, {}, result | {"per_identity": counts})
+    results.write_results(path)
+    (row,) = rows(path / "sweep.csv")
+    assert (row["removed_num_known"], row["removed_known_tpr"]) == ("1", "0.0")  # Ann
+    assert (row["others_num_known"], row["others_known_tpr"]) == ("2", "0.5")  # Cy, not Dee
+
+
 def test_report_draws_means_and_deviations_of_the_table(tmp_path, monkeypatch):
     path, drawn = write_cells(tmp_path), {}
     spreads = plots.spreads
@@ -378,9 +499,10 @@ def test_report_draws_means_and_deviations_of_the_table(tmp_path, monkeypatch):
         "objects: top-1, w = {}": "top1",
         "objects: top-5, w = {}": "top5",
         "similarity: w = {}": "sim_clean",
+        "similarity: photos, w = {}": "image_sim_clean",
     }
     found = {line.label: line for lines, _ in drawn.values() for line in lines}
-    assert len(found) == 14
+    assert len(found) == 16
     for label, rate in labels.items():
         for weight in ("0", "0.001"):
             line = found[label.format(weight)]

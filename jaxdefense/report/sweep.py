@@ -30,14 +30,19 @@ _HEADS = {
     "top1": "Objects, top-1",
     "top5": "Objects, top-5",
     "sim_clean": "Similarity",
+    "image_sim_clean": "Similarity, photos",
     "removed_tpr_majority": "Removed, TPR by majority",
     "removed_photos_right": "Removed, photos named right",
     "removed_mean_templates": "Removed, mean templates",
+    "removed_known_tpr": "Removed, TPR of those known before",
     "others_tpr_majority": "Others, TPR by majority",
     "others_photos_right": "Others, photos named right",
     "others_mean_templates": "Others, mean templates",
+    "others_known_tpr": "Others, TPR of those known before",
 }
 _NUM_PEOPLE = "people removed"
+_WHAT = {"text": "names", "image": "faces", "both": "names and faces"}
+_SIMILARITY = {"sim_clean": "", "image_sim_clean": "photos"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +136,9 @@ def table(points: Sequence[Point]) -> str:
 def _headline(cells: Sequence[CellSummary]) -> str:
     defenses = count(len(cells), "defense")
     most = count(max(cell.n for cell in cells), "person", "people")
-    tower = "names" if cells[0].tower == "text" else "faces"
     return (
-        f"{defenses} of one model, removing the {tower} of up to {most}; each was attacked and "
+        f"{defenses} of one model, removing the {_WHAT[cells[0].tower]} of up to {most}; each was "
+        "attacked and "
         "evaluated."
     )
 
@@ -153,7 +158,7 @@ def _figures(points: Sequence[Point], before: UndefendedSummary | None) -> Marku
         ("people", "Recognised by the attack", _PEOPLE, "tpr"),
         ("photos", "Their photos named right", _RIGHT, "photos_right"),
         ("objects", "Objects classified correctly", _OBJECTS, "top1"),
-        ("similarity", "Similarity to the original", {"sim_clean": ""}, ""),
+        ("similarity", "Similarity to the original", _SIMILARITY, ""),
     ]
     drawn = []
     for name, title, rates, key in figures:
@@ -206,8 +211,9 @@ def _points(points: Sequence[Point]) -> Markup:
 
 def _cells(cells: Sequence[CellSummary]) -> Markup:
     tables = []
-    for rates in (RATES, GROUPS):
-        if rates is GROUPS and all(getattr(cell, rate) is None for cell in cells for rate in rates):
+    for every in (RATES, GROUPS):
+        rates = [x for x in every if any(getattr(cell, x) is not None for cell in cells)]
+        if not rates:
             continue
         rows = [
             [
@@ -228,11 +234,11 @@ def _text(rate: str, mean: float | None, std: float | None, num_removed: int) ->
     """Write a figure; for too few people removed, a count rather than a percentage."""
     if mean is None:
         return "–"
-    if rate == "sim_clean" or rate.endswith("_mean_templates"):
-        digits = 3 if rate == "sim_clean" else 1
+    if rate in _SIMILARITY or rate.endswith("_mean_templates"):
+        digits = 3 if rate in _SIMILARITY else 1
         more = "" if std is None else f" ± {decimal(std, digits)}"
         return decimal(mean, digits) + more
     if rate.startswith("removed_") and num_removed < LEAST_PEOPLE:
-        of_people = not rate.endswith("_photos_right")
+        of_people = not rate.endswith(("_photos_right", "_known_tpr"))
         return f"{round(mean * num_removed)} of {num_removed}" if of_people else "–"
     return percent(mean) + ("" if std is None else f" ± {std:.1%}")

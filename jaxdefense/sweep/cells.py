@@ -6,22 +6,29 @@ The people of a seed are nested: those removed in a cell are also removed in eve
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from jaxdefense.config import (
     AttackConfig,
     CellsConfig,
+    DefendBothConfig,
     DefendImageConfig,
     DefendTextConfig,
     EvaluateConfig,
+    ImageDataConfig,
+    ImageTrainConfig,
     ModelConfig,
+    SweepBothConfig,
+    SweepBothEvaluate,
     SweepImageConfig,
     SweepTextConfig,
+    TextDataConfig,
+    TextTrainConfig,
 )
 
-SweepConfig = SweepTextConfig | SweepImageConfig
+SweepConfig = SweepTextConfig | SweepImageConfig | SweepBothConfig
 T = TypeVar("T")
 
 CELLS, BEFORE = "cells", "before"  # in the directory of a sweep
@@ -35,7 +42,7 @@ class Cell:
     Fields:
         num: number of people removed.
         seed: seed of the choice of people, and of the training.
-        w_weight: weight of the weight loss.
+        w_weight: weight of the weight loss; of both encoders, a factor of the weights of each.
     """
 
     num: int
@@ -68,23 +75,58 @@ def choose(people: Sequence[T], cell: Cell) -> list[T]:
     return [people[i] for i in order[: cell.num]]
 
 
+class TextHalf(NamedTuple):
+    """What the text defense reads, and how it trains."""
+
+    data: TextDataConfig
+    train: TextTrainConfig
+
+
+class ImageHalf(NamedTuple):
+    """What the image defense reads, and how it trains."""
+
+    data: ImageDataConfig
+    train: ImageTrainConfig
+
+
+def halves(cfg: SweepConfig) -> tuple[TextHalf | None, ImageHalf | None]:
+    """Return what a cell defends: the text encoder, the image encoder or both."""
+    if isinstance(cfg, SweepTextConfig):
+        return TextHalf(cfg.data, cfg.train), None
+    if isinstance(cfg, SweepImageConfig):
+        return None, ImageHalf(cfg.data, cfg.train)
+    # The faces removed are those of the people whose names are.
+    data = ImageDataConfig(**{**vars(cfg.image.data), "names": cfg.text.data.names})
+    return TextHalf(cfg.text.data, cfg.text.train), ImageHalf(data, cfg.image.train)
+
+
+def tfds_dir(cfg: SweepConfig) -> str:
+    """Return the directory of prepared datasets."""
+    return cfg.text.data.tfds_dir if isinstance(cfg, SweepBothConfig) else cfg.data.tfds_dir
+
+
 def faces(cfg: SweepConfig) -> str:
     """Return the source of the photos that everybody is attacked with."""
-    if cfg.attack.faces or isinstance(cfg, SweepTextConfig):
-        return cfg.attack.faces
-    return cfg.data.faces
+    _, image = halves(cfg)
+    return cfg.attack.faces or (image.data.faces if image else "")
 
 
-def clean(cfg: SweepConfig) -> str:
-    """Return the source of the captions or photos that must keep their embeddings."""
-    if cfg.evaluate.clean:
-        return cfg.evaluate.clean
-    return cfg.data.captions if isinstance(cfg, SweepTextConfig) else cfg.data.images
+def clean_captions(cfg: SweepConfig) -> str:
+    """Return the source of the captions that must keep their embeddings; "" if there is none."""
+    text, _ = halves(cfg)
+    return (cfg.evaluate.clean or text.data.captions) if text else ""
+
+
+def clean_images(cfg: SweepConfig) -> str:
+    """Return the source of the photos that must keep their embeddings; "" if there is none."""
+    (_, image), e = halves(cfg), cfg.evaluate
+    clean = e.clean_images if isinstance(e, SweepBothEvaluate) else e.clean
+    return (clean or image.data.images) if image else ""
 
 
 def defense_config(
     cfg: SweepConfig, cell: Cell, directory: Path
-) -> DefendTextConfig | DefendImageConfig:
+) -> DefendTextConfig | DefendImageConfig | DefendBothConfig:
     """Return the settings of a cell's defense.
 
     Args:
@@ -94,12 +136,20 @@ def defense_config(
     """
     out, names = str(directory / DEFENSE), str(directory / NAMES)
     how = {"mesh": cfg.mesh, "cache": cfg.cache}
+    replace = dataclasses.replace
+    if isinstance(cfg, SweepBothConfig):
+        of_text, of_image = (
+            replace(train, seed=cell.seed, w_weight=cell.w_weight * train.w_weight)
+            for train in (cfg.text.train, cfg.image.train)
+        )
+        text = replace(cfg.text, data=replace(cfg.text.data, names=names), train=of_text)
+        return DefendBothConfig(out, cfg.model, text, replace(cfg.image, train=of_image), **how)
     if isinstance(cfg, SweepTextConfig):
-        data = dataclasses.replace(cfg.data, names=names)
-        train = dataclasses.replace(cfg.train, seed=cell.seed, w_weight=cell.w_weight)
+        data = replace(cfg.data, names=names)
+        train = replace(cfg.train, seed=cell.seed, w_weight=cell.w_weight)
         return DefendTextConfig(out, cfg.model, data, train, cfg.optimizer, **how)
-    data = dataclasses.replace(cfg.data, names=names)
-    train = dataclasses.replace(cfg.train, seed=cell.seed, w_weight=cell.w_weight)
+    data = replace(cfg.data, names=names)
+    train = replace(cfg.train, seed=cell.seed, w_weight=cell.w_weight)
     return DefendImageConfig(out, cfg.model, data, train, cfg.optimizer, **how)
 
 
@@ -119,14 +169,14 @@ def attack_config(cfg: SweepConfig, directory: Path, defended: bool) -> AttackCo
     model, unseen_by = _measured(cfg), ""
     if defended:
         model = dataclasses.replace(model, path=str(directory / DEFENSE / "model"))
-        if isinstance(cfg, SweepImageConfig):
+        if halves(cfg)[1]:
             unseen_by = str(directory / DEFENSE)
     given: dict[str, Any] = vars(cfg.attack) | {"faces": faces(cfg)}
     return AttackConfig(
         out=str(directory / ATTACK),
         model=model,
         unseen_by=unseen_by,
-        tfds_dir=cfg.data.tfds_dir,
+        tfds_dir=tfds_dir(cfg),
         mesh=cfg.mesh,
         **given,
     )
@@ -137,13 +187,12 @@ def evaluate_config(cfg: SweepConfig, directory: Path, defended: bool) -> Evalua
     model, e = _measured(cfg), cfg.evaluate
     if defended:
         model = dataclasses.replace(model, path=str(directory / DEFENSE / "model"))
-    what = {}
-    if isinstance(cfg, SweepTextConfig):
-        what = {"captions": clean(cfg), "num_captions": e.num_clean}
-        if defended:
-            what["names"] = str(directory / NAMES)
-    else:
-        what = {"images": clean(cfg), "num_images": e.num_clean}
+    what: dict[str, Any] = {}
+    if captions := clean_captions(cfg):
+        what |= {"captions": captions, "num_captions": e.num_clean}
+        what |= {"names": str(directory / NAMES)} if defended else {}
+    if images := clean_images(cfg):
+        what |= {"images": images, "num_images": e.num_clean}
     return EvaluateConfig(
         out=str(directory / EVALUATION),
         model=model,
@@ -151,7 +200,7 @@ def evaluate_config(cfg: SweepConfig, directory: Path, defended: bool) -> Evalua
         zeroshot=e.zeroshot,
         class_names=e.class_names,
         templates=e.templates,
-        tfds_dir=cfg.data.tfds_dir,
+        tfds_dir=tfds_dir(cfg),
         max_corrupt=e.max_corrupt,
         batch=e.batch,
         seed=e.seed,

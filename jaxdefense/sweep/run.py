@@ -14,9 +14,12 @@ import jax
 
 from jaxdefense.cache import ArrayCache
 from jaxdefense.config import (
+    DefendBothConfig,
     DefendTextConfig,
-    SweepImageConfig,
-    SweepTextConfig,
+    ImageDataConfig,
+    ImageTrainConfig,
+    TextDataConfig,
+    TextTrainConfig,
 )
 from jaxdefense.convert.directory import (
     ModelDirectory,
@@ -36,6 +39,7 @@ from jaxdefense.data.people import (
 )
 from jaxdefense.data.sources import describe_images, quiet, read_images
 from jaxdefense.data.templates import read_templates
+from jaxdefense.defense.both import defend_both
 from jaxdefense.defense.defend import run
 from jaxdefense.defense.image import plan_image
 from jaxdefense.defense.plan import check_all_come_up
@@ -53,6 +57,7 @@ from jaxdefense.idia.statistics import measure
 from jaxdefense.paths import check_outside, check_writable
 from jaxdefense.results import (
     AttackSummary,
+    BothDefenseSummary,
     CellSummary,
     DefenseSummary,
     EvaluationSummary,
@@ -72,10 +77,13 @@ from jaxdefense.sweep.cells import (
     attack_config,
     cells,
     choose,
-    clean,
+    clean_captions,
+    clean_images,
     defense_config,
     evaluate_config,
     faces,
+    halves,
+    tfds_dir,
 )
 from jaxdefense.sweep.results import write_results
 
@@ -141,8 +149,9 @@ def _run_part(
                 _run_cell(cfg, cell, directory, people, cache)
             done += 1
         if not cfg.sweep.keep_models:
-            for heavy in ("checkpoints", "best", "model"):
-                shutil.rmtree(directory.path / DEFENSE / heavy, ignore_errors=True)
+            for half in ("", "text", "image"):
+                for heavy in ("checkpoints", "best", "model"):
+                    shutil.rmtree(directory.path / DEFENSE / half / heavy, ignore_errors=True)
         write_results(out)
     finished = [_cell_directory(out, cell).finished(cell) for cell in every]
     return SweepSummary(cells=len(every), finished=sum(map(bool, finished)))
@@ -158,15 +167,12 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
     attack_config(cfg, Path(cfg.out), False)  # raises if settings are wrong
     evaluate_config(cfg, Path(cfg.out), False)
     class_templates(cfg.evaluate.templates)
-    directory, d = read_model_directory(cfg.model.path), cfg.data
+    directory = read_model_directory(cfg.model.path)
     check_outside(Path(cfg.out), directory.path)
     check_companions(directory.path, directory.weight_files)
     if not (directory.cfg.text and directory.cfg.vision):
         raise InputError(f"`{directory.path}` has one encoder only; an attack needs both.")
-    if isinstance(cfg, SweepTextConfig):
-        people, where, trained_on = _read_text(cfg, directory)
-    else:
-        people, where, trained_on = _read_image(cfg)
+    people, where, trained_on = _read_trained_on(cfg, directory)
     if odd := [name for person in people for name in person.names if "#" in name or "\t" in name]:
         raise InputError(f"{where}: {odd[0]!r} does not fit a names file; rename it.")
     if (most := max(cfg.sweep.num_identities)) > len(people):
@@ -174,7 +180,8 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
             f"`sweep.num_identities` holds {most}, but {where} holds {len(people)} people; give "
             "smaller numbers, or more people."
         )
-    check_all_come_up(most, cfg.train)
+    for half in filter(None, halves(cfg)):
+        check_all_come_up(most, half.train)
     attacked = _attacked(cfg)
     choose_people(attacked, people, where)
     names = [person.name for person in attacked]
@@ -182,7 +189,7 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
     candidate_names(names, a.candidates, a.num_candidates, a.seed)
     check_threshold(a.threshold, read_templates(a.templates) if a.templates else TEMPLATES)
     if e.zeroshot:
-        read_labelled(e.zeroshot, d.tfds_dir, "class", e.class_names, quiet)
+        read_labelled(e.zeroshot, tfds_dir(cfg), "class", e.class_names, quiet)
     return people, {
         "model_sha256": directory.digest(),
         "people_sha256": digest("\t".join(person.names) for person in people),
@@ -195,36 +202,49 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
 def _attacked(cfg: SweepConfig) -> list[Photos]:
     """List the people who are attacked, with all their photos."""
     how = {"note": quiet, "whole_photos": cfg.attack.whole_photos}
-    return read_people(faces(cfg), cfg.data.tfds_dir, **how)
+    return read_people(faces(cfg), tfds_dir(cfg), **how)
 
 
-def _read_text(cfg: SweepTextConfig, directory: ModelDirectory) -> tuple[list[Identity], str, str]:
-    """Read what a text sweep trains on: the people, their source, a digest of the rest."""
-    d = cfg.data
+def _read_trained_on(
+    cfg: SweepConfig, directory: ModelDirectory
+) -> tuple[list[Identity], str, str]:
+    """Read who may be removed, their source, and a digest of what else is trained on."""
+    of_text, of_image = halves(cfg)
+    found = [_read_text(cfg, *of_text, directory)] if of_text else []
+    found += [_read_image(cfg, *of_image)] if of_image else []
+    (people, where, trained_on), *others = found
+    return people, where, digest([trained_on, *(x[2] for x in others)]) if others else trained_on
+
+
+def _read_text(
+    cfg: SweepConfig, d: TextDataConfig, train: TextTrainConfig, directory: ModelDirectory
+) -> tuple[list[Identity], str, str]:
+    """Read what the text defenses train on; see `_read_trained_on`."""
     people, where = read_identities(d.names), f"names file `{d.names}`"
     check_fits(people, directory.tokenizer(cfg.model.tokenizer), where)
     listed = [name for person in people for name in person.names]
-    groups, held = kept_names(people, listed, d, cfg.train)
-    read_captions(clean(cfg), d.tfds_dir)
+    groups, held = kept_names(people, listed, d, train)
+    read_captions(clean_captions(cfg), d.tfds_dir)
     kept = [name for group in (*groups, held) for name in group]
     return people, where, digest([*read_captions(d.captions, d.tfds_dir), *kept])
 
 
-def _read_image(cfg: SweepImageConfig) -> tuple[list[Identity], str, str]:
-    """Read what an image sweep trains on: the people, their source, a digest of the rest."""
-    d = cfg.data
+def _read_image(
+    cfg: SweepConfig, d: ImageDataConfig, train: ImageTrainConfig
+) -> tuple[list[Identity], str, str]:
+    """Read what the image defenses train on; see `_read_trained_on`."""
     photographed, where = read_people(d.faces, d.tfds_dir, note=quiet), f"faces `{d.faces}`"
-    people = [Identity(photos.name) for photos in photographed]
+    people = [Identity(person.name) for person in photographed]
     if d.names:
         people, where = read_identities(d.names), f"names file `{d.names}`"
         choose_people(photographed, people, where)
     most = max(cfg.sweep.num_identities)
-    if cfg.train.num_keep and not d.keep and most >= len(photographed):
+    if train.num_keep and not d.keep and most >= len(photographed):
         raise InputError(
             f"`sweep.num_identities` holds {most}, {where} {len(photographed)} people: nobody "
             "would be left to keep; give smaller numbers, or `data.keep`."
         )
-    read_images(clean(cfg), d.tfds_dir, quiet)
+    read_images(clean_images(cfg), d.tfds_dir, quiet)
     kept = read_faces(d.keep, d.tfds_dir, "keep", quiet) if d.keep else []
     images = describe_images(read_images(d.images, d.tfds_dir, quiet))
     return people, where, digest([images, describe_people(photographed), describe_people(kept)])
@@ -267,8 +287,10 @@ def _run_cell(
     removed = choose(people, cell)
     write_text(path / NAMES, "".join("\t".join(person.names) + "\n" for person in removed))
     settings = defense_config(cfg, cell, path)
-    found: DefenseSummary
-    if isinstance(settings, DefendTextConfig):
+    found: DefenseSummary | BothDefenseSummary
+    if isinstance(settings, DefendBothConfig):
+        found = once(defend_both, settings, BothDefenseSummary)
+    elif isinstance(settings, DefendTextConfig):
         found = run(plan_text(settings), resume=True)
     else:
         found = run(plan_image(settings), resume=True)
@@ -276,8 +298,8 @@ def _run_cell(
     evaluation = once(run_evaluate, evaluate_config(cfg, path, True), EvaluationSummary, cache)
     chosen = choose_people(_attacked(cfg), removed, str(path / NAMES))
     listed = {photos.name for _, photos in chosen}
-    reached, seconds = found.reached, round(time.monotonic() - started, 1)
-    directory.finish(_summary(cell, attack, evaluation, listed, found.encoder, reached, seconds))
+    seconds = round(time.monotonic() - started, 1)
+    directory.finish(_summary(cell, attack, evaluation, listed, found, seconds))
 
 
 def _summary(
@@ -285,17 +307,17 @@ def _summary(
     attack: AttackSummary,
     evaluation: EvaluationSummary,
     listed: Collection[str],
-    encoder: str,
-    reached: bool | None,
+    found: DefenseSummary | BothDefenseSummary,
     seconds: float,
 ) -> CellSummary:
     """Sum up a cell."""
     gone = _measure(attack, [name for name in attack.per_identity if name in listed])
     others = _measure(attack, [name for name in attack.per_identity if name not in listed])
     assert gone
-    text = encoder == "text"
+    both = isinstance(found, BothDefenseSummary)
+    tower = "both" if both else "text" if found.encoder == "text" else "image"
     return CellSummary(
-        tower="text" if text else "image",
+        tower=tower,
         n=cell.num,
         seed=cell.seed,
         w_weight=cell.w_weight,
@@ -304,7 +326,8 @@ def _summary(
         others_tpr=others and others["tpr"],
         top1=evaluation.top1,
         top5=evaluation.top5,
-        sim_clean=evaluation.sim_clean if text else evaluation.image_sim_clean,
+        sim_clean=evaluation.image_sim_clean if tower == "image" else evaluation.sim_clean,
+        image_sim_clean=evaluation.image_sim_clean if both else None,
         seconds=seconds,
         num_others=len(attack.per_identity) - len(listed),
         removed_tpr_majority=gone["tpr_majority"],
@@ -313,7 +336,7 @@ def _summary(
         others_tpr_majority=others and others["tpr_majority"],
         others_photos_right=others and others["photos_right"],
         others_mean_templates=others and others["mean_templates"],
-        reached=reached,
+        reached=found.reached,
     )
 
 
