@@ -41,16 +41,15 @@ def recognised(keys: Collection[str], where: str) -> dict[str, str] | None:
     Raises:
         InputError: they are wnids or numbers, but not ImageNet's.
     """
-    wnids = [key for key in keys if _WNID.fullmatch(key)]
-    numbers = [key for key in keys if key.isdecimal()]
-    if wnids:
+    if any(_WNID.fullmatch(key) for key in keys):
         return _named(keys, imagenet_names(), where)
-    if len(numbers) < len(keys):
+    if not all(key.isdecimal() for key in keys):
         return None
     if {int(key) for key in keys} == set(range(1000)):
         return chosen(keys, where)
+    numbers = some(sorted(keys, key=int))
     raise InputError(
-        f"{where}: {some(sorted(keys))} are numbers, not names; give `class_names`: {_REMEDY}, or "
+        f"{where}: {numbers} are numbers, not names; give `class_names`: {_REMEDY}, or "
         f"`{IMAGENET}` if they are numbers of ImageNet's 1,000 classes, from 0."
     )
 

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from jaxdefense.config import AttackConfig
@@ -198,12 +198,12 @@ def _unseen(people: list[Photos], run: Path, note: Callable[[str], object]) -> l
     return unseen
 
 
-def _check_paired(people: Sequence[Photos], cut: Collection[facescrub.Picture], run: Path) -> None:
+def _check_paired(people: Sequence[Photos], cut: set[facescrub.Picture], run: Path) -> None:
     """Raise InputError if faces of a person were trained on, and no name leads to their photo."""
     folders = {folder for folder, _ in cut}
     for person in people:
         whole = {x for x in map(facescrub.whole_photo, person.files) if x}
-        if {folder for folder, _ in whole} & folders and not whole & set(cut):
+        if {folder for folder, _ in whole} & folders and not whole & cut:
             raise InputError(
                 f"no whole photo of {person.name!r} has the name of a face that `{run}` trained "
                 "on, so which of them it saw cannot be told; name photos and faces as FaceScrub's "
