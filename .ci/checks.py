@@ -31,7 +31,7 @@ TORCH = [
     "pip install --no-deps torchvision==0.28.0 open_clip_torch==3.3.0 timm==1.0.31"
     " diffusers==0.42.1 peft==0.21.2 accelerate==1.15.0",
     "pip install importlib_metadata",
-    "pip install -e '.[test]'",
+    "pip install -e '.[test,wandb,mlflow]'",
 ]
 STAGES = ("before", "text", "image", "merged")  # columns of the README's table
 # Its rows, and how far another processor's rounding may move a figure: a person or three.
@@ -225,7 +225,7 @@ def main() -> None:
             run("lint", "ruff check . && ruff format --check .", tree, with_torch)
             run("types", "basedpyright", tree, with_torch)
             # The other lane has two processes: one is enough here.
-            compared = "python -m pytest -n 0 -m 'torch and not slow'"
+            compared = "python -m pytest -n 0 -m '(torch or needs) and not slow'"
             run("tests with torch", compared, tree, with_torch)
 
         def tested() -> None:

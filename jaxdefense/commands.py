@@ -67,7 +67,15 @@ class Command:
         return parse(self.kind(), args, prog, f"{self.about} {also}", presets, **below)
 
     def __call__(self, cfg: Any) -> None:
-        """Run it."""
+        """Run it.
+
+        Raises:
+            InputError: the package of a tracker is missing; or as its function says.
+        """
+        if hasattr(cfg, "log"):
+            from jaxdefense.trackers import check
+
+            check(cfg.log)  # before inputs are read, which may take minutes
         self.around(_find(self.run), cfg)
 
 

@@ -1,6 +1,7 @@
 """Settings of every command: one field a setting, its help below it; see `settings`."""
 
 import dataclasses
+import urllib.parse
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -87,6 +88,40 @@ class CacheConfig:
     compilation: Place = how("")
     """Directory of compiled programs, "off" for none; without it, JAX_COMPILATION_CACHE_DIR or
     ~/.cache/jaxdefense/xla."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """Where figures go besides the run directory, while the run goes on."""
+
+    tensorboard: Place = how("")
+    """Directory of event files, in a folder a run."""
+    wandb: str = how("")
+    """Project of Weights & Biases."""
+    mlflow: str = how("")
+    """Address of an MLflow server, or another tracking URI."""
+    name: str = how("")
+    """Name of the run there; without it, the last part of `out`."""
+
+    def __post_init__(self):
+        if "@" in urllib.parse.urlsplit(self.mlflow).netloc:
+            raise InputError(
+                "`log.mlflow` holds a user or a password, and settings are recorded; give them by "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead."
+            )
+
+    def part(self, out: str, name: str) -> "LogConfig":
+        """Name a part of a run.
+
+        Args:
+            out: directory of the whole run.
+            name: of the part.
+        """
+        return dataclasses.replace(self, name=f"{self.name_of(out)}/{name}")
+
+    def name_of(self, out: str) -> str:
+        """Name a run by its directory, unless a name is given."""
+        return self.name or Path(out).absolute().name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -489,6 +524,7 @@ class DefendTextConfig:
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
+    log: LogConfig = LogConfig()
     profile: Place = how("")
     """Directory for a trace of a few steps, for XProf."""
     ledger_names: bool = how(False)
@@ -511,6 +547,7 @@ class DefendImageConfig:
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
+    log: LogConfig = LogConfig()
     profile: Place = how("")
     """Directory for a trace of a few steps, for XProf."""
     ledger_names: bool = how(False)
@@ -562,6 +599,7 @@ class DefendBothConfig:
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
+    log: LogConfig = LogConfig()
     profile: Place = how("")
     """Directory for a trace of a few steps, for XProf."""
     ledger_names: bool = how(False)
@@ -574,14 +612,27 @@ class DefendBothConfig:
         text, image, out = self.text, self.image, Path(self.out)
         names = image.data.names or text.data.names
         data = ImageDataConfig(**{**vars(image.data), "names": names})
-        how = (self.earlier, self.mesh, self.distributed, self.cache, self.profile)
-        how = (*how, self.ledger_names)
+        same = ("earlier", "mesh", "distributed", "cache", "profile", "ledger_names")
+        how = {name: getattr(self, name) for name in same}
+        log = {half: self.log.part(self.out, half) for half in ("text", "image")}
         return (
             DefendTextConfig(
-                str(out / "text"), self.model, text.data, text.train, text.optimizer, *how
+                str(out / "text"),
+                self.model,
+                text.data,
+                text.train,
+                text.optimizer,
+                log=log["text"],
+                **how,
             ),
             DefendImageConfig(
-                str(out / "image"), self.model, data, image.train, image.optimizer, *how
+                str(out / "image"),
+                self.model,
+                data,
+                image.train,
+                image.optimizer,
+                log=log["image"],
+                **how,
             ),
         )
 
@@ -654,6 +705,7 @@ class AttackConfig:
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
+    log: LogConfig = LogConfig()
     json: bool = told(False)
     """Print the result as one JSON object."""
 
@@ -728,6 +780,7 @@ class EvaluateConfig:
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
+    log: LogConfig = LogConfig()
     json: bool = told(False)
     """Print the result as one JSON object."""
 
@@ -885,6 +938,7 @@ class SweepTextConfig:
     sweep: CellsConfig = how(CellsConfig())
     mesh: MeshConfig = MeshConfig()
     cache: CacheConfig = CacheConfig()
+    log: LogConfig = LogConfig()
     json: bool = told(False)
     """Print the result as one JSON object."""
 
@@ -907,6 +961,7 @@ class SweepImageConfig:
     sweep: CellsConfig = how(CellsConfig(w_weight=(0.00015, 0.005)))
     mesh: MeshConfig = MeshConfig()
     cache: CacheConfig = CacheConfig()
+    log: LogConfig = LogConfig()
     json: bool = told(False)
     """Print the result as one JSON object."""
 
@@ -928,6 +983,7 @@ class SweepBothConfig:
     sweep: BothCellsConfig = how(BothCellsConfig())
     mesh: MeshConfig = MeshConfig()
     cache: CacheConfig = CacheConfig()
+    log: LogConfig = LogConfig()
     json: bool = told(False)
     """Print the result as one JSON object."""
 

@@ -45,6 +45,15 @@ class Result(Summary, abc.ABC):
             out: directory or file of the results.
         """
 
+    def figures(self) -> dict[str, float]:
+        """Give what can be plotted, by name; the name of no person is among them."""
+        return _numbers(vars(self))
+
+
+def _numbers(found: Mapping[str, object], at: str = "") -> dict[str, float]:
+    """Give the numbers of a mapping, without those that are nested in it."""
+    return {at + name: float(x) for name, x in found.items() if isinstance(x, int | float)}
+
 
 # Defenses
 
@@ -66,6 +75,12 @@ class Validated(TypedDict):
 
     before: Found
     after: Found
+
+
+def rates_of(found: Found) -> dict[str, float]:
+    """Give the figures of a validation by name, and how many people are left, but not who."""
+    left = {"left": float(len(found["left"]))}
+    return _numbers(found) | left | _numbers(found["moved"], "moved/")
 
 
 class EarlierRun(TypedDict):
@@ -125,6 +140,11 @@ class DefenseSummary(Result):
     final: dict[str, float]
     earlier: EarlierRun | None = None
     defended_sha256: str = ""
+
+    def figures(self) -> dict[str, float]:
+        """See `Result`."""
+        found = _numbers(vars(self))
+        return found | rates_of(self.validation["after"]) if self.validation else found
 
     def verdict(self) -> str:
         """Say in a sentence whether the removed count as removed."""
@@ -424,6 +444,16 @@ class AttackSummary(Result):
     conditions: Conditions | None = None
     model_sha256: str = ""
 
+    def figures(self) -> dict[str, float]:
+        """See `Result`."""
+        found = _numbers(vars(self)) | _numbers(self.outcomes or {}, "outcomes/")
+        for name, variant in (self.variants or {}).items():
+            found |= _numbers(variant, f"variants/{name}/")
+        for name, group in (self.groups or {}).items():
+            found |= _numbers(group["before"], f"{name}/before/")
+            found |= _numbers(group["after"], f"{name}/after/")
+        return found
+
     def sentences(self, out: str) -> list[str]:
         """See `Result`."""
         low, high = self.tpr_interval
@@ -521,6 +551,13 @@ class EvaluationSummary(Result):
         """List what was measured, collateral apart."""
         found = vars(self).items()
         return {name: value for name, value in found if isinstance(value, float | int)}
+
+    def figures(self) -> dict[str, float]:
+        """See `Result`."""
+        found = self.utility()
+        for name, group in (self.collateral["groups"] if self.collateral else {}).items():
+            found |= _numbers(group, f"collateral/{name}/")
+        return found
 
     def sentences(self, out: str) -> list[str]:
         """See `Result`."""
@@ -633,6 +670,16 @@ class ProofSummary(Result):
     teacher_sha256: str
     reference_sha256: str = ""
     dtype: str
+
+    def figures(self) -> dict[str, float]:
+        """See `Result`."""
+        return {
+            f"{part}/{figure}/{model}/{group}": mean["mean"]
+            for part, found in self.parts.items()
+            for figure, models in found["figures"].items()
+            for model, groups in models.items()
+            for group, mean in groups.items()
+        }
 
     def sentences(self, out: str) -> list[str]:
         """See `Result`."""

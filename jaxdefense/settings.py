@@ -37,6 +37,7 @@ _POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1:]
 _PLACE = "place"  # marks a string that is a path
 _HOW = "how"  # marks a setting that must be given, and does not change the result
 PATH = "path"  # type of a setting, in the reference
+_ADDRESSES = {"log.mlflow"}  # settings that are addresses, where others are paths
 _RENAMED = {"identities": "names"}  # last part of a former key -> of today's
 
 
@@ -303,11 +304,11 @@ def _check_values(flags: Sequence[str]) -> None:
     for flag in flags:
         key, equals, value = flag.partition("=")
         if not flag.startswith("--"):
-            check_given(flag, name or flag)
-            continue
-        name = key.removeprefix("--")
-        if equals:
-            check_given(value, name)
+            value, equals = flag, True
+        else:
+            name = key.removeprefix("--")
+        if equals and name not in _ADDRESSES:
+            check_given(value, name or value)
 
 
 def _check(config: Any, at: str = "") -> None:

@@ -45,9 +45,10 @@ hypothesis.settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items):
-    """Skip the tests marked `torch` where torch, or another library that the mark names, is not."""
+    """Skip the tests marked `torch` or `needs` where a library that the mark names is not."""
     for item in items:
         named = {name for mark in item.iter_markers("torch") for name in ("torch", *mark.args)}
+        named |= {name for mark in item.iter_markers("needs") for name in mark.args}
         if missing := sorted(name for name in named if not importlib.util.find_spec(name)):
             item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(missing)}"))
 

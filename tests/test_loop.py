@@ -37,6 +37,7 @@ from jaxdefense.defense.text import defend_text, plan_text
 from jaxdefense.errors import InputError
 from jaxdefense.results import as_json
 from jaxdefense.sharding import ShardingRules, batch_sharding, make_mesh, replicated
+from jaxdefense.trackers import Tracker
 
 STEPS, SAVE_EVERY = 40, 8  # enough to be stopped twice
 
@@ -207,7 +208,7 @@ def test_throughput_of_a_line_is_since_the_line_before_and_leaves_validations_ou
     now = [10.0]
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
     metrics: Any = {"total": np.float32(1)}
-    with loop._Log(tmp_path / "metrics.jsonl", 0, samples_per_step=64) as log:
+    with loop._Log(tmp_path / "metrics.jsonl", 0, 64, Tracker({})) as log:
         now[0] += 8  # compiles
         log.write(0, metrics)
         now[0] += 2
@@ -215,7 +216,7 @@ def test_throughput_of_a_line_is_since_the_line_before_and_leaves_validations_ou
         now[0] += 100
         log.leave_out(99)
         log.write(2, metrics)
-    again = loop._Log(tmp_path / "metrics.jsonl", 2, samples_per_step=64)
+    again = loop._Log(tmp_path / "metrics.jsonl", 2, 64, Tracker({}))
     assert again.last == {"total": 1}  # what no step computed is none of its metrics
     with again:
         now[0] += 4

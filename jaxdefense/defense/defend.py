@@ -30,6 +30,7 @@ from jaxdefense.log import Progress
 from jaxdefense.results import Validated
 from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sharding import batch_sharding, fetch, put, replicated
+from jaxdefense.trackers import Tracker, tracked
 from jaxdefense.words import some
 
 logger = logging.getLogger(__name__)
@@ -63,11 +64,19 @@ def run(plan: Plan[D], resume: bool = False) -> D:
         on_first(partial(write, directory.path / name, content))
     for line in plan.lines:
         logger.info(line)
+    with tracked(plan.cfg.log, directory.path, plan.cfg) as tracker:
+        summary = _carry_out(plan, directory, tracker)
+        tracker.tell("result", plan.cfg.train.steps, summary.figures())
+    return summary
+
+
+def _carry_out(plan: Plan[D], directory: RunDirectory[D], tracker: Tracker) -> D:
+    """Train, validate and write, in an open directory; see `run`."""
     teacher = put(plan.encoder.teacher, plan.encoder.teacher_sharding)
     watch = _watch(plan, teacher, directory.path)
     if watch is None:
         logger.warning("not validated, as `train.validate.every` is 0: attack the defended model")
-    outcome = _train(plan, teacher, watch, directory.path)
+    outcome = _train(plan, teacher, watch, directory.path, tracker)
     taken, found = outcome.state.params, None
     if watch:
         params, taken, found = _best(plan, watch, teacher)
@@ -158,7 +167,9 @@ def _student(
     return validation.teacher.with_encoder(encoder.which, student)
 
 
-def _train(plan: Plan, teacher: TeacherParams, watch: Watch | None, path: Path) -> loop.Outcome:
+def _train(
+    plan: Plan, teacher: TeacherParams, watch: Watch | None, path: Path, tracker: Tracker
+) -> loop.Outcome:
     """Train as planned; see `loop.run`."""
     encoder, t = plan.encoder, plan.cfg.train
     make = jax.jit(partial(init_state, cfg=encoder.step_cfg), out_shardings=encoder.state_sharding)
@@ -187,6 +198,7 @@ def _train(plan: Plan, teacher: TeacherParams, watch: Watch | None, path: Path) 
         path,
         watch,
         jax.eval_shape(make, teacher),
+        tracker,
     )
 
 

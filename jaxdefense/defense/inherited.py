@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 _FOLLOWS = ("after", "ledger")
 # Of each run its own: where it writes, whom it adds, and which run it follows.
 _OWN = {"out", "profile", "compilation", "cache_dir", "names"}  # last parts of their names
+_OWN_SECTIONS = ("earlier", "log")
 # Of each model its own: another has other tokens, and another space of embeddings.
 _OF_A_MODEL = {"model.path", "model.tokenizer", "data.target", "image.data.target"}
 _SUMMARIES: dict[type, type[Summary]] = {
@@ -60,7 +61,7 @@ def inherited(kind: type, flags: Sequence[str]) -> Mapping[str, Any]:
     for setting in settings:
         section, _, last = setting.key.rpartition(".")
         value = _found(tree, setting.key)
-        if last in own or setting.key in own or section == "earlier" or value is None:
+        if last in own or setting.key in own or section in _OWN_SECTIONS or value is None:
             continue
         if not (setting.result or setting.type == PATH):
             continue

@@ -35,10 +35,12 @@ from jaxdefense.distributed import Stop, first
 from jaxdefense.errors import Interrupted, RunError
 from jaxdefense.log import Progress
 from jaxdefense.sharding import put
+from jaxdefense.trackers import Tracker
 
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+_TRAIN, _VALIDATION = "train", "validation"  # of a tracker's figures
 _OF_THE_LINE = ("step", "time", "samples_per_second")  # entries that no step computes
 _TRACED = range(2, 5)  # steps of a run that a profile shows; the first ones compile
 
@@ -127,6 +129,7 @@ def run(
     directory: Path,
     watch: Watch | None = None,
     abstract: TrainState | None = None,
+    tracker: Tracker | None = None,
 ) -> Outcome:
     """Train from the newest checkpoint, or from the start, until the last step.
 
@@ -144,6 +147,7 @@ def run(
         directory: of the run.
         watch: begun; validates, and may end the run early.
         abstract: shapes of a state; None to find them by tracing `init`.
+        tracker: is told each step and validation, once.
 
     Raises:
         Diverged: a metric or a parameter is not finite, and no state passed validation before; the
@@ -156,7 +160,10 @@ def run(
     checkpoints = Checkpoints(directory / "checkpoints", cfg.keep)
     shapes = abstract or jax.eval_shape(init)
     start, state = _newest(checkpoints, init, shapes, state_sharding, watch, cfg.steps)
-    log, started = _Log(directory / METRICS, start, cfg.samples_per_step), time.monotonic()
+    tracker, started = tracker or Tracker({}), time.monotonic()
+    log = _Log(directory / METRICS, start, cfg.samples_per_step, tracker)
+    if watch and log.told < 0:
+        tracker.tell(_VALIDATION, 0, watch.found[0][1].rates())
     with (
         _stop_signals() as received,
         Progress("defending", cfg.steps, start, "steps", "compiling") as progress,
@@ -164,7 +171,7 @@ def run(
         closing(checkpoints),  # finishes what is being written, however the run ends
         jax.transfer_guard("disallow"),
     ):
-        training = _Training(step_fn, state, cfg, log, progress, start)
+        training = _Training(step_fn, state, cfg, log, progress, start, tracker)
         del state  # its arrays are donated to the steps
         take = partial(training.take, place=place, teacher=teacher, key=key)
         diverged_at_step = None
@@ -235,9 +242,10 @@ class _Training:
         log: "_Log",
         progress: Progress,
         start: int,
+        tracker: Tracker,
     ):
         """Begin after `start` steps; see `run` for the other arguments."""
-        self._step_fn, self._log, self._progress = step_fn, log, progress
+        self._step_fn, self._log, self._progress, self._tracker = step_fn, log, progress, tracker
         self.cfg, self.state, self.metrics = cfg, state, log.last
         self.done = self._start = start
         self._pending: dict[str, jax.Array] | None = None  # metrics of the last step, unread
@@ -282,7 +290,10 @@ class _Training:
         began = time.monotonic()
         with jax.transfer_guard("allow"):
             self.state = watch.look(self.done, self.state)
-        logger.info(f"validation at step {self.done}: {watch.found[-1][1]}")
+        verdict = watch.found[-1][1]
+        logger.info(f"validation at step {self.done}: {verdict}")
+        if self.done > watch.told:
+            self._tracker.tell(_VALIDATION, self.done, verdict.rates())
         aside = time.monotonic() - began
         self._aside += aside
         self._log.leave_out(aside)
@@ -364,21 +375,22 @@ class _Log:
     metrics of a step and three more entries. `step` is its number. `time` is when the metrics were
     read, in seconds since the epoch. `samples_per_second` counts from the line before, without
     validations. For the first line of a process it counts from the start, including compilation.
+
+    A tracker was told of every step that the file holds at first, the last of which is `told`.
     """
 
-    def __init__(self, path: Path, start: int, samples_per_step: int):
-        self._path, self._samples = path, samples_per_step
-        self._since = time.monotonic()
+    def __init__(self, path: Path, start: int, samples_per_step: int, tracker: Tracker):
+        self._path, self._samples, self._tracker = path, samples_per_step, tracker
+        self._since, self.told = time.monotonic(), -1
         self.last: dict[str, float] = {}
         kept = []
-        if start and path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:  # a crash cut the line short
-                    break
-                if entry["step"] >= start:
-                    break
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:  # a crash cut the line short
+                break
+            self.told = entry["step"]
+            if self.told < start:
                 kept.append(line + "\n")
                 self.last = {name: x for name, x in entry.items() if name not in _OF_THE_LINE}
         self._kept = "".join(kept)
@@ -407,7 +419,10 @@ class _Log:
         now = time.monotonic()
         rate, self._since = self._samples / max(now - self._since, 1e-9), now
         line = {"step": step, "time": round(time.time(), 3), **values}
-        self._file.write(json.dumps(line | {"samples_per_second": round(rate, 3)}) + "\n")
+        pace = {"samples_per_second": round(rate, 3)}
+        self._file.write(json.dumps(line | pace) + "\n")
+        if step > self.told:
+            self._tracker.tell(_TRAIN, step, values | pace)
         return values
 
 

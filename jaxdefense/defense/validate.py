@@ -20,7 +20,7 @@ from jaxdefense.config import ValidateConfig
 from jaxdefense.defense.step import TrainState
 from jaxdefense.distributed import first, on_first
 from jaxdefense.files import write_bytes
-from jaxdefense.results import Found
+from jaxdefense.results import Found, rates_of
 from jaxdefense.sharding import put
 
 # Training is far from done if the gap is above `_FAR`, and slow if the gap shrank by less than
@@ -75,6 +75,10 @@ class Verdict:
         found = dataclasses.asdict(self)
         del found["mined"]
         return cast(Found, found)
+
+    def rates(self) -> dict[str, float]:
+        """Give what can be plotted; see `results.rates_of`."""
+        return rates_of(self.summary())
 
     def __str__(self) -> str:
         moved = ", ".join(f"{name} {value:.3f}" for name, value in self.moved.items())
@@ -227,6 +231,7 @@ class Watch:
         self._path = directory / "validation.jsonl"
         self._best = Checkpoints(directory / "best", 1)
         self.found: list[tuple[int, Verdict]] = []
+        self.told = 0  # steps at the last validation that the directory held at first
 
     def newer(
         self,
@@ -255,16 +260,16 @@ class Watch:
         """Read the verdicts up to the step that the run resumes from."""
 
         def read() -> str:
-            return self._path.read_text() if start and self._path.exists() else ""
+            return self._path.read_text() if self._path.exists() else ""
 
         for line in on_first(read).splitlines():
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:  # a crash cut the line short
                 break
-            if entry["step"] > start:
-                break
-            self.found.append((entry.pop("step"), Verdict(**entry)))
+            self.told = entry["step"]
+            if self.told <= start:
+                self.found.append((entry.pop("step"), Verdict(**entry)))
         self._mine(self.found[-1][1].mined)
         self._write()
 

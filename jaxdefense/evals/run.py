@@ -33,6 +33,7 @@ from jaxdefense.paths import check_outside
 from jaxdefense.results import EvaluationSummary
 from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sharding import make_mesh
+from jaxdefense.trackers import track
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ def run_evaluate(cfg: EvaluateConfig, cache: ArrayCache | None = None) -> Evalua
     if moved:
         on_first(lambda: write_text(results.path / MOVED, table(moved)))
     results.finish(summary)
+    track(cfg.log, results.path, cfg, "evaluation", summary)
     return summary
 
 

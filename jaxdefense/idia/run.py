@@ -25,6 +25,7 @@ from jaxdefense.idia.variants import attack_names
 from jaxdefense.results import AttackSummary, Group, Measures, VariantSummary
 from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sharding import make_mesh
+from jaxdefense.trackers import track
 from jaxdefense.words import some
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ def run_attack(cfg: AttackConfig, cache: ArrayCache | None = None) -> AttackSumm
         logger.info(line)
     _write(cfg, results, inputs, found, model)
     results.finish(summary)
+    track(cfg.log, results.path, cfg, "attack", summary)
     return summary
 
 

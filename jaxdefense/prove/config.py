@@ -3,7 +3,13 @@
 import dataclasses
 from typing import NamedTuple
 
-from jaxdefense.config import CacheConfig, DistributedConfig, MeshConfig, ModelConfig
+from jaxdefense.config import (
+    CacheConfig,
+    DistributedConfig,
+    LogConfig,
+    MeshConfig,
+    ModelConfig,
+)
 from jaxdefense.errors import InputError
 from jaxdefense.settings import (
     Anywhere,
@@ -110,6 +116,7 @@ class ProveConfig:
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
+    log: LogConfig = LogConfig()
     json: bool = told(False)
     """Print the result as one JSON object."""
 

@@ -36,6 +36,7 @@ from jaxdefense.results import (
     read_settings,
 )
 from jaxdefense.run_directory import RunDirectory
+from jaxdefense.trackers import track
 from jaxdefense.typed_json import fields_of, plain
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ def prove(cfg: ProveConfig, cache: ArrayCache | None = None) -> ProofSummary:
     )
     on_first(lambda: _write_page(summary, results.path))
     results.finish(summary)
+    track(cfg.log, results.path, cfg, "proof", summary)
     return summary
 
 

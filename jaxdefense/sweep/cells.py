@@ -135,7 +135,8 @@ def defense_config(
         directory: directory of the cell.
     """
     out, names = str(directory / DEFENSE), str(directory / NAMES)
-    how = {"mesh": cfg.mesh, "cache": cfg.cache}
+    log = cfg.log.part(cfg.out, f"{cell.name}/{DEFENSE}")
+    how = {"mesh": cfg.mesh, "cache": cfg.cache, "log": log}
     replace = dataclasses.replace
     if isinstance(cfg, SweepBothConfig):
         of_text, of_image = (
@@ -178,6 +179,7 @@ def attack_config(cfg: SweepConfig, directory: Path, defended: bool) -> AttackCo
         unseen_by=unseen_by,
         tfds_dir=tfds_dir(cfg),
         mesh=cfg.mesh,
+        log=cfg.log.part(cfg.out, f"{directory.name}/{ATTACK}"),
         **given,
     )
 
@@ -205,5 +207,6 @@ def evaluate_config(cfg: SweepConfig, directory: Path, defended: bool) -> Evalua
         batch=e.batch,
         seed=e.seed,
         mesh=cfg.mesh,
+        log=cfg.log.part(cfg.out, f"{directory.name}/{EVALUATION}"),
         **what,
     )
