@@ -219,6 +219,9 @@ def main() -> None:
         def seen_and_compared() -> None:
             run("see it", see, clone(path / "see", env), env)
             check_demo(readme, path / "see/jaxdefense-demo")
+            program, needed = path / "see/.venv/bin/jaxdefense", "--out o --model m --names n"
+            by_name = f"{program} defend text --config paper/text {needed} --captions c --help"
+            run("config in the wheel", by_name, path, env)
             run("torch environment", "python3 -m venv .venv", tree, env)
             for command in TORCH:
                 run("torch environment", command, tree, with_torch)

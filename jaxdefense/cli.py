@@ -50,11 +50,16 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def _overview(argv: Sequence[str], words: Sequence[str]) -> None:
-    """Print the version or the commands; of a group, those of the group."""
+    """Print the version, a shell's completion or the commands; of a group, those of the group."""
     from jaxdefense import __version__
 
     if "--version" in argv:
         print(__version__)
+        return
+    if argv[:1] == ["--completion"]:
+        from jaxdefense.completion import script
+
+        print(script(" ".join(argv[1:])), end="")
         return
     group = words[0] if words and any(name.startswith(f"{words[0]} ") for name in COMMANDS) else ""
     if not {"-h", "--help"} & set(argv):
@@ -65,6 +70,8 @@ def _overview(argv: Sequence[str], words: Sequence[str]) -> None:
     for name, command in COMMANDS.items():
         if name.startswith(group):
             print(f"  {name:<15} {command.about}")
+    if not group:
+        print("\n`jaxdefense --completion bash`, zsh or fish prints what completes them on TAB.")
 
 
 def _explain(error: BaseException) -> int:

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,10 @@ class Command:
         """Give the dataclass of its settings."""
         return _find(self.settings)
 
+    def named_settings(self) -> Mapping[str, Mapping[str, Any]]:
+        """Give its presets by name."""
+        return _find(self.presets) if self.presets else {}
+
     def read(self, args: Sequence[str], prog: str = "jaxdefense") -> Any:
         """Fill its settings from flags, over those of a preset if one is named.
 
@@ -58,12 +62,13 @@ class Command:
         """
         from jaxdefense.settings import parse
 
-        presets = _find(self.presets) if self.presets else {}
+        presets = self.named_settings()
         also = "A setting may also be given by --set KEY=VALUE, or by --config FILE: Python with "
         also += "get_config(). docs/settings.md lists all settings."
         if presets:
             also += " --preset NAME gives those of a run that docs/scaling.md lists."
-        below = {"below": _find(self.below)} if self.below else {}
+        helps = {"-h", "--help"} & set(args)  # what lies below needs JAX
+        below = {"below": _find(self.below)} if self.below and not helps else {}
         return parse(self.kind(), args, prog, f"{self.about} {also}", presets, **below)
 
     def __call__(self, cfg: Any) -> None:

@@ -31,3 +31,17 @@ class Interrupted(Exception):
             "run the same command again to resume."
         )
         self.signum = signum
+
+
+def missing(what: str, package: str, extra: str) -> InputError:
+    """Say that a package is not installed, and how it is.
+
+    Args:
+        what: needs it, as a setting or a source.
+        package: as Python imports it.
+        extra: of jaxdefense, which brings it.
+    """
+    return InputError(
+        f"{what} needs the package {package}, which is not installed: "
+        f"`pip install 'jaxdefense[{extra}]'`."
+    )

@@ -23,6 +23,7 @@ import re
 import textwrap
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -173,14 +174,22 @@ def _literal(text: str) -> Any:
 def load_config_file(path: str) -> dict[str, Any]:
     """Run a config file's `get_config()`; return its values as nested dicts.
 
+    Args:
+        path: of the file; or, without `.py`, the name of one that comes with the package.
+
     Raises:
         InputError: there is no such file, it fails, or it returns no ConfigDict.
     """
     import ml_collections
 
-    spec = importlib.util.spec_from_file_location("jaxdefense_config", path)
-    if spec is None or spec.loader is None or not os.path.isfile(path):
-        raise InputError(f"config file `{path}` does not exist, or is not a .py file.")
+    shipped = _shipped_configs()
+    file = path if path.endswith(".py") else shipped.get(path, "")
+    spec = importlib.util.spec_from_file_location("jaxdefense_config", file)
+    if spec is None or spec.loader is None or not os.path.isfile(file):
+        raise InputError(
+            f"config file `{path}` does not exist, or is not a .py file; by name there are "
+            f"{', '.join(shipped)}."
+        )
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -190,6 +199,15 @@ def load_config_file(path: str) -> dict[str, Any]:
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(f"config file `{path}`: get_config() must return a ConfigDict.")
     return config.to_dict()
+
+
+def _shipped_configs() -> dict[str, str]:
+    """Find the config files that come with the package, by name, as `paper/text`."""
+    package = Path(__file__).parent
+    installed = package / "configs"  # where a wheel has them
+    folder = installed if installed.is_dir() else package.parent / "configs"
+    files = sorted(folder.rglob("*.py"))
+    return {file.relative_to(folder).with_suffix("").as_posix(): str(file) for file in files}
 
 
 def as_flags(tree: Mapping[str, Any], at: str = "") -> list[str]:

@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from jaxdefense.config import LogConfig
 from jaxdefense.distributed import first, on_first
-from jaxdefense.errors import InputError, RunError
+from jaxdefense.errors import InputError, RunError, missing
 from jaxdefense.files import write_json
 from jaxdefense.results import Result
 from jaxdefense.settings import to_dict
@@ -290,15 +291,9 @@ def _asked(log: LogConfig) -> dict[str, str]:
 
 def check(log: LogConfig) -> None:
     """Raise InputError if the package of a tracker that is asked for is missing."""
-    from importlib.util import find_spec
-
     for name in _asked(log):
-        kind = _KINDS[name]
-        if find_spec(kind.package) is None:
-            raise InputError(
-                f"`log.{name}` needs the package {kind.package}, which is not installed: "
-                f"`pip install 'jaxdefense[{name}]'`."
-            )
+        if find_spec(_KINDS[name].package) is None:
+            raise missing(f"`log.{name}`", _KINDS[name].package, name)
 
 
 def _open(log: LogConfig, run: Path, cfg: Any) -> dict[str, _Writer]:

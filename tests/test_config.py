@@ -107,6 +107,14 @@ def test_papers_figures_compare_its_settings_with_and_without_weight_regularisat
             assert cfg.evaluate.templates == "openai80"
 
 
+def test_config_file_of_the_package_goes_by_its_name_anywhere(tmp_path, monkeypatch):
+    by_path = load("paper/text")
+    monkeypatch.chdir(tmp_path)
+    assert load_config_file("paper/text") == by_path
+    with pytest.raises(InputError, match="`paper/txt` does not exist.* by name .*paper/image, pap"):
+        load_config_file("paper/txt")
+
+
 @pytest.mark.parametrize("which", ["text", "image"])
 def test_paper_config_file_gives_the_papers_settings(which):
     given = load(f"paper/{which}")

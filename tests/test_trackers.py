@@ -255,7 +255,7 @@ def test_another_process_than_the_first_tells_nothing(inputs, monkeypatch):
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
 def test_missing_package_is_said_before_anything_is_read(inputs, monkeypatch, capsys, name):
-    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    monkeypatch.setattr(trackers, "find_spec", lambda package: None)
     code = main(["attack", "--model", "m", "--faces", "f", "--out", "o", f"--log.{name}", "x"])
     assert code == 2 and not Path("o").exists()
     (said,) = capsys.readouterr().err.splitlines()

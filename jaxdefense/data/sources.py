@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from jaxdefense.data.forms import files_of, split_column
-from jaxdefense.errors import InputError
+from jaxdefense.errors import InputError, missing
 
 logger = logging.getLogger(__name__)
 
@@ -460,9 +460,13 @@ def open_tfds(source: str, tfds_dir: str) -> Any:
         a sequence of dicts of feature values; images are left as they are stored, encoded.
 
     Raises:
-        InputError: not prepared there, in a format that needs TensorFlow, or without that split.
+        InputError: not prepared there, in a format that needs TensorFlow, or without that split;
+            or the library is not installed.
     """
-    import tensorflow_datasets as tfds
+    try:
+        import tensorflow_datasets as tfds
+    except ModuleNotFoundError as error:
+        raise missing(f"`{source}`", "tensorflow_datasets", "tfds") from error
 
     name, split = _name_and_split(source)
     where = f" in `{tfds_dir}`" if tfds_dir else ""
