@@ -1,13 +1,13 @@
 #!/bin/bash
-# What:   a defense on all GPUs of one host, in one process; after a crash it goes on from its checkpoint.
-# Run:    launch/one_host.sh text --config configs/defend_text.py --model M --names N --captions C --out RUN
+# What:   a command on all GPUs of one host, in one process; after a crash it goes on from its checkpoint.
+# Run:    launch/one_host.sh defend text --config defend_text --model M --names N --captions C --out RUN
 # Change: GPUS=0,1 for some of them, RETRIES after a crash, JAXDEFENSE for another installation.
 set -euo pipefail
 if [[ -n "${GPUS:-}" ]]; then export CUDA_VISIBLE_DEVICES="$GPUS"; fi
 read -ra command <<<"${JAXDEFENSE:-jaxdefense}"
 for ((left = ${RETRIES:-2}, before = 0; ; left--)); do
   code=0
-  "${command[@]}" defend "$@" || code=$?
+  "${command[@]}" "$@" || code=$?
   # Refused after it had run: that run was finished, and said what is wrong with it.
   if ((code == 2 && before)); then exit "$before"; fi
   before=$code
