@@ -41,7 +41,7 @@ class Line(NamedTuple):
 
 
 class _Writer(Protocol):
-    """Takes the figures of one run; `run` is what the tracker calls it, in words for a program."""
+    """Takes the figures of one run; `run` is what the tracker calls it: an id, or a folder."""
 
     run: str
 
