@@ -23,7 +23,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         of the run, the machine or this package; 128 + n after signal n.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model directory is local, always
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # torch is not missed
     code, failed = 0, None
     try:

@@ -72,16 +72,19 @@ class Command:
         return parse(self.kind(), args, prog, f"{self.about} {also}", presets, **below)
 
     def __call__(self, cfg: Any) -> None:
-        """Run it.
+        """Run it. A model's id is pinned first, so that the run records its commit.
 
         Raises:
             InputError: the package of a tracker is missing; or as its function says.
         """
+        from jaxdefense.hub import pinned
+        from jaxdefense.settings import with_models
+
         if hasattr(cfg, "log"):
             from jaxdefense.trackers import check
 
             check(cfg.log)  # before inputs are read, which may take minutes
-        self.around(_find(self.run), cfg)
+        self.around(_find(self.run), with_models(cfg, pinned))
 
 
 def _find(where: str) -> Any:

@@ -10,9 +10,11 @@ import tyro
 from jaxdefense.clip.config import Remat
 from jaxdefense.errors import InputError
 from jaxdefense.settings import (
+    AnyModel,
     Anywhere,
     Floats,
     Integers,
+    Model,
     Names,
     Place,
     check_each_of,
@@ -35,8 +37,8 @@ REMOVED = {"text": "names", "image": "faces"}  # by encoder, what a defense remo
 class ModelConfig:
     """The model."""
 
-    path: Annotated[Place, short("model")]
-    """Model directory."""
+    path: Annotated[Model, short("model")]
+    """Model directory, or a model's id on the Hugging Face hub."""
     tokenizer: Place = ""
     """Directory of the tokenizer; without it, the model's own."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -643,10 +645,10 @@ class MergeConfig:
 
     out: Anywhere
     """Model directory to write."""
-    text: Anywhere
-    """Run or model directory of the text encoder."""
-    image: Anywhere
-    """Run or model directory of the image encoder."""
+    text: AnyModel
+    """Run, model directory or id, of the text encoder."""
+    image: AnyModel
+    """Run, model directory or id, of the image encoder."""
     json: bool = told(False)
     """Print the result as one JSON object."""
 
@@ -741,8 +743,8 @@ class EvaluateConfig:
     out: Anywhere
     """Directory of the results."""
     model: ModelConfig
-    teacher: Place
-    """Model directory before the defense."""
+    teacher: Model
+    """Model before the defense: directory or id."""
     captions: Place = ""
     """Captions for sim_clean; with `names` for sim_target and sim_backdoor too."""
     names: Place = ""
@@ -1083,8 +1085,8 @@ class ReportConfig:
 class LedgerConfig:
     """`jaxdefense ledger`."""
 
-    model: Annotated[tyro.conf.Positional[Place], tyro.conf.arg(metavar="MODEL")]
-    """Model directory, or run directory of a defense."""
+    model: Annotated[tyro.conf.Positional[Model], tyro.conf.arg(metavar="MODEL")]
+    """Model directory, run directory of a defense, or a model's id."""
     results: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RESULTS")] = ()
     """Directories of attacks and proofs of this model, to record what they found."""
     json: bool = told(False)
@@ -1099,8 +1101,8 @@ class DeltaConfig:
     """Run directory of a defense, or its model."""
     out: Place
     """Patch to write, .safetensors."""
-    model: Place = ""
-    """Directory of the original; without it, the model that the run defended."""
+    model: Model = ""
+    """The original, directory or id; without it, the model that the run defended."""
     json: bool = told(False)
     """Print the result as one JSON object."""
 
@@ -1111,8 +1113,8 @@ class ApplyConfig:
 
     delta: Annotated[tyro.conf.Positional[Place], tyro.conf.arg(metavar="DELTA")]
     """Patch that `jaxdefense delta` wrote."""
-    model: Place
-    """Directory of the original."""
+    model: Model
+    """The original: directory or id."""
     out: Place
     """Model directory to write."""
     json: bool = told(False)
@@ -1123,8 +1125,8 @@ class ApplyConfig:
 class ConvertConfig:
     """`jaxdefense convert`."""
 
-    src: Annotated[tyro.conf.Positional[Place], tyro.conf.arg(metavar="SRC")]
-    """Model directory, or .pt file."""
+    src: Annotated[tyro.conf.Positional[Model], tyro.conf.arg(metavar="SRC")]
+    """Model directory, a model's id, or .pt file."""
     dst: Annotated[tyro.conf.Positional[Place], tyro.conf.arg(metavar="DST")]
     """Directory to write."""
     to: str

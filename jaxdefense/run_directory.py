@@ -19,6 +19,7 @@ from typing import Any, Generic
 from jaxdefense import distributed
 from jaxdefense.errors import InputError
 from jaxdefense.files import locked, write_json
+from jaxdefense.hub import is_pinned
 from jaxdefense.results import (
     GIVEN_IN,
     SETTINGS,
@@ -147,8 +148,10 @@ def place_from(run: Path, path: str) -> Path:
 
     Args:
         run: directory of the run.
-        path: as the run has it.
+        path: as the run has it; the id of a model stays as it is.
     """
+    if is_pinned(path):
+        return Path(path)
     try:
         began = json.loads((run / SETTINGS).read_text(encoding="utf-8")).get(GIVEN_IN, "")
     except (OSError, ValueError):

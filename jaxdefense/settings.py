@@ -29,6 +29,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from jaxdefense.errors import InputError
+from jaxdefense.hub import is_pinned
 from jaxdefense.paths import check_given
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ T = TypeVar("T")
 _RESULT, _RECORD = "result", "record"  # keys of a field's metadata
 _POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1:]
 _PLACE = "place"  # marks a string that is a path
+_MODEL = "model"  # marks one that may be the id of a model instead
 _HOW = "how"  # marks a setting that must be given, and does not change the result
 PATH = "path"  # type of a setting, in the reference
 _ADDRESSES = {"log.mlflow"}  # settings that are addresses, where others are paths
@@ -73,6 +75,9 @@ def _commas(kind: Callable[[str], Any]) -> Any:
 Place = Annotated[str, _PLACE]
 # The same of what must be given: where results go, or inputs whose contents are compared.
 Anywhere = Annotated[str, _PLACE, _HOW]
+# The same of models; an id counts with the commit that it means, see `hub`.
+Model = Annotated[Place, _MODEL]
+AnyModel = Annotated[Anywhere, _MODEL]
 # Several values, with commas between.
 Names = Annotated[tuple[str, ...], _commas(str)]
 Integers = Annotated[tuple[int, ...], _commas(int)]
@@ -369,6 +374,23 @@ def check_each_of(name: str, values: Sequence[str], choices: Sequence[str], also
 # Comparing
 
 
+def with_models(config: T, change: Callable[[str], str]) -> T:
+    """Return settings with each model that they name changed."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    changed = dict[str, Any]()
+    for name, hint in hints.items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            new = with_models(value, change)
+        elif _MODEL in getattr(hint, "__metadata__", ()) and value:
+            new = change(value)
+        else:
+            continue
+        if new != value:
+            changed[name] = new
+    return dataclasses.replace(config, **changed) if changed else config  # pyright: ignore
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Write settings as nested dicts of JSON values, without those that are not recorded."""
     out = dataclasses.asdict(config)
@@ -424,7 +446,7 @@ def identity(kind: type, tree: Any) -> Any:
                 value = identity(hints[name], value)
                 if value == {}:
                     continue
-            elif _PLACE in extras and value:
+            elif _PLACE in extras and value and not is_pinned(str(value)):
                 value = os.path.abspath(str(value))
         out[name] = value
     return out

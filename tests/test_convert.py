@@ -364,8 +364,8 @@ def test_broken_index_is_named(tiny_dir, index):
 
 def test_directory_without_weights_says_what_it_should_hold(tiny_dir):
     path = tiny_dir()
-    (path / "model.safetensors").rename(path / "pytorch_model.bin")
-    fails(path, "neither model.safetensors nor", "`pytorch_model.bin` is a pickle")
+    (path / "model.safetensors").rename(path / "weights.bin")
+    fails(path, "neither model.safetensors nor", "`weights.bin` is a pickle")
 
 
 def test_missing_directory_and_missing_config_are_named(tiny_dir, tmp_path):

@@ -26,6 +26,7 @@ from jaxdefense.convert.directory import (
     text_companions,
 )
 from jaxdefense.errors import InputError
+from jaxdefense.hub import is_pinned
 from jaxdefense.ledger.entries import shown
 from jaxdefense.log import Progress
 from jaxdefense.paths import check_new, check_outside
@@ -96,7 +97,7 @@ def delta(cfg: DeltaConfig) -> DeltaSummary:
         "from_sha256": digests[0],
         "to_sha256": digests[1],
         "texts": json.dumps(_changed_texts(original, defended)),
-        "digests": json.dumps({x: _sha256(y) for x, y in text_companions(defended).items()}),
+        "digests": json.dumps({x: _sha256(y) for x, y in _texts(defended).items()}),
         # The library writes the metadata of a file in an order of its own each time.
         "heads": json.dumps({x: _head(defended.path / x) for x in defended.weight_files}),
     }
@@ -181,7 +182,7 @@ def apply(cfg: ApplyConfig) -> ApplicationSummary:
                 f"`{cfg.delta}` made the model {shown(found)} instead of "
                 f"{shown(patch.to_sha256)}: the file is broken; copy it again."
             )
-        texts = {name: _sha256(file) for name, file in text_companions(directory).items()}
+        texts = {name: _sha256(file) for name, file in _texts(directory).items()}
         if differ := [
             x for x in {**texts, **patch.digests} if texts.get(x) != patch.digests.get(x)
         ]:
@@ -284,7 +285,7 @@ def _teacher_of(run: str) -> Path:
     half = halves_of(found)[0]
     settings: dict[str, Any] = read_settings(half)
     path = place_from(half, str(settings["model"]["path"]))
-    if not path.is_dir():
+    if not (is_pinned(str(path)) or path.is_dir()):
         raise InputError(
             f"`{path}`, which `{run}` defended, does not exist; give the original by `--model`."
         )
@@ -300,9 +301,13 @@ def _check_alike(original: ModelDirectory, defended: ModelDirectory) -> None:
         )
 
 
+def _texts(directory: ModelDirectory) -> dict[str, Path]:
+    return text_companions(directory.path, directory.weight_files)
+
+
 def _changed_texts(original: ModelDirectory, defended: ModelDirectory) -> dict[str, str]:
     """Give the texts of a defended model that the original lacks, or has otherwise."""
-    old, new = text_companions(original), text_companions(defended)
+    old, new = _texts(original), _texts(defended)
     changed = {name: file for name, file in new.items() if _bytes(old.get(name)) != _bytes(file)}
     try:
         return {name: file.read_bytes().decode() for name, file in changed.items()}

@@ -1,7 +1,8 @@
 """Reads and writes model directories, in the Hugging Face and the OpenCLIP layout.
 
 A directory is read whole or not at all. A written copy holds every tensor of the directory that was
-read, with the same names, dtypes and shards, and its text files. Nothing is ever unpickled.
+read, with the same names, dtypes and shards, and its text files. Only safetensors are read: of
+pickles a copy is made first, by torch; see `unpickled`.
 """
 
 import dataclasses
@@ -34,8 +35,10 @@ from jaxdefense.convert.table import (
     ignored_key,
     source_tensor,
 )
+from jaxdefense.convert.weights import Weights, find_weights
 from jaxdefense.errors import InputError
 from jaxdefense.files import read_json
+from jaxdefense.hub import local
 from jaxdefense.paths import check_new
 from jaxdefense.results import SUMMARY, BothDefenseSummary, DefenseSummary, kind_of
 from jaxdefense.words import some
@@ -49,6 +52,7 @@ class Layout:
         name: its name in commands.
         config: the file with the model's sizes.
         weights: the weight file, if there is one only; an index names several.
+        pickle: the same as torch pickles it; see `unpickled`.
         read_config: derives the sizes from the config.
         table: lists the tensors of a model, given its keys, as some have two spellings.
         stacked_dims: dims of our layers that count tensors; see `losses.weight_distance`.
@@ -57,6 +61,7 @@ class Layout:
     name: str
     config: str
     weights: str
+    pickle: str
     read_config: Callable[[dict[str, Any]], CLIPConfig]
     table: Callable[[CLIPConfig, Collection[str]], list[Row]]
     stacked_dims: tuple[str, ...] = STACKED_DIMS
@@ -66,12 +71,18 @@ class Layout:
         """The file that says which weight file holds which tensor."""
         return f"{self.weights}.index.json"
 
+    def weights_in(self, path: Path) -> Weights | None:
+        """Find the weights in a directory; see `find_weights`."""
+        names = [file.name for file in path.iterdir()] if path.is_dir() else []
+        return find_weights(names, self.weights, self.pickle)
 
-HF = Layout("hf", "config.json", "model.safetensors", config_from_hf, hf_table)
+
+HF = Layout("hf", "config.json", "model.safetensors", "pytorch_model.bin", config_from_hf, hf_table)
 OPENCLIP = Layout(
     "openclip",
     "open_clip_config.json",
     "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
     config_from_openclip,
     openclip_table,
     tuple(dim for dim in STACKED_DIMS if dim != "qkv"),
@@ -149,11 +160,7 @@ class ModelDirectory:
 
     def digest(self) -> str:
         """Hash the weight files; SHA-256, in hex. Files that did not change are read once."""
-        files = [self.path / name for name in sorted(self.weight_files)]
-        found = [(file, file.stat()) for file in files]
-        return _digest(
-            tuple((file, x.st_ino, x.st_size, x.st_mtime_ns, x.st_ctime_ns) for file, x in found)
-        )
+        return digest_of([self.path / name for name in sorted(self.weight_files)])
 
     def load(self, dtype: str = "auto", remat: Remat = "none") -> CLIP:
         """Build the model with f32 parameters on the host.
@@ -247,6 +254,14 @@ class ModelDirectory:
         return left_out
 
 
+def digest_of(files: Iterable[Path]) -> str:
+    """Hash files, in order; SHA-256, in hex. Files that did not change are read once."""
+    found = [(file, file.stat()) for file in files]
+    return _digest(
+        tuple((file, x.st_ino, x.st_size, x.st_mtime_ns, x.st_ctime_ns) for file, x in found)
+    )
+
+
 @functools.lru_cache(maxsize=16)
 def _digest(files: tuple[tuple[Path, int, int, int, int], ...]) -> str:
     """Hash files, given with number, size, and times of change."""
@@ -288,9 +303,10 @@ def copy_companions(
         names of the files not copied, in order.
     """
     left_out = []
+    own = layout.weights_in(source) if layout else None
     for file, name in _companions(source, weights):
-        ours = layout is not None and name == layout.index and layout.weights not in weights
-        if not _is_text(file) or name.endswith(".index.json") and not ours:
+        ours = own is not None and name == own.index
+        if not _is_text(file) or ".index." in name and not ours:
             left_out.append(name)
             continue
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -298,10 +314,9 @@ def copy_companions(
     return left_out
 
 
-def text_companions(directory: ModelDirectory) -> dict[str, Path]:
-    """List the text files beside a model's weights, by name."""
-    files = _companions(directory.path, directory.weight_files)
-    return {name: file for file, name in files if _is_text(file)}
+def text_companions(source: Path, weights: Collection[str]) -> dict[str, Path]:
+    """List the text files beside a model's weights, by name; see `copy_companions`."""
+    return {name: file for file, name in _companions(source, weights) if _is_text(file)}
 
 
 def check_companions(source: Path, weights: Collection[str] = ()) -> None:
@@ -381,18 +396,24 @@ def read_model_directory(
     """Read a model directory's config and tensor headers, and check that they agree.
 
     Args:
-        path: the directory; for a run directory, its `model` is read.
+        path: the directory; for a run directory, its `model` is read; or an id, see `hub`.
         layout: one of `LAYOUTS`, or "" for what `find_layout` finds.
         note: called with a line if `path` is a run directory.
 
     Raises:
         InputError: the directory or a file is missing, cut short or wrong; or tensors are unmapped,
-            missing, repeated or of a wrong shape or dtype.
+            missing, repeated or of a wrong shape or dtype; or see `hub.local`.
+        RunError: see `hub.local`.
     """
-    given, path = path, model_of_run(Path(path))
-    if note and path != Path(given):
+    given, found = path, local(path, layout)
+    path, layout = model_of_run(found.path), layout or found.layout
+    if note and path != found.path:
         note(f"`{given}` is a run directory: its model is read")
     form = LAYOUTS[layout] if layout else find_layout(path)
+    if (weights := form.weights_in(path)) and weights.pickled:
+        from jaxdefense.convert.unpickled import unpickled  # which needs this module
+
+        path = unpickled(path, form, weights)
     raw = read_json(path / form.config)
     try:
         cfg = form.read_config(raw)
@@ -421,8 +442,7 @@ def model_of_run(path: Path) -> Path:
     Raises:
         InputError: the path holds a run that is not finished, or results without a model.
     """
-    weights = [name for layout in LAYOUTS.values() for name in (layout.weights, layout.index)]
-    if any((path / name).exists() for name in weights):
+    if any(layout.weights_in(path) for layout in LAYOUTS.values()):
         return path
     kind = kind_of(path)
     trains = kind is not None and issubclass(kind, DefenseSummary | BothDefenseSummary)
@@ -465,7 +485,8 @@ def check_same_sizes(teacher: ModelDirectory, given: str, model: ModelDirectory,
 def find_layout(path: Path) -> Layout:
     """Find a directory's layout by its config file; if it has both, by the weights beside it."""
     found = [layout for layout in LAYOUTS.values() if (path / layout.config).exists()]
-    whole = [x for x in found if (path / x.weights).exists() or (path / x.index).exists()]
+    whole = [(weights.pickled, x) for x in found if (weights := x.weights_in(path))]
+    whole = [x for _, x in sorted(whole, key=lambda x: x[0])]
     return (whole or found or [HF])[0]
 
 
@@ -524,21 +545,20 @@ def _check_place(path: Path, file: str) -> None:
 
 
 def _weight_files(path: Path, layout: Layout) -> list[str]:
-    if (path / layout.weights).exists():
-        return [layout.weights]
-    index_file = path / layout.index
-    if not index_file.exists():
+    if (weights := layout.weights_in(path)) is None:
         pickles = [file.name for end in ("bin", "pt", "pth") for file in path.glob(f"*.{end}")]
         hint = f"; {some(pickles)} is a pickle: convert it to safetensors" if pickles else ""
         raise InputError(f"`{path}` holds neither {layout.weights} nor {layout.index}{hint}.")
-    index = read_json(index_file)
+    if not weights.index:
+        return weights.files
+    index = read_json(index_file := path / weights.index)
     if not isinstance(index.get("weight_map"), dict):
         raise InputError(f"`{index_file}` has no `weight_map`.")
     files = sorted(set(map(str, index["weight_map"].values())))
     if outside := [file for file in files if Path(file).name != file or file.startswith(".")]:
         raise InputError(f"`{index_file}` names {some(outside)}; a shard lies beside its index.")
     if missing := [file for file in files if not (path / file).exists()]:
-        raise InputError(f"`{path}` lacks {some(missing)}, which {layout.index} names.")
+        raise InputError(f"`{path}` lacks {some(missing)}, which {weights.index} names.")
     return files
 
 

@@ -1,5 +1,6 @@
-"""Reads a .pt file of tensors, with torch; no other conversion needs torch."""
+"""Reads a .pt or .bin file of tensors, with torch; nothing else that is read needs torch."""
 
+import zipfile
 from pathlib import Path
 
 import ml_dtypes
@@ -22,13 +23,15 @@ def read_torch_file(file: Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError:
         raise InputError(
-            f"`{file}`: reading it needs torch; install torch, or save the tensors as safetensors."
+            f"`{file}`: reading it needs torch, as nothing else reads pickles safely; install "
+            "torch, or give the model as safetensors."
         ) from None
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        new = zipfile.is_zipfile(file)  # others, of torch before 1.6, cannot be mapped
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=new)
     except Exception as error:  # the library raises nearly anything on a broken or wrong file
         why = " ".join(str(error).split())[:200]
-        raise InputError(f"`{file}` is not a .pt file of tensors alone: {why}.") from error
+        raise InputError(f"`{file}` is not a file of tensors alone: {why}.") from error
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict):

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from jaxdefense.convert.directory import Layout
 from jaxdefense.convert.preprocess import Preprocess, read_preprocess
 from jaxdefense.data.sources import Photo, list_folders, reason, remedy
 from jaxdefense.errors import InputError
@@ -315,6 +316,7 @@ def read_processor(
     image_size: int,
     siglip: bool = False,
     note: Callable[[str], object] = logger.info,
+    layout: Layout | None = None,
 ) -> ImageProcessor:
     """Read how a model directory says that photos are prepared; see `read_preprocess`."""
-    return ImageProcessor(**vars(read_preprocess(directory, image_size, siglip, note)))
+    return ImageProcessor(**vars(read_preprocess(directory, image_size, siglip, note, layout)))

@@ -20,7 +20,7 @@ from jaxdefense.config import DefendImageConfig, ImageTrainConfig, OverlayConfig
 from jaxdefense.convert.directory import ModelDirectory, resolve_dtype
 from jaxdefense.data.faces import Bounds, ImageBatch, ImageBatches
 from jaxdefense.data.identities import describe_listed
-from jaxdefense.data.images import ImageProcessor, Loader, read_processor
+from jaxdefense.data.images import ImageProcessor, Loader
 from jaxdefense.data.overlay import Overlay, draw_overlay, paste
 from jaxdefense.data.sampling import evened
 from jaxdefense.data.sources import Images, describe_images, photo_digest, read_images
@@ -53,7 +53,7 @@ from jaxdefense.defense.step import Objective
 from jaxdefense.defense.target import read_target
 from jaxdefense.distributed import agree
 from jaxdefense.errors import InputError
-from jaxdefense.evals.embed import Embedder
+from jaxdefense.evals.embed import Embedder, processor_of
 from jaxdefense.files import digest
 from jaxdefense.log import Progress
 from jaxdefense.results import ImageDefenseSummary
@@ -228,7 +228,7 @@ def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
     vision, d, t = directory.cfg.vision, cfg.data, cfg.train
     if vision is None:
         raise InputError(f"`{directory.path}` has no image encoder.")
-    processor = read_processor(directory.path, vision.image_size, directory.cfg.siglip, logger.info)
+    processor = processor_of(directory, logger.info)
     digest_of = functools.cache(photo_digest)  # the people who stay are hashed twice
     earlier = read_earlier(cfg.earlier, directory, "vision", cfg.model.path)
     check_low_rank(cfg, directory, "vision", earlier)

@@ -9,6 +9,7 @@ from jaxdefense.config import DefendBothConfig, DefendImageConfig, DefendTextCon
 from jaxdefense.data.sources import TFDS_PREFIX
 from jaxdefense.defense.earlier import check_kind
 from jaxdefense.errors import InputError
+from jaxdefense.hub import is_pinned
 from jaxdefense.ledger.entries import NAMES
 from jaxdefense.results import (
     BothDefenseSummary,
@@ -84,7 +85,7 @@ def inherited(kind: type, flags: Sequence[str]) -> Mapping[str, Any]:
 def _check_model(out: Mapping[str, Any], run: Path, taken: bool) -> None:
     """Raise InputError if the model that a run defended is gone, and none is given."""
     path = out.get("model.path")
-    if path and taken and not Path(path).is_dir():
+    if path and taken and not (is_pinned(path) or Path(path).is_dir()):
         raise InputError(
             f"`{path}`, which `{run}` defended, does not exist. Give it by `--model`; or, if the "
             f"original is gone for good, `--model {run}`: the defended model is then the teacher."

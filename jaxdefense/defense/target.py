@@ -58,7 +58,7 @@ def read_target(
     key = hashlib.sha256()
     key.update(f"{model_sha256} {resolve_dtype(cfg.model.dtype)} ".encode())
     siglip, side = directory.cfg.siglip, directory.cfg.vision.image_size
-    key.update(f"{read_processor(directory.path, side, siglip, quiet)}".encode())
+    key.update(f"{read_processor(directory.path, side, siglip, quiet, directory.layout)}".encode())
     for photo in photos:
         key.update(photo_digest(photo).encode())
     name = f"target-{key.hexdigest()}"

@@ -95,7 +95,7 @@ def processor_of(
     cfg, path = directory.cfg, directory.path
     if cfg.vision is None:
         raise InputError(f"`{path}` has no image encoder.")
-    return read_processor(path, cfg.vision.image_size, cfg.siglip, note)
+    return read_processor(path, cfg.vision.image_size, cfg.siglip, note, directory.layout)
 
 
 class Embedder:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from jaxdefense.config import LedgerConfig
-from jaxdefense.convert.directory import model_of_run, read_model_directory, run_of_model
+from jaxdefense.convert.directory import read_model_directory, run_of_model
 from jaxdefense.errors import InputError
+from jaxdefense.hub import find_id
 from jaxdefense.ledger.card import sentences, write_card
 from jaxdefense.ledger.entries import (
     LEDGER,
@@ -50,8 +51,12 @@ def ledger(cfg: LedgerConfig) -> LedgerSummary:
             and its model have different ones; or a result is no attack on this model, or one on
             somebody who is not on the list.
     """
-    model = model_of_run(Path(cfg.model))
-    directory = read_model_directory(model)
+    directory = read_model_directory(cfg.model)
+    model = directory.path
+    if cfg.results and find_id(cfg.model):
+        raise InputError(
+            f"`{cfg.model}` is not here to be written; give a model directory to record `results`."
+        )
     if (found := ledger_of_model(directory)) is None:
         raise InputError(
             f"`{model}` has no {LEDGER}: it is no model that a defense wrote, or the file was left "

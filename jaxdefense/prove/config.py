@@ -13,6 +13,7 @@ from jaxdefense.config import (
 from jaxdefense.errors import InputError
 from jaxdefense.settings import (
     Anywhere,
+    Model,
     Names,
     Place,
     check_each_of,
@@ -48,14 +49,14 @@ class ProveConfig:
     model: ModelConfig
     faces: Place
     """Directory with a folder of photos a person, or tfds:NAME[/CONFIG][:SPLIT]."""
-    teacher: Place = ""
-    """Model directory before the defense."""
+    teacher: Model = ""
+    """Model before the defense: directory or id."""
     names: Place = ""
     """Names file of the people removed."""
     keep_names: Place = ""
     """Names file of people the defense was told to keep; they are told from the other others."""
-    reference: Place = ""
-    """Model directory of the same training without the people removed, if there is one."""
+    reference: Model = ""
+    """Model of the same training without the people removed, directory or id, if there is one."""
     strangers: Place = ""
     """As `faces`, of people no model here ever saw: the level that removal is to reach."""
     unseen_by: Place = ""

@@ -13,6 +13,7 @@ from jaxdefense.data.pairs import Pairs, describe_without, read_pairs, without
 from jaxdefense.data.people import read_labelled
 from jaxdefense.errors import InputError
 from jaxdefense.files import read_json
+from jaxdefense.hub import is_pinned
 from jaxdefense.idia.candidates import Candidates
 from jaxdefense.idia.inputs import read_inputs
 from jaxdefense.paths import check_outside
@@ -114,7 +115,7 @@ def read_told(cfg: ProveConfig) -> Told:
                 f"`{name}` is missing: `model.path` (={cfg.model.path}) is not in the directory of "
                 "a run, which would say it; give it."
             )
-    if not Path(teacher).is_dir():
+    if not (is_pinned(teacher) or Path(teacher).is_dir()):
         raise InputError(
             f"`teacher` (={teacher}) is no directory; give the model as it was before the defense, "
             "also where a run names it by a path from elsewhere."
