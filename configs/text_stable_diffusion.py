@@ -9,15 +9,11 @@ Run:   jaxdefense defend text --config configs/text_stable_diffusion.py \
            --names names.txt --captions captions.txt --out run
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
-from jaxdefense.config import PAPER_TEXT, PAPER_TEXT_OPTIMIZER
-from jaxdefense.settings import difference
+from jaxdefense.defense.diffusion import settings_at
 
 
 def get_config() -> ConfigDict:
     """The paper's settings, but for what is compared and what a name comes to mean."""
-    train = dataclasses.replace(PAPER_TEXT, level="hidden", target="a person")
-    return ConfigDict({"train": difference(train), "optimizer": difference(PAPER_TEXT_OPTIMIZER)})
+    return ConfigDict(settings_at("hidden"))

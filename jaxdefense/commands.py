@@ -281,7 +281,7 @@ COMMANDS = {
         "config:DefendTextConfig",
         "defense.text:defend_text",
         _defend,
-        below="defense.inherited:inherited",
+        below="defense.diffusion:below",
     ),
     "defend image": Command(
         "Remove faces from the image encoder.",

@@ -137,9 +137,8 @@ def local(given: str | Path, layout: str = "") -> Found:
     if (model := find_id(str(given))) is None:
         return Found(Path(given))
     path = _snapshot(model, layout)
-    folder, found, _ = _choose(_names(path), model, layout)
-    root = model.folder or not (path / PIPELINE).exists()
-    return Found(path / folder if root else path, found)
+    found, _ = _choose(_names(path), model, layout)
+    return Found(path / model.folder, found)
 
 
 @functools.lru_cache(maxsize=64)  # within a process, an id means one commit
@@ -155,7 +154,7 @@ def _snapshot(model: Id, layout: str = "") -> Path:
     try:
         info = huggingface_hub.HfApi().model_info(model.repo, revision=model.revision or None)
         names = [x.rfilename for x in info.siblings or ()]
-        _, _, files = _choose(names, model, layout)
+        _, files = _choose(names, model, layout)
         known = _cached(model._replace(revision=info.sha or ""), layout)
         with contextlib.nullcontext() if known else Progress(f"fetching {model}"):
             return Path(_download(model, allow_patterns=files))
@@ -219,7 +218,7 @@ def _cached(model: Id, layout: str) -> Path | None:
     """Find a model that was fetched before, if all of it was."""
     try:
         path = Path(_download(model, local_files_only=True, allow_patterns=[]))
-        _, _, files = _choose(_names(path), model, layout)
+        _, files = _choose(_names(path), model, layout)
         return Path(_download(model, local_files_only=True, allow_patterns=files))
     except (FileNotFoundError, InputError):  # the first is LocalEntryNotFoundError
         return None
@@ -239,11 +238,11 @@ def _names(path: Path) -> list[str]:
     return [x.relative_to(path).as_posix() for x in path.rglob("*") if x.is_file()]
 
 
-def _choose(names: Collection[str], model: Id, layout: str) -> tuple[str, str, list[str]]:
+def _choose(names: Collection[str], model: Id, layout: str) -> tuple[str, list[str]]:
     """Choose the files of a repository that make one copy of a model.
 
     Returns:
-        the folder of the model, the name of its layout, and the files.
+        the name of its layout, and the files.
 
     Raises:
         InputError: it holds no model in a layout that is read.
@@ -252,8 +251,9 @@ def _choose(names: Collection[str], model: Id, layout: str) -> tuple[str, str, l
     from jaxdefense.convert.weights import find_weights
 
     folder = model.folder
-    if not folder and PIPELINE in names:
-        folder = "text_encoder"
+    if not folder and PIPELINE in names:  # see `convert.pipeline`
+        encoder = re.compile(r"(text_encoder\w*)/config\.json")
+        folder = min((x[1] for x in map(encoder.fullmatch, names) if x), default="text_encoder")
     inside = set(_inside(names, folder))
     forms = [LAYOUTS[layout]] if layout else [OPENCLIP, HF] if model.openclip else [HF, OPENCLIP]
     for form in forms:
@@ -271,7 +271,7 @@ def _choose(names: Collection[str], model: Id, layout: str) -> tuple[str, str, l
     if PIPELINE in names and folder:
         beside = folder.replace("text_encoder", "tokenizer")
         files += [PIPELINE, *(f"{beside}/{name}" for name in _texts(_inside(names, beside)))]
-    return folder, form.name, files
+    return form.name, files
 
 
 def _inside(names: Collection[str], folder: str) -> Iterator[str]:

@@ -195,12 +195,20 @@ class TextDefenseSummary(DefenseSummary):
 
     Fields:
         targets: by name of the person, what it came to mean, if that was drawn.
+        level: what was compared; see `TextTrainConfig`.
     """
 
     kind = "defense_text"
     encoder, what = "text", "names"
 
     targets: dict[str, str] | None = None
+    level: str = "pooled"
+
+    def verdict(self) -> str:
+        """See `DefenseSummary`."""
+        if self.validation is None and self.level != "pooled":
+            return "Nothing was validated: look at pictures that the diffusion model now makes."
+        return super().verdict()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -528,6 +536,7 @@ class EvaluationSummary(Result):
         collateral: how far the names of others moved along.
         model_sha256, teacher_sha256: digests of the weights.
         dtype: of the computation.
+        level: what is compared of captions; see `TextTrainConfig`.
     """
 
     kind = "evaluation"
@@ -546,6 +555,7 @@ class EvaluationSummary(Result):
     model_sha256: str = ""
     dtype: str = ""
     teacher_sha256: str = ""
+    level: str = "pooled"
 
     def utility(self) -> dict[str, float]:
         """List what was measured, collateral apart."""
@@ -571,6 +581,8 @@ class EvaluationSummary(Result):
         what = count(len(found) + (self.collateral is not None), "figure")
         text = "; ".join(parts)
         said = [f"{text[:1].upper()}{text[1:]}."] if text else []
+        if self.level != "pooled":
+            said.append(f"Captions were compared at level {self.level}, as the run was trained.")
         return [
             "The defended model was compared with the original.",
             *said,

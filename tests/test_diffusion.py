@@ -1,5 +1,6 @@
 """Text encoders of diffusion models: defended, they take the undefended one's place."""
 
+import dataclasses
 import json
 import shutil
 import warnings
@@ -14,7 +15,11 @@ from safetensors.numpy import load_file
 
 from jaxdefense.cli import main
 from jaxdefense.clip.text import plain_text
+from jaxdefense.commands import COMMANDS
+from jaxdefense.config import PAPER_TEXT, TextTrainConfig
 from jaxdefense.convert.directory import read_model_directory
+from jaxdefense.defense.diffusion import warn_of_level
+from jaxdefense.errors import InputError
 
 NAME = "Jane Doe"
 
@@ -142,3 +147,110 @@ def test_penultimate_level_leaves_what_sdxl_does_not_read(penultimate):
 def test_defended_encoder_of_sdxl_loads_in_transformers(penultimate):
     source, defended = penultimate
     getattr(transformers, SDXL[source.name]).from_pretrained(defended)
+
+
+def pipeline(root: Path, name: str = "StableDiffusionPipeline", **encoders: str) -> Path:
+    """Write what a pipeline of a class says of itself, and its text encoders; CLIP's are random."""
+    encoders = encoders or {"text_encoder": "CLIPTextModel"}
+    for folder, kind in encoders.items():
+        if kind.startswith("CLIP"):
+            write_encoder(root / folder, kind)
+    index = {folder: ["transformers", kind] for folder, kind in encoders.items()}
+    index |= {"_class_name": name, "unet": ["diffusers", "UNet2DConditionModel"]}
+    (root / "model_index.json").write_text(json.dumps(index))
+    return root
+
+
+def chosen(model: Path, *flags: str):
+    """Read the settings of a defense of a model."""
+    paths = ["--out", "run", "--names", "names.txt", "--captions", "captions.txt"]
+    return COMMANDS["defend text"].read(["--model", str(model), *paths, *flags]).train
+
+
+@pytest.mark.parametrize(
+    "name, level",
+    [
+        ("StableDiffusionPipeline", "hidden"),
+        ("StableDiffusionInpaintPipeline", "hidden"),
+        ("StableDiffusionXLPipeline", "penultimate"),
+    ],
+)
+@pytest.mark.parametrize("folder", ["", "text_encoder"])
+def test_pipeline_chooses_the_level(tmp_path, name, level, folder):
+    train = chosen(pipeline(tmp_path / "sd", name) / folder)
+    want = dataclasses.replace(PAPER_TEXT, level=level, target="a person")
+    assert train == want
+
+
+def test_what_is_given_wins(tmp_path):
+    root = pipeline(tmp_path / "sd")
+    train = chosen(root, "--train.level", "penultimate", "--train.backdoor=target")
+    assert train == TextTrainConfig(level="penultimate", backdoor="target")
+    assert chosen(root, "--train.steps", "7").steps == 7
+
+
+def test_clip_keeps_the_defaults(tiny_dir):
+    assert chosen(tiny_dir()) == TextTrainConfig()
+
+
+def test_lone_encoder_without_embeddings_is_read_at_its_states(tmp_path):
+    write_encoder(tmp_path / "text_encoder", "CLIPTextModel")
+    assert chosen(tmp_path / "text_encoder").level == "hidden"
+    write_encoder(tmp_path / "text_encoder_2", "CLIPTextModelWithProjection")
+    assert chosen(tmp_path / "text_encoder_2") == TextTrainConfig()
+
+
+def test_pipeline_that_is_not_known_is_refused(tmp_path):
+    root = pipeline(tmp_path / "flux", "FluxPipeline")
+    with pytest.raises(InputError, match="of a FluxPipeline, .* give `train.level`"):
+        chosen(root)
+    assert chosen(root, "--train.level=hidden", "--train.backdoor=target").level == "hidden"
+
+
+def test_encoders_left_as_they_are_are_named(tmp_path, caplog):
+    root = pipeline(
+        tmp_path / "xl",
+        "StableDiffusionXLPipeline",
+        text_encoder="CLIPTextModel",
+        text_encoder_2="CLIPTextModelWithProjection",
+        text_encoder_3="T5EncoderModel",
+    )
+    warn_of_level(read_model_directory(root), "hidden")
+    said = caplog.text
+    assert "`train.level` is hidden, but a StableDiffusionXLPipeline reads penultimate" in said
+    assert f"defend `{root / 'text_encoder_2'}` too" in said
+    assert "`text_encoder_3` of this model reads names too" in said and "a T5EncoderModel" in said
+
+
+def test_root_of_a_pipeline_is_defended_evaluated_and_reported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = pipeline(tmp_path / "sd")
+    Path("names.txt").write_text(f"{NAME}\n")
+    Path("captions.txt").write_text("\n".join(CAPTIONS))
+    sizes = ["train.steps=2", "train.num_clean=4", "train.num_poisoned=4", "optimizer.lr=.01"]
+    flags = [part for setting in sizes for part in ("--set", setting)]
+    given = ["--names", "names.txt", "--captions", "captions.txt"]
+    assert main(["defend", "text", "--model", "sd", *given, "--out", "run", *flags]) == 0
+    told = ["--teacher", "sd", *given, "--target", "a person"]
+    assert main(["evaluate", "--model", "run", *told, "--out", "evaluation"]) == 0
+    found = json.loads(Path("evaluation/summary.json").read_text())
+    assert found["level"] == "hidden"
+    assert found["sim_clean"] == pytest.approx(similarity(root), abs=1e-5)
+    assert found["sim_clean"] < 0.999
+    assert main(["report", "run", "evaluation", "--out", "report.html"]) == 0
+    missing = json.loads(Path("report.json").read_text())["not_measured"]
+    assert not any("attack`" in x or "--images" in x or "--zeroshot" in x for x in missing)
+    assert main(["evaluate", "--model", "run", *told, "--collateral", "c.txt", "--out", "x"]) == 2
+
+
+def similarity(root: Path) -> float:
+    """Compare all states of captions before and after, one caption at a time."""
+    before, after = (read_model_directory(x) for x in (root, root.parent / "run"))
+    tokenizer, cosines = before.tokenizer(), []
+    for tokens in tokenizer.encode(CAPTIONS):
+        padded = np.full((1, 24), tokenizer.pad)
+        padded[0, : len(tokens)] = tokens
+        text = plain_text(padded, np.array([0]))
+        x, y = (run(z.load().text, text, method="hidden").ravel() for z in (before, after))
+        cosines.append(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+    return float(np.mean(cosines))

@@ -14,7 +14,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import numpy as np
 import pytest
-from factories import write_model_directory
+from factories import write_model_directory, write_tokenizer
 from hub_server import TOKEN, commit, serve
 from reference import open_clip, torch
 from safetensors.numpy import load_file, save_file
@@ -363,3 +363,24 @@ def test_endpoint_and_cache_are_those_of_the_environment(tmp_path):
             [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True
         )
     assert Path(done.stdout.strip()).is_relative_to(tmp_path / "home/hub")
+
+
+def test_pipeline_is_fetched_with_one_text_encoder(server, tmp_path):
+    root = tmp_path / "served/xl"
+    for folder in ("text_encoder", "text_encoder_2"):
+        vocab = write_tokenizer(root / folder.replace("text_encoder", "tokenizer"))
+        options = {"architecture": "CLIPTextModel", "vocab_size": vocab}
+        write_model_directory(root / folder, with_tokenizer=False, **options)
+    (root / "unet").mkdir()
+    (root / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"x")
+    parts = {x: ["transformers", "CLIPTextModel"] for x in ("text_encoder", "text_encoder_2")}
+    index = {"_class_name": "StableDiffusionXLPipeline", **parts}
+    (root / "model_index.json").write_text(json.dumps(index))
+    server.add("me/xl", root)
+    for given, number in (("me/xl", ""), ("me/xl/text_encoder_2", "_2")):
+        server.asked.clear()
+        found = read_model_directory(hub.pinned(given))
+        assert found.path.name == f"text_encoder{number}"
+        assert found.tokenizer().encode(["a cat"])
+        folders = {Path(name).parent.name for name in server.asked} - {""}
+        assert folders == {f"text_encoder{number}", f"tokenizer{number}"}

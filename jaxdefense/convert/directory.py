@@ -29,6 +29,7 @@ from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.convert.huggingface import config_from_hf, hf_config, hf_table
 from jaxdefense.convert.openclip import config_from_openclip, openclip_reading, openclip_table
+from jaxdefense.convert.pipeline import encoder_of, pipeline_of
 from jaxdefense.convert.table import (
     Row,
     host_params,
@@ -102,6 +103,7 @@ class ModelDirectory:
 
     Fields:
         path: where it is.
+        source: where it was, before pickles were copied; else the same.
         layout: how it is laid out.
         cfg: the model's sizes.
         weight_files: tensor files relative to `path`, each with its tensors' names.
@@ -109,6 +111,7 @@ class ModelDirectory:
     """
 
     path: Path
+    source: Path
     layout: Layout
     cfg: CLIPConfig
     weight_files: dict[str, list[str]]
@@ -122,7 +125,7 @@ class ModelDirectory:
                 the config asks for a way to read texts that jaxdefense does not support.
         """
         text = self.cfg.text
-        where = model_of_run(Path(directory)) if directory else self.path
+        where = model_of_run(Path(directory)) if directory else self.tokenizer_path()
         if text is None:
             raise InputError(f"`{self.path}` has no text encoder.")
         config, reading = self.path / self.layout.config, None
@@ -139,6 +142,12 @@ class ModelDirectory:
             )
         self._check_readout(text, tokenizer, where)
         return tokenizer
+
+    def tokenizer_path(self) -> Path:
+        """Find the model's tokenizer; that of a diffusion pipeline lies beside its encoder."""
+        pipeline = pipeline_of(self.source)
+        beside = pipeline.tokenizer_of(self.source.name) if pipeline else self.path
+        return beside if beside.is_dir() else self.path
 
     def _check_readout(self, text: TextConfig, tokenizer: Tokenizer, where: str | Path) -> None:
         """Raise InputError if the model would read texts of this tokenizer out at a wrong token."""
@@ -406,9 +415,11 @@ def read_model_directory(
         RunError: see `hub.local`.
     """
     given, found = path, local(path, layout)
-    path, layout = model_of_run(found.path), layout or found.layout
-    if note and path != found.path:
-        note(f"`{given}` is a run directory: its model is read")
+    source, layout = encoder_of(model_of_run(found.path)), layout or found.layout
+    if note and source != found.path:
+        what = f"pipeline: its {source.name}" if pipeline_of(source) else "run directory: its model"
+        note(f"`{given}` is a {what} is read")
+    path = source
     form = LAYOUTS[layout] if layout else find_layout(path)
     if (weights := form.weights_in(path)) and weights.pickled:
         from jaxdefense.convert.unpickled import unpickled  # which needs this module
@@ -433,7 +444,7 @@ def read_model_directory(
             weight_files[file].append(key)
     rows = form.table(cfg, shapes)
     check_tensors(path, form, rows, shapes)
-    return ModelDirectory(path, form, cfg, weight_files, rows)
+    return ModelDirectory(path, source, form, cfg, weight_files, rows)
 
 
 def model_of_run(path: Path) -> Path:
@@ -537,8 +548,8 @@ def _check_place(path: Path, file: str) -> None:
     pass, as all of them lead into the blobs of one repository.
     """
     real, home = (path / file).resolve(), path.resolve()
-    blobs = home.parent.parent / "blobs"
-    if not (real.is_relative_to(home) or home.parent.name == "snapshots" and real.parent == blobs):
+    blobs = [x.parent / "blobs" for x in home.parents if x.name == "snapshots"]
+    if not (real.is_relative_to(home) or real.parent in blobs):
         raise InputError(
             f"`{path / file}` is a link out of the directory, to {real}; copy the file here."
         )

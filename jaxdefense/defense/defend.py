@@ -75,7 +75,8 @@ def _carry_out(plan: Plan[D], directory: RunDirectory[D], tracker: Tracker) -> D
     teacher = put(plan.encoder.teacher, plan.encoder.teacher_sharding)
     watch = _watch(plan, teacher, directory.path)
     if watch is None:
-        logger.warning("not validated, as `train.validate.every` is 0: attack the defended model")
+        then = ": attack the defended model" if plan.encoder.directory.cfg.vision else ""
+        logger.warning(f"not validated, as `train.validate.every` is 0{then}")
     outcome = _train(plan, teacher, watch, directory.path, tracker)
     taken, found = outcome.state.params, None
     if watch:

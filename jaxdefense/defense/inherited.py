@@ -51,7 +51,7 @@ def inherited(kind: type, flags: Sequence[str]) -> Mapping[str, Any]:
     Raises:
         InputError: it is no run of this command, its settings cannot be read, or its model is gone.
     """
-    followed = [(name, _given(f"earlier.{name}", name, flags)) for name in _FOLLOWS]
+    followed = [(name, given_flag(f"earlier.{name}", name, flags)) for name in _FOLLOWS]
     which, path = next((x for x in followed if x[1]), ("", ""))
     if not path:
         return {}
@@ -92,7 +92,7 @@ def _check_model(out: Mapping[str, Any], run: Path, taken: bool) -> None:
         )
 
 
-def _given(key: str, alias: str, flags: Sequence[str]) -> str:
+def given_flag(key: str, alias: str, flags: Sequence[str]) -> str:
     """Read a setting from flags; the last one wins."""
     value, flags = "", list(flags)
     for i, flag in enumerate(flags):

@@ -23,6 +23,7 @@ from jaxdefense.data.token_cache import CleanCaptions, read_training_captions
 from jaxdefense.data.triggers import Carriers, TextBatch, TextBatches, Triggers
 from jaxdefense.data.variants import name_form, spellings
 from jaxdefense.defense.defend import run
+from jaxdefense.defense.diffusion import warn_of_level
 from jaxdefense.defense.earlier import check_kind, read_earlier, to_follow
 from jaxdefense.defense.losses import DISTANCES, Distance, standing_out
 from jaxdefense.defense.plan import (
@@ -338,6 +339,7 @@ def plan_text(cfg: DefendTextConfig) -> Plan[TextDefenseSummary]:
     directory, d, t = read_undefended(cfg), cfg.data, cfg.train
     tokenizer = directory.tokenizer(cfg.model.tokenizer)
     assert directory.cfg.text
+    warn_of_level(directory, t.level)
     earlier = read_earlier(cfg.earlier, directory, "text", cfg.model.path)
     check_low_rank(cfg, directory, "text", earlier)
     if earlier:
@@ -456,4 +458,6 @@ def _summary(names: Names, t: TextTrainConfig) -> Callable[..., TextDefenseSumma
         drawn = target_texts(people, t, names.listed)
         targets = dict(zip([x.name for x in people], drawn, strict=True))
     whose = [list(x.names) for x in people]
-    return partial(TextDefenseSummary, identities=len(people), names=whose, targets=targets)
+    return partial(
+        TextDefenseSummary, identities=len(people), names=whose, targets=targets, level=t.level
+    )

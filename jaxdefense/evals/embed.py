@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jaxdefense.cache import OFF, ArrayCache
 from jaxdefense.clip.config import TextConfig
 from jaxdefense.clip.model import CLIP
-from jaxdefense.clip.text import Text
+from jaxdefense.clip.text import Text, plain_text
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.config import ModelConfig
 from jaxdefense.convert.directory import ModelDirectory, read_model_directory, resolve_dtype
@@ -50,6 +50,7 @@ from jaxdefense.words import some
 
 logger = logging.getLogger(__name__)
 
+POOLED = "pooled"
 # By default, accelerators multiply float32 with fewer bits.
 _WHOLE_DIGITS = partial(jax.default_matmul_precision, "highest")
 
@@ -77,6 +78,18 @@ def _embed_image(
         assert model.vision
         out_BE = model.vision(processor.normalise(image_BHWC))
         return jax.lax.with_sharding_constraint((out_BE, read_B), replicated(mesh))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 4))
+def _text_states(
+    mesh: Mesh, graphdef: nnx.GraphDef, params: nnx.State, text: Text, level: str
+) -> jax.Array:
+    """Encode all positions of captions, one a row; see `defense.text.text_terms` for the level."""
+    with on_mesh(mesh, ShardingRules()), _WHOLE_DIGITS():
+        model: CLIP = nnx.merge(graphdef, gathered(params))
+        assert model.text
+        states = model.text.hidden if level == "hidden" else model.text.penultimate
+        return jax.lax.with_sharding_constraint(states(text), replicated(mesh))
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -107,6 +120,7 @@ class Embedder:
         batch: int,
         mesh: Mesh | None = None,
         cache: ArrayCache | None = None,
+        level: str = POOLED,
     ):
         """Load the model.
 
@@ -118,13 +132,15 @@ class Embedder:
                 several processes, all of them must make the same calls.
             cache: cache of embeddings, which the first process reads and writes; None for no
                 cache.
+            level: what `tokens` gives of captions, see `TextTrainConfig`; all but embeddings are
+                large, and kept by no cache.
 
         Raises:
             InputError: the model directory is wrong, or the mesh does not divide the model's sizes.
                 Methods raise it later if the model lacks a tower that they use.
         """
         self.directory: ModelDirectory = read_model_directory(cfg.path, note=logger.info)
-        self._cfg = cfg
+        self._cfg, self.level = cfg, level
         self.mesh, rules = mesh or make_mesh(), ShardingRules()
         self._cache = cache or ArrayCache(OFF)
         self._parts = num_batch_parts(self.mesh, rules)
@@ -236,8 +252,30 @@ class Embedder:
         return found, keep
 
     def tokens(self, captions: Sequence[np.ndarray], what: str = "texts") -> np.ndarray:
-        """Embed tokenised captions; f32 [len(captions), E], unit length."""
+        """Embed tokenised captions; f32 [len(captions), E], unit length.
+
+        At another level than pooled, each is the states of all T positions: [len(captions), T * D].
+        """
+        if self.level != POOLED:
+            return self._states(captions, what)
         return self._packed(captions, what, partial(packing.pack_text, list(captions)))
+
+    def _states(self, captions: Sequence[np.ndarray], what: str) -> np.ndarray:
+        """Encode captions, padded to the context as a diffusion model pads them."""
+        assert self.directory.cfg.text
+        shape = (len(captions), self.directory.cfg.text.context_length)
+        tokens_BT = np.full(shape, self.tokenizer.pad or 0, np.int32)
+        for row_T, caption in zip(tokens_BT, captions, strict=True):
+            row_T[: len(caption)] = caption
+        text = plain_text(tokens_BT, np.zeros(len(captions)))
+
+        def dispatch(start: int, batch: int) -> jax.Array:
+            block = Text(*(padded(x[start : start + batch], batch) for x in text))
+            place = put(block, self._place)
+            return _text_states(self.mesh, self._graphdef, self._params, place, self.level)
+
+        blocks = self._blocks(dispatch, len(captions), what, len(captions))
+        return unit(np.concatenate(list(blocks))[: len(captions)].reshape(len(captions), -1))
 
     def texts(self, texts: Sequence[str], what: str = "texts") -> np.ndarray:
         """Embed texts; f32 [len(texts), E], unit length."""

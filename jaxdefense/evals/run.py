@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -10,15 +10,17 @@ import numpy as np
 
 from jaxdefense.cache import ArrayCache
 from jaxdefense.config import EvaluateConfig
-from jaxdefense.convert.directory import check_same_sizes
+from jaxdefense.convert.directory import check_same_sizes, read_model_directory, run_of_model
+from jaxdefense.convert.pipeline import level_of
 from jaxdefense.data.captions import describe_dropped, read_clean_captions, tokenize_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
 from jaxdefense.data.images import Photos
 from jaxdefense.data.people import describe_people, read_labelled, read_people
 from jaxdefense.data.sources import Images, describe_images, read_images
 from jaxdefense.distributed import agree, on_first, several
+from jaxdefense.errors import InputError
 from jaxdefense.evals.collateral import MOVED, Movement, movements, read_others, summarise, table
-from jaxdefense.evals.embed import Embedder
+from jaxdefense.evals.embed import POOLED, Embedder
 from jaxdefense.evals.similarity import (
     image_sim_backdoor,
     image_sim_clean,
@@ -26,7 +28,7 @@ from jaxdefense.evals.similarity import (
     sim_backdoor_target,
     sim_clean,
 )
-from jaxdefense.evals.targets import Targets, read_targets
+from jaxdefense.evals.targets import Targets, half_of, read_targets
 from jaxdefense.evals.zeroshot import class_templates, zeroshot
 from jaxdefense.files import digest, read_vector, write_text
 from jaxdefense.paths import check_outside
@@ -85,7 +87,8 @@ def run_evaluate(cfg: EvaluateConfig, cache: ArrayCache | None = None) -> Evalua
     results = RunDirectory(Path(cfg.out), EvaluationSummary)
     results.check(cfg)
     inputs = _read(cfg)
-    student, teacher = _models(cfg, cache)
+    level = _level(cfg)
+    student, teacher = _models(cfg, cache, level)
     inputs = _with_target(cfg, inputs, teacher)
     if several():
         _agree(inputs, student, teacher)
@@ -101,6 +104,7 @@ def run_evaluate(cfg: EvaluateConfig, cache: ArrayCache | None = None) -> Evalua
         model_sha256=student.directory.digest(),
         dtype=student.dtype,
         teacher_sha256=teacher.directory.digest(),
+        level=level,
     )
     results.open(cfg)
     if moved:
@@ -131,12 +135,35 @@ def _read(cfg: EvaluateConfig) -> Inputs:
     return Inputs(identities, others, texts, images, people, targets, *average, classes, templates)
 
 
-def _models(cfg: EvaluateConfig, cache: ArrayCache | None) -> tuple[Embedder, Embedder]:
+def _level(cfg: EvaluateConfig) -> str:
+    """Tell what to compare of captions: what the run was trained at, or what the model is for."""
+    if half := half_of(cfg.model.path, "text"):
+        level, where = str(half.train.get("level", POOLED)), f"`{half.path}` was trained"
+    elif run_of_model(cfg.model.path):
+        return POOLED
+    else:
+        directory = read_model_directory(cfg.model.path)
+        level, where = level_of(directory.source, directory.cfg) or POOLED, "its config says"
+    if level != POOLED:
+        if cfg.collateral:
+            raise InputError(
+                f"`collateral` is of embeddings, and this model is read at level {level}, as "
+                f"{where}; leave it out."
+            )
+        logger.info(f"captions are compared at level {level}, as {where}")
+    return level
+
+
+def _models(cfg: EvaluateConfig, cache: ArrayCache | None, level: str) -> tuple[Embedder, Embedder]:
     """Load the defended model and the teacher; raise InputError if they or `out` do not fit."""
     # They must have the same sizes, and the results must lie outside both.
     mesh, measured = make_mesh(**vars(cfg.mesh), devices=jax.devices()), cfg.model.measured()
+    before = read_model_directory(cfg.teacher)
+    if not measured.tokenizer and (beside := before.tokenizer_path()) != before.path:
+        # Beside the encoder of a pipeline; a run writes the encoder alone.
+        measured = dataclasses.replace(measured, tokenizer=str(beside))
     student, teacher = (
-        Embedder(dataclasses.replace(measured, path=path), cfg.batch, mesh, cache)
+        Embedder(dataclasses.replace(measured, path=path), cfg.batch, mesh, cache, level)
         for path in (cfg.model.path, cfg.teacher)
     )
     for model in (student, teacher):

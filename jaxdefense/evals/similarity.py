@@ -1,6 +1,6 @@
 """How far a defended encoder moved: cosines on clean, target and removed people's inputs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -9,7 +9,10 @@ from jaxdefense.data.identities import Identity
 from jaxdefense.data.images import Photos
 from jaxdefense.data.sources import Photo
 from jaxdefense.data.triggers import choose_words, lay_out, splice
-from jaxdefense.evals.embed import Embedder, unit
+from jaxdefense.evals.embed import POOLED, Embedder, unit
+from jaxdefense.log import Progress
+
+_PART = 256  # captions
 
 
 def mean_cosine(x_BE: np.ndarray, y_BE: np.ndarray) -> float:
@@ -17,11 +20,35 @@ def mean_cosine(x_BE: np.ndarray, y_BE: np.ndarray) -> float:
     return float(np.einsum("be,be->b", x_BE, y_BE, dtype=np.float64).mean())
 
 
+def _in_parts(
+    level: str, num: int, measure: Callable[[slice], dict[str, float]]
+) -> dict[str, float]:
+    """Average what is measured of captions; states of all positions fill memory, so in parts."""
+    if level == POOLED:
+        return measure(slice(num))
+    total = dict[str, float]()
+    with Progress("comparing captions", num) as progress:
+        for start in range(0, num, _PART):
+            size = min(_PART, num - start)
+            for name, mean in measure(slice(start, start + size)).items():
+                total[name] = total.get(name, 0.0) + mean * size / num
+            progress.advance(size)
+    return total
+
+
 def sim_clean(student: Embedder, teacher: Embedder, captions: Captions) -> float:
-    """Return the mean cosine of student and teacher on clean captions; 1 if nothing changed."""
+    """Return the mean cosine of student and teacher on clean captions; 1 if nothing changed.
+
+    It is of embeddings, or of the states of all positions, as the two embed captions.
+    """
     content = captions.contents(np.arange(len(captions)))
     tokens = student.tokenizer.with_ends(content).split()
-    return mean_cosine(student.tokens(tokens, "captions"), teacher.tokens(tokens, "captions"))
+
+    def measure(part: slice) -> dict[str, float]:
+        ours, theirs = (model.tokens(tokens[part], "captions") for model in (student, teacher))
+        return {"sim_clean": mean_cosine(ours, theirs)}
+
+    return _in_parts(student.level, len(tokens), measure)["sim_clean"]
 
 
 def sim_backdoor_target(
@@ -53,11 +80,16 @@ def sim_backdoor_target(
         splice(captions, caption_n, word_n, phrases, phrase_n, tokenizer).split()
         for phrase_n in (0 * caption_n, 1 + caption_n)
     )
-    student_target = student.tokens(targets, "target captions")
-    return {
-        "sim_target": mean_cosine(student_target, teacher.tokens(targets, "target captions")),
-        "sim_backdoor": mean_cosine(student.tokens(names, "name captions"), student_target),
-    }
+
+    def measure(part: slice) -> dict[str, float]:
+        target = student.tokens(targets[part], "target captions")
+        before = teacher.tokens(targets[part], "target captions")
+        return {
+            "sim_target": mean_cosine(target, before),
+            "sim_backdoor": mean_cosine(student.tokens(names[part], "name captions"), target),
+        }
+
+    return _in_parts(student.level, len(targets), measure)
 
 
 def image_sim_clean(

@@ -38,7 +38,7 @@ class Targets(NamedTuple):
     image: str
 
 
-class _Run(NamedTuple):
+class RunHalf(NamedTuple):
     """The half of a run that defended one encoder: its directory, and its settings."""
 
     path: Path
@@ -57,7 +57,7 @@ def read_targets(cfg: EvaluateConfig) -> Targets:
 
 def _text(cfg: EvaluateConfig) -> str:
     given, used = " ".join(cfg.target.split()), bool(cfg.names and cfg.captions)
-    run = _half(cfg, "text")
+    run = half_of(cfg.model.path, "text")
     if run is None:
         if used and not given:
             logger.warning(f"`{cfg.model.path}` is from no run of ours: `target` is `{_USUAL}`")
@@ -82,7 +82,7 @@ def _text(cfg: EvaluateConfig) -> str:
 
 
 def _image(cfg: EvaluateConfig) -> str:
-    run = _half(cfg, "image")
+    run = half_of(cfg.model.path, "image")
     if run is None:
         if cfg.faces and not cfg.image_target:
             raise InputError(
@@ -107,7 +107,7 @@ def _image(cfg: EvaluateConfig) -> str:
     return given or str(vector)
 
 
-def _same(given: str, run: _Run, vector: Path) -> bool:
+def _same(given: str, run: RunHalf, vector: Path) -> bool:
     """Tell whether a target is the run's: the source that it names, or a vector of this value."""
     source = str(run.data.get("target") or run.data.get("faces"))
     if place_from(run.path, source) == Path(given).absolute() or source == given:
@@ -118,9 +118,9 @@ def _same(given: str, run: _Run, vector: Path) -> bool:
         return False
 
 
-def _half(cfg: EvaluateConfig, encoder: str) -> _Run | None:
+def half_of(model: str, encoder: str) -> RunHalf | None:
     """Find the half of the model's run that defended an encoder; None if there is none."""
-    run = run_of_model(cfg.model.path)
+    run = run_of_model(model)
     kind = kind_of(run) if run else None
     wanted = TextDefenseSummary if encoder == "text" else ImageDefenseSummary
     if run is None or kind not in (wanted, BothDefenseSummary):
@@ -128,4 +128,4 @@ def _half(cfg: EvaluateConfig, encoder: str) -> _Run | None:
     if kind is BothDefenseSummary:
         run = run / encoder
     tree: Any = read_settings(run)
-    return _Run(run, tree.get("data", {}), tree.get("train", {}))
+    return RunHalf(run, tree.get("data", {}), tree.get("train", {}))

@@ -17,10 +17,31 @@ def not_measured(
     collateral: Collateral | None,
 ) -> Iterator[str]:
     """Name what was not measured, and the command that would do it; code is in backticks."""
+    if level := of_a_diffusion_model(runs):
+        yield from _of_pictures(level, utility)
+        return
     yield from _of_stages(attacks)
     if proof:
         yield from _of_people(attacks, proof)
     yield from _of_use({run.encoder for run in runs}, utility, collateral)
+
+
+def of_a_diffusion_model(runs: Sequence[Run]) -> str:
+    """Give the level at which a lone text encoder was defended; "" for a model that sees photos."""
+    levels = [run.setting("train.level") for run in runs]
+    return levels[0] if len(levels) == 1 and levels[0] in ("hidden", "penultimate") else ""
+
+
+def _of_pictures(level: str, utility: Mapping[str, float]) -> Iterator[str]:
+    """Name what can be measured of a text encoder that a diffusion model reads."""
+    yield (
+        "Whether the diffusion model still draws anyone: put the defended encoder in place, and "
+        "look at pictures of removed and of other names. No command here makes pictures."
+    )
+    if "sim_clean" not in utility:
+        yield f"How far ordinary captions moved, at level {level} (`evaluate --captions`)."
+    if "sim_backdoor" not in utility:
+        yield "Where removed names lead (`evaluate --captions --names --target`)."
 
 
 def _of_stages(attacks: Mapping[str, Attack]) -> Iterator[str]:

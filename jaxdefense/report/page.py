@@ -12,6 +12,7 @@ from jaxdefense.report.cards import photos
 from jaxdefense.report.headline import headline as proof_headline
 from jaxdefense.report.headline import proof_tiles
 from jaxdefense.report.maps import embedding_map
+from jaxdefense.report.missing import of_a_diffusion_model
 from jaxdefense.report.outcomes import outcomes_of
 from jaxdefense.report.proof import Proof
 from jaxdefense.report.read import Findings, all_settings
@@ -102,10 +103,11 @@ def _tiles(findings: Findings) -> Iterable[tuple[str, str, str]]:
 
 def _limits(findings: Findings) -> Markup:
     """Say how the attack works, what a report does not show, and what was not measured."""
+    pictures = of_a_diffusion_model(findings.runs)  # no attack here is on these
     return frame.render(
         "limits",
         proof=findings.proof,
-        unattacked=bool(findings.runs) and not findings.proof,
+        unattacked=bool(findings.runs) and not findings.proof and not pictures,
         seconds=None,
         notes=findings.notes,
         missing=findings.not_measured,
