@@ -10,7 +10,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -281,7 +281,7 @@ def _inside(names: Collection[str], folder: str) -> Iterator[str]:
             yield name.name
 
 
-def _texts(names: Collection[str] | Iterator[str]) -> list[str]:
+def _texts(names: Iterable[str]) -> list[str]:
     """Choose texts: config, tokenizer, processor, licence, card; no index of weights."""
     kept = (x for x in names if Path(x).suffix in _TEXTS and not x.startswith("."))
     return sorted(x for x in kept if ".index." not in x)
