@@ -14,6 +14,40 @@ listed people are those to remove. Members are the people whose photos an attack
 Reading order: `clip/text.py` (the encoder and its packed input), `data/triggers.py` and
 `data/overlay.py` (what is put into captions and photos), `defense/step.py` (the method),
 `defense/loop.py` (the run), `idia/attack.py` (the proof).
+
+From Python, `import jaxdefense as jd` gives the names in `_WHERE`; see docs/python.md.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the same names as in `_WHERE`, for whatever reads types
+    from jaxdefense.config import ModelConfig as ModelConfig
+    from jaxdefense.defense.step import Objective as Objective
+    from jaxdefense.errors import InputError as InputError
+    from jaxdefense.evals.embed import Embedder as Embedder
+    from jaxdefense.model import Model as Model
+    from jaxdefense.model import load as load
+
 __version__ = "0.1.0"
+
+# Name -> the module that has it. It is imported on first use: the command line's help, and
+# programs that need one name, do not wait for JAX.
+_WHERE = {
+    "Embedder": "evals.embed",
+    "InputError": "errors",
+    "Model": "model",
+    "ModelConfig": "config",
+    "Objective": "defense.step",
+    "load": "model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})

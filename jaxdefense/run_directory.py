@@ -37,6 +37,7 @@ from jaxdefense.typed_json import Json
 # were led to, f32 [E].
 TRAINED_ON, TARGET = "trained_on.json", "target.npy"
 HELD_OUT = "held_out.json"  # what a run's validation looks at, and it is not trained on
+INPUTS = "inputs"  # folder of the inputs that were given by value, from Python
 _LOCK = ".lock"
 
 
@@ -87,8 +88,8 @@ class RunDirectory(Generic[S]):
         return True
 
     def _others(self) -> list[Path]:
-        """List what is there besides a config that is, or was, being written, and the lock."""
-        own = (f".{self._config.name}.*.tmp", _LOCK)
+        """List what is there besides inputs, a config that is or was being written, and the lock."""
+        own = (f".{self._config.name}.*.tmp", INPUTS, _LOCK)
         return [x for x in self.path.iterdir() if not any(x.match(name) for name in own)]
 
     def finished(self, cfg: Any, resolved: dict[str, Any] | None = None) -> S | None:

@@ -56,7 +56,19 @@ def plain_text(tokens_BT: Array, readout_B: Array) -> Text:
     """
     ones = np.ones(tokens_BT.shape, np.int32)
     positions = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
-    return Text(tokens_BT, ones, positions, np.asarray(readout_B, np.int32)[:, None])
+    return Text(tokens_BT, ones, positions, readout_B[:, None].astype(np.int32))
+
+
+def readout_of(tokens_BT: jax.Array, cfg: TextConfig) -> jax.Array:
+    """Find the position at which a tower reads each padded caption out; int32 [B].
+
+    As `packing.readout_at` does on the host, for captions of any length.
+    """
+    if cfg.readout == "last":
+        return jnp.full(len(tokens_BT), tokens_BT.shape[1] - 1, jnp.int32)
+    if cfg.readout == "largest":
+        return tokens_BT.argmax(-1)
+    return (tokens_BT == cfg.eos_token_id).argmax(-1)
 
 
 class TextTower(nnx.Module):

@@ -9,6 +9,7 @@ import copy
 import functools
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -111,13 +112,18 @@ def processor_of(
     return read_processor(path, cfg.vision.image_size, cfg.siglip, note, directory.layout)
 
 
+def to_compute(model: str | os.PathLike[str] | ModelConfig) -> ModelConfig:
+    """Give the settings of a model; one that is named alone computes in float32."""
+    return model if isinstance(model, ModelConfig) else ModelConfig(os.fspath(model)).measured()
+
+
 class Embedder:
     """A model, its tokenizer and its image processor, ready to embed."""
 
     def __init__(
         self,
-        cfg: ModelConfig,
-        batch: int,
+        cfg: str | os.PathLike[str] | ModelConfig,
+        batch: int = 256,
         mesh: Mesh | None = None,
         cache: ArrayCache | None = None,
         level: str = POOLED,
@@ -125,7 +131,7 @@ class Embedder:
         """Load the model.
 
         Args:
-            cfg: model to load.
+            cfg: model to load: its settings; or what `--model` takes, to compute in float32.
             batch: number of photos or packed text rows at a time; rounded up to a multiple of the
                 mesh's parts.
             mesh: mesh of devices; None for all devices of this process along `data`. If it spans
@@ -139,8 +145,9 @@ class Embedder:
             InputError: the model directory is wrong, or the mesh does not divide the model's sizes.
                 Methods raise it later if the model lacks a tower that they use.
         """
+        self._cfg = cfg = to_compute(cfg)
         self.directory: ModelDirectory = read_model_directory(cfg.path, note=logger.info)
-        self._cfg, self.level = cfg, level
+        self.level = level
         self.mesh, rules = mesh or make_mesh(), ShardingRules()
         self._cache = cache or ArrayCache(OFF)
         self._parts = num_batch_parts(self.mesh, rules)
