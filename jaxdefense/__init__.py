@@ -22,6 +22,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names as in `_WHERE`, for whatever reads types
+    from jaxdefense.api import attack as attack
+    from jaxdefense.api import defend_both as defend_both
+    from jaxdefense.api import defend_image as defend_image
+    from jaxdefense.api import defend_text as defend_text
+    from jaxdefense.api import evaluate as evaluate
     from jaxdefense.config import ModelConfig as ModelConfig
     from jaxdefense.defense.step import Objective as Objective
     from jaxdefense.errors import InputError as InputError
@@ -39,6 +44,11 @@ _WHERE = {
     "Model": "model",
     "ModelConfig": "config",
     "Objective": "defense.step",
+    "attack": "api",
+    "defend_both": "api",
+    "defend_image": "api",
+    "defend_text": "api",
+    "evaluate": "api",
     "load": "model",
 }
 

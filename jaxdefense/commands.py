@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jaxdefense.errors import NotReached
 from jaxdefense.log import write_to
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 # A function that takes the settings; a command's returns a `Result`.
 Run = Callable[[Any], Any]
+R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,27 +117,37 @@ def _plain(run: Run, cfg: Any) -> None:
     _tell(run(cfg), cfg, cfg.out)
 
 
-def _together(run: Run, cfg: Any) -> None:
+def together(run: Callable[[Any], R], cfg: Any) -> R:
     """Run on all processes, in a directory that no other command writes."""
     from jaxdefense.run_directory import claimed
 
     _join(cfg)
     with claimed(Path(cfg.out)):
-        result = run(cfg)
-    _tell_once(result, cfg)
+        return run(cfg)
+
+
+def defended(run: Callable[[Any], R], cfg: Any) -> R:
+    """Run a defense as `together`, and write its reports."""
+    from jaxdefense.distributed import on_first
+
+    def reported(cfg: Any) -> R:
+        summary = run(cfg)
+        runs = [half.out for half in cfg.halves()] if hasattr(cfg, "halves") else []
+        on_first(partial(_write_reports, [*runs, cfg.out]))
+        return summary
+
+    return together(reported, cfg)
+
+
+def _together(run: Run, cfg: Any) -> None:
+    _tell_once(together(run, cfg), cfg)
 
 
 def _defend(run: Run, cfg: Any) -> None:
     from jaxdefense.config import REMOVED
-    from jaxdefense.distributed import on_first
     from jaxdefense.results import BothDefenseSummary
-    from jaxdefense.run_directory import claimed
 
-    _join(cfg)
-    with claimed(Path(cfg.out)):
-        summary = run(cfg)
-        runs = [half.out for half in cfg.halves()] if hasattr(cfg, "halves") else []
-        on_first(partial(_write_reports, [*runs, cfg.out]))
+    summary = defended(run, cfg)
     _tell_once(summary, cfg)
     both = isinstance(summary, BothDefenseSummary)
     halves = {REMOVED["text"]: summary.text, REMOVED["image"]: summary.image} if both else {}
@@ -206,7 +217,7 @@ def _keep_compiled(directory: str) -> None:
 
     if directory == "off":
         jax.config.update("jax_enable_compilation_cache", False)
-    elif directory or not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    elif directory or not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", directory or str(cache_directory() / "xla"))
 
 

@@ -242,9 +242,9 @@ class BothDefenseSummary(Result):
 
     @property
     def reached(self) -> bool | None:
-        """Whether the removed count as removed, by name and face; None without validation."""
-        reached = self.text.reached, self.image.reached
-        return None if None in reached else all(reached)
+        """Whether the removed count as removed by both encoders; None if one was not validated."""
+        found = {self.text.reached, self.image.reached}
+        return False if False in found else None if None in found else True
 
     def sentences(self, out: str) -> list[str]:
         """See `Result`."""

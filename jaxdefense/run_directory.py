@@ -88,7 +88,7 @@ class RunDirectory(Generic[S]):
         return True
 
     def _others(self) -> list[Path]:
-        """List what is there besides inputs, a config that is or was being written, and the lock."""
+        """List what is there besides inputs, the lock, and a config that is, or was, written."""
         own = (f".{self._config.name}.*.tmp", INPUTS, _LOCK)
         return [x for x in self.path.iterdir() if not any(x.match(name) for name in own)]
 

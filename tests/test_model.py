@@ -41,7 +41,7 @@ def photos():
 
 def test_import_brings_nothing_heavy():
     code = (
-        "import sys, jaxdefense as jd; assert {'load', 'Embedder'} <= set(dir(jd));"
+        "import sys, jaxdefense as jd; assert {'load', 'defend_text'} <= set(dir(jd));"
         "assert not {'jax', 'numpy', 'flax', 'tyro', 'rich'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

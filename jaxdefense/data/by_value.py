@@ -22,13 +22,18 @@ from jaxdefense.errors import InputError
 from jaxdefense.files import write_array, write_json, write_text
 from jaxdefense.results import SETTINGS, SUMMARY, read_object
 from jaxdefense.run_directory import INPUTS
+from jaxdefense.settings import PATH, settings_of
 
 PhotoLike = str | os.PathLike[str] | Image.Image | np.ndarray
 
 # Last parts of the settings that take such values. Of names, a tab and `#` mean something.
-_NAMES = {"names", "keep_names", "restore", "exclude", "aliases", "sexes", "labels"}
-_LINES = {*_NAMES, "captions", "candidates", "templates", "class_names"}
-_PHOTOS = {"faces", "images", "keep", "strangers", "zeroshot", "target"}
+_NAMES = {
+    *("names", "keep_names", "restore", "exclude", "aliases", "collateral"),
+    *("sexes", "labels", "class_names"),
+}
+_LINES = {*_NAMES, "captions", "candidates", "templates"}
+_PHOTOS = {"faces", "images", "keep", "strangers", "zeroshot", "target", "image_target"}
+BY_VALUE = frozenset(_LINES | _PHOTOS)
 _MANIFEST = "inputs.json"  # setting -> digest of what was given
 
 
@@ -92,12 +97,15 @@ def as_photo(photo: Any, where: str) -> Photo:
     return InMemory(buffer.getvalue(), where)
 
 
-def take_values(settings: Mapping[str, Any], out: Path) -> tuple[dict[str, Any], dict[str, Given]]:
+def take_values(
+    settings: Mapping[str, Any], out: Path, kind: type
+) -> tuple[dict[str, Any], dict[str, Given]]:
     """Replace inputs given by value with the paths that they will have.
 
     Args:
-        settings: by name; a value of None is left out.
+        settings: by name, short or full; `config.` may come before it.
         out: directory of results.
+        kind: dataclass of the settings.
 
     Returns:
         the settings, with paths; and the inputs to write with `write_inputs`, by setting.
@@ -106,11 +114,11 @@ def take_values(settings: Mapping[str, Any], out: Path) -> tuple[dict[str, Any],
         InputError: a file could not hold an input.
     """
     paths, given = dict[str, Any](), dict[str, Given]()
+    flags = {flag for x in settings_of(kind) if x.type == PATH for flag in (*x.flags, f"--{x.key}")}
     for key, value in settings.items():
-        last = key.rpartition(".")[2]
-        if value is None:
-            continue
-        if isinstance(value, str | os.PathLike) or last not in _LINES | _PHOTOS:
+        last, flag = key.rpartition(".")[2], f"--{key.removeprefix('config.').replace('_', '-')}"
+        by_value = last in BY_VALUE and flag in flags
+        if not by_value or isinstance(value, str | os.PathLike):
             paths[key] = value
             continue
         if last in _LINES:

@@ -1,0 +1,257 @@
+"""The commands as functions: settings are keywords, lists and arrays may stand for files.
+
+Each does what the command of the same name does, and returns the summary instead of printing it.
+Its keywords are the command's settings, under the names of docs/settings.md: short ones, full ones
+(`**{"train.steps": 100}`), or sections (`train={"steps": 100}`, or a dataclass of `config`).
+`config` takes a config file, a ConfigDict or nested dicts, which lie below all of these.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxdefense.commands import COMMANDS, defended, together
+from jaxdefense.config import ModelConfig
+from jaxdefense.data.by_value import (
+    BY_VALUE,
+    PhotoLike,
+    remove_inputs,
+    take_values,
+    write_inputs,
+)
+from jaxdefense.distributed import first, on_first
+from jaxdefense.results import (
+    AttackSummary,
+    BothDefenseSummary,
+    EvaluationSummary,
+    ImageDefenseSummary,
+    TextDefenseSummary,
+)
+from jaxdefense.settings import as_flags
+
+R = TypeVar("R")
+_BELOW = "config."  # begins the names of settings that lie below the others
+
+PathLike = str | os.PathLike[str]
+Model = PathLike | ModelConfig
+Lines = PathLike | Iterable[str]
+Names = PathLike | Iterable[str | Sequence[str]]  # a person's further names follow the first
+Photos = PathLike | Sequence[PhotoLike] | np.ndarray  # an array is uint8 [B, H, W, 3]
+People = PathLike | Mapping[str, Photos]
+
+
+def defend_text(
+    model: Model | None = None,
+    names: Names | None = None,
+    captions: Lines | None = None,
+    *,
+    out: PathLike,
+    keep_names: Names | None = None,
+    **settings: Any,
+) -> TextDefenseSummary:
+    """Remove names from a text encoder, as `jaxdefense defend text`.
+
+    Args:
+        model: directory of the model, or its settings.
+        names: people to remove: a names file, or a list.
+        captions: ordinary captions: a file, or a list.
+        out: run directory; the same call resumes a run that was interrupted.
+        keep_names: people who must stay, as `names`.
+        settings: all others; see the module.
+
+    Returns:
+        the summary. If validation still recognises people, its `reached` is False, and the log
+        warns of it; no exception is raised.
+
+    Raises:
+        InputError: an input or a setting is wrong.
+        Interrupted, Diverged: see `defense.loop.run`.
+    """
+    from jaxdefense.defense import text
+
+    given = dict(model=model, names=names, captions=captions, keep_names=keep_names)
+    return _carry_out("defend text", defended, text.defend_text, out, given, settings)
+
+
+def defend_image(
+    model: Model | None = None,
+    faces: People | None = None,
+    images: Photos | None = None,
+    *,
+    out: PathLike,
+    names: Names | None = None,
+    keep: People | Photos | None = None,
+    **settings: Any,
+) -> ImageDefenseSummary:
+    """Remove faces from an image encoder, as `jaxdefense defend image`.
+
+    Args:
+        model: directory of the model, or its settings.
+        faces: a folder with a folder of photos a person, or photos by name.
+        images: ordinary photos: a folder, or a list.
+        out: run directory; the same call resumes a run that was interrupted.
+        names: people to remove: a names file, or a list; without it, everyone in `faces`.
+        keep: faces of people who must stay, as `faces`, or one photo a person.
+        settings: all others; see the module.
+
+    Returns:
+        the summary; see `defend_text`.
+
+    Raises:
+        InputError, Interrupted, Diverged: see `defend_text`.
+    """
+    from jaxdefense.defense import image
+
+    given = dict(model=model, faces=faces, images=images, names=names, keep=keep)
+    return _carry_out("defend image", defended, image.defend_image, out, given, settings)
+
+
+def defend_both(
+    model: Model | None = None,
+    names: Names | None = None,
+    captions: Lines | None = None,
+    faces: People | None = None,
+    images: Photos | None = None,
+    *,
+    out: PathLike,
+    keep_names: Names | None = None,
+    keep: People | Photos | None = None,
+    **settings: Any,
+) -> BothDefenseSummary:
+    """Remove names and faces from a model, as `jaxdefense defend both`.
+
+    Args:
+        model, names, captions, keep_names: see `defend_text`.
+        faces, images, keep: see `defend_image`.
+        out: directory of both runs; the same call resumes runs that were interrupted.
+        settings: all others; see the module.
+
+    Returns:
+        the summary; see `defend_text`.
+
+    Raises:
+        InputError, Interrupted, Diverged: see `defend_text`.
+    """
+    from jaxdefense.defense import both
+
+    given = dict(model=model, names=names, captions=captions, keep_names=keep_names)
+    given |= dict(faces=faces, images=images, keep=keep)
+    return _carry_out("defend both", defended, both.defend_both, out, given, settings)
+
+
+def attack(
+    model: Model,
+    faces: People,
+    *,
+    out: PathLike,
+    strangers: People | None = None,
+    names: Names | None = None,
+    **settings: Any,
+) -> AttackSummary:
+    """Infer whom a model knows, as `jaxdefense attack`.
+
+    Args:
+        model: directory of the model or of a run, or settings of the model.
+        faces: a folder with a folder of photos a person, or photos by name. With `unseen_by`, give
+            them as the defense had them: photos that it trained on are recognised by their bytes.
+        out: directory of the results.
+        strangers: people whom the model never saw, as `faces`.
+        names: the people removed: a names file, or a list; with `before`.
+        settings: all others; see the module.
+
+    Returns:
+        the summary.
+
+    Raises:
+        InputError: an input or a setting is wrong.
+    """
+    from jaxdefense.idia.run import run_attack
+
+    given = dict(model=model, faces=faces, strangers=strangers, names=names)
+    return _carry_out("attack", together, run_attack, out, given, settings)
+
+
+def evaluate(
+    model: Model,
+    teacher: PathLike,
+    *,
+    out: PathLike,
+    captions: Lines | None = None,
+    images: Photos | None = None,
+    zeroshot: People | None = None,
+    names: Names | None = None,
+    **settings: Any,
+) -> EvaluationSummary:
+    """Measure what a defense changed and kept, as `jaxdefense evaluate`.
+
+    Args:
+        model: directory of the defended model or of its run, or settings of the model.
+        teacher: directory of the model before the defense.
+        out: directory of the results.
+        captions: ordinary captions: a file, or a list.
+        images: ordinary photos: a folder, or a list.
+        zeroshot: a folder with a folder of photos a class, or photos by class.
+        names: the people removed: a names file, or a list.
+        settings: all others; see the module.
+
+    Returns:
+        the summary.
+
+    Raises:
+        InputError: an input or a setting is wrong.
+    """
+    from jaxdefense.evals.run import run_evaluate
+
+    given = dict(model=model, teacher=teacher, captions=captions, images=images)
+    given |= dict(zeroshot=zeroshot, names=names)
+    return _carry_out("evaluate", together, run_evaluate, out, given, settings)
+
+
+def _carry_out(
+    command: str,
+    around: Callable[[Callable[[Any], R], Any], R],
+    run: Callable[[Any], R],
+    out: PathLike,
+    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> R:
+    """Fill a command's settings and run it; inputs given by value are written in between."""
+    place = Path(out)
+    kind = COMMANDS[command].kind()
+    paths, inputs = take_values(_flat({**given, **settings}), place, kind)
+    below = {key: paths.pop(key) for key in list(paths) if key.startswith(_BELOW)}
+    lowest = {key.removeprefix(_BELOW): value for key, value in below.items()}
+    flags = [*as_flags(lowest), *as_flags({**paths, "out": place})]
+    cfg = COMMANDS[command].read(flags, f"jaxdefense {command}")
+
+    def with_inputs(cfg: Any) -> R:
+        on_first(partial(write_inputs, inputs, place))
+        try:
+            return run(cfg)
+        except BaseException:
+            if inputs and first():
+                remove_inputs(place)
+            raise
+
+    return around(with_inputs, cfg)
+
+
+def _flat(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """Give settings by their full names; what is None counts as not given."""
+    out = dict[str, Any]()
+    for name, value in tree.items():
+        if dataclasses.is_dataclass(value):
+            value = {x.name: getattr(value, x.name) for x in dataclasses.fields(value)}
+        elif isinstance(value, ConfigDict):
+            value = value.to_dict()
+        if isinstance(value, Mapping) and name.rpartition(".")[2] not in BY_VALUE:
+            out |= _flat(value, f"{at}{name}.")
+        elif value is not None:
+            out[at + name] = value.item() if isinstance(value, np.generic) else value
+    return out
