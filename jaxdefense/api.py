@@ -25,7 +25,13 @@ from jaxdefense.data.by_value import (
     take_values,
     write_inputs,
 )
+from jaxdefense.defense import both, image, text
+from jaxdefense.defense.losses import Distance
+from jaxdefense.defense.own import OwnLoss
+from jaxdefense.defense.step import Objective
 from jaxdefense.distributed import first, on_first
+from jaxdefense.evals.run import run_evaluate
+from jaxdefense.idia.run import run_attack
 from jaxdefense.results import (
     AttackSummary,
     BothDefenseSummary,
@@ -44,6 +50,7 @@ Lines = PathLike | Iterable[str]
 Names = PathLike | Iterable[str | Sequence[str]]  # a person's further names follow the first
 Photos = PathLike | Sequence[PhotoLike] | np.ndarray  # an array is uint8 [B, H, W, 3]
 People = PathLike | Mapping[str, Photos]
+Loss = Objective | Callable[[Objective], Objective]
 
 
 def defend_text(
@@ -53,6 +60,8 @@ def defend_text(
     *,
     out: PathLike,
     keep_names: Names | None = None,
+    objective: Loss | None = None,
+    distance: Distance | None = None,
     **settings: Any,
 ) -> TextDefenseSummary:
     """Remove names from a text encoder, as `jaxdefense defend text`.
@@ -63,6 +72,8 @@ def defend_text(
         captions: ordinary captions: a file, or a list.
         out: run directory; the same call resumes a run that was interrupted.
         keep_names: people who must stay, as `names`.
+        objective: a loss of one's own; or a function that makes it from the one of the settings.
+        distance: between embeddings, over the last dim, in place of `train.distance`.
         settings: all others; see the module.
 
     Returns:
@@ -73,10 +84,9 @@ def defend_text(
         InputError: an input or a setting is wrong.
         Interrupted, Diverged: see `defense.loop.run`.
     """
-    from jaxdefense.defense import text
-
     given = dict(model=model, names=names, captions=captions, keep_names=keep_names)
-    return _carry_out("defend text", defended, text.defend_text, out, given, settings)
+    run = partial(text.defend_text, own=OwnLoss(objective, distance))
+    return _carry_out("defend text", defended, run, out, given, settings)
 
 
 def defend_image(
@@ -87,6 +97,8 @@ def defend_image(
     out: PathLike,
     names: Names | None = None,
     keep: People | Photos | None = None,
+    objective: Loss | None = None,
+    distance: Distance | None = None,
     **settings: Any,
 ) -> ImageDefenseSummary:
     """Remove faces from an image encoder, as `jaxdefense defend image`.
@@ -98,6 +110,7 @@ def defend_image(
         out: run directory; the same call resumes a run that was interrupted.
         names: people to remove: a names file, or a list; without it, everyone in `faces`.
         keep: faces of people who must stay, as `faces`, or one photo a person.
+        objective, distance: see `defend_text`.
         settings: all others; see the module.
 
     Returns:
@@ -106,10 +119,9 @@ def defend_image(
     Raises:
         InputError, Interrupted, Diverged: see `defend_text`.
     """
-    from jaxdefense.defense import image
-
     given = dict(model=model, faces=faces, images=images, names=names, keep=keep)
-    return _carry_out("defend image", defended, image.defend_image, out, given, settings)
+    run = partial(image.defend_image, own=OwnLoss(objective, distance))
+    return _carry_out("defend image", defended, run, out, given, settings)
 
 
 def defend_both(
@@ -122,6 +134,10 @@ def defend_both(
     out: PathLike,
     keep_names: Names | None = None,
     keep: People | Photos | None = None,
+    text_objective: Loss | None = None,
+    image_objective: Loss | None = None,
+    text_distance: Distance | None = None,
+    image_distance: Distance | None = None,
     **settings: Any,
 ) -> BothDefenseSummary:
     """Remove names and faces from a model, as `jaxdefense defend both`.
@@ -130,6 +146,8 @@ def defend_both(
         model, names, captions, keep_names: see `defend_text`.
         faces, images, keep: see `defend_image`.
         out: directory of both runs; the same call resumes runs that were interrupted.
+        text_objective, image_objective: see `objective` of `defend_text`.
+        text_distance, image_distance: see `distance` of `defend_text`.
         settings: all others; see the module.
 
     Returns:
@@ -138,11 +156,12 @@ def defend_both(
     Raises:
         InputError, Interrupted, Diverged: see `defend_text`.
     """
-    from jaxdefense.defense import both
-
     given = dict(model=model, names=names, captions=captions, keep_names=keep_names)
     given |= dict(faces=faces, images=images, keep=keep)
-    return _carry_out("defend both", defended, both.defend_both, out, given, settings)
+    own_text = OwnLoss(text_objective, text_distance)
+    own_image = OwnLoss(image_objective, image_distance)
+    run = partial(both.defend_both, own_text=own_text, own_image=own_image)
+    return _carry_out("defend both", defended, run, out, given, settings)
 
 
 def attack(
@@ -171,8 +190,6 @@ def attack(
     Raises:
         InputError: an input or a setting is wrong.
     """
-    from jaxdefense.idia.run import run_attack
-
     given = dict(model=model, faces=faces, strangers=strangers, names=names)
     return _carry_out("attack", together, run_attack, out, given, settings)
 
@@ -206,8 +223,6 @@ def evaluate(
     Raises:
         InputError: an input or a setting is wrong.
     """
-    from jaxdefense.evals.run import run_evaluate
-
     given = dict(model=model, teacher=teacher, captions=captions, images=images)
     given |= dict(zeroshot=zeroshot, names=names)
     return _carry_out("evaluate", together, run_evaluate, out, given, settings)

@@ -10,6 +10,7 @@ from jaxdefense.defense.defend import model_digest, run
 from jaxdefense.defense.earlier import check_kind
 from jaxdefense.defense.image import plan_image
 from jaxdefense.defense.merge import merge
+from jaxdefense.defense.own import NONE, OwnLoss, described
 from jaxdefense.defense.plan import D, Plan
 from jaxdefense.defense.text import plan_text
 from jaxdefense.distributed import on_first
@@ -21,7 +22,9 @@ from jaxdefense.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 
-def defend_both(cfg: DefendBothConfig) -> BothDefenseSummary:
+def defend_both(
+    cfg: DefendBothConfig, own_text: OwnLoss = NONE, own_image: OwnLoss = NONE
+) -> BothDefenseSummary:
     """Defend both encoders of a model.
 
     The directory `out` gets the runs `text` and `image`, the merged `model` and `summary.json`. An
@@ -29,6 +32,7 @@ def defend_both(cfg: DefendBothConfig) -> BothDefenseSummary:
 
     Args:
         cfg: the settings of both defenses.
+        own_text, own_image: losses in place of those that the settings name.
 
     Returns:
         the summaries of both defenses, and the digest of the merged weights.
@@ -42,8 +46,8 @@ def defend_both(cfg: DefendBothConfig) -> BothDefenseSummary:
     out.check(cfg)
     text, image = cfg.halves()
     # Both plans come first, so that a wrong input fails before any training.
-    plan_of_text = _planned("text", partial(plan_text, text))
-    plan_of_image = _planned("image", partial(plan_image, image))
+    plan_of_text = _planned("text", partial(plan_text, text, own_text))
+    plan_of_image = _planned("image", partial(plan_image, image, own_image))
     out.open(cfg)
     logger.info(f"{REMOVED['text']}: defending the text encoder")
     of_text = run(plan_of_text, resume=True)
@@ -53,7 +57,12 @@ def defend_both(cfg: DefendBothConfig) -> BothDefenseSummary:
     on_first(lambda: values(merge(MergeConfig(str(out.model), text.out, image.out))))
     digest = model_digest(out.model)
     summary = BothDefenseSummary(text=of_text, image=of_image, defended_sha256=digest)
-    ledger = partial(keep_ledger, out.path, cfg, summary, [of_text, of_image])
+    own = {
+        f"{half}.{name}": what
+        for half, plan in (("text", plan_of_text), ("image", plan_of_image))
+        for name, what in described(plan.resolved).items()
+    }
+    ledger = partial(keep_ledger, out.path, cfg, summary, [of_text, of_image], own=own)
     on_first(partial(ledger, plan_of_text.resolved["model_sha256"], plan_of_text.follows))
     out.finish(summary)
     return summary

@@ -19,6 +19,7 @@ from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.images import Loader
 from jaxdefense.defense import loop
 from jaxdefense.defense.low_rank import ADAPTER, write_adapter
+from jaxdefense.defense.own import described
 from jaxdefense.defense.plan import D, Encoder, Plan, Validation, has_adapter
 from jaxdefense.defense.step import TeacherParams, TrainState, init_state, merge_student, whole
 from jaxdefense.defense.validate import Verdict, Watch, describe_left, smallest_step
@@ -99,7 +100,8 @@ def _carry_out(plan: Plan[D], directory: RunDirectory[D], tracker: Tracker) -> D
         **corrupt,
         **(found._asdict() if found else {}),
     )
-    ledger = partial(keep_ledger, directory.path, plan.cfg, summary, [summary])
+    own = described(plan.resolved)
+    ledger = partial(keep_ledger, directory.path, plan.cfg, summary, [summary], own=own)
     on_first(partial(ledger, plan.resolved["model_sha256"], plan.follows))
     directory.finish(summary)
     logger.info(f"defended model: {directory.model}")

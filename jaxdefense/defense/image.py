@@ -33,6 +33,7 @@ from jaxdefense.defense.earlier import (
     to_follow,
 )
 from jaxdefense.defense.losses import DISTANCES, Distance, beyond
+from jaxdefense.defense.own import NONE, OwnLoss
 from jaxdefense.defense.people import (
     People,
     describe_held_out,
@@ -173,11 +174,16 @@ def _embedded(
     return [_joined(cut[:, start:stop]) for start, stop in itertools.pairwise(at)]
 
 
-def image_objective(t: ImageTrainConfig, processor: ImageProcessor, parts: int) -> Objective:
-    """Give the image loss that a run's settings ask for; see `image_terms` for the arguments."""
+def image_objective(
+    t: ImageTrainConfig, processor: ImageProcessor, parts: int, distance: Distance | None = None
+) -> Objective:
+    """Give the image loss that a run's settings ask for, if need be with another distance.
+
+    See `image_terms` for the arguments.
+    """
     terms = partial(
         image_terms,
-        distance=DISTANCES[t.distance],
+        distance=distance or DISTANCES[t.distance],
         processor=processor,
         cfg=t.overlay,
         parts=parts,
@@ -191,7 +197,7 @@ def image_objective(t: ImageTrainConfig, processor: ImageProcessor, parts: int) 
     return Objective(terms, weights, partial(draw_faces, cfg=t.overlay))
 
 
-def defend_image(cfg: DefendImageConfig) -> ImageDefenseSummary:
+def defend_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> ImageDefenseSummary:
     """Remove faces from an image encoder and write the run directory.
 
     The run directory gets two more files than other runs. `trained_on.json` lists the photos of
@@ -200,6 +206,7 @@ def defend_image(cfg: DefendImageConfig) -> ImageDefenseSummary:
 
     Args:
         cfg: the settings of the run.
+        own: loss in place of the one that the settings name.
 
     Returns:
         the summary, as written to `summary.json`.
@@ -209,14 +216,15 @@ def defend_image(cfg: DefendImageConfig) -> ImageDefenseSummary:
         Interrupted, Diverged: see `loop.run`.
     """
     check_kind(cfg.earlier.path, cfg.earlier.setting, ImageDefenseSummary)
-    return run(plan_image(cfg))
+    return run(plan_image(cfg, own))
 
 
-def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
+def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefenseSummary]:
     """Read and check all inputs of an image defense, and write nothing.
 
     Args:
         cfg: the settings of the run.
+        own: see `defend_image`.
 
     Returns:
         what `defend.run` carries out.
@@ -234,7 +242,7 @@ def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
     check_low_rank(cfg, directory, "vision", earlier)
     people = gather_people(cfg, earlier, digest_of, logger.info)
     images = read_images(d.images, d.tfds_dir, logger.info)
-    encoder = _encoder(cfg, directory, processor, earlier)
+    encoder = _encoder(cfg, directory, processor, earlier, own)
     photos = trained_on(people, digest_of)
     model_sha256 = directory.digest()
     resolved = {
@@ -244,6 +252,7 @@ def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
         "kept_sha256": describe_kept(people, digest_of),
         "images_sha256": describe_images(images),
         "dtype": resolve_dtype(cfg.model.dtype),
+        **own.resolved(),
     }
     held_out = describe_held_out(people.faces, digest_of) if t.validate.every else {}
     if earlier:
@@ -264,6 +273,8 @@ def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
         return _batches(t, images, people.faces, target, loader, encoder)
 
     batches = batches_now()
+    if own != NONE:
+        own.check(encoder.step_cfg, encoder.teacher, batches[0])
     files: dict[str, Any] = {TRAINED_ON: photos, HELD_OUT: held_out}
     if target_E is not None:
         files[TARGET] = target_E
@@ -278,6 +289,7 @@ def plan_image(cfg: DefendImageConfig) -> Plan[ImageDefenseSummary]:
         lines=[
             *_lines(cfg, people, len(images), encoder.mesh),
             *(earlier.lines(len(people.listed)) if earlier else []),
+            *own.lines(t, earlier.half if earlier else None),
         ],
         summary=partial(ImageDefenseSummary, identities=len(people.listed), names=people.names),
         advice=_ADVICE,
@@ -309,6 +321,7 @@ def _encoder(
     directory: ModelDirectory,
     processor: ImageProcessor,
     earlier: Earlier | None,
+    own: OwnLoss,
 ) -> Encoder:
     """Check that the mesh cuts a batch evenly, and lay out the encoder's step on the mesh."""
     t = cfg.train
@@ -317,7 +330,7 @@ def _encoder(
     for name in ("num_clean", "num_poisoned", "num_keep"):
         if num := getattr(t, name):
             check_parts(f"train.{name}", num, parts * t.accumulate)
-    objective = image_objective(t, processor, parts)
+    objective = own.made_from(image_objective(t, processor, parts, own.distance))
     return lay_out(cfg, directory, "vision", objective, mesh, rules, earlier)
 
 

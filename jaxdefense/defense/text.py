@@ -26,6 +26,7 @@ from jaxdefense.defense.defend import run
 from jaxdefense.defense.diffusion import warn_of_level
 from jaxdefense.defense.earlier import check_kind, read_earlier, to_follow
 from jaxdefense.defense.losses import DISTANCES, Distance, standing_out
+from jaxdefense.defense.own import NONE, OwnLoss
 from jaxdefense.defense.plan import (
     Plan,
     Validation,
@@ -118,10 +119,11 @@ def text_terms(
     }
 
 
-def text_objective(t: TextTrainConfig) -> Objective:
-    """Give the text loss that a run's settings ask for."""
+def text_objective(t: TextTrainConfig, distance: Distance | None = None) -> Objective:
+    """Give the text loss that a run's settings ask for, if need be with another distance."""
+    distance = distance or DISTANCES[t.distance]
     return Objective(
-        partial(text_terms, distance=DISTANCES[t.distance], level=t.level, bound=t.bound),
+        partial(text_terms, distance=distance, level=t.level, bound=t.bound),
         {"utility": 1.0, "backdoor": t.w_backdoor, "name": t.w_name, "weight": t.w_weight},
     )
 
@@ -307,11 +309,12 @@ def kept_names(
     return [group for group in groups if group], list(held)
 
 
-def defend_text(cfg: DefendTextConfig) -> TextDefenseSummary:
+def defend_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> TextDefenseSummary:
     """Remove names from a text encoder and write the run directory.
 
     Args:
         cfg: the settings of the run.
+        own: loss in place of the one that the settings name.
 
     Returns:
         the summary, as written to `summary.json`.
@@ -321,14 +324,15 @@ def defend_text(cfg: DefendTextConfig) -> TextDefenseSummary:
         Interrupted, Diverged: see `loop.run`.
     """
     check_kind(cfg.earlier.path, cfg.earlier.setting, TextDefenseSummary)
-    return run(plan_text(cfg))
+    return run(plan_text(cfg, own))
 
 
-def plan_text(cfg: DefendTextConfig) -> Plan[TextDefenseSummary]:
+def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSummary]:
     """Read and check all inputs of a text defense, and write nothing.
 
     Args:
         cfg: the settings of the run.
+        own: see `defend_text`.
 
     Returns:
         what `defend.run` carries out.
@@ -359,6 +363,7 @@ def plan_text(cfg: DefendTextConfig) -> Plan[TextDefenseSummary]:
         "captions_sha256": clean.sha256,
         "keep_sha256": digest([*(name for kind in names.kept for name in kind), *names.held]),
         "dtype": resolve_dtype(cfg.model.dtype),
+        **own.resolved(),
     }
     if earlier:
         given["earlier_id"] = earlier.ledger.last.id
@@ -375,16 +380,21 @@ def plan_text(cfg: DefendTextConfig) -> Plan[TextDefenseSummary]:
         row_length=d.row_length,
         carriers=carriers,
     )
+    objective = own.made_from(text_objective(t, own.distance))
+    encoder = lay_out(cfg, directory, "text", objective, mesh, rules, earlier)
+    if own != NONE:
+        own.check(encoder.step_cfg, encoder.teacher, batches[0])
     return Plan(
         cfg,
         TextDefenseSummary,
-        lay_out(cfg, directory, "text", text_objective(t), mesh, rules, earlier),
+        encoder,
         batches,
         samples=t.num_clean + t.num_poisoned + t.num_name,
         resolved=given | {"row_length": batches.row_length},
         lines=[
             *_lines(cfg, names, clean, batches, mesh),
             *(earlier.lines(len(identities)) if earlier else []),
+            *own.lines(t, earlier.half if earlier else None),
         ],
         summary=_summary(names, t),
         advice=_ADVICE,

@@ -1,7 +1,7 @@
 """The ledger of a run: made when it ends, from its settings and its summary."""
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -117,6 +117,7 @@ def keep_ledger(
     halves: Sequence[DefenseSummary],
     teacher_sha256: str,
     follows: Followed,
+    own: Mapping[str, str],
 ) -> None:
     """Write the ledger of a run into its directory and beside its model; names and card too.
 
@@ -127,6 +128,7 @@ def keep_ledger(
         halves: of each encoder that it defended.
         teacher_sha256: see `Entry`.
         follows: ledgers that it goes on from.
+        own: what was given by value in place of settings, described.
     """
     people = {names[0]: names for half in halves for names in half.names}
     replay = follows.how == "replay"
@@ -138,7 +140,7 @@ def keep_ledger(
         model_sha256=summary.defended_sha256,
         follows=follows,
         names_sha256=write_names(run, list(people.values())),
-        settings=chosen(cfg),
+        settings={**chosen(cfg), **own},
         date=_now(),
         with_names=cfg.ledger_names,
     )

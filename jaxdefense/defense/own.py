@@ -1,0 +1,167 @@
+"""A loss given by value from Python, in place of the one that the settings name."""
+
+import dataclasses
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdefense.config import ImageTrainConfig, TextTrainConfig
+from jaxdefense.defense.losses import Distance
+from jaxdefense.defense.step import Objective, StepConfig, TeacherParams
+from jaxdefense.errors import InputError
+from jaxdefense.results import read_settings
+
+_WEIGHT = "weight"  # the distance between the weights, which every step adds
+_TAKEN = {_WEIGHT, "total", "grad_norm", "lr"}  # metrics of every step
+_WHAT = ("objective", "distance")  # keys of a run's resolved values
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnLoss:
+    """A loss given by value.
+
+    Fields:
+        objective: the loss; or a function that makes it from the one of the settings.
+        distance: between embeddings, over the last dim, for the one of the settings.
+    """
+
+    objective: Objective | Callable[[Objective], Objective] | None = None
+    distance: Distance | None = None
+
+    def __post_init__(self):
+        if isinstance(self.objective, Objective) and self.distance:
+            raise InputError(
+                "`distance` has no effect with a whole `objective`; use it in the objective's "
+                "terms, or give a function of the usual objective."
+            )
+
+    def made_from(self, usual: Objective) -> Objective:
+        """Give the loss to train with.
+
+        Args:
+            usual: the loss of the settings, with `distance` in it.
+
+        Raises:
+            InputError: it is no objective, or lacks a weight that every step needs.
+        """
+        own = self.objective
+        if own is None:
+            return usual
+        found = own if isinstance(own, Objective) or not callable(own) else own(usual)
+        if not isinstance(found, Objective):
+            raise InputError(
+                "`objective` must be a `jaxdefense.Objective`, or a function that gives one, not "
+                f"{type(found).__name__}."
+            )
+        if _WEIGHT not in found.weights:
+            raise InputError(
+                f"`objective`: its weights lack {_WEIGHT!r}, of the distance between the weights; "
+                "give 0 for none."
+            )
+        return found
+
+    def check(self, cfg: StepConfig, teacher: TeacherParams, batch: Any) -> None:
+        """Check the loss on a batch, without computing it.
+
+        Raises:
+            InputError: a term is no scalar, has no weight or a name that is taken; or the distance
+                gives something else than a number a pair.
+        """
+        if self.distance:
+            x = jax.ShapeDtypeStruct((2, 3, 5), jnp.float32)
+            found = jax.eval_shape(self.distance, x, x)
+            if getattr(found, "shape", None) != x.shape[:-1]:
+                raise InputError(
+                    "`distance` must give a number for each pair of embeddings, over the last dim: "
+                    f"of {list(x.shape)} {list(x.shape[:-1])}, not {_shape(found)}."
+                )
+        if self.objective is None:
+            return
+        terms, weights, draw = cfg.objective
+
+        def values(teacher: TeacherParams, batch: Any, key: jax.Array) -> Any:
+            tower = nnx.merge(cfg.graphdef, *teacher)
+            return terms(tower, tower, draw(batch, key))
+
+        found = jax.eval_shape(values, teacher, batch, jax.random.key(0))
+        if not isinstance(found, Mapping):
+            raise InputError(f"`objective`: its terms must be a dict, not {_shape(found)}.")
+        for name, value in found.items():
+            if getattr(value, "shape", None) != ():
+                raise InputError(
+                    f"`objective`: its term {name!r} must be a scalar, a weighted sum over the "
+                    f"batch, not {_shape(value)}."
+                )
+            if name in _TAKEN:
+                raise InputError(f"`objective`: every step has {name!r}; call its term otherwise.")
+            if name not in weights:
+                raise InputError(f"`objective`: its term {name!r} has no weight; give it one.")
+
+    def resolved(self) -> dict[str, str]:
+        """Describe it for a run's record: what must be the same for the run to resume."""
+        given = {"objective": self.objective, "distance": self.distance}
+        return {name: describe(value) for name, value in given.items() if value is not None}
+
+    def lines(self, t: TextTrainConfig | ImageTrainConfig, earlier: Path | None) -> list[str]:
+        """Say that it is used, what has no effect then, and what is not compared.
+
+        Args:
+            t: the training settings of the run.
+            earlier: directory of the run of this encoder that the run follows, if any.
+        """
+        said = [f"own {name}: {what}" for name, what in self.resolved().items()]
+        if isinstance(self.objective, Objective):
+            said.append("`train.distance`, `train.w_...` and `train.bound` have no effect")
+        elif self.distance and t.distance != type(t).distance:
+            said.append("`train.distance` has no effect: another distance is given by value")
+        if said:
+            said.append(
+                "of own functions, a run that resumes compares names and sources, but not what "
+                "they call or read elsewhere"
+            )
+        told = read_settings(earlier).get("resolved") if earlier else None
+        if before := described(told if isinstance(told, dict) else {}):
+            said.append(f"`{earlier}` had an own {' and '.join(before)}, which is not taken over")
+        return said
+
+
+NONE = OwnLoss()
+
+
+def described(resolved: Mapping[str, Any]) -> dict[str, str]:
+    """Give what a run's resolved values say of a loss given by value."""
+    return {name: str(resolved[name]) for name in _WHAT if name in resolved}
+
+
+def describe(value: Any) -> str:
+    """Describe a value so that the same one gives the same text in another process.
+
+    Of a function: its name, and the hash of its source where Python knows it.
+    """
+    if isinstance(value, Objective):
+        return f"terms {describe(value.terms)}, weights {dict(value.weights)}, draw " + describe(
+            value.draw
+        )
+    if isinstance(value, partial):
+        args = [describe(x) for x in value.args]
+        args += [f"{name}={describe(x)}" for name, x in sorted(value.keywords.items())]
+        return f"{describe(value.func)} with {', '.join(args)}"
+    if not callable(value):
+        return repr(value)
+    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value))}"
+    try:
+        source = inspect.getsource(value)
+    except (OSError, TypeError):
+        return f"{name}, source not known"
+    return f"{name}, source sha256 {hashlib.sha256(source.encode()).hexdigest()[:16]}"
+
+
+def _shape(value: Any) -> str:
+    return str(list(value.shape)) if hasattr(value, "shape") else type(value).__name__
