@@ -111,8 +111,31 @@ def test_python_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs/python.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     exec("\n".join(blocks), {})
+
+
+def test_quick_start_runs(tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.chdir(tmp_path)
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: one)
+    monkeypatch.setattr(recall, "_NUM_NOBODY", 24)
+    script, small = (ROOT / "docs/quickstart.py").read_text(), {"num_clean": 8, "num_poisoned": 8}
+    for given, less in (
+        ('train = {"steps": 200}', f"train = {small | {'steps': 2, 'num_name': 8}}"),
+        ('"steps": 10, ', f'"steps": 2, "num_name": 8, **{small}, '),
+        ("num_candidates=200", "num_candidates=40"),
+        ("range(4)", "range(2)"),
+        ("world.captions(2000", "world.captions(200"),
+    ):
+        assert given in script
+        script = script.replace(given, less)
+    exec(compile(script, "quickstart.py", "exec"), {"__name__": "quickstart"})
+    said = capsys.readouterr().out
+    assert "reached: False" in said and "still" in caplog.text  # 2 steps do not suffice
+    assert re.search(r"removed: photos named right, before and after: \d+% \d+%", said)
+    assert "'square'" in said
+    assert Path("quickstart/run/report.html").exists()
 
 
 @pytest.fixture
