@@ -352,8 +352,8 @@ COMMANDS = {
     ),
     "prove": Command(
         "Put a defended model to attacks, and to what may come after.",
-        "prove.config:ProveConfig",
-        "prove.run:prove",
+        "proof.config:ProveConfig",
+        "proof.run:prove",
         _together,
     ),
     "report": Command(

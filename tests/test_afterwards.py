@@ -29,9 +29,9 @@ from jaxdefense.data.images import Photos
 from jaxdefense.data.pairs import Pairs, pairs_of
 from jaxdefense.errors import InputError, RunError
 from jaxdefense.evals.embed import Embedder
-from jaxdefense.prove import finetune as module
-from jaxdefense.prove.afterwards import averaged, round_channels, rounded
-from jaxdefense.prove.finetune import (
+from jaxdefense.proof import finetune as module
+from jaxdefense.proof.afterwards import averaged, round_channels, rounded
+from jaxdefense.proof.finetune import (
     PairBatches,
     clip_loss,
     finetune,

@@ -24,7 +24,7 @@ from jaxdefense.errors import InputError
 from jaxdefense.evals import retrieval, zeroshot
 from jaxdefense.evals.embed import Embedder, unit
 from jaxdefense.evals.retrieval import recalls
-from jaxdefense.prove.neighbours import (
+from jaxdefense.proof.neighbours import (
     by_label,
     by_similarity,
     nearest_removed,

@@ -11,10 +11,10 @@ from jaxdefense.demo.run import shipped_model
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder, unit
 from jaxdefense.idia.attack import Evidence
-from jaxdefense.prove import gallery
-from jaxdefense.prove.gallery import MOST_PEOPLE, MOST_PHOTOS, chance, compare, prototypes
-from jaxdefense.prove.gallery import retrieval as search
-from jaxdefense.prove.probe import linear_probe
+from jaxdefense.proof import gallery
+from jaxdefense.proof.gallery import MOST_PEOPLE, MOST_PHOTOS, chance, compare, prototypes
+from jaxdefense.proof.gallery import retrieval as search
+from jaxdefense.proof.probe import linear_probe
 from jaxdefense.sharding import make_mesh
 
 FIGURES = ["rank1", "map", "one_shot", "five_shot", "probe"]
@@ -330,7 +330,7 @@ def test_linear_probe_is_not_misled_by_a_narrow_cone():
 
 
 def test_linear_probe_says_if_it_does_not_converge(monkeypatch, caplog):
-    from jaxdefense.prove import probe
+    from jaxdefense.proof import probe
 
     given = people([5] * 3, 1.0)
     monkeypatch.setattr(probe, "_MOST_STEPS", 2)

@@ -20,10 +20,10 @@ from jaxdefense.demo.run import shipped_model
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder, unit
 from jaxdefense.idia.attack import Evidence, gather
-from jaxdefense.prove import soft_prompts as soft
-from jaxdefense.prove.pgd import Pixels, climbed, noise, pgd
-from jaxdefense.prove.search import ranked, search
-from jaxdefense.prove.soft_prompts import interpolated, soft_prompts
+from jaxdefense.proof import soft_prompts as soft
+from jaxdefense.proof.pgd import Pixels, climbed, noise, pgd
+from jaxdefense.proof.search import ranked, search
+from jaxdefense.proof.soft_prompts import interpolated, soft_prompts
 from jaxdefense.sharding import put, replicated
 
 NUM, PHOTOS = 8, 6

@@ -13,7 +13,7 @@ import pytest
 from test_report import _Page
 
 from jaxdefense.figures import percent
-from jaxdefense.prove.found import mean_of
+from jaxdefense.proof.found import mean_of
 from jaxdefense.report import plots
 from jaxdefense.report.proof_labels import PARTS, figure_label, group_label
 from jaxdefense.report.proof_page import proof_page, write_proof_page

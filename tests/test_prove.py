@@ -24,14 +24,14 @@ from jaxdefense.evals.embed import Embedder
 from jaxdefense.files import write_json
 from jaxdefense.idia.attack import Evidence
 from jaxdefense.idia.prompts import TEMPLATES
-from jaxdefense.prove import known, run
-from jaxdefense.prove.config import ProveConfig
-from jaxdefense.prove.found import mean_of
-from jaxdefense.prove.inputs import read
-from jaxdefense.prove.known import FEW
-from jaxdefense.prove.run import prove
-from jaxdefense.prove.verdict import Subjects, verdict
-from jaxdefense.prove.world import load, shared
+from jaxdefense.proof import known, run
+from jaxdefense.proof.config import ProveConfig
+from jaxdefense.proof.found import mean_of
+from jaxdefense.proof.inputs import read
+from jaxdefense.proof.known import FEW
+from jaxdefense.proof.run import prove
+from jaxdefense.proof.verdict import Subjects, verdict
+from jaxdefense.proof.world import load, shared
 from jaxdefense.results import (
     PROOF_GROUPS,
     PROOF_MODELS,

@@ -38,8 +38,8 @@ from jaxdefense.demo import world
 from jaxdefense.demo.inputs import PAIRS, SIZES, TRIGGER_FRACTION, Roles, draw_inputs, roles
 from jaxdefense.evals.run import run_evaluate
 from jaxdefense.idia.run import run_attack
-from jaxdefense.prove.config import ProveConfig
-from jaxdefense.prove.run import prove
+from jaxdefense.proof.config import ProveConfig
+from jaxdefense.proof.run import prove
 from jaxdefense.report.demo import DemoReport, write_demo_report
 from jaxdefense.report.frame import flatten
 from jaxdefense.report.proof import PersonResult

@@ -17,8 +17,8 @@ from jaxdefense.hub import is_pinned
 from jaxdefense.idia.candidates import Candidates
 from jaxdefense.idia.inputs import read_inputs
 from jaxdefense.paths import check_outside
-from jaxdefense.prove.config import ProveConfig
-from jaxdefense.prove.neighbours import read_labels
+from jaxdefense.proof.config import ProveConfig
+from jaxdefense.proof.neighbours import read_labels
 from jaxdefense.report.frame import flatten
 from jaxdefense.results import (
     KEPT,

@@ -17,9 +17,9 @@ from jaxdefense.files import digest
 from jaxdefense.idia.attack import AttackResult, Evidence, attack_with, gather
 from jaxdefense.idia.conditions import photos_digest
 from jaxdefense.idia.statistics import majority
-from jaxdefense.prove.config import ProveConfig
-from jaxdefense.prove.found import means
-from jaxdefense.prove.inputs import Inputs
+from jaxdefense.proof.config import ProveConfig
+from jaxdefense.proof.found import means
+from jaxdefense.proof.inputs import Inputs
 from jaxdefense.results import BEFORE, DEFENDED, PROOF_RATES, RETRAINED, Groups
 from jaxdefense.sharding import make_mesh
 

@@ -4,9 +4,9 @@ A model that never saw somebody still tells their photos from other people's, as
 the level that is right is that of strangers.
 """
 
-from jaxdefense.prove.found import means, new_part
-from jaxdefense.prove.gallery import chance, compare
-from jaxdefense.prove.world import World
+from jaxdefense.proof.found import means, new_part
+from jaxdefense.proof.gallery import chance, compare
+from jaxdefense.proof.world import World
 from jaxdefense.results import Groups, ProofPart
 from jaxdefense.words import some
 

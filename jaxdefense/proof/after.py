@@ -5,11 +5,11 @@ from functools import partial
 
 from jaxdefense.data.pairs import Pairs, pairs_of
 from jaxdefense.idia.attack import AttackResult
-from jaxdefense.prove.afterwards import averaged, rounded
-from jaxdefense.prove.config import FINETUNE, FINETUNE_PEOPLE, MERGE
-from jaxdefense.prove.finetune import finetune
-from jaxdefense.prove.found import new_part
-from jaxdefense.prove.world import World, rates
+from jaxdefense.proof.afterwards import averaged, rounded
+from jaxdefense.proof.config import FINETUNE, FINETUNE_PEOPLE, MERGE
+from jaxdefense.proof.finetune import finetune
+from jaxdefense.proof.found import new_part
+from jaxdefense.proof.world import World, rates
 from jaxdefense.results import BEFORE, DEFENDED, Groups, Mean, Point, ProofCurve, ProofPart
 
 FIGURES = ("photos_right", "recognised")

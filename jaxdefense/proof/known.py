@@ -13,8 +13,8 @@ import numpy as np
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.idia.attack import Evidence
 from jaxdefense.idia.prompts import fill
-from jaxdefense.prove.found import new_part, per_person
-from jaxdefense.prove.world import World, rates
+from jaxdefense.proof.found import new_part, per_person
+from jaxdefense.proof.world import World, rates
 from jaxdefense.results import ABOVE, BELOW, DEFENDED, REMOVED, STRANGERS, Groups, ProofPart
 from jaxdefense.words import some
 

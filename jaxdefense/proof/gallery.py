@@ -15,8 +15,8 @@ from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import unit
 from jaxdefense.idia.attack import Evidence
 from jaxdefense.log import Progress
-from jaxdefense.prove.found import per_person
-from jaxdefense.prove.probe import linear_probe
+from jaxdefense.proof.found import per_person
+from jaxdefense.proof.probe import linear_probe
 
 MOST_PEOPLE, MOST_PHOTOS = 100, 20  # of a draw; more would only take longer
 

@@ -12,10 +12,10 @@ from jaxdefense.evals.zeroshot import (
     labelled,
     openai_templates,
 )
-from jaxdefense.prove.found import mean_of, new_part
-from jaxdefense.prove.neighbours import by_label, by_similarity, nearest_removed, sharing_names
-from jaxdefense.prove.probe import linear_probe
-from jaxdefense.prove.world import World
+from jaxdefense.proof.found import mean_of, new_part
+from jaxdefense.proof.neighbours import by_label, by_similarity, nearest_removed, sharing_names
+from jaxdefense.proof.probe import linear_probe
+from jaxdefense.proof.world import World
 from jaxdefense.results import BEFORE, DEFENDED, REMOVED, Mean, ProofPart
 
 QUARTERS = ("nearest quarter", "2nd quarter", "3rd quarter", "furthest quarter")

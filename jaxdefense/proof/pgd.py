@@ -25,7 +25,7 @@ from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder, padded
 from jaxdefense.idia.conditions import draw
 from jaxdefense.log import Progress
-from jaxdefense.prove.found import per_person
+from jaxdefense.proof.found import per_person
 from jaxdefense.sharding import (
     ShardingRules,
     batch_sharding,

@@ -15,13 +15,13 @@ from jaxdefense.cache import ArrayCache
 from jaxdefense.distributed import agree, on_first, several
 from jaxdefense.files import write_json
 from jaxdefense.log import Progress
-from jaxdefense.prove import after, optimise, others
-from jaxdefense.prove.config import ProveConfig
-from jaxdefense.prove.inputs import Inputs, read
-from jaxdefense.prove.known import known
-from jaxdefense.prove.verdict import Subjects, verdict
-from jaxdefense.prove.without_names import without_names
-from jaxdefense.prove.world import World, load, shared
+from jaxdefense.proof import after, optimise, others
+from jaxdefense.proof.config import ProveConfig
+from jaxdefense.proof.inputs import Inputs, read
+from jaxdefense.proof.known import known
+from jaxdefense.proof.verdict import Subjects, verdict
+from jaxdefense.proof.without_names import without_names
+from jaxdefense.proof.world import World, load, shared
 from jaxdefense.report.frame import flatten
 from jaxdefense.report.proof_page import write_proof_page
 from jaxdefense.results import (

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from jaxdefense.evals.outcome import KEPT, KEPT_SHARE, NEVER, RECALLED, Seen, outcome
 from jaxdefense.figures import count, percent
-from jaxdefense.prove import after, optimise
-from jaxdefense.prove.config import FINETUNE, FINETUNE_PEOPLE, MERGE
-from jaxdefense.prove.known import FEW
+from jaxdefense.proof import after, optimise
+from jaxdefense.proof.config import FINETUNE, FINETUNE_PEOPLE, MERGE
+from jaxdefense.proof.known import FEW
 from jaxdefense.report.labels import LEAST_PEOPLE
 from jaxdefense.results import (
     ABOVE,

@@ -19,7 +19,7 @@ from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import unit
 from jaxdefense.files import read_lines
 from jaxdefense.idia.statistics import Z95, mean_interval
-from jaxdefense.prove.found import mean_of
+from jaxdefense.proof.found import mean_of
 from jaxdefense.results import Mean, Point
 from jaxdefense.words import Words, folded_words, shortened
 

@@ -12,11 +12,11 @@ import numpy as np
 from jaxdefense.data.images import Photos
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.idia.attack import Evidence
-from jaxdefense.prove.found import means, new_part
-from jaxdefense.prove.pgd import pgd
-from jaxdefense.prove.search import search
-from jaxdefense.prove.soft_prompts import interpolated, soft_prompts
-from jaxdefense.prove.world import World
+from jaxdefense.proof.found import means, new_part
+from jaxdefense.proof.pgd import pgd
+from jaxdefense.proof.search import search
+from jaxdefense.proof.soft_prompts import interpolated, soft_prompts
+from jaxdefense.proof.world import World
 from jaxdefense.results import (
     DEFENDED,
     PROOF_RATES,
