@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # the same names as in `_WHERE`, for whatever reads types
     from jaxdefense.api import defend_image as defend_image
     from jaxdefense.api import defend_text as defend_text
     from jaxdefense.api import evaluate as evaluate
+    from jaxdefense.api import prove as prove
     from jaxdefense.config import ModelConfig as ModelConfig
     from jaxdefense.defense.step import Objective as Objective
     from jaxdefense.errors import InputError as InputError
@@ -50,6 +51,7 @@ _WHERE = {
     "defend_text": "api",
     "evaluate": "api",
     "load": "model",
+    "prove": "api",
 }
 
 

@@ -1,8 +1,8 @@
 """The commands as functions: settings are keywords, lists and arrays may stand for files.
 
 Each does what the command of the same name does, and returns the summary instead of printing it.
-Its keywords are the command's settings, under the names of docs/settings.md: short ones, full ones
-(`**{"train.steps": 100}`), or sections (`train={"steps": 100}`, or a dataclass of `config`).
+Its keywords are the command's settings, under the names of docs/settings.md: short ones, sections
+(`train={"steps": 100}`, or a dataclass of `config`), or full ones (`**{"train.steps": 100}`).
 `config` takes a config file, a ConfigDict or nested dicts, which lie below all of these.
 """
 
@@ -32,11 +32,13 @@ from jaxdefense.defense.step import Objective
 from jaxdefense.distributed import first, on_first
 from jaxdefense.evals.run import run_evaluate
 from jaxdefense.idia.run import run_attack
+from jaxdefense.proof.run import prove as run_prove
 from jaxdefense.results import (
     AttackSummary,
     BothDefenseSummary,
     EvaluationSummary,
     ImageDefenseSummary,
+    ProofSummary,
     TextDefenseSummary,
 )
 from jaxdefense.settings import as_flags
@@ -226,6 +228,37 @@ def evaluate(
     given = dict(model=model, teacher=teacher, captions=captions, images=images)
     given |= dict(zeroshot=zeroshot, names=names)
     return _carry_out("evaluate", together, run_evaluate, out, given, settings)
+
+
+def prove(
+    model: Model,
+    faces: People,
+    *,
+    out: PathLike,
+    strangers: People | None = None,
+    zeroshot: People | None = None,
+    **settings: Any,
+) -> ProofSummary:
+    """Put a defended model to attackers who know the method, as `jaxdefense prove`.
+
+    Args:
+        model: run directory of a defense, which says most of the rest; or the model's directory or
+            settings.
+        faces: a folder with a folder of photos a person, or photos by name; see `attack`.
+        out: directory of the results; the same call goes on with the next part.
+        strangers: people whom no model saw, as `faces`.
+        zeroshot: a folder with a folder of photos a class, or photos by class.
+        settings: all others; see the module.
+
+    Returns:
+        the summary.
+
+    Raises:
+        InputError: an input or a setting is wrong.
+        RunError: fine-tuning diverges.
+    """
+    given = dict(model=model, faces=faces, strangers=strangers, zeroshot=zeroshot)
+    return _carry_out("prove", together, run_prove, out, given, settings)
 
 
 def _carry_out(

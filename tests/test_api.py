@@ -255,6 +255,18 @@ def test_model_may_be_given_by_its_settings(monkeypatch):
     assert (found.text.data.names, found.image.data.faces) == ("n", "f")
 
 
+def test_attack_evaluate_and_prove_take_the_settings_of_their_commands(monkeypatch):
+    monkeypatch.setattr(api, "together", lambda run, cfg: cfg)
+    attack: Any = jd.attack("m", "f", out="o", names=["Ann"], before="b", variants=["last"])
+    assert (attack.names, attack.before, attack.variants) == ("o/inputs/names.txt", "b", ("last",))
+    evaluate: Any = jd.evaluate("m", "t", out="o", captions=["a cat"], collateral=["Bo"], names="n")
+    assert (evaluate.teacher, evaluate.captions) == ("t", "o/inputs/captions.txt")
+    assert (evaluate.collateral, evaluate.names) == ("o/inputs/collateral.txt", "n")
+    faces = {"Ann": np.zeros((1, 4, 4, 3), np.uint8)}
+    proof: Any = jd.prove("m", faces, out="o", parts=["others"], labels={"Ann": "x"})
+    assert (proof.faces, proof.labels) == ("o/inputs/faces", "o/inputs/labels.txt")
+
+
 @pytest.mark.parametrize(
     "given, words",
     [

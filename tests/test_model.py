@@ -3,7 +3,9 @@
 import ast
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import assert_type
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from jaxdefense.clip.text import readout_of
 from jaxdefense.data.packing import readout_at
 from jaxdefense.demo.run import shipped_model
 from jaxdefense.evals.embed import unit
+from jaxdefense.results import TextDefenseSummary
 
 TEXTS = ["a photo of an elephant", "Two girls are playing", "a cat"]
 PACKAGE = Path(jd.__file__).parent
@@ -56,6 +59,7 @@ def test_names_are_there_at_run_time_and_for_type_checkers():
     for name, module in found.items():
         assert getattr(jd, name) is getattr(sys.modules[module], name)
         assert name in dir(jd)
+        assert not (PACKAGE / name).exists()  # whose import would take its place
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         jd.nothing  # noqa: B018
     assert (PACKAGE / "py.typed").exists()
@@ -114,6 +118,16 @@ def test_readout_is_found_as_on_the_host(readout):
     tokens_BT = np.array([[1, 7, 7, 0], [8, 7, 8, 7], [1, 2, 3, 4]])
     found = readout_of(jnp.asarray(tokens_BT), cfg)
     assert found.tolist() == readout_at(ragged([*tokens_BT]), cfg).tolist()
+
+
+def test_types_are_known():
+    """Here basedpyright is what tests: without `py.typed` or the types, all of these are Any."""
+    typed = jd.load(shipped_model())
+    assert_type(typed, jd.Model)
+    assert_type(typed.embed_texts(TEXTS), jax.Array)
+    assert_type(typed.tokenize(TEXTS), np.ndarray)
+    call = partial(jd.defend_text, "model", ["Ann", ("Bo", "Bob")], ["a cat"], out="run")
+    assert_type(call, partial[TextDefenseSummary])
 
 
 def test_embeddings_under_jit_and_grad(model, photos):
