@@ -279,8 +279,8 @@ def _carry_out(
     cfg = COMMANDS[command].read(flags, f"jaxdefense {command}")
 
     def with_inputs(cfg: Any) -> R:
-        on_first(partial(write_inputs, inputs, place))
         try:
+            on_first(partial(write_inputs, inputs, place))
             return run(cfg)
         except BaseException:
             if inputs and first():

@@ -100,6 +100,11 @@ def test_call_that_is_refused_leaves_nothing_and_may_be_corrected(place):
         (place / "old/file").touch()
         defend(out="old")
     assert [path.name for path in (place / "old").iterdir()] == ["file"]
+    (place / "mine/inputs").mkdir(parents=True)
+    (place / "mine/inputs/names.txt").write_text("of the user")
+    with pytest.raises(InputError, match="`mine/inputs` exists and is of no run"):
+        defend(out="mine")
+    assert (place / "mine/inputs/names.txt").read_text() == "of the user"
 
 
 def test_photos_by_value_are_attacked_as_in_folders(place):

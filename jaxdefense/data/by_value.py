@@ -139,7 +139,8 @@ def write_inputs(given: Mapping[str, Given], out: Path) -> None:
         out: directory of results.
 
     Raises:
-        InputError: it holds a finished run, or an unfinished one whose inputs were others.
+        InputError: it holds a finished run, an unfinished one whose inputs were others, or inputs
+            that no run wrote.
     """
     if not given:
         return
@@ -155,7 +156,10 @@ def write_inputs(given: Mapping[str, Given], out: Path) -> None:
                     f"`{out}` holds another run (`{key}` had other contents there); give another "
                     "directory, or the same inputs to resume it."
                 )
+    if folder.exists() and not manifest.exists():
+        raise InputError(f"`{folder}` exists and is of no run; give another directory.")
     folder.mkdir(exist_ok=True)
+    write_json(manifest, found)  # first: what it lies beside is ours
     for key, one in given.items():
         if found.get(key) != one.digest:
             _replace(folder / one.name, one.write)
@@ -163,8 +167,8 @@ def write_inputs(given: Mapping[str, Given], out: Path) -> None:
 
 
 def remove_inputs(out: Path) -> None:
-    """Remove the inputs again, unless a run has begun with them."""
-    if not (out / SETTINGS).exists():
+    """Remove the inputs again, unless a run has begun with them; never what others wrote."""
+    if (out / INPUTS / _MANIFEST).exists() and not (out / SETTINGS).exists():
         shutil.rmtree(out / INPUTS, ignore_errors=True)
 
 
