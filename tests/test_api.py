@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from factories import CAPTIONS, PAPER_TEXT_FLAGS, write_faces, write_model_directory, write_photos
+from factories import (
+    CAPTIONS,
+    DEFENSE,
+    PAPER_TEXT_FLAGS,
+    write_faces,
+    write_model_directory,
+    write_photos,
+)
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -31,7 +38,12 @@ from jaxdefense.data.people import read_people
 from jaxdefense.data.sources import read_images
 from jaxdefense.errors import InputError
 from jaxdefense.files import read_lines
-from jaxdefense.results import TextDefenseSummary, read_summary
+from jaxdefense.results import (
+    BothDefenseSummary,
+    ImageDefenseSummary,
+    TextDefenseSummary,
+    read_summary,
+)
 
 NAMES = ["Joe Cool", ("Ada King", "Ada Noel")]
 SMALL = [*PAPER_TEXT_FLAGS, "train.num_clean=8", "train.num_poisoned=8", "train.steps=2"]
@@ -218,6 +230,18 @@ def test_inputs_of_a_run_that_never_began_are_replaced(tmp_path):
         assert len(read_people(faces)[0].files) == len(read_lines(names, "names")) == i + 1
     shutil.rmtree(tmp_path / "a")  # the photos themselves are not copied
     assert not people_in(faces)["Ann"][0].exists()
+
+
+@pytest.mark.parametrize(
+    "text, image, both",
+    [(True, True, True), (True, False, False), (None, False, False), (True, None, None)],
+)
+def test_both_is_reached_if_each_is(text, image, both):
+    found = BothDefenseSummary(
+        text=TextDefenseSummary(**DEFENSE, reached=text),
+        image=ImageDefenseSummary(**DEFENSE, reached=image, corrupt={}),
+    )
+    assert found.reached is both
 
 
 # Settings
