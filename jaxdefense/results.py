@@ -8,7 +8,7 @@ the kind too, from a run's start, so that a directory says what it is before it 
 import abc
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NotRequired, TypedDict, TypeVar, cast
 
@@ -21,6 +21,7 @@ from jaxdefense.words import some
 SUMMARY, SETTINGS = "summary.json", "config.json"
 GIVEN_IN = "directory"  # key of the settings: where their relative paths count from
 SCHEMA = 1
+_MOST_NAMED = 20  # people without photos, in a sentence
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,8 @@ class DefenseSummary(Result):
         samples_per_second: trained on.
         identities: people removed.
         names: all names of each.
+        without_photos: all names of each person on the list whose face was not removed, as there
+            were no photos; nobody of a text encoder.
         final: terms of the loss at the last step.
         earlier: the defense that this one follows, if any.
         defended_sha256: digest of the weights that came out.
@@ -137,6 +140,7 @@ class DefenseSummary(Result):
     samples_per_second: float
     identities: int
     names: list[list[str]] = dataclasses.field(default_factory=list)
+    without_photos: list[list[str]] = dataclasses.field(default_factory=list)
     final: dict[str, float]
     earlier: EarlierRun | None = None
     defended_sha256: str = ""
@@ -145,6 +149,11 @@ class DefenseSummary(Result):
         """See `Result`."""
         found = _numbers(vars(self))
         return found | rates_of(self.validation["after"]) if self.validation else found
+
+    @property
+    def listed(self) -> list[list[str]]:
+        """All names of each person on the list, those removed first."""
+        return [*self.names, *self.without_photos]
 
     def verdict(self) -> str:
         """Say in a sentence whether the removed count as removed."""
@@ -169,6 +178,7 @@ class DefenseSummary(Result):
             f"The {self.encoder} encoder was trained to forget the {self.what} of {who}: "
             f"{count(self.steps, 'step')} at most, {duration(self.seconds)}.",
             *said_of(self.earlier),
+            *said_of_absent(self.without_photos),
             self.verdict(),
             f"`{out}` holds the defended model, and report.html on it.",
         ]
@@ -187,6 +197,21 @@ def said_of(earlier: EarlierRun | None) -> list[str]:
             "it had lost of these people before could not be measured."
         )
     return [said]
+
+
+def said_of_absent(names: Sequence[Sequence[str]]) -> list[str]:
+    """Say whose faces a defense left, as there were no photos; nothing if there are none.
+
+    Args:
+        names: all names of each person.
+    """
+    if not names:
+        return []
+    who = count(len(names), "person", "people")
+    return [
+        f"Of {who} on the list there were no photos, so their faces were neither removed nor "
+        f"tested: {some((x[0] for x in names), _MOST_NAMED)}."
+    ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -250,9 +275,13 @@ class BothDefenseSummary(Result):
         """See `Result`."""
         seconds = duration(self.text.seconds + self.image.seconds)
         who = count(self.text.identities, "person", "people")
+        if self.image.identities != self.text.identities:
+            faces = count(self.image.identities, "person", "people")
+            who = f"the names of {who} and the faces of {faces}"
         return [
             f"Both encoders were trained to forget {who}, in {seconds}.",
             *said_of(self.text.earlier),
+            *said_of_absent(self.image.without_photos),
             f"Names: {self.text.verdict()} Faces: {self.image.verdict()}",
             f"`{out}` holds the merged model, and report.html on it.",
         ]
@@ -411,6 +440,7 @@ class AttackSummary(Result):
         variants: by name of the way round.
         outcomes: what became of people -> of how many.
         removed: those attacked who were to be removed.
+        untested: those who were to be removed and were not attacked, without photos.
         groups: `removed` and `others`.
         conditions: see `idia.conditions`.
         model_sha256: digest of the weights attacked.
@@ -448,6 +478,7 @@ class AttackSummary(Result):
     variants: dict[str, VariantSummary] | None = None
     outcomes: dict[str, int] | None = None
     removed: list[str] | None = None
+    untested: list[str] = dataclasses.field(default_factory=list)
     groups: dict[str, Group] | None = None
     conditions: Conditions | None = None
     model_sha256: str = ""
@@ -489,6 +520,11 @@ class AttackSummary(Result):
         elif self.fpr is not None and self.num_strangers is not None:
             said.append(
                 f"Of {count(self.num_strangers, 'stranger')} it took {self.fpr:.1%} for known."
+            )
+        if self.untested:
+            said.append(
+                f"{count(len(self.untested), 'person', 'people')} on the list could not be tested, "
+                f"without photos: {some(self.untested, _MOST_NAMED)}."
             )
         return [*said, f"`{out}` holds the results."]
 

@@ -96,7 +96,7 @@ def test_the_people_of_before_are_removed_again_and_come_first(path, capsys):
     (path / "new.txt").write_text("Zoe\nKing Ada\tAda King\n")
     assert text("--after", "text", "--names", "new.txt", "--out", "next") == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "2 of the 3 on the list are those that `text` removed" in said and "1 are new" in said
+    assert "2 of the 3 to remove are those that `text` removed" in said and "1 are new" in said
     found = summary("next")
     assert found.names == [["Joe Cool"], ["Ada King", "Ada Noel", "King Ada"], ["Zoe"]]
     assert found.earlier == {
@@ -215,7 +215,10 @@ def test_whoever_is_restored_is_known_again(path):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--after", "text", "--restore", "new.txt"], ["new.txt", "`Zoe`", "did not remove"]),
+        (
+            ["--after", "text", "--restore", "new.txt"],
+            ["new.txt", "`Zoe`", "not on the list of"],
+        ),
         (
             ["--after", "text", "--restore", "new.txt", "--model", "text"],
             ["model.path", "defended model", "give the model"],

@@ -314,7 +314,7 @@ WRONG = {
         ["Nobody", "holds no photo"],
     ),
     "a listed person without folder": (
-        lambda i: (i / "names.txt").write_text("Joe Cool\nAda Kimg\n"),
+        lambda i: (i / "names.txt").write_text("Ada Kimg\n"),
         {"names": "names.txt"},
         ["Ada Kimg", "Ada King"],
     ),

@@ -382,7 +382,7 @@ def test_a_variant_nobody_has_gives_no_rate(inputs):
         (["--variants", "last", "--aliases", "aliases.txt"], "only together"),
         (["--variants", "alias", "--aliases", "none.txt"], "none.txt` does not exist"),
         (["--variants", "alias", "--aliases", "aliases.txt"], "no photos of `Jo Kool`"),
-        (["--variants", "all", "--aliases", "bare.txt"], "gives nobody another name"),
+        (["--variants", "all", "--aliases", "bare.txt"], "gives nobody with photos another name"),
         (["--variants", "languages", "--set", "threshold=22"], "at most the number of templates"),
     ],
 )

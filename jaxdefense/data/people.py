@@ -30,6 +30,10 @@ from jaxdefense.words import folded_words, some
 
 logger = logging.getLogger(__name__)
 
+_MOST_NAMED = 20  # people without photos, in a line
+_MOST_COMPARED = 100  # of them, with the names of folders, which takes a while
+_ALIKE = 0.75  # of difflib: from here on a folder's name may be a person's, with a slip
+
 
 def read_people(
     source: str,
@@ -195,8 +199,52 @@ def choose_people(
     Raises:
         InputError: a person has no photos, or photos under two names.
     """
+    chosen, absent = _find(people, identities, where)
+    if absent:
+        raise _no_photos(people, absent, len(identities), where)
+    return chosen
+
+
+def choose_with_photos(
+    people: Sequence[Photos],
+    identities: Sequence[Identity],
+    where: str,
+    so: str,
+    note: Note,
+    nobody: bool = False,
+) -> tuple[list[tuple[Identity, Photos]], list[Identity]]:
+    """Find the photos of those on a list who have some, by any of their names.
+
+    Args:
+        people: each name once.
+        identities: those listed.
+        where: the list, for an error or a note.
+        so: what follows for those without photos.
+        note: takes a line that names them, if there are any. It also names folders that may be
+            theirs but for a slip in the name.
+        nobody: whether all may be without photos.
+
+    Returns:
+        those who have photos, with them; and those who have none.
+
+    Raises:
+        InputError: a person has photos under two names, or nobody has photos.
+    """
+    chosen, absent = _find(people, identities, where)
+    if absent and not chosen and not nobody:
+        raise _no_photos(people, absent, len(identities), where)
+    if absent:
+        who = some((x.name for x in absent), _MOST_NAMED)
+        note(f"{where}: no photos of {who}: {so}{_slips(people, absent, identities)}")
+    return chosen, absent
+
+
+def _find(
+    people: Sequence[Photos], identities: Sequence[Identity], where: str
+) -> tuple[list[tuple[Identity, Photos]], list[Identity]]:
+    """Find the photos of listed people, and who has none."""
     by_name = {folded_words(person.name): person for person in people}
-    chosen, missing = [], []
+    chosen, absent = list[tuple[Identity, Photos]](), list[Identity]()
     for identity in identities:
         words = dict.fromkeys(map(folded_words, identity.names))
         found = [by_name[name] for name in words if name in by_name]
@@ -208,15 +256,41 @@ def choose_people(
         if found:
             chosen.append((identity, found[0]))
         else:
-            missing.append(identity.name)
-    if missing:
-        names = [person.name for person in people]
-        closest = difflib.get_close_matches(missing[0], names, 1, 0)
-        raise InputError(
-            f"{where}: no photos of {some(missing)} ({len(missing)} of {len(identities)} listed); "
-            f"closest to the first is {closest[0]!r}."
-        )
-    return chosen
+            absent.append(identity)
+    return chosen, absent
+
+
+def _no_photos(
+    people: Sequence[Photos], absent: Sequence[Identity], num: int, where: str
+) -> InputError:
+    """Give the error that some of the `num` people on a list have no photos."""
+    names = [person.name for person in people]
+    closest = difflib.get_close_matches(absent[0].name, names, 1, 0)
+    return InputError(
+        f"{where}: no photos of {some(x.name for x in absent)} ({len(absent)} of {num} listed); "
+        f"closest to the first is {closest[0]!r}."
+    )
+
+
+def _slips(
+    people: Sequence[Photos], absent: Sequence[Identity], identities: Sequence[Identity]
+) -> str:
+    """Name folders of nobody on the list that may be of somebody without photos; "" for none."""
+    listed = {folded_words(name) for identity in identities for name in identity.names}
+    free = {_in_order(x.name): x.name for x in people if folded_words(x.name) not in listed}
+    alike = [
+        f"`{free[found[0]]}` as {identity.name!r}"
+        for identity in absent[:_MOST_COMPARED]
+        if (found := difflib.get_close_matches(_in_order(identity.name), free, 1, _ALIKE))
+    ]
+    if not alike:
+        return ""
+    return f"; other people, unless you rename their folders: {', '.join(alike[:_MOST_NAMED])}"
+
+
+def _in_order(name: str) -> str:
+    """Write the words of a name in alphabetical order, as folders may have the last name first."""
+    return " ".join(sorted(folded_words(name)))
 
 
 def split_photos(

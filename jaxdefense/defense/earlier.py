@@ -66,6 +66,7 @@ class Earlier:
         how: see `ledger.entries.How`.
         ledger: of its model.
         identities: people it removed who are still on the list.
+        absent: people on its list without photos, whose faces it left, who are still on the list.
         restored: those who came off it.
         teacher_sha256: digest of the model to defend.
         teacher_is_original: whether that is the model before all removals.
@@ -76,6 +77,7 @@ class Earlier:
     how: Literal["replay", "fresh", "restore", "rebase"]
     ledger: Ledger
     identities: list[Identity]
+    absent: list[Identity]
     restored: list[Identity]
     teacher_sha256: str
     teacher_is_original: bool
@@ -105,6 +107,8 @@ class Earlier:
     def joined(self, new: Sequence[Identity], where: str) -> list[Identity]:
         """List everyone to remove: those of before, in their order, then those who are new.
 
+        Whoever had no photos comes after those whom the run before removed.
+
         Someone on both lists keeps the names of both.
 
         Raises:
@@ -112,7 +116,7 @@ class Earlier:
                 is left.
         """
         gone = self._off()
-        out, place = list(self.identities), dict[tuple[str, ...], int]()
+        out, place = [*self.identities, *self.absent], dict[tuple[str, ...], int]()
         for i, identity in enumerate(out):
             place |= {folded_words(name): i for name in identity.names}
         for identity in new:
@@ -137,10 +141,10 @@ class Earlier:
         return out
 
     def lines(self, num: int) -> list[str]:
-        """Say what is taken over; `num` people are on the list now."""
+        """Say what is taken over; `num` people are to be removed now."""
         old = len(self.identities)
         said = [
-            f"{old} of the {num} on the list are those that `{self.path}` removed, and are removed "
+            f"{old} of the {num} to remove are those that `{self.path}` removed, and are removed "
             f"again; {num - old} are new"
         ]
         if self.restored:
@@ -230,7 +234,7 @@ def read_earlier(
     run, half = Path(path), Path(path)
     if kind_of(run) is BothDefenseSummary:
         half = run / _HALF[which]
-    listed = _listed(half)
+    summary = _summary_of(half)
     ledger = ledger_of_run(run)
     digest, original = directory.digest(), True
     if cfg.after:
@@ -248,24 +252,32 @@ def read_earlier(
         original = digest == ledger.original() and ledger.began_undefended()
     elif has_ledger(directory.path):
         original = False
-    restored = _restored(cfg, [x for each in halves_of(run) for x in _listed(each)])
+    everybody = [x for each in halves_of(run) for x in _people(_summary_of(each).listed)]
+    restored = _restored(cfg, everybody)
     off = {folded_words(name) for x in restored for name in x.names}
-    identities = [x for x in listed if off.isdisjoint(map(folded_words, x.names))]
-    return Earlier(run, half, cfg.how(), ledger, identities, restored, digest, original)
+    identities, absent = (
+        [x for x in _people(names) if off.isdisjoint(map(folded_words, x.names))]
+        for names in (summary.names, summary.without_photos)
+    )
+    return Earlier(run, half, cfg.how(), ledger, identities, absent, restored, digest, original)
 
 
-def _listed(half: Path) -> list[Identity]:
-    """List whom a run removed.
+def _people(names: Sequence[Sequence[str]]) -> list[Identity]:
+    return [Identity(known[0], tuple(known[1:])) for known in names]
+
+
+def _summary_of(half: Path) -> DefenseSummary:
+    """Read what a run says of itself.
 
     Raises:
-        InputError: it does not say, as runs of long ago.
+        InputError: it does not say whom it removed, as runs of long ago.
     """
     found = read_summary(half, DefenseSummary)
     if len(found.names) != found.identities:
         raise InputError(
             f"`{half}` does not say whom it removed; start anew, with the names of everybody."
         )
-    return [Identity(names[0], tuple(names[1:])) for names in found.names]
+    return found
 
 
 def _restored(cfg: EarlierConfig, listed: Sequence[Identity]) -> list[Identity]:
@@ -281,7 +293,7 @@ def _restored(cfg: EarlierConfig, listed: Sequence[Identity]) -> list[Identity]:
     names = {folded_words(name) for x in gone for name in x.names}
     if unknown := dict.fromkeys(name for key, name in off.items() if key not in names):
         raise InputError(
-            f"names file `{cfg.restore}` names {some(unknown)}, whom `{cfg.path}` did not remove; "
+            f"names file `{cfg.restore}` names {some(unknown)}, not on the list of `{cfg.path}`; "
             "give names of its list."
         )
     return list({folded_words(x.name): x for x in gone}.values())

@@ -248,7 +248,7 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
     resolved = {
         "model_sha256": model_sha256,
         "faces_sha256": digest(f"{name}\t{sha}" for name in photos for sha in photos[name]),
-        "names_sha256": digest("\t".join(names) for names in people.names),
+        "names_sha256": digest("\t".join(x) for x in (*people.names, *people.without_photos)),
         "kept_sha256": describe_kept(people, digest_of),
         "images_sha256": describe_images(images),
         "dtype": resolve_dtype(cfg.model.dtype),
@@ -291,7 +291,12 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
             *(earlier.lines(len(people.listed)) if earlier else []),
             *own.lines(t, earlier.half if earlier else None),
         ],
-        summary=partial(ImageDefenseSummary, identities=len(people.listed), names=people.names),
+        summary=partial(
+            ImageDefenseSummary,
+            identities=len(people.listed),
+            names=people.names,
+            without_photos=people.without_photos,
+        ),
         advice=_ADVICE,
         validation=validation,
         mine=batches.mine,

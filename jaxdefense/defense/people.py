@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from jaxdefense.data.identities import Identity, read_identities
 from jaxdefense.data.images import Photos
 from jaxdefense.data.people import (
     choose_people,
+    choose_with_photos,
     read_faces,
     read_people,
     shared_photos,
@@ -26,6 +28,8 @@ from jaxdefense.errors import InputError
 from jaxdefense.files import digest
 from jaxdefense.words import folded_words, some
 
+logger = logging.getLogger(__name__)
+
 _NAMELESS, _DRAWN = "(people without a name)", 11  # stream of random numbers
 
 
@@ -35,6 +39,7 @@ class People:
 
     Fields:
         identities: names of the people to remove, in order.
+        absent: names of those on the list without photos, whose faces stay as they are.
         everyone: all people in `data.faces`.
         listed: the people to remove, in order.
         kept: the people who must stay, grouped by source.
@@ -44,6 +49,7 @@ class People:
     """
 
     identities: list[Identity]
+    absent: list[Identity]
     everyone: list[Photos]
     listed: list[Photos]
     kept: list[list[Photos]]
@@ -56,6 +62,11 @@ class People:
         """All names of each person to remove."""
         return [list(identity.names) for identity in self.identities]
 
+    @property
+    def without_photos(self) -> list[list[str]]:
+        """All names of each person on the list without photos."""
+        return [list(identity.names) for identity in self.absent]
+
 
 def gather_people(
     cfg: DefendImageConfig,
@@ -65,6 +76,8 @@ def gather_people(
 ) -> People:
     """Read the people to remove and the people who must stay, and hold some out.
 
+    Whoever is on the list without photos is named in a warning, and neither removed nor kept.
+
     Args:
         cfg: the settings of the run.
         earlier: the defense that the run follows, if any.
@@ -72,31 +85,37 @@ def gather_people(
         note: takes a line about what is left out.
 
     Raises:
-        InputError: the people cannot be read, the run is too short to show them all, or nobody
-            stays.
+        InputError: the people cannot be read, nobody on the list has photos, the run is too short
+            to show them all, or nobody stays.
     """
     d, t = cfg.data, cfg.train
     people = read_people(d.faces, d.tfds_dir, note=note)
     trigger, attack = split_photos(people, d.trigger_fraction, t.seed)
     identities, old = _identities(cfg, people, earlier), list[Photos]()
-    folders = list[Photos]()  # of those of before: all of their photos, besides those trained on
+    where = f"names file `{d.names}`" if d.names else f"faces `{d.faces}`"
     if earlier:
         given = identities
-        where = f"names file `{d.names}`" if d.names else f"faces `{d.faces}`"
         identities = earlier.joined(given, where)
         old = replayed(earlier, given, people, d.faces, digest_of, note)
-        names = {folded_words(name) for x in earlier.identities for name in x.names}
-        folders = [x for x in people if folded_words(x.name) in names]
-    new = identities[len(old) :]
-    listed = [*old, *_listed(cfg, trigger, new)]
-    shared_photos([*old, *folders, *_listed(cfg, people, new)], [*old, *people], note)
-    spent = [person.name for person in _listed(cfg, attack, new) if not person.files]
+    before = {folded_words(name) for x in identities[: len(old)] for name in x.names}
+    # Of those of before, all of their photos, besides those trained on.
+    folders = [x for x in people if folded_words(x.name) in before]
+    others = [x for x in people if folded_words(x.name) not in before]
+    so = "their faces are neither removed nor tested"
+    found, absent = choose_with_photos(
+        others, identities[len(old) :], where, so, logger.warning, nobody=bool(old)
+    )
+    new = [identity for identity, _ in found]
+    listed = [*old, *_listed(trigger, new, where)]
+    shared_photos([*old, *folders, *_listed(people, new, where)], [*old, *people], note)
+    spent = [person.name for person in _listed(attack, new, where) if not person.files]
     check_all_come_up(len(listed), t)
     digests = {person.name: _digests(person, digest_of) for person in listed}
     kept = kept_people(cfg, trigger, identities, digests, note, digest_of)
     held = earlier.held_out(note) if earlier else None
     faces = hold_out(listed, kept, t, _held_again(held, listed, kept, digest_of, note))
-    return People(identities, trigger, listed, kept, faces, digests, spent)
+    removed = [*identities[: len(old)], *new]
+    return People(removed, absent, trigger, listed, kept, faces, digests, spent)
 
 
 def _held_again(
@@ -200,11 +219,8 @@ def _identities(
     return [Identity(x.name) for x in people if folded_words(x.name) not in off]
 
 
-def _listed(
-    cfg: DefendImageConfig, people: list[Photos], identities: Sequence[Identity]
-) -> list[Photos]:
+def _listed(people: list[Photos], identities: Sequence[Identity], where: str) -> list[Photos]:
     """Find the photos of people to remove, who then go by the first of their names."""
-    where = f"names file `{cfg.data.names}`" if cfg.data.names else f"faces `{cfg.data.faces}`"
     chosen = choose_people(people, identities, where)
     return [dataclasses.replace(photos, name=identity.name) for identity, photos in chosen]
 
@@ -224,7 +240,7 @@ def kept_people(
     Args:
         cfg: the settings of the run.
         trigger: all people in `faces`.
-        identities: the people to remove.
+        identities: everyone on the list, with photos or without.
         digests: photos of the people to remove: name -> SHA-256 -> photo.
         note: takes a line about what is left out.
         digest_of: gives a photo's SHA-256.
@@ -269,7 +285,7 @@ def _keep(
     d, t = cfg.data, cfg.train
     found = others(people := read_faces(d.keep, d.tfds_dir, "keep", note))
     if same := len(people) - len(found):
-        note(f"keep `{d.keep}`: {same} left out, as they are to be removed")
+        note(f"keep `{d.keep}`: {same} left out, as they are on the list")
     if len(found) > (most := 2 * t.steps * t.num_keep):
         note(f"keep `{d.keep}`: {most} of {len(found)} people drawn, more than the steps can use")
         rng = np.random.default_rng((t.seed, _DRAWN))

@@ -15,6 +15,7 @@ UNLEARNED, FAILED = "correctly unlearned", "failed"
 KEPT, WEAKENED, WRONGLY, RECALLED = "kept", "weakened", "wrongfully unlearned", "newly recalled"
 NEVER = "never recalled"
 UNKNOWN = "not measured"
+UNTESTED = "not tested: no photos"
 BAD = (FAILED, WEAKENED, WRONGLY, RECALLED)
 KEPT_SHARE = 0.75  # of the photos named right before
 

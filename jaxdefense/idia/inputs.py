@@ -11,7 +11,7 @@ from jaxdefense.convert.directory import ModelDirectory, read_model_directory, r
 from jaxdefense.data import facescrub
 from jaxdefense.data.identities import read_identities
 from jaxdefense.data.images import Photos
-from jaxdefense.data.people import choose_people, read_people
+from jaxdefense.data.people import choose_with_photos, read_people
 from jaxdefense.data.sources import photo_digest
 from jaxdefense.data.templates import read_templates
 from jaxdefense.distributed import on_first
@@ -59,6 +59,7 @@ class Inputs:
         conditions: what another attack must have in common with this one.
         before: what the attack before the defense found, by name; empty without such an attack.
         listed: the attacked people who were to be removed.
+        untested: names of those who were to be removed and are not attacked, without photos.
     """
 
     people: list[Photos]
@@ -69,6 +70,7 @@ class Inputs:
     conditions: Conditions
     before: Mapping[str, Seen]
     listed: frozenset[str]
+    untested: list[str]
 
 
 def read_inputs(cfg: AttackConfig) -> Inputs:
@@ -100,13 +102,34 @@ def read_inputs(cfg: AttackConfig) -> Inputs:
     directory = read_model_directory(cfg.model.path)
     check_outside(Path(cfg.out), directory.path)
     conditions = _conditions(cfg, directory, people, candidates, templates)
-    before, listed = dict[str, Seen](), frozenset[str]()
+    before, listed, untested = dict[str, Seen](), frozenset[str](), list[str]()
     if cfg.before:
         before = _read_before(cfg, members, conditions)
-        where = f"names file `{cfg.names}`"
-        chosen = choose_people(members, read_identities(cfg.names), where)
-        listed = frozenset(photos.name for _, photos in chosen)
-    return Inputs(people, len(members), candidates, templates, aliases, conditions, before, listed)
+        listed, untested = _read_listed(cfg.names, members)
+    return Inputs(
+        people,
+        len(members),
+        candidates,
+        templates,
+        aliases,
+        conditions,
+        before,
+        listed,
+        untested,
+    )
+
+
+def _read_listed(names: str, members: Sequence[Photos]) -> tuple[frozenset[str], list[str]]:
+    """Find who is on the list: those attacked, by their folders, and those without photos.
+
+    Raises:
+        InputError: nobody on it is attacked, or somebody has two folders.
+    """
+    identities, where = read_identities(names), f"names file `{names}`"
+    so = "they are not tested"
+    chosen, absent = choose_with_photos(members, identities, where, so, logger.warning)
+    listed = frozenset(photos.name for _, photos in chosen)
+    return listed, [identity.name for identity in absent]
 
 
 def _conditions(

@@ -93,6 +93,7 @@ def _agree(inputs: Inputs, model: Embedder) -> None:
             "aliases": inputs.aliases,
             "before": inputs.before,
             "names": sorted(inputs.listed),
+            "untested": inputs.untested,
         }
     )
 
@@ -176,6 +177,7 @@ def _summary(inputs: Inputs, found: Measured, model_sha256: str) -> AttackSummar
             summary,
             outcomes=tally(found.outcomes.values()),
             removed=[name for name in seen.names if name in inputs.listed],
+            untested=inputs.untested,
             groups=_groups(seen, inputs.before, inputs.listed),
         )
     return summary

@@ -5,6 +5,7 @@ the task stays the same. If two candidates become one text, this text names both
 Parity: tests/test_variants.py, equal to the plain attack on inputs changed by hand.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,13 +14,15 @@ import numpy as np
 from jaxdefense.config import ALIAS, NAME_FORMS, PHOTO_FORMS, AttackConfig
 from jaxdefense.data.identities import read_identities
 from jaxdefense.data.images import Photos
-from jaxdefense.data.people import choose_people
+from jaxdefense.data.people import choose_with_photos
 from jaxdefense.data.variants import name_form
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.idia.attack import AttackResult, Evidence, attack_with, check_threshold
 from jaxdefense.idia.candidates import Candidates
 from jaxdefense.idia.prompts import LANGUAGES, in_sentence
+
+logger = logging.getLogger(__name__)
 
 Aliases = Mapping[str, tuple[str, ...]]  # by the name of the person's folder
 
@@ -41,20 +44,22 @@ class Game(NamedTuple):
 
 
 def read_aliases(file: str, people: Sequence[Photos]) -> Aliases:
-    """Read the other names of people from a names file.
+    """Read the other names of people from a names file; note those who have no photos.
 
     Raises:
-        InputError: the file cannot be read, names someone without photos, or gives nobody another
-            name.
+        InputError: the file cannot be read, or gives nobody with photos another name.
     """
-    where = f"aliases file `{file}`"
-    chosen = choose_people(people, read_identities(file), where)
+    identities, where = read_identities(file), f"aliases file `{file}`"
+    so = "their other names are not tried"
+    chosen, _ = choose_with_photos(people, identities, where, so, logger.info)
     found = {
         photos.name: tuple(name for name in identity.names if name != photos.name)
         for identity, photos in chosen
     }
     if not any(found.values()):
-        raise InputError(f"{where} gives nobody another name; put them on the line, after tabs.")
+        raise InputError(
+            f"{where} gives nobody with photos another name; put them on the line, after tabs."
+        )
     return found
 
 

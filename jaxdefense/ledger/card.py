@@ -94,6 +94,8 @@ def sentence(entry: Entry) -> str:
     new = f", {entry.added:,} of them new" if entry.added != entry.people else ""
     off = f"; {count(entry.restored, 'person', 'people')} came off the list" * bool(entry.restored)
     who = count(entry.people, "person", "people")
+    if left := entry.without_photos:
+        new += f", {left:,} of them without photos, so that their faces were left"
     return (
         f"{day}: {who}{new}{off} ({_WHAT.get(entry.kind, entry.kind)}), {_HOW[entry.how]}; "
         f"from `{shown(entry.start_sha256)}` to `{made}`. {' '.join(_validated(entry))}"

@@ -80,6 +80,7 @@ class Entry:
         people: on the list, those of the entries before included.
         added: of these, how many were new.
         restored: people who came off the list.
+        without_photos: of those on the list, how many faces were left, as there were no photos.
         reached: whether the run's own validation passed, by encoder; missing where none was made.
         settings: those that differ from the defaults, without paths.
         names: all names of each person on the list, where that was asked for.
@@ -99,6 +100,7 @@ class Entry:
     people: int = 0
     added: int = 0
     restored: int = 0
+    without_photos: int = 0
     reached: dict[str, bool] = dataclasses.field(default_factory=dict)
     settings: dict[str, str] = dataclasses.field(default_factory=dict)
     names: list[list[str]] = dataclasses.field(default_factory=list)

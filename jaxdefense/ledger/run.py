@@ -82,10 +82,10 @@ def ledger(cfg: LedgerConfig) -> LedgerSummary:
 
 
 def _listed(run: Path | None, found: Ledger) -> list[list[str]]:
-    """List all names of those removed, as the run says or the ledger; nobody if neither does."""
+    """List all names of those on the list, as run or ledger says; nobody if neither does."""
     if run is None:
         return found.last.names
-    names = [x for half in halves_of(run) for x in read_summary(half, DefenseSummary).names]
+    names = [x for half in halves_of(run) for x in read_summary(half, DefenseSummary).listed]
     return list({x[0]: x for x in names}.values())
 
 

@@ -85,7 +85,7 @@ def entry_of_run(
         follows: ledgers that it goes on from; of the first, the people are removed again.
         with_names: whether people's names are recorded.
     """
-    names = {names[0]: names for summary in summaries for names in summary.names}
+    names = {names[0]: names for summary in summaries for names in summary.listed}
     people, old = len(names) or summaries[0].identities, 0
     restored = {name for x in summaries if x.earlier for name in x.earlier["restored"]}
     if any(x.earlier for x in summaries):
@@ -104,6 +104,7 @@ def entry_of_run(
         people=people,
         added=people - old,
         restored=len(restored),
+        without_photos=sum(len(summary.without_photos) for summary in summaries),
         reached={name: passed for name, passed in reached.items() if passed is not None},
         settings=settings,
         names=list(names.values()) if with_names else [],
@@ -130,7 +131,7 @@ def keep_ledger(
         follows: ledgers that it goes on from.
         own: what was given by value in place of settings, described.
     """
-    people = {names[0]: names for half in halves for names in half.names}
+    people = {names[0]: names for half in halves for names in half.listed}
     replay = follows.how == "replay"
     entry = entry_of_run(
         summary.kind,

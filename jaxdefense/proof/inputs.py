@@ -48,7 +48,7 @@ class Told:
     Fields:
         teacher: directory of the model before.
         teacher_sha256: its digest, "" if no run says it.
-        identities: people removed.
+        identities: people on the list.
         kept: names of people the defense was told to keep; None if that is not known.
         unseen_by: run directory of an image defense, "" for none.
     """
@@ -108,7 +108,8 @@ def read_told(cfg: ProveConfig) -> Told:
     found = _of_run(run) if run else Told("", "", [], None, "")
     teacher = cfg.teacher or found.teacher
     identities = read_identities(cfg.names) if cfg.names else found.identities
-    _check_whole(cfg, identities, found.identities)
+    if cfg.names and run:
+        _check_whole(cfg, identities, run)
     for name, value in (("teacher", teacher), ("names", identities)):
         if not value:
             raise InputError(
@@ -127,12 +128,11 @@ def read_told(cfg: ProveConfig) -> Told:
     return Told(teacher, found.teacher_sha256, identities, kept, unseen_by)
 
 
-def _check_whole(
-    cfg: ProveConfig, identities: Sequence[Identity], removed: Sequence[Identity]
-) -> None:
+def _check_whole(cfg: ProveConfig, identities: Sequence[Identity], run: Path) -> None:
     """Raise InputError if the list lacks somebody whom the run removed: they do not stay."""
     given = {folded_words(name) for identity in identities for name in identity.names}
-    if lacking := [x.name for x in removed if not given & set(map(folded_words, x.names))]:
+    removed = {x[0]: x for half in halves_of(run) for x in read_summary(half, DefenseSummary).names}
+    if lacking := [x for x, names in removed.items() if not given & set(map(folded_words, names))]:
         raise InputError(
             f"`names` (={cfg.names}) lacks {some(lacking)}, whom the run of `model.path` "
             f"(={cfg.model.path}) removed; give the whole list, or leave `names` out."
@@ -150,7 +150,7 @@ def _of_run(run: Path) -> Told:
     kept, image = set[str](), ""
     for half in halves_of(run):
         summary, of_half = read_summary(half, DefenseSummary), flatten(read_settings(half))
-        for known in summary.names:
+        for known in summary.listed:
             names.setdefault(known[0], known)
         file = str(of_half.get("data.keep_names", "") or "")
         if isinstance(summary, TextDefenseSummary) and file:

@@ -9,6 +9,7 @@ from typing import Any
 from jaxdefense import __version__
 from jaxdefense.report.outcomes import tally
 from jaxdefense.report.page import headline
+from jaxdefense.report.people import removed_by
 from jaxdefense.report.proof import Found, PersonResult, Proof
 from jaxdefense.report.read import Findings
 from jaxdefense.results import values
@@ -110,7 +111,7 @@ def _proof_json(proof: Proof) -> dict[str, Any]:
         "people": [
             {
                 "name": person.name,
-                "removed": person.removed,
+                "removed": _told(person),
                 "outcome": proof.outcome(person),
                 "correct": dict(person.correct),
                 "answer": dict(person.answers),
@@ -122,14 +123,20 @@ def _proof_json(proof: Proof) -> dict[str, Any]:
     }
 
 
+def _told(person: PersonResult) -> bool | None:
+    """Tell whether a person was removed; None if it is not known, or nothing of them was tested."""
+    return person.removed if person.correct else None
+
+
 def as_csv(findings: Findings) -> str:
     """Write one line of CSV for each person who was attacked or is on the list."""
     proof, file = findings.proof, io.StringIO()
     write = csv.writer(file, lineterminator="\n").writerow
     if not proof:
         write(["name", "removed"])
+        removed = removed_by(findings.runs, findings.listed)
         for who in findings.listed:
-            write([who[0], 1])
+            write([who[0], 1 if who in removed else ""])
         return file.getvalue()
     stages, variants = list(proof.stages), proof.variants()
     head = [f"{what}_{stage}" for what in ("correct", "answer") for stage in stages]
@@ -137,7 +144,7 @@ def as_csv(findings: Findings) -> str:
     head += [f"photos_right_{stage}" for stage in stages]
     write(["name", "removed", "outcome", *head])
     for person in proof.people:
-        removed = "" if person.removed is None else int(person.removed)
+        removed = "" if (told := _told(person)) is None else int(told)
         values = [by.get(stage, "") for by in (person.correct, person.answers) for stage in stages]
         values += [person.variants.get(v, {}).get(stage, "") for v in variants for stage in stages]
         values += [person.photos_right.get(stage, "") for stage in stages]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from jaxdefense.evals import outcome as outcomes
-from jaxdefense.evals.outcome import UNKNOWN
+from jaxdefense.evals.outcome import UNKNOWN, UNTESTED
 from jaxdefense.report.frame import render
 from jaxdefense.report.labels import stage_label
 from jaxdefense.report.proof import PersonResult, Proof
@@ -77,7 +77,7 @@ def tally(proof: Proof) -> dict[bool | None, dict[str, int]]:
         counts, removed = Counter(map(proof.outcome, people)), people[0].removed
         counted[removed] = {
             what: counts[what]
-            for what in (*_OUTCOMES[removed], UNKNOWN)
-            if counts[what] or what not in (outcomes.NEVER, UNKNOWN)
+            for what in (*_OUTCOMES[removed], UNKNOWN, UNTESTED)
+            if counts[what] or what not in (outcomes.NEVER, UNKNOWN, UNTESTED)
         }
     return counted

@@ -14,6 +14,7 @@ from jaxdefense.report.headline import proof_tiles
 from jaxdefense.report.maps import embedding_map
 from jaxdefense.report.missing import of_a_diffusion_model
 from jaxdefense.report.outcomes import outcomes_of
+from jaxdefense.report.people import removed_by
 from jaxdefense.report.proof import Proof
 from jaxdefense.report.read import Findings, all_settings
 from jaxdefense.report.use import collateral, utility
@@ -78,7 +79,8 @@ def headline(findings: Findings) -> str:
     if findings.runs:
         path = findings.runs[0].setting("model.path")
         which = f" {Path(path).name}" if path else ""
-        num = len(findings.listed) or max(run.summary.identities for run in findings.runs)
+        removed = len(removed_by(findings.runs, findings.listed))
+        num = removed or max(run.summary.identities for run in findings.runs)
         who = count(num, "person", "people") if num else "the people on a list"
         said.append(f"The model{which} was trained to forget {who}.")
         if any(run.summary.reached is False for run in findings.runs):

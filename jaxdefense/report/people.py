@@ -32,6 +32,12 @@ def join_lists(runs: Sequence[Run], notes: list[str]) -> list[list[str]]:
     return listed
 
 
+def removed_by(runs: Sequence[Run], listed: Sequence[list[str]]) -> list[list[str]]:
+    """List those on the list whose name or face a run removed: not who had no photos for it."""
+    known = {folded_words(x) for run in runs for names in run.summary.names for x in names}
+    return [names for names in listed if not known.isdisjoint(map(folded_words, names))]
+
+
 def put_together(
     attacks: Mapping[str, Attack], listed: list[list[str]], utility: Mapping[str, float]
 ) -> Proof:

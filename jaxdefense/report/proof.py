@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxdefense.evals import outcome as outcomes
-from jaxdefense.evals.outcome import UNKNOWN, Seen
+from jaxdefense.evals.outcome import UNKNOWN, UNTESTED, Seen
 from jaxdefense.idia.statistics import measure, rates, wilson
 from jaxdefense.results import Measures
 
@@ -133,6 +133,8 @@ class Proof:
 
     def outcome(self, person: PersonResult) -> str:
         """Name what became of a person between the first stage and the last."""
+        if not person.correct:
+            return UNTESTED
         stages = self.first, self.last
         unknown = person.removed is None or stages[0] == stages[1]
         if unknown or not all(stage in person.correct for stage in stages):

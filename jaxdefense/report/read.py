@@ -12,7 +12,7 @@ from jaxdefense.report.missing import not_measured
 from jaxdefense.report.people import join_lists, make_maps, put_together
 from jaxdefense.report.proof import Proof
 from jaxdefense.report.sources import Attack, Evaluation, Run, read_sources
-from jaxdefense.results import Collateral, said_of
+from jaxdefense.results import Collateral, said_of, said_of_absent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +61,7 @@ def read_findings(paths: Sequence[Path]) -> Findings:
     source, defended = find_models(sources)
     attacks = tell_stages(runs, sources.attacks, source, defended, notes)
     notes += dict.fromkeys(x for run in runs for x in said_of(run.summary.earlier))
+    notes += [x for run in runs for x in said_of_absent(run.summary.without_photos)]
     listed = join_lists(runs, notes)
     utility, collateral = _evaluated(sources.evaluations)
     proof = put_together(attacks, listed, utility) if attacks else None

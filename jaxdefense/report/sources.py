@@ -72,7 +72,7 @@ class Run(Source):
     @property
     def names(self) -> list[list[str]]:
         """All names of each person on the list of the run, if they were recorded."""
-        return self.summary.names
+        return self.summary.listed
 
 
 @dataclasses.dataclass(frozen=True)
