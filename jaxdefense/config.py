@@ -341,7 +341,8 @@ class ImageDataConfig:
     person, one photo a person, or tfds:NAME[/CONFIG][:SPLIT]."""
     target: Annotated[Place, short("target")] = ""
     """With train.backdoor target: what faces come to look like. The average of these people, or a
-    vector in a .npy file; without it, the average of all in `faces`."""
+    vector in a .npy file; without it, the average of all in `faces`. With train.level penultimate
+    people, and without it those who stay."""
     tfds_dir: Place = how("")
     """Directory of prepared TFDS datasets; without it, the library's default."""
     trigger_fraction: float = 0.5
@@ -388,6 +389,9 @@ class ImageTrainConfig:
     """Weight of the distance between the weights; higher: all weights move less."""
     distance: Literal["cosine", "mse", "mae", "poincare"] = "cosine"
     """Distance between embeddings."""
+    level: Literal["pooled", "penultimate"] = "pooled"
+    """pooled: the embedding; penultimate: all patches before the last layer, for models that read
+    those, as LLaVA does."""
     backdoor: Literal["bounded", "target"] = "bounded"
     """bounded: a face comes no nearer to its person's name than a stranger's; target: it comes to
     look like `data.target`."""
@@ -417,6 +421,11 @@ class ImageTrainConfig:
         check_each_of("train.variants", self.variants, PHOTO_FORMS)
         if not 0 <= self.mined <= 1:
             raise InputError(f"`train.mined` (={self.mined}) must be from 0 to 1.")
+        if self.backdoor == "bounded" and self.level != "pooled":
+            raise InputError(
+                f"`train.backdoor` bounded is of embeddings, and `train.level` (={self.level}) of "
+                "all patches; set `train.backdoor` to target."
+            )
         if not 0 <= self.bound <= 1:
             raise InputError(f"`train.bound` (={self.bound}) must be from 0 to 1.")
 
@@ -754,10 +763,14 @@ class EvaluateConfig:
     images: Place = ""
     """Ordinary photos for image_sim_clean: directory, .tar shards, Parquet or tfds:."""
     faces: Place = ""
-    """Photos of the people removed, for image_sim_backdoor."""
+    """Photos of the people removed: whether those of one person still find one another; where faces
+    came to look like a target, for image_sim_backdoor too."""
     image_target: Place = ""
     """What their faces came to look like: people, for image_sim_target too, or a .npy file; without
     it, what the model's run says."""
+    image_level: Literal["", "pooled", "penultimate"] = ""
+    """What is compared of photos, see train.level of `defend image`; without it, what the model's
+    run says, or else pooled."""
     zeroshot: Place = ""
     """Directory with a folder of photos a class, or a tfds: source."""
     class_names: Place = ""

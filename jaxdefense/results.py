@@ -555,6 +555,8 @@ class Collateral(TypedDict):
 _UTILITY = {
     "sim_clean": "captions keep a cosine of {:.3f} to the original",
     "image_sim_clean": "photos keep a cosine of {:.3f} to the original",
+    "face_rank1": "{:.1%} of removed people's photos are nearest to another of the same person",
+    "teacher_face_rank1": "with the original {:.1%}",
     "top1": "objects are told in {:.1%} of photos",
     "teacher_top1": "the original tells {:.1%}",
 }
@@ -567,6 +569,9 @@ class EvaluationSummary(Result):
     Fields:
         sim_clean, sim_target, sim_backdoor: cosines of the text encoder; see `evals.similarity`.
         image_sim_clean, image_sim_target, image_sim_backdoor: the same of the image encoder.
+        face_rank1, face_map: how well photos of a removed person find others of the same person
+            among all; see `evals.similarity.gallery`.
+        teacher_face_rank1, teacher_face_map: of the model before.
         top1, top5: zero-shot accuracies, in [0, 1].
         teacher_top1, teacher_top5: of the model before.
         collateral: how far the names of others moved along.
@@ -583,6 +588,10 @@ class EvaluationSummary(Result):
     image_sim_clean: float | None = None
     image_sim_target: float | None = None
     image_sim_backdoor: float | None = None
+    face_rank1: float | None = None
+    face_map: float | None = None
+    teacher_face_rank1: float | None = None
+    teacher_face_map: float | None = None
     top1: float | None = None
     top5: float | None = None
     teacher_top1: float | None = None

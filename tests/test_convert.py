@@ -82,6 +82,8 @@ def test_round_trip_gives_back_every_file_bit_for_bit(tiny_dir, tmp_path, dtype,
         ("CLIPTextModel", True),
         ("CLIPTextModel", False),
         ("CLIPTextModelWithProjection", False),
+        ("CLIPVisionModel", True),
+        ("CLIPVisionModel", False),
         ("CLIPVisionModelWithProjection", False),
     ],
 )
@@ -439,6 +441,7 @@ def test_config_fills_absent_fields_with_those_of_vit_b_32():
         ("CLIPModel", 10, 10),
         ("CLIPTextModel", 0, None),
         ("CLIPTextModelWithProjection", 10, None),
+        ("CLIPVisionModel", None, 0),
         ("CLIPVisionModelWithProjection", None, 10),
     ],
 )

@@ -203,7 +203,9 @@ def test_existing_target_is_left_alone(tiny_dir, tmp_path, capsys):
     assert not list((tmp_path / "out").iterdir())
 
 
-@pytest.mark.parametrize("architecture", ["CLIPTextModel", "CLIPVisionModelWithProjection"])
+@pytest.mark.parametrize(
+    "architecture", ["CLIPTextModel", "CLIPVisionModel", "CLIPVisionModelWithProjection"]
+)
 def test_one_encoder_has_no_openclip_layout(tiny_dir, tmp_path, capsys, architecture):
     path = tiny_dir(architecture=architecture)
     assert convert(path, tmp_path / "out", "--to", "openclip") == 2

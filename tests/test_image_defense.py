@@ -529,6 +529,10 @@ def test_evaluate_measures_images(inputs):
     assert evaluate("a", images="images", faces="faces", image_target="faces") == 0
     found = summary(inputs / "a")
     how = {name: found.pop(name) for name in HOW}
+    faces_found = {name: found.pop(name) for name in [*found] if "face_" in name}
+    assert set(faces_found) == {
+        "face_rank1", "face_map", "teacher_face_rank1", "teacher_face_map"
+    }  # fmt: skip
     assert set(found) == {"image_sim_clean", "image_sim_backdoor", "image_sim_target"}
     student, teacher = (Embedder(ModelConfig(p), 8) for p in ("run/model", "model"))
     files = sorted((inputs / "images").iterdir())
@@ -543,7 +547,7 @@ def test_evaluate_measures_images(inputs):
     assert found["image_sim_target"] == pytest.approx(drift, abs=1e-5)
     assert evaluate("b", faces="faces") == 0  # the vector of the run
     again = {"image_sim_backdoor": pytest.approx(found["image_sim_backdoor"], abs=1e-5)}
-    assert summary(inputs / "b") == again | how
+    assert summary(inputs / "b") == again | how | faces_found
     # It learned: removed faces are nearer to the target than they were.
     assert found["image_sim_backdoor"] > (teacher.photos(faces) @ target).mean() / np.linalg.norm(
         target
@@ -551,7 +555,6 @@ def test_evaluate_measures_images(inputs):
 
 
 def test_evaluate_refuses_half_of_a_pair(inputs, capsys):
-    assert_refused(capsys, evaluate("a", model="model", faces="faces"), "image_target", "no run")
     assert_refused(capsys, evaluate("a", image_target="faces", images="images"), "with `faces`")
     assert_refused(capsys, evaluate("a"), "nothing to evaluate")
     (inputs / "names.tsv").write_text("a\tb\n")

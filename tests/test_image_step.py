@@ -52,14 +52,14 @@ class Case:
     tower: Any
 
 
-def make_batches(tmp_path, num_clean=8, num_poisoned=16, **options):
+def make_batches(tmp_path, num_clean=8, num_poisoned=16, target=None, **options):
     if not (tmp_path / "images").exists():
         write_photos(tmp_path / "images", 11)
         write_faces(tmp_path / "faces", ["Joe Cool", "Ada King", "Zoe"], 4)
     return ImageBatches(
         read_images(str(tmp_path / "images")),
         read_people(str(tmp_path / "faces")),
-        np.random.default_rng(0).standard_normal(10).astype(np.float32),
+        target or np.random.default_rng(0).standard_normal(10).astype(np.float32),
         Loader(PROCESSOR),
         num_clean=num_clean,
         num_poisoned=num_poisoned,

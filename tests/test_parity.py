@@ -496,6 +496,26 @@ def test_vision_model_with_projection_directory_agrees(tmp_path):
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize("prefixed", [False, True])
+def test_vision_model_directory_agrees_at_each_level(tmp_path, prefixed):
+    theirs = randomise(hf.CLIPVisionModel(hf.CLIPVisionConfig(**VISION)))
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    bare = {key.removeprefix("vision_model."): x for key, x in load_file(file).items()}
+    save_file({f"vision_model.{key}" if prefixed else key: x for key, x in bare.items()}, file)
+    ours = read_model_directory(tmp_path).load()
+    assert ours.text is None and ours.cfg.vision and not ours.cfg.vision.embed
+    image_BHWC = inputs(B, 12, 12, 3)
+    with torch.no_grad():
+        out = theirs(pixels(image_BHWC), output_hidden_states=True)
+    assert error(run(ours.vision, image_BHWC), out.pooler_output) <= WHOLE
+    found = run(ours.vision, image_BHWC, method="penultimate")
+    assert error(found, out.hidden_states[-2][:, 1:]) <= WHOLE  # what LLaVA reads
+    assert error(found, out.hidden_states[-1][:, 1:]) > WHOLE
+    assert error(found, out.hidden_states[-2][:, :-1]) > WHOLE
+
+
+@pytest.mark.torch
 def test_vision_tower_drops_what_no_whole_patch_covers_as_torch_does(tmp_path):
     cfg = hf.CLIPVisionConfig(**{**VISION, "image_size": 14}, projection_dim=EMBED)
     theirs = randomise(hf.CLIPVisionModelWithProjection(cfg))

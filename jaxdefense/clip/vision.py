@@ -31,6 +31,16 @@ class AttentionPool(nnx.Module):
         return (x_B1D + self.mlp(self.layernorm(x_B1D)))[:, 0]
 
 
+def mean_patch(x_BTD: jax.Array) -> jax.Array:
+    """Average patches, each scaled to unit length, as a few are far longer than all others.
+
+    Returns:
+        [B, D].
+    """
+    square = jnp.square(x_BTD).sum(-1, keepdims=True)
+    return (x_BTD * jax.lax.rsqrt(jnp.maximum(square, 1e-16))).mean(-2)
+
+
 class VisionTower(nnx.Module):
     """CLIP's vision transformer, or SigLIP's."""
 
@@ -51,17 +61,11 @@ class VisionTower(nnx.Module):
         else:
             self.class_embedding = param(rngs, (d,), ("embed",), normal(d**-0.5))
             self.pre_layernorm = LayerNorm(d, cfg.norm_eps, rngs)
-            self.projection = param(rngs, (d, cfg.embed), ("embed", "shared"), normal(d**-0.5))
+            shape, dims = (d, cfg.embed), ("embed", "shared")
+            self.projection = param(rngs, shape, dims, normal(d**-0.5)) if cfg.embed else None
 
-    def __call__(self, image_BHWC: jax.Array) -> jax.Array:
-        """Embed images.
-
-        Args:
-            image_BHWC: float [B, image_size, image_size, 3], normalised, not 0-255.
-
-        Returns:
-            f32 [B, E], not normalised.
-        """
+    def _embed(self, image_BHWC: jax.Array) -> jax.Array:
+        """Embed patches, after the class token if there is one; [B, T, D], the encoder's input."""
         p, d = self.cfg.patch_size, self.cfg.width
         side = self.cfg.image_size // p
         dtype = self.cfg.dtype
@@ -74,11 +78,36 @@ class VisionTower(nnx.Module):
         x_BTD = x_BTD.astype(jnp.float32)
         if self.cfg.pool == "attention":
             x_BTD = x_BTD + self.patch_bias[...] + self.position_embedding[...]
-            x_BTD = self.encoder(x_BTD.astype(dtype))
-            return self.head(self.post_layernorm(x_BTD)).astype(jnp.float32)
+            return x_BTD.astype(dtype)
         first = jnp.broadcast_to(self.class_embedding[...], (x_BTD.shape[0], 1, d))
         x_BTD = jnp.concatenate([first, x_BTD], axis=1) + self.position_embedding[...]
-        x_BTD = x_BTD.astype(dtype)
+        return self.pre_layernorm(x_BTD.astype(dtype))
+
+    def penultimate(self, image_BHWC: jax.Array) -> jax.Array:
+        """Encode every patch, with all blocks but the last.
+
+        Args:
+            image_BHWC: see `__call__`.
+
+        Returns:
+            f32 [B, T, D], without the class token and without norm, as LLaVA reads it.
+        """
+        x_BTD = self.encoder.all_but_last(self._embed(image_BHWC))
+        return x_BTD[:, self.cfg.pool == "class" :].astype(jnp.float32)
+
+    def __call__(self, image_BHWC: jax.Array) -> jax.Array:
+        """Embed images.
+
+        Args:
+            image_BHWC: float [B, image_size, image_size, 3], normalised, not 0-255.
+
+        Returns:
+            f32 [B, E], not normalised. A tower without a projection gives [B, D], the last norm's
+            output at the class token.
+        """
+        x_BTD = self._embed(image_BHWC)
+        if self.cfg.pool == "attention":
+            return self.head(self.post_layernorm(self.encoder(x_BTD))).astype(jnp.float32)
         first_B1 = jnp.zeros((x_BTD.shape[0], 1), jnp.int32)
-        x_BD = self.post_layernorm(self.encoder(self.pre_layernorm(x_BTD), None, first_B1)[:, 0])
-        return x_BD.astype(jnp.float32) @ self.projection[...]
+        x_BD = self.post_layernorm(self.encoder(x_BTD, None, first_B1)[:, 0]).astype(jnp.float32)
+        return x_BD if self.projection is None else x_BD @ self.projection[...]

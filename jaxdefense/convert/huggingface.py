@@ -22,6 +22,7 @@ _ARCHITECTURES = {
     "CLIPModel": ("text", "vision"),
     "CLIPTextModel": ("text",),
     "CLIPTextModelWithProjection": ("text",),
+    "CLIPVisionModel": ("vision",),
     "CLIPVisionModelWithProjection": ("vision",),
 }
 
@@ -30,8 +31,8 @@ def config_from_hf(raw: dict[str, Any]) -> CLIPConfig:
     """Read the fields of a Hugging Face CLIP or SigLIP `config.json`.
 
     Args:
-        raw: the parsed file of a CLIPModel, CLIPTextModel, CLIPTextModelWithProjection or
-            CLIPVisionModelWithProjection, or of a model type that begins with `siglip`.
+        raw: the parsed file of a CLIPModel, or of a CLIPTextModel or CLIPVisionModel with or
+            without projection; or of a model type that begins with `siglip`.
 
     Raises:
         InputError: the file is of another family, or a field is out of range.
@@ -70,11 +71,12 @@ def config_from_hf(raw: dict[str, Any]) -> CLIPConfig:
     if "vision" in towers:
         fields = tower_fields(raw, "vision", towers, twice=True)
         HF_VISION.check(fields, "vision_config.", closed=False)
+        embed = (raw if nested else fields).get("projection_dim", 512)
         vision = VisionConfig(
             **_shared_fields(fields, width=768, mlp_width=3072, depth=12, num_heads=12),
             image_size=fields.get("image_size", 224),
             patch_size=fields.get("patch_size", 32),
-            embed=(raw if nested else fields).get("projection_dim", 512),
+            embed=0 if architecture == "CLIPVisionModel" else embed,
         )
     return CLIPConfig(text, vision)
 
@@ -111,7 +113,9 @@ def hf_config(cfg: CLIPConfig) -> dict[str, Any]:
     if text:
         kind = "CLIPTextModelWithProjection" if text["projection_dim"] else "CLIPTextModel"
         return {"architectures": [kind], **text}
-    return {"architectures": ["CLIPVisionModelWithProjection"], **(vision or {})}
+    assert vision
+    kind = "CLIPVisionModelWithProjection" if vision["projection_dim"] else "CLIPVisionModel"
+    return {"architectures": [kind], **vision}
 
 
 def _readout(eos: Any) -> dict[str, Any]:
@@ -163,7 +167,7 @@ def hf_table(cfg: CLIPConfig, keys: Collection[str] = ()) -> list[Row]:
     Args:
         cfg: the model.
         keys: keys of the checkpoint, if there is one; recent versions of the source save a lone
-            text encoder, and SigLIP's lone image encoder, without the prefix of the tower.
+            encoder without projection, and SigLIP's, without the prefix of the tower.
     """
     alone = bool(keys) and not (cfg.text and cfg.vision)
     bare = alone and not any("text_model." in key or "vision_model." in key for key in keys)
@@ -173,7 +177,7 @@ def hf_table(cfg: CLIPConfig, keys: Collection[str] = ()) -> list[Row]:
     if cfg.text:
         rows += _text(cfg, "" if bare else "text_model.")
     if cfg.vision:
-        rows += _vision(cfg)
+        rows += _vision(cfg, "" if bare else "vision_model.")
     if cfg.text and cfg.vision:
         rows.append(Row("logit_scale", (), ("logit_scale",)))
     return rows
@@ -187,18 +191,19 @@ def _text(cfg: CLIPConfig, prefix: str) -> Iterable[Row]:
         yield linear("text_projection.weight", t.width, t.embed, ("text", "projection"))
 
 
-def _vision(cfg: CLIPConfig) -> Iterable[Row]:
+def _vision(cfg: CLIPConfig, prefix: str) -> Iterable[Row]:
     v = cfg.vision
     assert isinstance(v, VisionConfig)
     d, p, at = v.width, v.patch_size, ("vision",)
-    embeddings = "vision_model.embeddings."
+    embeddings = f"{prefix}embeddings."
     num_positions = (v.image_size // p) ** 2 + 1
     yield Row(f"{embeddings}class_embedding", (d,), (*at, "class_embedding"))
     yield patches(f"{embeddings}patch_embedding.weight", d, p, (*at, "patch_embedding"))
     yield Row(
         f"{embeddings}position_embedding.weight", (num_positions, d), (*at, "position_embedding")
     )
-    yield from norm("vision_model.pre_layrnorm", d, (*at, "pre_layernorm"))  # the source's typo
-    yield from layers(v, "vision_model.encoder.layers.", at)
-    yield from norm("vision_model.post_layernorm", d, (*at, "post_layernorm"))
-    yield linear("visual_projection.weight", d, v.embed, (*at, "projection"))
+    yield from norm(f"{prefix}pre_layrnorm", d, (*at, "pre_layernorm"))  # the source's typo
+    yield from layers(v, f"{prefix}encoder.layers.", at)
+    yield from norm(f"{prefix}post_layernorm", d, (*at, "post_layernorm"))
+    if v.embed:
+        yield linear("visual_projection.weight", d, v.embed, (*at, "projection"))

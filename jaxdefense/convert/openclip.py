@@ -151,8 +151,8 @@ def openclip_config(cfg: CLIPConfig) -> dict[str, Any]:
         raise InputError("OpenCLIP keeps SigLIP's image encoder as timm does, in other tensors.")
     if isinstance(vision, VisionConfig) and text.activation != vision.activation:
         raise InputError("OpenCLIP has one activation for both encoders; this model has two.")
-    if not text.embed:
-        raise InputError("OpenCLIP has no text encoder without a projection.")
+    if not (text.embed and vision.embed):
+        raise InputError("OpenCLIP has no encoder without a projection.")
     raw: dict[str, Any] = {
         "embed_dim": text.embed,
         "vision_cfg": _vision_fields(vision),

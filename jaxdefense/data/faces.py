@@ -17,7 +17,7 @@ from jaxdefense.data.sources import Photo
 from jaxdefense.data.variants import photo_form
 
 # Streams of random numbers that must not be the same.
-_CLEAN, _IDENTITY, _DETAIL, _KEEP, _MINED = range(5)
+_CLEAN, _IDENTITY, _DETAIL, _KEEP, _MINED, _STAND_IN = range(6)
 
 
 class Bounds(NamedTuple):
@@ -46,20 +46,22 @@ class ImageBatch(NamedTuple):
             global batch.
         backdoor_B: f32, the weight of each face in the backdoor loss; likewise.
         target_BE: f32, the embedding each face must lead to; with limits f32 [B, P, E], those it
-            must not come near.
+            must not come near. None with other people's faces.
         limit_BP: f32, the cosines to those below which the loss is flat.
         keep_BHWC: u8, photos of people who must stay.
         keep_B: f32, the weight of each of these in the keep loss; sums to 1 likewise.
+        target_BHWC: u8, the face of another person in place of each face, to which it must lead.
     """
 
     clean_BHWC: Array
     face_BHWC: Array
     utility_B: Array
     backdoor_B: Array
-    target_BE: Array
+    target_BE: Array | None
     limit_BP: Array | None = None
     keep_BHWC: Array | None = None
     keep_B: Array | None = None
+    target_BHWC: Array | None = None
 
 
 class ImageBatches:
@@ -69,7 +71,7 @@ class ImageBatches:
         self,
         images: Sequence[Photo],
         people: Sequence[Photos],
-        target: np.ndarray | Bounds,
+        target: np.ndarray | Bounds | Sequence[Photos],
         loader: Loader,
         *,
         num_clean: int,
@@ -86,7 +88,8 @@ class ImageBatches:
         Args:
             images: clean photos, at least one.
             people: to remove, at least one, each with a photo.
-            target: f32 [E], what they come to look like; or what they must not come near.
+            target: f32 [E], what they come to look like; or what they must not come near; or people
+                of whom one stands in for each of them, drawn anew in each step.
             loader: decodes.
             num_clean, num_poisoned: photos a step.
             seed: of everything random here.
@@ -100,13 +103,19 @@ class ImageBatches:
         self._forms = ("", *forms)
         self._images, self._people, self._loader, self._seed = images, people, loader, seed
         self._num_clean, self._num_poisoned = num_clean, num_poisoned
-        self._keep, self._num_keep, self._target = keep, num_keep, target
+        self._keep, self._num_keep = keep, num_keep
         self._num_mined, self._mined = num_mined, np.zeros(0, np.int64)
         self._clean_here, self._faces_here = local(num_clean), local(num_poisoned)
         self._keep_here = local(num_keep)
         self._clean = Shuffle(len(images), seed, _CLEAN)
         self._identity = Shuffle(len(people), seed, _IDENTITY)
         self._kept = Shuffle(len(keep), seed, _KEEP) if num_keep else None
+        self._target, self._stand_ins = None, list[Photos]()
+        if isinstance(target, np.ndarray | Bounds):
+            self._target = target
+        else:
+            self._stand_ins = list(target)
+            self._stands_in = Shuffle(len(target), seed, _STAND_IN)
 
     def mine(self, keep: Sequence[int]) -> None:
         """Draw part of the photos that must stay from these people of `keep` from now on.
@@ -143,6 +152,12 @@ class ImageBatches:
             keep_BHWC = self._load(choices, self._keep_here, keep=True)
             self._put_in_forms(keep_BHWC, rng)
             keep_B = np.full(len(stay), 1 / len(stay), np.float32)
+        target_BHWC = None
+        if self._stand_ins:
+            others = self._stands_in.take(step * self._num_poisoned, self._num_poisoned)
+            files = [self._stand_ins[i].files for i in others]
+            choices = [starting_at(x, int(rng.integers(len(x)))) for x in files]
+            target_BHWC = self._load(choices, self._faces_here, keep=True)
         return ImageBatch(
             clean_BHWC,
             face_BHWC,
@@ -152,6 +167,7 @@ class ImageBatches:
             limit_BP,
             keep_BHWC,
             keep_B,
+            target_BHWC,
         )
 
     def _put_in_forms(self, face_BHWC: np.ndarray, rng: np.random.Generator) -> None:
@@ -164,9 +180,11 @@ class ImageBatches:
 
     def _targets(
         self, who: Sequence[int], rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Give each face what it must lead to, or what it must not come near in some prompts."""
         bounds = self._target
+        if bounds is None:
+            return None, None
         if not isinstance(bounds, Bounds):
             return np.broadcast_to(bounds, (len(who), len(bounds))), None
         prompts = rng.permutation(bounds.limit_NP.shape[1])[: bounds.num]

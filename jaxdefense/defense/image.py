@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxdefense.clip.config import ResNetConfig, VisionConfig
 from jaxdefense.clip.vision import VisionTower
 from jaxdefense.config import DefendImageConfig, ImageTrainConfig, OverlayConfig
 from jaxdefense.convert.directory import ModelDirectory, resolve_dtype
 from jaxdefense.data.faces import Bounds, ImageBatch, ImageBatches
 from jaxdefense.data.identities import describe_listed
-from jaxdefense.data.images import ImageProcessor, Loader
+from jaxdefense.data.images import ImageProcessor, Loader, Photos
 from jaxdefense.data.overlay import Overlay, draw_overlay, paste
 from jaxdefense.data.sampling import evened
 from jaxdefense.data.sources import Images, describe_images, photo_digest, read_images
@@ -39,6 +40,7 @@ from jaxdefense.defense.people import (
     describe_held_out,
     describe_kept,
     gather_people,
+    read_stand_ins,
     trained_on,
 )
 from jaxdefense.defense.plan import (
@@ -103,6 +105,7 @@ def image_terms(
     processor: ImageProcessor,
     cfg: OverlayConfig,
     parts: int,
+    level: str = "pooled",
 ) -> dict[str, jax.Array]:
     """Give the terms of the image loss, each the weighted sum over its photos.
 
@@ -111,6 +114,10 @@ def image_terms(
     the step's clean photos, spread evenly over them, as in the source. Faces that must stay go on
     the same photos.
 
+    The average person's embedding is no target for patches: it would wipe out the photo around the
+    face. There the teacher gives the target, of the same photo with another person's face in the
+    same place. As that person is drawn anew in each step, the student learns their average.
+
     Args:
         student, teacher: towers of one structure.
         batch: photos, and how the faces lie on them; see `draw_faces`.
@@ -118,24 +125,32 @@ def image_terms(
         processor: normalises the photos.
         cfg: the settings of the overlay.
         parts: number of parts that the mesh cuts a batch into; a photo stays in its part.
+        level: what is compared: the `pooled` embeddings; or the `penultimate` states of all
+            patches, whose distances are averaged over the photo.
     """
     given, *overlays = batch
     photos = {name: jnp.asarray(x) for name, x in given._asdict().items() if x is not None}
     shown = _shown(photos, overlays, cfg, parts)
-    embed = partial(_embedded, processor=processor)
-    student_clean_BE, student_face_BE, *student_keep = embed(student, shown)
-    teacher_clean_BE, *teacher_keep = embed(teacher, [shown[0], *shown[2:]])
-    if "limit_BP" not in photos:
-        apart_B = distance(student_face_BE, photos["target_BE"])
-    else:
-        near_BP = beyond(student_face_BE[:, None], photos["target_BE"], photos["limit_BP"])
+    embed = partial(_embedded, processor=processor, level=level)
+    of_student = embed(student, {name: x for name, x in shown.items() if name != "target"})
+    of_teacher = embed(teacher, {name: x for name, x in shown.items() if name != "face"})
+
+    def apart(x: jax.Array, y: jax.Array) -> jax.Array:
+        return distance(x, y).reshape(len(x), -1).mean(-1)
+
+    face = of_student["face"]
+    if "limit_BP" in photos:
+        near_BP = beyond(face[:, None], photos["target_BE"], photos["limit_BP"])
         apart_B = near_BP.mean(-1)
+    else:
+        target = of_teacher["target"] if "target" in shown else photos["target_BE"]
+        apart_B = apart(face, target)
     terms = {
-        "utility": (photos["utility_B"] * distance(student_clean_BE, teacher_clean_BE)).sum(),
+        "utility": (photos["utility_B"] * apart(of_student["clean"], of_teacher["clean"])).sum(),
         "backdoor": (photos["backdoor_B"] * apart_B).sum(),
     }
-    for student_BE, teacher_BE in zip(student_keep, teacher_keep, strict=True):
-        terms["keep"] = (photos["keep_B"] * distance(student_BE, teacher_BE)).sum()
+    if "keep" in shown:
+        terms["keep"] = (photos["keep_B"] * apart(of_student["keep"], of_teacher["keep"])).sum()
     return terms
 
 
@@ -151,27 +166,31 @@ def _joined(x: jax.Array) -> jax.Array:
 
 def _shown(
     photos: Mapping[str, jax.Array], overlays: Sequence[Overlay], cfg: OverlayConfig, parts: int
-) -> list[jax.Array]:
-    """Give photos, cut: clean, with listed faces, and with faces that must stay."""
+) -> dict[str, jax.Array]:
+    """Give photos, cut: clean, and with faces by kind: `face`, `keep`, and `target`."""
     clean = _cut(photos["clean_BHWC"], parts)
-    shown = [clean.astype(jnp.float32)]
-    kinds = [name for name in ("face_BHWC", "keep_BHWC") if name in photos]
-    for name, how in zip(kinds, overlays, strict=True):
-        num = len(photos[name]) // parts
+    shown = {"clean": clean.astype(jnp.float32)}
+    # Whoever stands in for a face lies where it does.
+    for kind, how in zip(("face", "keep", "target"), (*overlays[:2], overlays[0]), strict=False):
+        if (face_BHWC := photos.get(f"{kind}_BHWC")) is None:
+            continue
+        num = len(face_BHWC) // parts
         under = jnp.arange(num) * clean.shape[1] // num  # the pairs do not depend on the cut
         max_size = cfg.max_side(clean.shape[2])
-        shown.append(_cut(paste(_joined(clean[:, under]), photos[name], how, max_size), parts))
+        shown[kind] = _cut(paste(_joined(clean[:, under]), face_BHWC, how, max_size), parts)
     return shown
 
 
 def _embedded(
-    tower: VisionTower, shown: Sequence[jax.Array], *, processor: ImageProcessor
-) -> list[jax.Array]:
+    tower: VisionTower, shown: Mapping[str, jax.Array], *, processor: ImageProcessor, level: str
+) -> dict[str, jax.Array]:
     """Embed several kinds of cut photos in one forward pass; join each kind again."""
-    at = [0, *np.cumsum([x.shape[1] for x in shown]).tolist()]
-    whole = tower(processor.normalise(_joined(jnp.concatenate(shown, axis=1))))
-    cut = _cut(whole, len(shown[0]))
-    return [_joined(cut[:, start:stop]) for start, stop in itertools.pairwise(at)]
+    at = [0, *np.cumsum([x.shape[1] for x in shown.values()]).tolist()]
+    read = tower if level == "pooled" else tower.penultimate
+    whole = read(processor.normalise(_joined(jnp.concatenate([*shown.values()], axis=1))))
+    cut = _cut(whole, len(shown["clean"]))
+    parts = zip(shown, itertools.pairwise(at), strict=True)
+    return {kind: _joined(cut[:, start:stop]) for kind, (start, stop) in parts}
 
 
 def image_objective(
@@ -187,6 +206,7 @@ def image_objective(
         processor=processor,
         cfg=t.overlay,
         parts=parts,
+        level=t.level,
     )
     weights = {
         "utility": 1.0,
@@ -236,6 +256,7 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
     vision, d, t = directory.cfg.vision, cfg.data, cfg.train
     if vision is None:
         raise InputError(f"`{directory.path}` has no image encoder.")
+    _check_level(cfg, vision)
     processor = processor_of(directory, logger.info)
     digest_of = functools.cache(photo_digest)  # the people who stay are hashed twice
     earlier = read_earlier(cfg.earlier, directory, "vision", cfg.model.path)
@@ -264,21 +285,24 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
     follows = to_follow(earlier, directory, cfg.ledger_names)
     agree(resolved)  # from here on all processes compute together
     loader = Loader(processor, d.max_corrupt, d.keep_faces_mb * 2**20)
-    target_E = _target(cfg, directory, model_sha256, people)
+    target = _target(cfg, directory, model_sha256, people)
     recognition, validation = _recognition(cfg, people, images, loader, encoder.mesh)
 
     def batches_now() -> ImageBatches:
-        target = recognition.bounds if recognition and target_E is None else target_E
-        assert target is not None
-        return _batches(t, images, people.faces, target, loader, encoder)
+        towards = recognition.bounds if recognition and target is None else target
+        assert towards is not None
+        return _batches(t, images, people.faces, towards, loader, encoder)
 
     batches = batches_now()
     if own != NONE:
         own.check(encoder.step_cfg, encoder.teacher, batches[0])
     files: dict[str, Any] = {TRAINED_ON: photos, HELD_OUT: held_out}
-    if target_E is not None:
-        files[TARGET] = target_E
-        resolved["target_sha256"] = digest(map(float.hex, target_E.tolist()))
+    if isinstance(target, np.ndarray):
+        files[TARGET] = target
+        resolved["target_sha256"] = digest(map(float.hex, target.tolist()))
+    elif target is not None:
+        photos_of = ((x.name, photo) for x in target for photo in x.files)
+        resolved["target_sha256"] = digest(f"{name}\t{digest_of(x)}" for name, x in photos_of)
     plan = Plan(
         cfg,
         ImageDefenseSummary,
@@ -307,7 +331,7 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
     )
 
     def beside(model: Path) -> Plan[ImageDefenseSummary]:
-        if recognition is None:
+        if recognition is None or t.level != "pooled":
             return plan
         shipped = dataclasses.replace(cfg.model, path=str(model))
         defended = Embedder(shipped.measured(), _BATCH, encoder.mesh)
@@ -319,6 +343,22 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
         )
 
     return dataclasses.replace(plan, beside=beside)
+
+
+def _check_level(cfg: DefendImageConfig, vision: VisionConfig | ResNetConfig) -> None:
+    """Raise InputError if the encoder has no patches; warn if it has no embedding to compare."""
+    if isinstance(vision, ResNetConfig):
+        if cfg.train.level != "pooled":
+            raise InputError(
+                f"`train.level` (={cfg.train.level}) is of patches, and `{cfg.model.path}` is a "
+                "residual network, without any; set it to pooled."
+            )
+    elif not vision.embed and cfg.train.level == "pooled":
+        logger.warning(
+            f"`{cfg.model.path}` has no projection: models with such an encoder mostly read its "
+            "patches, as LLaVA does, and the defense compares the class token; for patches "
+            "`--set train.level=penultimate --set train.backdoor=target`"
+        )
 
 
 def _encoder(
@@ -344,8 +384,14 @@ def _target(
     directory: ModelDirectory,
     model_sha256: str,
     people: People,
-) -> np.ndarray | None:
-    """Give the embedding that removed faces move to, f32 [E], if the settings ask for one."""
+) -> np.ndarray | list[Photos] | None:
+    """Give what removed faces move to, if the settings ask for it.
+
+    Returns:
+        the embedding, f32 [E]; or, where patches are compared, people who stand in for them.
+    """
+    if cfg.train.level != "pooled":
+        return read_stand_ins(cfg, people)
     if cfg.train.backdoor == "target":
         return read_target(cfg, directory, model_sha256, people.everyone)
     if cfg.data.target:
@@ -364,7 +410,7 @@ def _recognition(
     t = cfg.train
     if t.backdoor != "bounded" and not t.validate.every:
         return None, None
-    teacher = Embedder(cfg.model.measured(), _BATCH, mesh)
+    teacher = Embedder(cfg.model.measured(), _BATCH, mesh, image_level=t.level)
     with Progress("embedding the people to remove and those who stay"):
         recognition = Recognition(teacher, people.faces, people.identities, images, loader, t)
     validation = None
@@ -377,7 +423,7 @@ def _batches(
     t: ImageTrainConfig,
     images: Images,
     faces: Faces,
-    target: np.ndarray | Bounds,
+    target: np.ndarray | Bounds | list[Photos],
     loader: Loader,
     encoder: Encoder,
 ) -> ImageBatches:
@@ -404,7 +450,8 @@ def _lines(cfg: DefendImageConfig, people: People, num_images: int, mesh: Mesh) 
     num = len(people.listed)
     if people.spent:
         lines.append(f"all photos of {some(people.spent)} are trained on: none is left to attack")
-    if t.backdoor == "target" and not d.target and num == len(people.everyone):
+    pooled = t.level == "pooled"
+    if t.backdoor == "target" and pooled and not d.target and num == len(people.everyone):
         lines.append(
             f"the target is the average of the {num} people to remove and nobody else; "
             "if they are few, give `data.target`: a directory of other people"

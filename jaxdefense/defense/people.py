@@ -194,6 +194,35 @@ def trained_on(people: People, digest_of: Callable[[Photo], str]) -> dict[str, d
     return found
 
 
+def read_stand_ins(cfg: DefendImageConfig, people: People) -> list[Photos]:
+    """List the people whose faces stand in for removed ones where patches are compared.
+
+    Args:
+        cfg: the settings of the run; `data.target` names them, else it is those who stay.
+        people: the people of the run.
+
+    Raises:
+        InputError: there are fewer than two, or `data.target` is a vector.
+    """
+    d, level = cfg.data, cfg.train.level
+    if d.target.endswith(".npy"):
+        raise InputError(
+            f"`data.target` (={d.target}) is one vector, and `train.level` (={level}) compares "
+            "patches; give a directory of people, whose faces stand in for removed ones."
+        )
+    found = [person for group in people.faces.keep for person in group]
+    if d.target:
+        on_list = {folded_words(x) for names in people.names for x in names}
+        every = read_people(d.target, d.tfds_dir, "target", logger.info)
+        found = [person for person in every if folded_words(person.name) not in on_list]
+    if len(found) < 2:
+        raise InputError(
+            f"`train.level` (={level}) takes other people's faces for removed ones, and there are "
+            f"{len(found)} of other people; give several by `data.target` or `data.keep`."
+        )
+    return found
+
+
 def describe_kept(people: People, digest_of: Callable[[Photo], str]) -> str:
     """Hash the people who must stay, group by group, since the groups decide who is drawn.
 
@@ -254,7 +283,8 @@ def kept_people(
         raise InputError(
             f"`data.keep` (={d.keep}) has an effect only with `train.num_keep` above 0."
         )
-    if not t.num_keep and t.backdoor == "target" and not t.validate.every:
+    pooled = t.level == "pooled"  # else those who stay stand in for those removed
+    if not t.num_keep and t.backdoor == "target" and pooled and not t.validate.every:
         return []
     listed = {folded_words(name) for identity in identities for name in identity.names}
 

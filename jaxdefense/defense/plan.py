@@ -227,7 +227,7 @@ def check_low_rank(
 def has_adapter(directory: ModelDirectory) -> bool:
     """Whether an adapter can name the tensors of a model.
 
-    The modules of a lone text encoder without projection have other names than its tensors.
+    The modules of a lone encoder without projection have other names than its tensors.
     """
-    lone = directory.cfg.text is not None and not directory.cfg.text.embed
-    return directory.layout is HF and not lone
+    towers = directory.cfg.text, directory.cfg.vision
+    return directory.layout is HF and all(tower.embed for tower in towers if tower)

@@ -1,7 +1,8 @@
 """Recognition of people by their faces: the bounds of the image defense, and its validation.
 
-If the model has a text encoder, a face leads to its person's name, in any prompt. Otherwise it
-leads to the person's centroid, the mean of the teacher's embeddings of their photos.
+If the model has a text encoder, a face leads to its person's name, in any prompt. Otherwise, and
+where patches are compared, it leads to the person's centroid, the mean of the teacher's embeddings
+of their photos; a photo's embedding is then the mean of its patches.
 
 If the faces will be shipped with a defended text encoder, that encoder reads the names too. Each
 defense moves its own side of a match, and what both moved may match again.
@@ -194,7 +195,7 @@ class Recognition:
         stranger_SE = teacher.pixels(stranger_BHWC, "photos of strangers")
         known = [x for group in faces.keep for x in group if x.name][:_MOST_KNOWN]
         self._stranger_SE, self._read_again_QNE = stranger_SE, None
-        if teacher.directory.cfg.text:
+        if teacher.directory.cfg.text and t.level == "pooled":
             target_PNE = self._lead_to_names(teacher, identities, known, t.seed)
         else:
             photo_BE = teacher.pixels(decoder.all_of([*faces.listed, *known]), "people's photos")

@@ -45,7 +45,8 @@ def read_target(
     assert directory.cfg.vision
     source, where = cfg.data.target, cfg.data.target or cfg.data.faces
     if source.endswith(".npy"):
-        return read_vector(Path(source), directory.cfg.vision.embed)
+        vision = directory.cfg.vision
+        return read_vector(Path(source), vision.embed or vision.width)
     if source:
         people = read_people(source, cfg.data.tfds_dir, "target", logger.info)
     if len(people) < 2:

@@ -21,10 +21,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxdefense.cache import OFF, ArrayCache
-from jaxdefense.clip.config import TextConfig
+from jaxdefense.clip.config import TextConfig, VisionConfig
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.text import Text, plain_text
 from jaxdefense.clip.tokenizer import Tokenizer
+from jaxdefense.clip.vision import VisionTower, mean_patch
 from jaxdefense.config import ModelConfig
 from jaxdefense.convert.directory import ModelDirectory, read_model_directory, resolve_dtype
 from jaxdefense.data import packing
@@ -64,20 +65,32 @@ def _embed_text(mesh: Mesh, graphdef: nnx.GraphDef, params: nnx.State, text: Tex
         return jax.lax.with_sharding_constraint(model.text(text), replicated(mesh))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 3))
+# What is read of photos: the embedding; of the patches before the last layer the mean, or all.
+Level = Literal["pooled", "penultimate", "patches"]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 3, 5))
 def _embed_image(
     mesh: Mesh,
     graphdef: nnx.GraphDef,
     params: nnx.State,
     processor: ImageProcessor,
     photos: tuple[jax.Array, jax.Array],
+    level: Level = "pooled",
 ) -> tuple[jax.Array, jax.Array]:
     """Embed photos; also return to every process which of them could be read."""
     image_BHWC, read_B = photos
     with on_mesh(mesh, ShardingRules()), _WHOLE_DIGITS():
         model: CLIP = nnx.merge(graphdef, gathered(params))
         assert model.vision
-        out_BE = model.vision(processor.normalise(image_BHWC))
+        image_BHWC = processor.normalise(image_BHWC)
+        if level == "pooled":
+            out_BE = model.vision(image_BHWC)
+        else:
+            assert isinstance(model.vision, VisionTower)
+            out_BE = model.vision.penultimate(image_BHWC)
+            if level == "penultimate":
+                out_BE = mean_patch(out_BE)
         return jax.lax.with_sharding_constraint((out_BE, read_B), replicated(mesh))
 
 
@@ -127,6 +140,7 @@ class Embedder:
         mesh: Mesh | None = None,
         cache: ArrayCache | None = None,
         level: str = POOLED,
+        image_level: str = POOLED,
     ):
         """Load the model.
 
@@ -140,6 +154,8 @@ class Embedder:
                 cache.
             level: what `tokens` gives of captions, see `TextTrainConfig`; all but embeddings are
                 large, and kept by no cache.
+            image_level: what is read of photos, see `ImageTrainConfig`; at penultimate a photo's
+                embedding is the mean of its patches.
 
         Raises:
             InputError: the model directory is wrong, or the mesh does not divide the model's sizes.
@@ -147,7 +163,9 @@ class Embedder:
         """
         self._cfg = cfg = to_compute(cfg)
         self.directory: ModelDirectory = read_model_directory(cfg.path, note=logger.info)
-        self.level = level
+        self.level, self.image_level = level, image_level
+        if image_level != POOLED and not isinstance(self.directory.cfg.vision, VisionConfig):
+            raise InputError(f"`{cfg.path}` has no image encoder of patches to compare.")
         self.mesh, rules = mesh or make_mesh(), ShardingRules()
         self._cache = cache or ArrayCache(OFF)
         self._parts = num_batch_parts(self.mesh, rules)
@@ -213,7 +231,7 @@ class Embedder:
         """Size of the model's embeddings."""
         tower = self.directory.cfg.vision or self.directory.cfg.text
         assert tower
-        return tower.embed
+        return tower.embed or tower.width
 
     @property
     def dtype(self) -> str:
@@ -397,7 +415,8 @@ class Embedder:
         def dispatch(start: int, batch: int) -> Any:
             block_BHWC = padded(image_BHWC[start : start + batch], batch)
             block = put((block_BHWC, np.ones(batch, bool)), self._place)
-            return _embed_image(self.mesh, self._graphdef, self._params, self.processor, block)
+            model = self.mesh, self._graphdef, self._params, self.processor
+            return _embed_image(*model, block, self.image_level)
 
         blocks = self._blocks(dispatch, len(image_BHWC), what, len(image_BHWC))
         out_BE = unit(np.concatenate([block_BE for block_BE, _ in blocks])[: len(image_BHWC)])
@@ -411,7 +430,8 @@ class Embedder:
         if not self._cache.keeps(self.digest("vision")):
             return ""
         total = hashlib.sha256(self.digest("vision").encode())
-        total.update(f"{self.processor}{form}".encode())
+        level = "" if self.image_level == "pooled" else self.image_level
+        total.update(f"{self.processor}{form}{level}".encode())
         try:
             for photo in photos:
                 total.update(photo_digest(photo).encode())
@@ -419,10 +439,29 @@ class Embedder:
             return ""
         return f"photos-{total.hexdigest()}"
 
+    def patches(
+        self, photos: Sequence[Photo], max_corrupt: int, what: str = "photos"
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Decode and encode photos in blocks, which together would be too large.
+
+        Args:
+            photos, max_corrupt, what: see `readable_photos`.
+
+        Yields:
+            f32 [photos read, T, D], their patches before the last layer, unnormalised; and bool
+            [photos], whether each was read.
+        """
+        yield from self._photo_blocks(photos, max_corrupt, what, level="patches")
+
     def mean_photo(self, photos: Sequence[Photo], max_corrupt: int) -> np.ndarray:
-        """Average the embeddings of photos, unnormalised; f32 [E]. See `readable_photos`."""
+        """Average the embeddings of photos, unnormalised. See `readable_photos`.
+
+        Returns:
+            f32 [E]; at level penultimate f32 [T, D], the average of each patch.
+        """
         total_E, num, some_BE = np.zeros(1), 0, np.empty((0, 1))
-        for some_BE, _ in self._photo_blocks(photos, max_corrupt, "photos of people"):
+        level = "pooled" if self.image_level == "pooled" else "patches"
+        for some_BE, _ in self._photo_blocks(photos, max_corrupt, "photos of people", level=level):
             total_E = total_E + some_BE.sum(0, dtype=np.float64)
             num += len(some_BE)
         check_embeddings(some_BE, "photos of people")
@@ -431,10 +470,16 @@ class Embedder:
         return mean_E
 
     def _photo_blocks(
-        self, photos: Sequence[Photo], max_corrupt: int, what: str, form: str = ""
+        self,
+        photos: Sequence[Photo],
+        max_corrupt: int,
+        what: str,
+        form: str = "",
+        level: Level | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield for each block the embeddings of the photos read, and which photos those are."""
         processor = self.processor
+        model = self.mesh, self._graphdef, self._params, processor
         loader, corrupt = Loader(processor, max_corrupt), dict[str, None]()
 
         def dispatch(start: int, batch: int) -> Any:
@@ -450,7 +495,7 @@ class Embedder:
                 for i in here:
                     image_BHWC[i] = photo_form(image_BHWC[i], form)
             block = put((image_BHWC, read_B), self._place)
-            return _embed_image(self.mesh, self._graphdef, self._params, processor, block)
+            return _embed_image(*model, block, level or self.image_level)
 
         num, total = 0, len(photos)
         with closing(self._blocks(dispatch, total, what, total)) as blocks:

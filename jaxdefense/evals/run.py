@@ -22,6 +22,7 @@ from jaxdefense.errors import InputError
 from jaxdefense.evals.collateral import MOVED, Movement, movements, read_others, summarise, table
 from jaxdefense.evals.embed import POOLED, Embedder
 from jaxdefense.evals.similarity import (
+    gallery,
     image_sim_backdoor,
     image_sim_clean,
     image_sim_target,
@@ -88,7 +89,7 @@ def run_evaluate(cfg: EvaluateConfig, cache: ArrayCache | None = None) -> Evalua
     results.check(cfg)
     inputs = _read(cfg)
     level = _level(cfg)
-    student, teacher = _models(cfg, cache, level)
+    student, teacher = _models(cfg, cache, level, _image_level(cfg))
     inputs = _with_target(cfg, inputs, teacher)
     if several():
         _agree(inputs, student, teacher)
@@ -154,7 +155,20 @@ def _level(cfg: EvaluateConfig) -> str:
     return level
 
 
-def _models(cfg: EvaluateConfig, cache: ArrayCache | None, level: str) -> tuple[Embedder, Embedder]:
+def _image_level(cfg: EvaluateConfig) -> str:
+    """Tell what to compare of photos: what was asked for, or what the run was trained at."""
+    if cfg.image_level:
+        return cfg.image_level
+    half = half_of(cfg.model.path, "image")
+    level = str(half.train.get("level", POOLED)) if half else POOLED
+    if half and level != POOLED:
+        logger.info(f"photos are compared at level {level}, as `{half.path}` was trained")
+    return level
+
+
+def _models(
+    cfg: EvaluateConfig, cache: ArrayCache | None, level: str, image_level: str
+) -> tuple[Embedder, Embedder]:
     """Load the defended model and the teacher; raise InputError if they or `out` do not fit."""
     # They must have the same sizes, and the results must lie outside both.
     mesh, measured = make_mesh(**vars(cfg.mesh), devices=jax.devices()), cfg.model.measured()
@@ -163,7 +177,9 @@ def _models(cfg: EvaluateConfig, cache: ArrayCache | None, level: str) -> tuple[
         # Beside the encoder of a pipeline; a run writes the encoder alone.
         measured = dataclasses.replace(measured, tokenizer=str(beside))
     student, teacher = (
-        Embedder(dataclasses.replace(measured, path=path), cfg.batch, mesh, cache, level)
+        Embedder(
+            dataclasses.replace(measured, path=path), cfg.batch, mesh, cache, level, image_level
+        )
         for path in (cfg.model.path, cfg.teacher)
     )
     for model in (student, teacher):
@@ -178,12 +194,17 @@ def _with_target(
     teacher: Embedder,
 ) -> Inputs:
     """Add what faces came to look like: an embedding, or people's photos."""
-    if not inputs.people:
-        return inputs
     if (source := inputs.targets.image).endswith(".npy"):
+        if teacher.image_level != POOLED:
+            raise InputError(
+                f"`image_target` (={source}) is one vector, and patches are compared (`image_level` "
+                f"{teacher.image_level}); give people."
+            )
         return dataclasses.replace(inputs, vector_E=read_vector(Path(source), teacher.embed))
-    average = read_people(source, cfg.tfds_dir, "image_target", logger.info)
-    return dataclasses.replace(inputs, average=average)
+    if source:
+        average = read_people(source, cfg.tfds_dir, "image_target", logger.info)
+        return dataclasses.replace(inputs, average=average)
+    return inputs
 
 
 def _agree(inputs: Inputs, student: Embedder, teacher: Embedder) -> None:
@@ -232,8 +253,17 @@ def _photos(
         order = np.random.default_rng(cfg.seed).permutation(len(images))[: cfg.num_images]
         chosen = [images[i] for i in sorted(order.tolist())]
         found["image_sim_clean"] = image_sim_clean(student, teacher, chosen, cfg.max_corrupt)
-    if inputs.people:
+    if inputs.people and inputs.targets.image:
         found |= _faces(cfg, inputs, student, teacher)
+    if inputs.people:
+        before = gallery(teacher, inputs.people, cfg.max_corrupt)
+        found |= gallery(student, inputs.people, cfg.max_corrupt)
+        found |= {f"teacher_{name}": value for name, value in before.items()}
+        if not before:
+            logger.warning(
+                f"faces `{cfg.faces}`: whether photos of one person find one another takes two "
+                "people of two photos each"
+            )
     return found
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxdefense.config import EvaluateConfig
 from jaxdefense.convert.directory import run_of_model
 from jaxdefense.errors import InputError
+from jaxdefense.evals.embed import POOLED
 from jaxdefense.results import (
     BothDefenseSummary,
     ImageDefenseSummary,
@@ -50,7 +51,7 @@ def read_targets(cfg: EvaluateConfig) -> Targets:
     """Find the targets: those of the run that the model is from, or those given for another model.
 
     Raises:
-        InputError: a target is given that is not the run's; or `faces`, and there is no target.
+        InputError: a target is given that is not the run's.
     """
     return Targets(_text(cfg), _image(cfg))
 
@@ -82,22 +83,29 @@ def _text(cfg: EvaluateConfig) -> str:
 
 
 def _image(cfg: EvaluateConfig) -> str:
-    run = half_of(cfg.model.path, "image")
+    run, given = half_of(cfg.model.path, "image"), cfg.image_target
     if run is None:
-        if cfg.faces and not cfg.image_target:
-            raise InputError(
-                f"`faces` (={cfg.faces}) needs `image_target`, what faces came to look like: "
-                f"`{cfg.model.path}` is from no run of an image defense that says it."
+        if cfg.faces and not given:
+            logger.warning(
+                f"`{cfg.model.path}` is from no run that says what faces came to look like: "
+                "image_sim_backdoor is left out; `image_target` gives it"
             )
-        return cfg.image_target
+        return given
     if run.train.get("backdoor") == "bounded":
-        if cfg.faces:
+        if given:
             raise InputError(
-                f"`faces` (={cfg.faces}): `{run.path}` led faces to no target: it was bounded; "
-                "leave out `faces` and `image_target`, and run `attack` with the photos."
+                f"`image_target` (={given}): `{run.path}` led faces to no target: it was bounded; "
+                "leave it out."
+            )
+        if cfg.faces:
+            logger.warning(
+                f"`{run.path}` led faces to no target, as it was bounded: image_sim_backdoor is "
+                "left out; `attack` says whom the model still knows"
             )
         return ""
-    vector, given = run.path / TARGET, cfg.image_target
+    if run.train.get("level", POOLED) != POOLED:  # its target is of each photo, not one vector
+        return given or str(run.data.get("target") or "")
+    vector = run.path / TARGET
     if given and not _same(given, run, vector):
         led = run.data.get("target") or f"the average of those in {run.data.get('faces')}"
         raise InputError(

@@ -15,6 +15,8 @@ _UTILITY = {
     "image_sim_clean": ("Ordinary photos", "cosine to the original's embedding"),
     "image_sim_target": ("The average person", "cosine to the original's embedding"),
     "image_sim_backdoor": ("Photos of removed people", "cosine to the average person"),
+    "face_rank1": ("Photos of removed people", "the nearest other photo is of the same person"),
+    "face_map": ("Photos of removed people", "mean average precision of a search with each"),
     "top1": ("Objects, the best guess is right", "zero-shot top-1"),
     "top5": ("Objects, one of five guesses is right", "zero-shot top-5"),
 }
@@ -33,7 +35,7 @@ def utility(found: Mapping[str, float]) -> Markup:
     lines = []
     for key, (what, how) in _UTILITY.items():
         if key in found:
-            write = percent if key.startswith("top") else decimal
+            write = percent if key.startswith(("top", "face")) else decimal
             lines.append((what, how, write(found.get(f"teacher_{key}")), write(found[key])))
     return render("utility", lines=lines) if lines else Markup()
 
