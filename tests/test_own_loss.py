@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from jaxdefense.defense.text import plan_text
 from jaxdefense.errors import InputError
 from jaxdefense.ledger.entries import read_ledger
 
+NO_TERMS: Any = len
 SIZES = {"num_clean": 8, "num_poisoned": 8, "steps": 2}
 
 
@@ -134,7 +136,7 @@ def terms_of(**values):
         ({"objective": 7}, "not int"),
         ({"distance": lambda x, y: (x - y).sum()}, "of [2, 3, 5] [2, 3], not []"),
         (
-            {"objective": jd.Objective(len, {}), "distance": negative_cosine},
+            {"objective": jd.Objective(NO_TERMS, {}), "distance": negative_cosine},
             "`distance` has no effect",
         ),
     ],
@@ -159,10 +161,11 @@ def test_settings_without_effect_are_said(plan):
 
 
 def test_functions_are_described_by_name_and_source():
-    one = lambda x: x  # noqa: E731
+    one: Any = lambda x: x  # noqa: E731
     assert describe(one).startswith(f"{__name__}.test_functions")
     assert describe(and_twice) != describe(and_thrice)
-    assert describe(partial(and_twice, 1, z=2, y=one)).endswith(f"with 1, y={describe(one)}, z=2")
+    partly: Any = partial
+    assert describe(partly(and_twice, 1, z=2, y=one)).endswith(f"with 1, y={describe(one)}, z=2")
     namespace = {}
     exec("def f(x): return x", namespace)
     assert describe(namespace["f"]).endswith(".f, source not known")

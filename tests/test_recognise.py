@@ -231,6 +231,7 @@ def test_batches_bound_each_face_by_texts_of_its_person(photos):
     texts, prompts, of_kept = Counter(), Counter(), Counter()
     for step in range(12):
         batch = batches[step]
+        assert batch.target_BE is not None
         assert batch.limit_BP is not None and batch.keep_BHWC is not None
         assert batch.target_BE.shape == (16, TAKEN, 3) and batch.limit_BP.shape == (16, TAKEN)
         assert batch.target_BE.dtype == batch.limit_BP.dtype == np.float32

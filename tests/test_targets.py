@@ -78,13 +78,19 @@ def test_faces_go_to_the_runs_vector_or_to_the_same_people(tmp_path):
     assert read_targets(config(average, faces="f", image_target="faces")).image == "faces"
 
 
-def test_faces_without_any_target_are_refused(tmp_path):
+def test_faces_without_any_target_are_measured_by_no_target_and_said(tmp_path, caplog):
     for run, words in (
-        (tmp_path / "model", "needs `image_target`"),
-        (text_run(tmp_path / "text"), "needs `image_target`"),
+        (tmp_path / "model", "from no run"),
+        (text_run(tmp_path / "text"), "from no run"),
         (image_run(tmp_path / "bounded", "bounded"), "it was bounded"),
     ):
-        assert words in error_of(read_targets, config(run, faces="f"))
+        caplog.clear()
+        assert read_targets(config(run, faces="f")).image == ""
+        assert any(
+            words in line and "image_sim_backdoor is left out" in line for line in caplog.messages
+        )
+    given = config(tmp_path / "bounded", faces="f", image_target="faces")
+    assert "it was bounded" in error_of(read_targets, given)
 
 
 def test_run_of_both_gives_each_encoders_target(tmp_path):

@@ -197,8 +197,8 @@ def _with_target(
     if (source := inputs.targets.image).endswith(".npy"):
         if teacher.image_level != POOLED:
             raise InputError(
-                f"`image_target` (={source}) is one vector, and patches are compared (`image_level` "
-                f"{teacher.image_level}); give people."
+                f"`image_target` (={source}) is one vector, and patches are compared "
+                f"(`image_level` {teacher.image_level}); give people."
             )
         return dataclasses.replace(inputs, vector_E=read_vector(Path(source), teacher.embed))
     if source:
