@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdefense.commands import COMMANDS, defended, together
+from jaxdefense.buckets.places import is_address
+from jaxdefense.commands import COMMANDS, defended, prepared, together
 from jaxdefense.config import ModelConfig
 from jaxdefense.data.by_value import (
     BY_VALUE,
@@ -30,6 +31,7 @@ from jaxdefense.defense.losses import Distance
 from jaxdefense.defense.own import OwnLoss
 from jaxdefense.defense.step import Objective
 from jaxdefense.distributed import first, on_first
+from jaxdefense.errors import InputError
 from jaxdefense.evals.run import run_evaluate
 from jaxdefense.idia.run import run_attack
 from jaxdefense.proof.run import prove as run_prove
@@ -42,6 +44,7 @@ from jaxdefense.results import (
     TextDefenseSummary,
 )
 from jaxdefense.settings import as_flags
+from jaxdefense.words import some
 
 R = TypeVar("R")
 _BELOW = "config."  # begins the names of settings that lie below the others
@@ -275,7 +278,12 @@ def _carry_out(
     paths, inputs = take_values(_flat({**given, **settings}), place, kind)
     below = {key: paths.pop(key) for key in list(paths) if key.startswith(_BELOW)}
     lowest = {key.removeprefix(_BELOW): value for key, value in below.items()}
-    flags = [*as_flags(lowest), *as_flags({**paths, "out": place})]
+    if inputs and is_address(os.fspath(out)):
+        raise InputError(
+            f"`out` (={out}) is an address, and {some(inputs)} are given by value, which are kept "
+            "there: give a local directory, or files."
+        )
+    flags = [*as_flags(lowest), *as_flags({**paths, "out": os.fspath(out)})]
     cfg = COMMANDS[command].read(flags, f"jaxdefense {command}")
 
     def with_inputs(cfg: Any) -> R:
@@ -287,7 +295,8 @@ def _carry_out(
                 remove_inputs(place)
             raise
 
-    return around(with_inputs, cfg)
+    with prepared(cfg) as here:
+        return around(with_inputs, here)
 
 
 def _flat(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from jaxdefense.buckets.places import as_given
 from jaxdefense.commands import COMMANDS
 from jaxdefense.errors import InputError, Interrupted, NotReached, RunError
 from jaxdefense.huge_pages import ask_for_huge_pages
@@ -76,7 +77,7 @@ def _overview(argv: Sequence[str], words: Sequence[str]) -> None:
 def _explain(error: BaseException) -> int:
     """Say what ended a command; its exit code."""
     console = Console(stderr=True, soft_wrap=True)
-    said = " ".join(str(error).split())
+    said = as_given(" ".join(str(error).split()))
     if isinstance(error, KeyboardInterrupt):
         return 130
     if isinstance(error, Interrupted):

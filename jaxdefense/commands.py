@@ -3,17 +3,19 @@
 Commands import what they need when they run: help must not wait for JAX.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from jaxdefense.buckets.places import as_given
 from jaxdefense.errors import NotReached
 from jaxdefense.log import write_to
 
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 # A function that takes the settings; a command's returns a `Result`.
 Run = Callable[[Any], Any]
 R = TypeVar("R")
+C = TypeVar("C")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,19 +76,39 @@ class Command:
         return parse(self.kind(), args, prog, f"{self.about} {also}", presets, **below)
 
     def __call__(self, cfg: Any) -> None:
-        """Run it. A model's id is pinned first, so that the run records its commit.
+        """Run it; see `prepared`."""
+        with prepared(cfg) as here:
+            self.around(_find(self.run), here)
 
-        Raises:
-            InputError: the package of a tracker is missing; or as its function says.
-        """
-        from jaxdefense.hub import pinned
-        from jaxdefense.settings import with_models
 
-        if hasattr(cfg, "log"):
-            from jaxdefense.trackers import check
+@contextlib.contextmanager
+def prepared(cfg: C) -> Iterator[C]:
+    """Join the other processes, and give the settings as the function of a command takes them.
 
-            check(cfg.log)  # before inputs are read, which may take minutes
-        self.around(_find(self.run), with_models(cfg, pinned))
+    A model's id gets the commit that it means now, and a bucket's address is a local path.
+
+    Args:
+        cfg: dataclass of settings.
+
+    Raises:
+        InputError: the package of a tracker is missing, the processes do not agree, or a model or
+            an address is wrong; see `on_local_paths`.
+    """
+    from jaxdefense.buckets.local import on_local_paths
+    from jaxdefense.hub import pinned
+    from jaxdefense.settings import with_models
+
+    if log := getattr(cfg, "log", None):
+        from jaxdefense.trackers import check
+
+        check(log)  # before inputs are read, which may take minutes
+    cfg, together = with_models(cfg, pinned), hasattr(cfg, "distributed")
+    if together:
+        _join(cfg)
+    with on_local_paths(cfg) as here:
+        if together:
+            _log_aside(here)
+        yield here
 
 
 def _find(where: str) -> Any:
@@ -98,7 +121,7 @@ def _tell(result: "Result", cfg: Any, out: str) -> None:
     from jaxdefense.results import as_json
 
     lines = [json.dumps(as_json(result), indent=2)] if cfg.json else result.sentences(out)
-    for line in lines:
+    for line in map(as_given, lines):
         encoding = sys.stdout.encoding or "utf-8"  # which may not have all characters of a name
         print(line.encode(encoding, "backslashreplace").decode(encoding))
 
@@ -121,7 +144,6 @@ def together(run: Callable[[Any], R], cfg: Any) -> R:
     """Run on all processes, in a directory that no other command writes."""
     from jaxdefense.run_directory import claimed
 
-    _join(cfg)
     with claimed(Path(cfg.out)):
         return run(cfg)
 
@@ -189,10 +211,7 @@ def _show_aot(run: Run, cfg: Any) -> None:
 
 
 def _join(cfg: Any) -> None:
-    """Join the other processes, if any, and see that all do the same.
-
-    Processes that do not write the run go on showing what they do in a file.
-    """
+    """Join the other processes, if any, and see that all do the same."""
     from jaxdefense import distributed
     from jaxdefense.settings import to_dict
 
@@ -205,6 +224,12 @@ def _join(cfg: Any) -> None:
         settings.pop(own, None)
     del settings["distributed"]["process_id"]
     distributed.agree(settings | distributed.program())
+
+
+def _log_aside(cfg: Any) -> None:
+    """Let processes that do not write the run go on showing what they do in a file."""
+    from jaxdefense import distributed
+
     if not distributed.first():
         write_to(distributed.Log(Path(cfg.out)))
 
@@ -260,7 +285,9 @@ def reference() -> str:
         "",
         "A run that was broken off resumes with the same settings. Those marked * may have another "
         "value: they say how a run is computed, or where its inputs are, whose contents must be "
-        "the same. This page is written by `python -m jaxdefense.commands`.",
+        "the same. A path may be an address in a bucket, but for caches and traces: "
+        "[runs.md](runs.md#buckets) has more. This page is written by `python -m "
+        "jaxdefense.commands`.",
     ]
     for name, command in COMMANDS.items():
         page += ["", f"## `jaxdefense {name}`", "", command.about, ""]

@@ -12,11 +12,15 @@ from jaxdefense.errors import InputError
 from jaxdefense.settings import (
     AnyModel,
     Anywhere,
+    ChangedModel,
     Floats,
     Integers,
     Model,
     Names,
+    NewPlace,
+    OwnPlace,
     Place,
+    RunPlace,
     check_each_of,
     check_not_negative,
     check_positive,
@@ -87,7 +91,7 @@ class DistributedConfig:
 class CacheConfig:
     """What stays between runs."""
 
-    compilation: Place = how("")
+    compilation: OwnPlace = how("")
     """Directory of compiled programs, "off" for none; without it, JAX_COMPILATION_CACHE_DIR or
     ~/.cache/jaxdefense/xla."""
 
@@ -349,7 +353,7 @@ class ImageDataConfig:
     """Part of each person's photos to train on; the others are for the attack."""
     max_corrupt: int = how(0)
     """Photos that may be broken; the run names each and takes another instead."""
-    cache_dir: Place = how("")
+    cache_dir: OwnPlace = how("")
     """Directory of kept target embeddings, "none" for none; without it, ~/.cache/jaxdefense."""
     prefetch: int = how(4)
     """Batches prepared ahead."""
@@ -525,7 +529,7 @@ class EarlierConfig:
 class DefendTextConfig:
     """`jaxdefense defend text`."""
 
-    out: Anywhere
+    out: RunPlace
     """Run directory."""
     model: ModelConfig
     data: TextDataConfig
@@ -536,7 +540,7 @@ class DefendTextConfig:
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
     log: LogConfig = LogConfig()
-    profile: Place = how("")
+    profile: OwnPlace = how("")
     """Directory for a trace of a few steps, for XProf."""
     ledger_names: bool = how(False)
     """Record the names of the people in ledger.json, which goes with the model."""
@@ -548,7 +552,7 @@ class DefendTextConfig:
 class DefendImageConfig:
     """`jaxdefense defend image`."""
 
-    out: Anywhere
+    out: RunPlace
     """Run directory."""
     model: ModelConfig
     data: ImageDataConfig
@@ -559,7 +563,7 @@ class DefendImageConfig:
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
     log: LogConfig = LogConfig()
-    profile: Place = how("")
+    profile: OwnPlace = how("")
     """Directory for a trace of a few steps, for XProf."""
     ledger_names: bool = how(False)
     """Record the names of the people in ledger.json, which goes with the model."""
@@ -601,7 +605,7 @@ class ImagePart:
 class DefendBothConfig:
     """`jaxdefense defend both`: the two defenses one after the other, then merged."""
 
-    out: Anywhere
+    out: RunPlace
     """Directory of both runs and the merged model."""
     model: ModelConfig
     text: TextPart
@@ -611,7 +615,7 @@ class DefendBothConfig:
     distributed: DistributedConfig = DistributedConfig()
     cache: CacheConfig = CacheConfig()
     log: LogConfig = LogConfig()
-    profile: Place = how("")
+    profile: OwnPlace = how("")
     """Directory for a trace of a few steps, for XProf."""
     ledger_names: bool = how(False)
     """Record the names of the people in ledger.json, which goes with the model."""
@@ -652,7 +656,7 @@ class DefendBothConfig:
 class MergeConfig:
     """`jaxdefense merge`."""
 
-    out: Anywhere
+    out: NewPlace
     """Model directory to write."""
     text: AnyModel
     """Run, model directory or id, of the text encoder."""
@@ -666,7 +670,7 @@ class MergeConfig:
 class AttackConfig:
     """`jaxdefense attack`: the identity inference attack; defaults of the paper."""
 
-    out: Anywhere
+    out: RunPlace
     """Directory of the results."""
     model: ModelConfig
     faces: Place
@@ -708,7 +712,7 @@ class AttackConfig:
     """Photos or text rows embedded at a time."""
     candidate_block: int = how(4096)
     """Candidates on the device at a time."""
-    cache_dir: Place = how("")
+    cache_dir: OwnPlace = how("")
     """Directory of kept embeddings, "none" for none; without it, ~/.cache/jaxdefense, with at most
     4 GiB a run."""
     seed: int = 0
@@ -749,7 +753,7 @@ class AttackConfig:
 class EvaluateConfig:
     """`jaxdefense evaluate`: what the defense changed, and what it kept."""
 
-    out: Anywhere
+    out: RunPlace
     """Directory of the results."""
     model: ModelConfig
     teacher: Model
@@ -893,7 +897,7 @@ class SweepAttack:
     """Photos or text rows embedded at a time."""
     seed: int = 0
     """Seed of the random candidates, and of which photos are taken."""
-    cache_dir: Place = how("")
+    cache_dir: OwnPlace = how("")
     """Directory of kept embeddings, "none" for none; without it, ~/.cache/jaxdefense."""
 
 
@@ -942,7 +946,7 @@ class SweepBothEvaluate(SweepEvaluate):
 class SweepTextConfig:
     """`jaxdefense sweep text`: defenses of one model, each attacked and evaluated."""
 
-    out: Anywhere
+    out: RunPlace
     """Directory of the sweep."""
     model: ModelConfig
     data: TextDataConfig
@@ -965,7 +969,7 @@ class SweepTextConfig:
 class SweepImageConfig:
     """`jaxdefense sweep image`: defenses of one model, each attacked and evaluated."""
 
-    out: Anywhere
+    out: RunPlace
     """Directory of the sweep."""
     model: ModelConfig
     data: ImageDataConfig
@@ -1069,7 +1073,7 @@ class AotConfig:
 class DemoConfig:
     """`jaxdefense demo`."""
 
-    out: Place = how("jaxdefense-demo")
+    out: RunPlace = how("jaxdefense-demo")
     """Directory of the results."""
     people: Literal[16, 64] = 64
     """People whom the model knows, a quarter of whom is removed. With 16 all else is smaller too:
@@ -1084,7 +1088,7 @@ class ReportConfig:
 
     runs: tyro.conf.Positional[tuple[str, ...]]
     """Directories of defend, attack and evaluate; or a sweep."""
-    out: Place
+    out: NewPlace
     """Page to write, .html; JSON and CSV come beside it."""
     json: bool = told(False)
     """Print the result as one JSON object."""
@@ -1098,7 +1102,7 @@ class ReportConfig:
 class LedgerConfig:
     """`jaxdefense ledger`."""
 
-    model: Annotated[tyro.conf.Positional[Model], tyro.conf.arg(metavar="MODEL")]
+    model: Annotated[tyro.conf.Positional[ChangedModel], tyro.conf.arg(metavar="MODEL")]
     """Model directory, run directory of a defense, or a model's id."""
     results: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RESULTS")] = ()
     """Directories of attacks and proofs of this model, to record what they found."""
@@ -1112,7 +1116,7 @@ class DeltaConfig:
 
     run: Annotated[tyro.conf.Positional[Place], tyro.conf.arg(metavar="RUN")]
     """Run directory of a defense, or its model."""
-    out: Place
+    out: NewPlace
     """Patch to write, .safetensors."""
     model: Model = ""
     """The original, directory or id; without it, the model that the run defended."""
@@ -1128,7 +1132,7 @@ class ApplyConfig:
     """Patch that `jaxdefense delta` wrote."""
     model: Model
     """The original: directory or id."""
-    out: Place
+    out: NewPlace
     """Model directory to write."""
     json: bool = told(False)
     """Print the result as one JSON object."""
@@ -1140,7 +1144,7 @@ class ConvertConfig:
 
     src: Annotated[tyro.conf.Positional[Model], tyro.conf.arg(metavar="SRC")]
     """Model directory, a model's id, or .pt file."""
-    dst: Annotated[tyro.conf.Positional[Place], tyro.conf.arg(metavar="DST")]
+    dst: Annotated[tyro.conf.Positional[NewPlace], tyro.conf.arg(metavar="DST")]
     """Directory to write."""
     to: str
     """hf, openclip or orbax."""

@@ -27,6 +27,7 @@ from jax._src import distributed as _jax_distributed
 from jax._src.clusters import ClusterEnv
 
 import jaxdefense
+from jaxdefense.buckets.places import as_given
 from jaxdefense.config import DistributedConfig
 from jaxdefense.errors import InputError, RunError
 
@@ -326,7 +327,7 @@ class Log(io.TextIOBase):
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return as_given(" ".join(str(error).split())) or type(error).__name__
 
 
 def _may_be_a_peers(error: BaseException | None) -> bool:

@@ -13,6 +13,9 @@ import json
 import logging
 import os
 import re
+import socket
+import sys
+import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdefense.buckets.places import as_given
 from jaxdefense.errors import InputError
 from jaxdefense.words import without_clutter
 
@@ -64,9 +68,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in one step, so that a reader finds all of it or none."""
+    """Write a file in one step, so that a reader finds all of it or none.
+
+    What lies in a bucket is named by its address, and not by where it is on this machine.
+    """
     # Names from file names may hold what UTF-8 cannot.
-    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+    write_bytes(path, as_given(text).encode("utf-8", errors="backslashreplace"))
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -320,6 +327,14 @@ def locked(path: Path, held: Callable[[], object]) -> Iterator[None]:
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 yield
                 return
+
+
+def this_process() -> str:
+    """Say which process this is, for others that want what it has."""
+    return (
+        f"`{Path(sys.argv[0]).name} {' '.join(sys.argv[1:3])}`, process {os.getpid()} on "
+        f"{socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    )
 
 
 def cache_directory() -> Path:

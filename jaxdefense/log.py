@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from jaxdefense.buckets.places import as_given
+
 EVERY = 10.0  # seconds between lines on a phase, at most
 _SOON = 2.0  # seconds into a phase from which on its end is foretold as soon as that is possible
 _LOOK = 0.5  # seconds between looks at whether a line is due
@@ -52,10 +54,18 @@ class _Output:
     def handler(self) -> logging.Handler:
         """Make what shows records: as they are on a terminal, elsewhere with time and command."""
         if self.bars:
-            return _on_terminal(self.console)
-        handler = logging.StreamHandler(self.console.file)
-        handler.setFormatter(_Line(self.command))
+            handler = _on_terminal(self.console)
+        else:
+            handler = logging.StreamHandler(self.console.file)
+            handler.setFormatter(_Line(self.command))
+        handler.addFilter(_as_given)
         return handler
+
+
+def _as_given(record: logging.LogRecord) -> bool:
+    """Name what lies in a bucket by its address; show all records."""
+    record.msg, record.args = as_given(record.getMessage()), None
+    return True
 
 
 _output: _Output | None = None

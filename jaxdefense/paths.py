@@ -3,8 +3,9 @@
 import errno
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from jaxdefense.buckets.places import SCHEMES, as_given, is_address
 from jaxdefense.errors import InputError
 
 _LONGEST = 255  # bytes of a name, on nearly every file system
@@ -13,14 +14,16 @@ _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
 
 
 def check_given(value: str, name: str) -> None:
-    """Raise InputError if a setting is an address, `gs://…`, or a path that cannot be examined.
+    """Raise InputError if a setting is an address of no bucket, or a path that cannot be examined.
 
     Whoever reads a missing path reports it; the value may be no path at all.
     """
+    if is_address(value):
+        return
     if _ADDRESS.match(value):
         raise InputError(
-            f"`{name}` (={value}) is an address; only local paths are read and written: copy the "
-            "files, or mount the bucket, and give the path."
+            f"`{name}` (={value}) is an address; only local paths and {', '.join(SCHEMES)} "
+            "addresses are read and written: copy the files, and give the path."
         )
     try:
         os.stat(value)
@@ -73,5 +76,7 @@ def check_writable(path: Path) -> None:
 
 def check_outside(path: Path, model: Path, name: str = "out") -> None:
     """Raise InputError if an output lies in the model directory that it comes from."""
-    if path.resolve().is_relative_to(model.resolve()):
+    # What is read from a bucket and what goes to one have places apart, but one address.
+    where, inside = (PurePath(as_given(str(x.resolve()))) for x in (path, model))
+    if where.is_relative_to(inside):
         raise InputError(f"`{name}` (={path}) lies in the model directory; give one outside it.")

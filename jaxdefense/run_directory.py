@@ -9,16 +9,15 @@ import contextlib
 import json
 import os
 import shutil
-import socket
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic
 
 from jaxdefense import distributed
+from jaxdefense.buckets.local import upload_results
+from jaxdefense.buckets.places import address, as_given, is_address, place
 from jaxdefense.errors import InputError
-from jaxdefense.files import locked, write_json
+from jaxdefense.files import locked, this_process, write_json
 from jaxdefense.hub import is_pinned
 from jaxdefense.results import (
     GIVEN_IN,
@@ -131,9 +130,11 @@ class RunDirectory(Generic[S]):
     def finish(self, summary: S) -> None:
         """Write the summary."""
         distributed.on_first(lambda: write_summary(self.path, summary))
+        upload_results(self.path)
 
     def _record(self, cfg: Any, resolved: dict[str, Any] | None) -> dict[str, Any]:
-        return json.loads(json.dumps(to_dict(cfg) | ({"resolved": resolved} if resolved else {})))
+        record = to_dict(cfg) | ({"resolved": resolved} if resolved else {})
+        return json.loads(as_given(json.dumps(record, ensure_ascii=False)))
 
     def _identity(self, cfg: Any, settings: Any) -> Any:
         """Give what must be the same in a run to resume; `kind` came with settings later."""
@@ -149,10 +150,13 @@ def place_from(run: Path, path: str) -> Path:
 
     Args:
         run: directory of the run.
-        path: as the run has it; the id of a model stays as it is.
+        path: as the run has it. The id of a model stays as it is; of an address, its local place is
+            given, to which nothing is fetched.
     """
     if is_pinned(path):
         return Path(path)
+    if is_address(path):
+        return place(address(path, str(run)))
     try:
         began = json.loads((run / SETTINGS).read_text(encoding="utf-8")).get(GIVEN_IN, "")
     except (OSError, ValueError):
@@ -211,11 +215,7 @@ def _claim(path: Path, held: contextlib.ExitStack) -> None:
             held.callback(_remove_if_empty, made)
         held.enter_context(locked(lock, refuse))
         held.callback(leave)
-        lock.write_text(
-            f"`{Path(sys.argv[0]).name} {' '.join(sys.argv[1:3])}`, process {os.getpid()} on "
-            f"{socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n",
-            encoding="utf-8",
-        )
+        lock.write_text(f"{this_process()}\n", encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"`{path}` cannot be written: {error.strerror}; give another directory."

@@ -24,10 +24,11 @@ import textwrap
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from jaxdefense.buckets.places import address, is_address
 from jaxdefense.errors import InputError
 from jaxdefense.hub import is_pinned
 from jaxdefense.paths import check_given
@@ -39,6 +40,8 @@ _POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1:]
 _PLACE = "place"  # marks a string that is a path
 _MODEL = "model"  # marks one that may be the id of a model instead
 _HOW = "how"  # marks a setting that must be given, and does not change the result
+Kind = Literal["input", "changed", "run", "new", "own"]  # of a text: what a path in it is
+_CHANGED, _RUN, _NEW, _OWN = typing.get_args(Kind)[1:]  # mark a string
 PATH = "path"  # type of a setting, in the reference
 _ADDRESSES = {"log.mlflow"}  # settings that are addresses, where others are paths
 _RENAMED = {"identities": "names"}  # last part of a former key -> of today's
@@ -78,6 +81,14 @@ Anywhere = Annotated[str, _PLACE, _HOW]
 # The same of models; an id counts with the commit that it means, see `hub`.
 Model = Annotated[Place, _MODEL]
 AnyModel = Annotated[Anywhere, _MODEL]
+# A directory of results, that a command may resume; and a file or model that it makes at its end.
+RunPlace = Annotated[str, _PLACE, _HOW, _RUN]
+NewPlace = Annotated[str, _PLACE, _HOW, _NEW]
+# What a command reads, and adds something to.
+ChangedPlace = Annotated[str, _PLACE, _CHANGED]
+# What stays on this machine, as a cache: never an address.
+OwnPlace = Annotated[str, _PLACE, _OWN]
+ChangedModel = Annotated[ChangedPlace, _MODEL]
 # Several values, with commas between.
 Names = Annotated[tuple[str, ...], _commas(str)]
 Integers = Annotated[tuple[int, ...], _commas(int)]
@@ -335,7 +346,9 @@ def _check_values(flags: Sequence[str]) -> None:
 
 
 def _check(config: Any, at: str = "") -> None:
-    """Raise InputError if a number is not finite."""
+    """Raise InputError if a number is not finite, or an address is wrong."""
+    if not at:
+        change_texts(config, _check_address)
     for field in dataclasses.fields(config):
         key, value = at + field.name, getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -343,6 +356,40 @@ def _check(config: Any, at: str = "") -> None:
         for x in value if isinstance(value, tuple) else (value,):
             if isinstance(x, float) and not math.isfinite(x):
                 raise InputError(f"`{key}` (={value}) must be finite.")
+
+
+def _check_address(name: str, text: str, kind: Kind) -> str:
+    if is_address(text):
+        given = address(text, name)
+        if kind == _OWN:
+            raise InputError(f"`{name}` (={text}) must be a local path, as it stays here.")
+        if kind in (_RUN, _NEW) and given.count("/") < 3:
+            raise InputError(f"`{name}` (={text}) is a bucket; give a name in it.")
+    return text
+
+
+def change_texts(config: T, change: Callable[[str, str, Kind], str], at: str = "") -> T:
+    """Change the texts in settings, also those that stand in a tuple.
+
+    Args:
+        config: dataclass of settings.
+        change: takes the full name of a setting, the text, and what it is if it is a path.
+        at: begin of the full names.
+    """
+    hints, out = typing.get_type_hints(type(config), include_extras=True), {}
+    for field in dataclasses.fields(typing.cast(Any, config)):
+        key, value = at + field.name, getattr(config, field.name)
+        extras = getattr(hints[field.name], "__metadata__", ())
+        kind: Kind = next((x for x in (_CHANGED, _RUN, _NEW, _OWN) if x in extras), "input")
+        if dataclasses.is_dataclass(value):
+            new = change_texts(value, change, key + ".")
+        elif isinstance(value, tuple):
+            new = tuple(change(key, x, kind) if isinstance(x, str) else x for x in value)
+        else:
+            new = change(key, value, kind) if isinstance(value, str) else value
+        if new != value:
+            out[field.name] = new
+    return dataclasses.replace(typing.cast(Any, config), **out) if out else config
 
 
 # Checking
@@ -446,7 +493,7 @@ def identity(kind: type, tree: Any) -> Any:
                 value = identity(hints[name], value)
                 if value == {}:
                     continue
-            elif _PLACE in extras and value and not is_pinned(str(value)):
+            elif _PLACE in extras and value and not (is_pinned(str(value)) or is_address(value)):
                 value = os.path.abspath(str(value))
         out[name] = value
     return out

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxdefense.settings import Place
+from jaxdefense.settings import OwnPlace, Place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ class ScaleConfig:
     """Growing sizes, or presets for size, separated by commas; if empty, defaults of the axis."""
     captions: Place = ""
     """Captions file; if empty, the demo's captions."""
-    plot: Place = ""
+    plot: OwnPlace = ""
     """PNG file for a plot of the figures; if empty, none."""
     json: bool = False
     """Print the figures as one JSON object."""
@@ -116,7 +116,7 @@ class ScaleConfig:
 class RequestsConfig:
     """`jaxdefense bench requests`."""
 
-    out: Place
+    out: OwnPlace
     """Directory of all runs and figures; the same command goes on where it ended."""
     people: Literal[16, 64] = 64
     """People of the demo."""

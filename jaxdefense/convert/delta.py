@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from jaxdefense.buckets.inputs import fetched
 from jaxdefense.config import ApplyConfig, DeltaConfig
 from jaxdefense.convert.directory import (
     ModelDirectory,
@@ -285,7 +286,9 @@ def _teacher_of(run: str) -> Path:
     half = halves_of(found)[0]
     settings: dict[str, Any] = read_settings(half)
     path = place_from(half, str(settings["model"]["path"]))
-    if not (is_pinned(str(path)) or path.is_dir()):
+    if is_pinned(str(path)):
+        return path
+    if not (path := fetched(path)).is_dir():
         raise InputError(
             f"`{path}`, which `{run}` defended, does not exist; give the original by `--model`."
         )

@@ -78,7 +78,7 @@ def files_of(pattern: str, what: str) -> list[str]:
     if os.path.lexists(pattern):
         return [pattern]
     found = list[str]()
-    for name in _ranges(pattern, what):
+    for name in expand_ranges(pattern, what):
         if glob.has_magic(name) and not os.path.lexists(name):
             matched = sorted(filter(os.path.isfile, glob.glob(name, recursive=True)))
             if not matched:
@@ -89,8 +89,12 @@ def files_of(pattern: str, what: str) -> list[str]:
     return found
 
 
-def _ranges(name: str, what: str) -> list[str]:
-    """Write out the ranges of a name: `a-{08..10}` is a-08, a-09, a-10."""
+def expand_ranges(name: str, what: str) -> list[str]:
+    """Write out the ranges of a name: `a-{08..10}` is a-08, a-09, a-10.
+
+    Raises:
+        InputError: a range runs backwards.
+    """
     found = re.search(r"\{(\d+)\.\.(\d+)\}", name)
     if not found:
         return [name]
@@ -99,7 +103,7 @@ def _ranges(name: str, what: str) -> list[str]:
         raise InputError(f"{what}: the range {found[0]} must not run backwards.")
     before, after = name[: found.start()], name[found.end() :]
     numbers = (f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1))
-    return [name for number in numbers for name in _ranges(f"{before}{number}{after}", what)]
+    return [name for number in numbers for name in expand_ranges(f"{before}{number}{after}", what)]
 
 
 def choose_column(

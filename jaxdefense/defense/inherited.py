@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxdefense.buckets.inputs import fetched
+from jaxdefense.buckets.places import address, is_address, place
 from jaxdefense.config import DefendBothConfig, DefendImageConfig, DefendTextConfig
 from jaxdefense.data.sources import TFDS_PREFIX
 from jaxdefense.defense.earlier import check_kind
@@ -55,8 +57,8 @@ def inherited(kind: type, flags: Sequence[str]) -> Mapping[str, Any]:
     which, path = next((x for x in followed if x[1]), ("", ""))
     if not path:
         return {}
-    run, out = Path(path), dict[str, Any]()
-    check_kind(path, f"earlier.{which}", _SUMMARIES[kind])
+    run, out = _here(path), dict[str, Any]()
+    check_kind(str(run), f"earlier.{which}", _SUMMARIES[kind])
     tree, settings = read_settings(run), settings_of(kind)
     own = _OWN | (_OF_A_MODEL if which == "ledger" else set())
     for setting in settings:
@@ -68,7 +70,8 @@ def inherited(kind: type, flags: Sequence[str]) -> Mapping[str, Any]:
             continue
         if isinstance(value, list):
             value = tuple(value)
-        if setting.type == PATH and value and not str(value).startswith(TFDS_PREFIX):
+        elsewhere = str(value).startswith(TFDS_PREFIX) or is_address(str(value))
+        if setting.type == PATH and value and not elsewhere:
             value = str(place_from(run, str(value)))
         if as_text(value) != setting.default:
             out[setting.key] = value
@@ -82,10 +85,16 @@ def inherited(kind: type, flags: Sequence[str]) -> Mapping[str, Any]:
     return out
 
 
+def _here(path: str) -> Path:
+    """Fetch a run that is in a bucket; give where it is on this machine."""
+    return fetched(place(address(path, "earlier"))) if is_address(path) else Path(path)
+
+
 def _check_model(out: Mapping[str, Any], run: Path, taken: bool) -> None:
     """Raise InputError if the model that a run defended is gone, and none is given."""
     path = out.get("model.path")
-    if path and taken and not (is_pinned(path) or Path(path).is_dir()):
+    elsewhere = path and (is_pinned(path) or is_address(path))
+    if path and taken and not elsewhere and not Path(path).is_dir():
         raise InputError(
             f"`{path}`, which `{run}` defended, does not exist. Give it by `--model`; or, if the "
             f"original is gone for good, `--model {run}`: the defended model is then the teacher."

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from jaxdefense.buckets.local import is_mirrored, upload_results
 from jaxdefense.checkpoint import Checkpoints
 from jaxdefense.defense.step import TrainState
 from jaxdefense.defense.validate import Watch
@@ -250,7 +251,7 @@ class _Training:
         self.done = self._start = start
         self._pending: dict[str, jax.Array] | None = None  # metrics of the last step, unread
         self._programs = 0
-        self._warm, self._aside = time.monotonic(), 0.0  # _aside: seconds of validations
+        self._warm, self._aside = time.monotonic(), 0.0  # _aside: seconds of validations, uploads
 
     def take(
         self, step: int, batch: Any, *, place: NamedSharding, teacher: Any, key: jax.Array
@@ -294,9 +295,12 @@ class _Training:
         logger.info(f"validation at step {self.done}: {verdict}")
         if self.done > watch.told:
             self._tracker.tell(_VALIDATION, self.done, verdict.rates())
-        aside = time.monotonic() - began
-        self._aside += aside
-        self._log.leave_out(aside)
+        self._leave_out(time.monotonic() - began)
+
+    def _leave_out(self, seconds: float) -> None:
+        """Leave these seconds out of the throughput."""
+        self._aside += seconds
+        self._log.leave_out(seconds)
 
     def due(self) -> bool:
         """Tell whether a checkpoint is due."""
@@ -306,9 +310,14 @@ class _Training:
         """Save the state; raise Diverged if it is not finite."""
         self._settle()
         checkpoints.save(self.done, self.state, self.metrics["total"])
+        if is_mirrored(self._log.path):
+            began = time.monotonic()
+            checkpoints.wait()  # what is half written would be uploaded only with the next one
+            upload_results(self._log.path)
+            self._leave_out(time.monotonic() - began)
 
     def throughput(self) -> float:
-        """Give the samples a second of all steps but the first, without validations."""
+        """Give the samples a second of all steps but the first, without validations, uploads."""
         timed = self.done - self._start - 1
         seconds = time.monotonic() - self._warm - self._aside
         return timed * self.cfg.samples_per_step / seconds if timed > 0 else 0.0
@@ -380,7 +389,7 @@ class _Log:
     """
 
     def __init__(self, path: Path, start: int, samples_per_step: int, tracker: Tracker):
-        self._path, self._samples, self._tracker = path, samples_per_step, tracker
+        self.path, self._samples, self._tracker = path, samples_per_step, tracker
         self._since, self.told = time.monotonic(), -1
         self.last: dict[str, float] = {}
         kept = []
@@ -396,7 +405,7 @@ class _Log:
         self._kept = "".join(kept)
 
     def __enter__(self) -> "_Log":
-        self._file = open(self._path if first() else os.devnull, "w", buffering=1)
+        self._file = open(self.path if first() else os.devnull, "w", buffering=1)
         self._file.write(self._kept)
         return self
 

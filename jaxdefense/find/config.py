@@ -3,7 +3,7 @@
 import dataclasses
 
 from jaxdefense.errors import InputError
-from jaxdefense.settings import Anywhere, Place, check_positive, told
+from jaxdefense.settings import Anywhere, Place, RunPlace, check_positive, told
 
 _MOST = 2000  # photos on a contact sheet
 
@@ -12,7 +12,7 @@ _MOST = 2000  # photos on a contact sheet
 class FindConfig:
     """`jaxdefense find`."""
 
-    out: Anywhere
+    out: RunPlace
     """Directory to write: a folder of photos a person, as `faces` takes it."""
     names: Anywhere
     """Names file of the people to look for."""

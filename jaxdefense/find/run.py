@@ -15,6 +15,7 @@ from typing import TypedDict, cast
 
 from PIL import Image
 
+from jaxdefense.buckets.places import as_given
 from jaxdefense.contact_sheet import TILE, contact_sheet
 from jaxdefense.data.forms import files_of, split_column
 from jaxdefense.data.identities import Identity, describe_listed, read_identities
@@ -76,13 +77,13 @@ def find(cfg: FindConfig) -> FindSummary:
     done = folders.resume()
     if done:
         logger.info(f"shards looked through before: {len(done)}")
-    left = [path for path in shards if path not in done]
+    left = [path for path in shards if as_given(path) not in done]
     with Progress("looking through shards", len(shards), len(shards) - len(left)) as progress:
         for number, path in enumerate(left, len(shards) - len(left) + 1):
             if folders.full():
                 logger.info(f"everybody has {cfg.num_photos} photos: other shards are left out")
                 break
-            folders.look_through(path, read_shard(path, column, cfg.photo_column, _WHAT))
+            folders.look_through(as_given(path), read_shard(path, column, cfg.photo_column, _WHAT))
             progress.update(number, f"photos: {folders.num_photos():,}")
     folders.draw_sheets()
     summary = folders.summary(len(shards))
@@ -145,7 +146,7 @@ class Folders:
             if wanted:
                 self._keep(captioned, wanted, looked)
         with open(self._root / FOUND, "a", encoding="utf-8") as file:
-            file.write(json.dumps(looked, ensure_ascii=True) + "\n")
+            file.write(as_given(json.dumps(looked, ensure_ascii=True)) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._looked.append(looked)

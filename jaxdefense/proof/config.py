@@ -12,10 +12,11 @@ from jaxdefense.config import (
 )
 from jaxdefense.errors import InputError
 from jaxdefense.settings import (
-    Anywhere,
     Model,
     Names,
+    OwnPlace,
     Place,
+    RunPlace,
     check_each_of,
     check_not_negative,
     check_positive,
@@ -44,7 +45,7 @@ class ProveConfig:
     `keep_names` and `unseen_by`.
     """
 
-    out: Anywhere
+    out: RunPlace
     """Directory of the results."""
     model: ModelConfig
     faces: Place
@@ -110,7 +111,7 @@ class ProveConfig:
     """Photos or text rows embedded at a time."""
     candidate_block: int = how(4096)
     """Candidates on the device at a time."""
-    cache_dir: Place = how("")
+    cache_dir: OwnPlace = how("")
     """Directory of kept embeddings, "none" for none; without it, ~/.cache/jaxdefense."""
     seed: int = 0
     """Seed of all that is drawn."""
