@@ -36,6 +36,7 @@ _UNPACK = "unpack it: `{} FILE > FILE.txt`"
 # How files begin that are unpacked, and the codec.
 _PACKED = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"))
 _COLUMN = "write its column as text, a line each"
+PARQUET_MAGIC, TAR_MAGIC = rb"PAR1[\x00-\x1f\x80-\xff]", rb"(?s:.{257})ustar"
 # How files of other kinds begin, their kind, and the remedy.
 _MAGIC = (
     (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32", "convert it: `iconv -f UTF-32 -t UTF-8`"),
@@ -44,11 +45,11 @@ _MAGIC = (
     (rb"BZh[1-9]1AY&SY", "bzip2", _UNPACK.format("bunzip2 -c")),
     (rb"7z\xbc\xaf\x27\x1c", "7z", "unpack it"),
     (rb"PK(\x03\x04|\x05\x06)", "a zip archive, or a sheet of Excel", "unpack it, or save as text"),
-    (rb"PAR1[\x00-\x1f\x80-\xff]", "Parquet", _COLUMN),
+    (PARQUET_MAGIC, "Parquet", _COLUMN),
     (rb"ARROW1\0", "Arrow", _COLUMN),
     (rb"\x89HDF", "HDF5", _COLUMN),
     (rb"SQLite format 3\0", "SQLite", _COLUMN),
-    (rb"(?s:.{257})ustar", "a tar archive", "unpack it"),
+    (TAR_MAGIC, "a tar archive", "unpack it"),
     (rb"%PDF-", "PDF", "save it as plain text"),
     (rb"\{\\rtf", "rich text", "save it as plain text"),
     (rb"\xd0\xcf\x11\xe0", "a file of Office", "save it as plain text"),

@@ -988,6 +988,8 @@ class FindSummary(Result):
         looked_through: of these; fewer if everybody had enough photos before.
         captions: that were read.
         unreadable: photos that could not be read.
+        unreadable_captions: captions that could not be read.
+        damaged: shards whose rest was left out.
         photos: of each person; 0 where none was found.
     """
 
@@ -997,6 +999,8 @@ class FindSummary(Result):
     looked_through: int
     captions: int
     unreadable: int
+    unreadable_captions: int
+    damaged: list[str]
     photos: dict[str, int]
 
     def sentences(self, out: str) -> list[str]:
@@ -1010,6 +1014,11 @@ class FindSummary(Result):
         ]
         if nobody:
             said.append(f"Nothing was found of {some(nobody)}.")
+        if self.damaged:
+            said.append(
+                f"{count(len(self.damaged), 'shard')} could not be read, or not to the end: "
+                f"{some(self.damaged)}."
+            )
         if not found:
             return said
         return [

@@ -19,6 +19,9 @@ from jaxdefense.clip.ragged import Ragged, joined, ragged, ranges
 from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.data.forms import (
     CAPTION_COLUMNS,
+    NAME_ONE,
+    NAME_OR_NUMBER,
+    TABLE,
     TEXT,
     Form,
     choose_column,
@@ -148,7 +151,8 @@ class CaptionFiles:
                         yield text
                 else:
                     choose = functools.partial(self._choose, where, form)
-                    column = read_column(self._open, form, where, choose, self._column)
+                    tell = functools.partial(self._tell, form)
+                    column = read_column(self._open, form, where, choose, self._column, tell)
                     for row, value in column:
                         at, texts = f"{where}, {ROW[form.name]} {row}", 0
                         for text, cut in caption_texts(value, at):
@@ -168,9 +172,13 @@ class CaptionFiles:
         return f"{self._what} file `{path}`"
 
     def _choose(self, where: str, form: Form, columns: Sequence[str]) -> str:
-        column = choose_column(columns, CAPTION_COLUMNS, self._column, where, self._what)
-        say_once(f"captions `{self.source}`: read as {form}, column `{column}`", logging.INFO)
+        remedy = NAME_OR_NUMBER if form.name == TABLE else NAME_ONE
+        column = choose_column(columns, CAPTION_COLUMNS, self._column, where, self._what, remedy)
+        self._tell(form, f"column `{column}`")
         return column
+
+    def _tell(self, form: Form, what: str) -> None:
+        say_once(f"captions `{self.source}`: read as {form}, {what}", logging.INFO)
 
 
 def caption_texts(value: object, where: str) -> Iterator[tuple[str, int]]:

@@ -4,6 +4,7 @@ A source is a file, a glob, or a range such as `shards-{0000..0012}.tar`. `::COL
 names a column, where a well-known name does not show it.
 """
 
+import contextlib
 import dataclasses
 import glob
 import itertools
@@ -13,7 +14,7 @@ import re
 from collections.abc import Sequence
 
 from jaxdefense.errors import InputError
-from jaxdefense.files import plain_lines, unpacked
+from jaxdefense.files import PARQUET_MAGIC, TAR_MAGIC, plain_lines, unpacked
 from jaxdefense.words import folded_words, some
 
 TEXT, TABLE, JSON, JSON_LINES = "text", "table", "JSON", "JSON Lines"
@@ -22,8 +23,10 @@ TAB = "\t"
 
 _MARK = "::"
 NAME_ONE = f"name one at the end of the source, as in `FILE{_MARK}COLUMN`"
+# The same of a table, whose first line may be a row as well.
+NAME_OR_NUMBER = f"{NAME_ONE}, or its number, as in `FILE{_MARK}2`, if the first line names none"
 _SHOWN = 30  # columns
-_MAGIC = ((rb"PAR1[\x00-\x1f\x80-\xff]", PARQUET), (rb"(?s:.{257})ustar", TAR))
+_MAGIC = ((PARQUET_MAGIC, PARQUET), (TAR_MAGIC, TAR))
 _SUFFIXES = {
     ".csv": TABLE, ".tsv": TABLE, ".tab": TABLE, ".json": JSON, ".jsonl": JSON_LINES,
     ".ndjson": JSON_LINES, ".parquet": PARQUET, ".tar": TAR,
@@ -46,6 +49,7 @@ _COLUMNS = _OTHER_COLUMNS.union(*CAPTION_COLUMNS)
 _OBJECT = re.compile(r'\{\s*"[^"]*"\s*:|\{$|\[\s*\{\s*"|\[$|\[\{$')
 _LOOKED_AT = 100  # lines
 _LONGEST_COLUMN = 3  # words of its name
+_NEARLY_ALL = 0.9  # of the lines; with a tab, they are no prose
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +131,10 @@ def choose_column(
     Raises:
         InputError: there is no such column, or several; lists them.
     """
+    if columns.count(named) > 1:
+        raise InputError(
+            f"{where} has {columns.count(named)} columns `{named}`; rename all but one."
+        )
     if named in columns:
         return named
     shown = f"its columns are {some(columns, _SHOWN)}" if columns else "it has no column"
@@ -165,7 +173,16 @@ def form_of(path: str, where: str) -> Form:
         return Form(TABLE, TAB if tabs else delimiter_of(lines[0] if lines else ""))
     if suffix == JSON and json_kind(lines) != JSON_LINES:
         return Form(JSON)
-    return Form(suffix) if suffix == JSON_LINES else structure(lines)
+    if suffix == JSON_LINES:
+        return Form(suffix)
+    form, tabs = structure(lines), [text.count(TAB) for text in lines]
+    if form.name == TEXT and len(lines) > 1 and sum(map(bool, tabs)) > _NEARLY_ALL * len(lines):
+        odd = next(i for i, num in enumerate(tabs, 1) if num != tabs[0])
+        raise InputError(
+            f"{where} seems to be a table, as nearly all lines hold a tab, but its row {odd} holds "
+            f"{tabs[odd - 1]} tabs, the first {tabs[0]}; mend that row, or remove the tabs."
+        )
+    return form
 
 
 def delimiter_of(header: str) -> str:
@@ -201,9 +218,10 @@ def json_kind(head: Sequence[str]) -> str:
     if not text.startswith(("{", "[")):
         return ""
     if not _OBJECT.match(text):
-        try:  # a list of strings; a caption may well begin with a bracket
-            found = json.loads(text)
-        except (ValueError, RecursionError):
-            return ""
-        return JSON if any(isinstance(x, (str, list, dict)) for x in found) else ""
+        # A list of strings, on one line or several; a caption may well begin with a bracket.
+        for whole in (text, text.rstrip(", ") + "]"):
+            with contextlib.suppress(ValueError, RecursionError):
+                found = json.loads(whole)
+                return JSON if any(isinstance(x, (str, list, dict)) for x in found) else ""
+        return ""
     return JSON_LINES if len(head) > 1 and text.endswith("}") and head[1][0] == "{" else JSON

@@ -15,15 +15,21 @@ from jaxdefense.words import folded_words, shortened, some, without_clutter
 
 _NUM_SHOWN = 10
 _NO_NAME = (*',;"@{}[]|', "://")
-_NAME_COLUMN = {"name", "names", "full name", "fullname"}  # of a table, folded
+# Columns of a table, folded. Beside one with a part of a name, only `full name` is surely whole.
+_FULL_NAME = {"full name", "fullname"}
+_NAME_COLUMNS = (_FULL_NAME, {"name", "names"})
+_PART_OF_NAME = {
+    *("first", "first name", "firstname", "given name", "givenname", "forename", "middle name"),
+    *("last", "last name", "lastname", "surname", "family name", "familyname", "second name"),
+}
 _ALIAS_COLUMN = {"alias", "aliases", "also known as", "aka", "other names"}
 _ALIASES = re.compile("[;|]")  # what stands between aliases in a table
 _COMMENT = "#"
 _TITLES = {
     "name", "names", "person", "people", "persons", "identity", "identities", "full name",
-    "fullname", "first name", "firstname", "last name", "lastname", "surname", "given name",
-    "family name", "email", "e mail", "mail", "id", "person id", "personid", "user id", "userid",
+    "fullname", "email", "e mail", "mail", "id", "person id", "personid", "user id", "userid",
     "no", "nr", "number", "alias", "aliases", "gender", "sex", "date of birth", "birthday",
+    *(_PART_OF_NAME - {"first", "last"}),
 }  # fmt: skip
 
 
@@ -84,7 +90,7 @@ def _rows(path: str | Path, what: str, comments: bool) -> Iterator[tuple[int, li
             names = [" ".join(x.split()) for x in names if x.strip()]
         if not names:
             continue
-        if first and not _NAME_COLUMN.isdisjoint(_titles(line)):
+        if first and not set().union(*_NAME_COLUMNS).isdisjoint(_titles(line)):
             yield from _table(path, delimiter_of(line), where)
             return
         if first:
@@ -98,8 +104,15 @@ def _table(path: str | Path, delimiter: str, where: str) -> Iterator[tuple[int, 
     with unpacked(path, where) as file:
         rows = table_rows(file, delimiter, where, _COMMENT)
         _, header = next(rows)
-        name = choose_column(header, (_NAME_COLUMN,), "", where, "names")
-        alias = [x for x in header if " ".join(folded_words(x)) in _ALIAS_COLUMN]
+        name = choose_column(header, _NAME_COLUMNS, "", where, "names", "call one `full name`")
+        titles = {x: " ".join(folded_words(x)) for x in header}
+        parts = [x for x in header if titles[x] in _PART_OF_NAME]
+        if parts and titles[name] not in _FULL_NAME:
+            raise InputError(
+                f"{where} has {some(parts)} beside `{name}`, so a name may be cut in parts; put "
+                "whole names into a column `full name`."
+            )
+        alias = [x for x in header if titles[x] in _ALIAS_COLUMN]
         read = [header.index(x) for x in (name, *alias)]
         removed = 0
         rest = [title for i, title in enumerate(header) if i not in read]
@@ -111,6 +124,11 @@ def _table(path: str | Path, delimiter: str, where: str) -> Iterator[tuple[int, 
                 raise InputError(
                     f"{where}, line {number} has a tab in a name; give further names in a column "
                     "`aliases`, or a file without header."
+                )
+            if any(_COMMENT in name for name in names):
+                raise InputError(
+                    f"{where}, line {number} has `{_COMMENT}` in a name; in a table a comment "
+                    "takes a line of its own."
                 )
             cleaned = [without_clutter(" ".join(name.split())) for name in names]
             names = [name.strip() for name, _ in cleaned]

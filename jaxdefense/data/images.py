@@ -25,7 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxdefense.convert.directory import Layout
 from jaxdefense.convert.preprocess import Preprocess, read_preprocess
-from jaxdefense.data.sources import Photo, list_folders, reason, remedy
+from jaxdefense.data.sources import Photo, list_folders, photo_formats, reason, remedy
 from jaxdefense.errors import InputError
 from jaxdefense.words import some
 
@@ -127,7 +127,7 @@ class ImageProcessor(Preprocess):
         data = b""
         try:
             data = photo.read_bytes()
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=photo_formats()) as image:
                 if why := _lost(image):
                     return f"{why}; save it with 8 bits"
                 return self(image)

@@ -1,6 +1,7 @@
 """People and classes by name: their photos, who is listed, and which photos are for training."""
 
 import difflib
+import glob
 import hashlib
 import logging
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxdefense.data import facescrub, imagenet
+from jaxdefense.data.forms import expand_ranges, split_column
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.imagenet import IMAGENET
 from jaxdefense.data.images import Photos, spaced
@@ -89,7 +91,9 @@ def _has_folders(source: str) -> bool:
     try:
         return any(x.is_dir() for x in Path(source).iterdir() if not x.name.startswith("."))
     except OSError:
-        return not Path(source).exists() and "{" not in source
+        pattern, column = split_column(source)
+        files = column or glob.has_magic(pattern) or len(expand_ranges(pattern, "faces")) > 1
+        return not files and not Path(source).exists()
 
 
 def read_labelled(

@@ -4,18 +4,20 @@ Each is read in one pass that keeps a row in memory, but for JSON documents, whi
 """
 
 import csv
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaxdefense.data.forms import JSON, JSON_LINES, PARQUET, TAB, TABLE, TAR, Form
-from jaxdefense.data.sources import HIDDEN, photo_suffixes, scan_tar
+from jaxdefense.data.sources import photo_suffixes, samples
 from jaxdefense.errors import InputError
-from jaxdefense.files import Opened, decoded
+from jaxdefense.files import Opened, decoded, say_once
 from jaxdefense.words import some
 
 # Takes the names of the columns, and gives that which is meant.
 Choose = Callable[[Sequence[str]], str]
+Tell = Callable[[str], object]  # takes what is read of a form without columns
 Column = Iterator[tuple[int | str, Any]]  # what each row is called, and its value
 
 # What a row of each form is called.
@@ -24,7 +26,9 @@ _NO_HEADER = "1"  # columns of a table without header are called by numbers from
 _ROWS = 4096  # of Parquet, decoded at a time
 
 
-def read_column(file: Opened, form: Form, where: str, choose: Choose, named: str) -> Column:
+def read_column(
+    file: Opened, form: Form, where: str, choose: Choose, named: str, tell: Tell
+) -> Column:
     """Give the values of a column, of any JSON type.
 
     Args:
@@ -33,17 +37,20 @@ def read_column(file: Opened, form: Form, where: str, choose: Choose, named: str
         where: what to call it in an error.
         choose: chooses the column.
         named: the column that the source names; "" for none.
+        tell: takes what is read, where no column is chosen.
 
     Raises:
-        InputError: the file is damaged, or not in this form; names the row.
+        InputError: the file is damaged, or not in this form; names the row. Or a column is named,
+            and it has none.
     """
     if form.name == TABLE:
         return _of_table(file, form.delimiter, where, choose, named)
     if form.name == PARQUET:
         return _of_parquet(file, where, choose)
     if form.name == TAR:
-        return _of_tar(file, where, named or "txt")
-    return (_of_json_lines if form.name == JSON_LINES else _of_json)(file, where, choose)
+        return _of_tar(file, where, (named or "txt").lower(), tell)
+    rows = _Rows(where, ROW[form.name], choose, named, tell)
+    return rows.of(_json_lines(file, where)) if form.name == JSON_LINES else _of_json(file, rows)
 
 
 # Tables
@@ -142,10 +149,6 @@ def json_objects(
     return items
 
 
-def _of_json_lines(file: Opened, where: str, choose: Choose) -> Column:
-    return _of_items(_json_lines(file, where), where, choose, "line")
-
-
 def _json_lines(file: Opened, where: str) -> Iterator[tuple[int, object]]:
     for number, line in decoded(file, where):
         if not line.strip():
@@ -159,48 +162,72 @@ def _json_lines(file: Opened, where: str) -> Iterator[tuple[int, object]]:
             ) from error
 
 
-def _of_json(file: Opened, where: str, choose: Choose) -> Column:
-    text = "".join(line for _, line in decoded(file, where))
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """How the items of a JSON file are read; the fields are as of `read_column`."""
+
+    where: str
+    row: str
+    choose: Choose
+    named: str
+    tell: Tell
+
+    def without_column(self, what: str) -> None:
+        """Say what is read; raises InputError if the source names a column."""
+        if self.named:
+            raise InputError(
+                f"{self.where} holds {what}, and no column `{self.named}`; name no column."
+            )
+        self.tell(what)
+
+    def of(self, items: Iterator[tuple[int, object]]) -> Column:
+        """Take the column of each object; a string stands for itself."""
+        column, strings = "", False
+        for number, item in items:
+            if isinstance(item, dict):
+                column = column or self.choose(list(item))
+                yield number, item.get(column)
+            elif isinstance(item, str):
+                if not strings:
+                    self.without_column("strings")
+                strings = True
+                yield number, item
+            else:
+                raise InputError(
+                    f"{self.where}, {self.row} {number} is a JSON {json_type(item)}; must be an "
+                    "object or a string."
+                )
+
+
+def _of_json(file: Opened, rows: _Rows) -> Column:
+    where, text = rows.where, "".join(line for _, line in decoded(file, rows.where))
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {error}.") from error
     if isinstance(found, dict):
-        return _of_object(found, where)
+        return _of_object(found, rows)
     if not isinstance(found, list):
         raise InputError(
             f"{where} holds a JSON {json_type(found)}; must be a list, or COCO's form."
         )
-    return _of_items(enumerate(found, 1), where, choose, "item")
+    return rows.of(enumerate(found, 1))
 
 
-def _of_object(found: dict[str, Any], where: str) -> Column:
+def _of_object(found: dict[str, Any], rows: _Rows) -> Column:
     """Read COCO's annotations, or captions by the name of the photo."""
     if "annotations" in found:
-        items = json_objects(found["annotations"], "annotations", ("caption",), where)
+        items = json_objects(found["annotations"], "annotations", ("caption",), rows.where)
+        rows.without_column("COCO's annotations")
         return ((i, item["caption"]) for i, item in enumerate(items, 1))
     if not found or not all(name.lower().endswith(photo_suffixes()) for name in found):
         raise InputError(
-            f"{where} is a JSON object with {some(found) or 'nothing in it'}; must have COCO's "
-            "list `annotations`, or be a list of objects, or map names of photos to captions."
+            f"{rows.where} is a JSON object with {some(found) or 'nothing in it'}; must have "
+            "COCO's list `annotations`, or be a list of objects, or map names of photos to "
+            "captions."
         )
+    rows.without_column("captions by photo")
     return iter(found.items())
-
-
-def _of_items(items: Iterator[tuple[int, object]], where: str, choose: Choose, row: str) -> Column:
-    """Take the column of each object; a string stands for itself."""
-    column = ""
-    for number, item in items:
-        if isinstance(item, dict):
-            column = column or choose(list(item))
-            yield number, item.get(column)
-        elif isinstance(item, str):
-            yield number, item
-        else:
-            raise InputError(
-                f"{where}, {row} {number} is a JSON {json_type(item)}; must be an object or a "
-                "string."
-            )
 
 
 # Parquet and tar
@@ -218,26 +245,38 @@ def _of_parquet(file: Opened, where: str, choose: Choose) -> Column:
             for value in batch.column(0).to_pylist():
                 number += 1
                 yield number, value
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         why = str(error).splitlines()[0]
         raise InputError(
             f"{where} cannot be read after row {number}: {why}; replace it."
         ) from error
 
 
-def _of_tar(file: Opened, where: str, suffix: str) -> Column:
-    others = dict[str, None]()
-    found = False
-    for name, _, start, size in scan_tar(str(file.packed.name), where):
-        if HIDDEN.search(name):
+def _of_tar(file: Opened, where: str, suffix: str, tell: Tell) -> Column:
+    """Read the members of a suffix; in a tar with photos, those that belong to one."""
+    shard, others = str(file.packed.name), dict[str, None]()
+    photos = any(member.is_photo() for sample in samples(shard, where) for member in sample)
+    found = alone = 0
+    first = ""
+    for sample in samples(shard, where):
+        others |= dict.fromkeys(member.suffix for member in sample if member.suffix != suffix)
+        captions = [member for member in sample if member.suffix == suffix]
+        if photos and not any(member.is_photo() for member in sample):
+            alone += len(captions)
+            first = first or "".join(member.name for member in captions[:1])
             continue
-        if not name.lower().endswith(f".{suffix}"):
-            others[name.rpartition(".")[2]] = None
-            continue
-        found = True
-        file.packed.seek(start)
-        yield name, file.packed.read(size)
-    if others and not found:
+        for member in captions:
+            if not found:
+                tell(f".{suffix} files")
+            found += 1
+            file.packed.seek(member.start)
+            yield member.name, file.packed.read(member.size)
+    if alone:
+        left = f"{where}: {alone} .{suffix} files belong to no photo (first `{first}`)"
+        if not found:
+            raise InputError(f"{left}, and none does; webdataset puts both side by side.")
+        say_once(f"{left}; they are left out")
+    elif others and not found:
         raise InputError(
             f"{where} holds no .{suffix} file; it has {some(f'.{x}' for x in others)}. Captions "
             "lie in .txt files, one each, or name another suffix: `FILE::SUFFIX`."

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib
+import itertools
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 from PIL import Image
@@ -61,19 +62,27 @@ class Photo(Protocol):
 
 
 @functools.cache
-def photo_suffixes() -> tuple[str, ...]:
-    """List the suffixes of photos: those that Pillow, and its plugins if installed, can open.
+def photo_formats() -> tuple[str, ...]:
+    """List the formats of photos that Pillow, and its plugins if installed, can open.
 
-    Leaves out formats that are no photos; see `_NO_PHOTOS`.
+    Leaves out formats that are no photos; see `_NO_PHOTOS`. Pillow may open no other, whatever the
+    suffix says: for some it runs a program.
     """
     for _, module, register in set(_PLUGINS.values()):
         with contextlib.suppress(ImportError):
             plugin = importlib.import_module(module)
             if register:
                 getattr(plugin, register)()
-    found = Image.registered_extensions()
+    Image.init()
+    return tuple(form for form in Image.ID if form not in _NO_PHOTOS)
+
+
+@functools.cache
+def photo_suffixes() -> tuple[str, ...]:
+    """List the suffixes of photos; see `photo_formats`."""
     # Of .mpo, two JPEGs in one file, the opener is JPEG's.
-    opened = {*Image.OPEN, "MPO"} - _NO_PHOTOS
+    opened = {*photo_formats(), "MPO"}
+    found = Image.registered_extensions()
     return tuple(sorted(suffix for suffix, form in found.items() if form in opened))
 
 
@@ -444,6 +453,44 @@ def scan_tar(shard: str, what: str) -> Iterator[tuple[str, int, int, int]]:
             f"{what}: `{shard}` is not a whole, uncompressed tar ({reason(error)}); replace it, or "
             "give a folder of photos."
         ) from error
+
+
+class Member(NamedTuple):
+    """A file in a tar.
+
+    Fields:
+        name, header, start, size: as of `scan_tar`.
+        suffix: what follows the first dot of the base name, in lower case.
+    """
+
+    name: str
+    suffix: str
+    header: int
+    start: int
+    size: int
+
+    def is_photo(self) -> bool:
+        """Whether its suffix is a photo's."""
+        return f".{self.suffix}" in photo_suffixes()
+
+
+_KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")
+
+
+def samples(shard: str, what: str) -> Iterator[list[Member]]:
+    """Group the files of a tar as webdataset does; see `scan_tar`.
+
+    A group follows each other, with one name up to the first dot of the base name. Leaves out
+    hidden files, and those without a suffix.
+    """
+    named = ((_KEY.fullmatch(member[0]), member) for member in scan_tar(shard, what))
+    found = (
+        (match[1], Member(name, match[2].lower(), header, start, size))
+        for match, (name, header, start, size) in named
+        if match and not HIDDEN.search(name)
+    )
+    for _, group in itertools.groupby(found, lambda pair: pair[0]):
+        yield [member for _, member in group]
 
 
 # TensorFlow Datasets

@@ -19,7 +19,7 @@ from jaxdefense.buckets.places import as_given
 from jaxdefense.contact_sheet import TILE, contact_sheet
 from jaxdefense.data.forms import files_of, split_column
 from jaxdefense.data.identities import Identity, describe_listed, read_identities
-from jaxdefense.data.sources import Photo, photo_suffixes, reason
+from jaxdefense.data.sources import Photo, photo_formats, photo_suffixes, reason
 from jaxdefense.errors import InputError
 from jaxdefense.files import digest, write_bytes, write_text
 from jaxdefense.find.config import FindConfig
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 FOUND = "found.jsonl"  # a line a shard that was looked through
 _WHAT = "shards"
+_CHECKED = 3  # shards, for mistakes in the settings
 _COLUMNS = 8  # of a contact sheet
 _STEM = 12  # characters of a photo's name, from its digest
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2"}  # where it is not the format's name
@@ -46,12 +47,16 @@ class Looked(TypedDict):
         shard: its path.
         captions: that were read.
         unreadable: photos that could not be.
+        unreadable_captions: captions that could not be.
+        damaged: why the rest of the shard was left out; "" if it was read to its end.
         photos: name of a person -> file in their folder -> where it comes from.
     """
 
     shard: str
     captions: int
     unreadable: int
+    unreadable_captions: int
+    damaged: str
     photos: dict[str, dict[str, str]]
 
 
@@ -71,8 +76,7 @@ def find(cfg: FindConfig) -> FindSummary:
     run.check(cfg, listed)
     logger.info(f"looking for {describe_listed(identities)}")
     folders = Folders(run.path, identities, cfg.num_photos)
-    # Before anything is written: another form or column is a mistake in the settings.
-    next(read_shard(shards[0], column, cfg.photo_column, _WHAT), None)
+    _check_settings(shards, column, cfg.photo_column)
     run.open(cfg, listed)
     done = folders.resume()
     if done:
@@ -89,6 +93,22 @@ def find(cfg: FindConfig) -> FindSummary:
     summary = folders.summary(len(shards))
     run.finish(summary)
     return summary
+
+
+def _check_settings(shards: Sequence[str], column: str, photo_column: str) -> None:
+    """Raise InputError before anything is written if none of the first shards can be read.
+
+    Another form or column is a mistake in the settings, which shows in each; a single shard may be
+    damaged.
+    """
+    errors = []
+    for path in shards[:_CHECKED]:
+        try:
+            next(read_shard(path, column, photo_column, _WHAT), None)
+            return
+        except InputError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 class Folders:
@@ -137,19 +157,36 @@ class Folders:
         return sum(map(len, self._files.values()))
 
     def look_through(self, shard: str, photos: Iterable[Captioned]) -> None:
-        """Keep the photos of a shard whose captions name somebody, and note that it is done."""
-        looked: Looked = {"shard": shard, "captions": 0, "unreadable": 0, "photos": {}}
-        for captioned in photos:
-            looked["captions"] += len(captioned.captions)
-            named = {self._owner[x] for text in captioned.captions for x in self._names(text)}
-            wanted = [who for who in sorted(named) if len(self._files[who]) < self._most]
-            if wanted:
-                self._keep(captioned, wanted, looked)
+        """Keep the photos of a shard whose captions name somebody, and note that it is done.
+
+        The photos of a damaged shard are those before the damage.
+        """
+        looked: Looked = {
+            "shard": shard, "captions": 0, "unreadable": 0, "unreadable_captions": 0,
+            "damaged": "", "photos": {},
+        }  # fmt: skip
+        try:
+            for captioned in photos:
+                self._look_at(captioned, looked)
+        except InputError as error:
+            looked["damaged"] = str(error)
+            logger.warning(f"the rest of a shard is left out: {error}")
         with open(self._root / FOUND, "a", encoding="utf-8") as file:
             file.write(as_given(json.dumps(looked, ensure_ascii=True)) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._looked.append(looked)
+
+    def _look_at(self, captioned: Captioned, looked: Looked) -> None:
+        """Keep a photo for those whom its captions name, unless they have enough."""
+        if captioned.why:
+            looked["unreadable_captions"] += 1
+            logger.warning(f"a caption is skipped: {captioned.why}")
+        looked["captions"] += len(captioned.captions)
+        named = {self._owner[x] for text in captioned.captions for x in self._names(text)}
+        wanted = [who for who in sorted(named) if len(self._files[who]) < self._most]
+        if wanted:
+            self._keep(captioned, wanted, looked)
 
     def _keep(self, captioned: Captioned, people: Sequence[str], looked: Looked) -> None:
         """Write a photo and its captions into the folders of people, unless it is there."""
@@ -194,6 +231,8 @@ class Folders:
             looked_through=len(self._looked),
             captions=sum(looked["captions"] for looked in self._looked),
             unreadable=sum(looked["unreadable"] for looked in self._looked),
+            unreadable_captions=sum(looked["unreadable_captions"] for looked in self._looked),
+            damaged=[looked["shard"] for looked in self._looked if looked["damaged"]],
             photos={who: len(files) for who, files in self._files.items()},
         )
 
@@ -213,16 +252,16 @@ def folder_name(name: str) -> str:
 def _checked(photo: Photo) -> tuple[str, bytes]:
     """Read a photo, and name it by its contents and format; raises whatever it is broken for."""
     data = photo.read_bytes()
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=photo_formats()) as image:
         image.load()
         suffix = _SUFFIXES.get(image.format or "", f".{image.format}".lower())
     if suffix not in photo_suffixes():
-        raise OSError(f"{suffix} is no format of photos")
+        raise OSError(f"{suffix} is no suffix of photos")
     return hashlib.sha256(data).hexdigest()[:_STEM] + suffix, data
 
 
 def _small(path: Path) -> Image.Image:
-    with Image.open(path) as image:
+    with Image.open(path, formats=photo_formats()) as image:
         image.draft("RGB", (2 * TILE, 2 * TILE))
         small = image.convert("RGB")
     small.thumbnail((2 * TILE, 2 * TILE))

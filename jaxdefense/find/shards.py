@@ -2,26 +2,30 @@
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxdefense.data.captions import caption_texts
 from jaxdefense.data.forms import CAPTION_COLUMNS, PARQUET, TAR, choose_column, form_of
 from jaxdefense.data.parquet_images import PhotoColumn
-from jaxdefense.data.sources import HIDDEN, Photo, TarPhoto, photo_suffixes, reason, scan_tar
+from jaxdefense.data.sources import Photo, TarPhoto, reason, samples
 from jaxdefense.errors import InputError
 from jaxdefense.files import unpacked
-
-_MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")  # key and suffix, as webdataset has it
 
 
 @dataclasses.dataclass(frozen=True)
 class Captioned:
-    """A photo with its captions."""
+    """A photo with its captions.
+
+    Fields:
+        photo: not read.
+        captions: none if they cannot be read.
+        why: they cannot.
+    """
 
     photo: Photo
     captions: tuple[str, ...]
+    why: str = ""
 
 
 def read_shard(shard: str, column: str, photo_column: str, what: str) -> Iterator[Captioned]:
@@ -39,46 +43,48 @@ def read_shard(shard: str, column: str, photo_column: str, what: str) -> Iterato
     where = f"{what} `{shard}`"
     form = form_of(shard, where).name
     if form == PARQUET:
-        return _of_parquet(shard, column, photo_column, what)
-    if form != TAR:
+        found = _of_parquet(shard, column, photo_column, what)
+    elif form != TAR:
         raise InputError(f"{where} is {form}; must be a .tar of photos and captions, or Parquet.")
-    if photo_column:
+    elif photo_column:
         raise InputError(f"{where} is a tar, which has no `photo_column`; leave that out.")
-    return _of_tar(shard, column or "txt", what)
+    else:
+        found = _of_tar(shard, (column or "txt").lower(), what)
+    yield from found
 
 
 def _of_tar(shard: str, suffix: str, what: str) -> Iterator[Captioned]:
-    suffixes, seen = photo_suffixes(), {"photos": 0, "captions": 0, "pairs": 0}
-    with unpacked(shard, f"{what} `{shard}`") as file:
-        key, photo, captions = "", None, ()
-        for name, header, start, size in scan_tar(shard, what):
-            found = _MEMBER.fullmatch(name)
-            if not found or HIDDEN.search(name):
-                continue
-            if found[1] != key:
-                if photo and captions:
-                    seen["pairs"] += 1
-                    yield Captioned(photo, captions)
-                key, photo, captions = found[1], None, ()
-            if found[2].lower() == suffix:
-                file.packed.seek(start)
-                captions = _texts(file.packed.read(size), f"{what} `{shard}`, member {name}")
-                seen["captions"] += 1
-            elif not photo and name.lower().endswith(suffixes):
-                photo = TarPhoto(shard, header, start, size)
-                seen["photos"] += 1
-        if photo and captions:
-            seen["pairs"] += 1
-            yield Captioned(photo, captions)
-    if not seen["pairs"] and (seen["photos"] or seen["captions"]):
+    where = f"{what} `{shard}`"
+    num_photos = num_captions = num_pairs = 0
+    with unpacked(shard, where) as file:
+        for sample in samples(shard, what):
+            photo = next((member for member in sample if member.is_photo()), None)
+            caption = next((member for member in sample if member.suffix == suffix), None)
+            num_photos, num_captions = num_photos + bool(photo), num_captions + bool(caption)
+            if photo and caption:
+                num_pairs += 1
+                file.packed.seek(caption.start)
+                place = TarPhoto(shard, photo.header, photo.start, photo.size)
+                at = f"{where}, member {caption.name}"
+                found = _captioned(place, file.packed.read(caption.size), at)
+                if found:
+                    yield found
+    if not num_pairs:
         raise InputError(
-            f"{what} `{shard}` has {seen['photos']} photos and {seen['captions']} .{suffix} files, "
-            "but none of one name that follow each other; webdataset writes them so."
+            f"{where} has {num_photos} photos and {num_captions} .{suffix} files, but none of one "
+            "name that follow each other; webdataset writes them so."
         )
 
 
-def _texts(value: object, where: str) -> tuple[str, ...]:
-    return tuple(text for text, _ in caption_texts(value, where))
+def _captioned(photo: Photo, value: object, where: str) -> Captioned | None:
+    """Put the captions in a value to their photo; None if it holds none."""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            return Captioned(photo, (), f"{where} is not UTF-8")
+    texts = tuple(text for text, _ in caption_texts(value, where))
+    return Captioned(photo, texts) if texts else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +116,19 @@ def _of_parquet(shard: str, column: str, photo_column: str, what: str) -> Iterat
             named = choose_column(
                 file.schema_arrow.names, CAPTION_COLUMNS, column, where, "captions"
             )
+            if not any(len(photos.rows(number)) for number in range(photos.num_groups())):
+                raise InputError(f"{where} has no row with a photo; give another shard.")
+            found = False
             for number in range(photos.num_groups()):
                 values = file.read_row_group(number, columns=[named]).column(0).to_pylist()
                 for row, value in enumerate(values):
                     at = f"row {first + row}"
-                    if texts := _texts(value, f"{where}, {at}"):
-                        yield Captioned(_Row(f"{shard}, {at}", group, number, row), texts)
+                    photo = _Row(f"{shard}, {at}", group, number, row)
+                    if captioned := _captioned(photo, value, f"{where}, {at}"):
+                        found = True
+                        yield captioned
                 first += len(values)
-    except (pa.ArrowException, OSError) as error:
+            if not found:
+                raise InputError(f"{where} has no row with a caption in `{named}`; name another.")
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{where} cannot be read: {reason(error)}; replace it.") from error
