@@ -307,6 +307,26 @@ def test_read_identities_names_whoever_is_there_twice(write, data, twice, first)
     assert f"{twice!r} is there twice" in str(info.value)
 
 
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        ("name,surname\nAdam,Smith\n", "has `surname` beside `name`"),
+        ("Given Name,name\nAdam,Smith\n", "has `Given Name` beside `name`"),
+        ("name,id\nAdam Smith # old,1\n", "line 2 has `#` in a name"),
+        ("name,aliases\nAdam Smith,Ad #2; Smithy\n", "line 2 has `#` in a name"),
+        ("name,names\nAdam,Smith\n", "call one `full name`"),
+    ],
+)
+def test_read_identities_refuses_a_table_with_parts_of_names(write, data, words):
+    with pytest.raises(ValueError, match=words):
+        read_identities(write(data))
+
+
+def test_read_identities_prefers_the_column_of_full_names(write):
+    path = write("name,Full Name,surname,note\nAdam,Adam Smith,Smith,#1\n# Bo,,,\n")
+    assert read_identities(path) == [Identity("Adam Smith")]
+
+
 def test_read_identities_names_a_name_without_letters(write):
     with pytest.raises(ValueError, match=r"'\.\.\.' has no letter or digit"):
         read_identities(write("Ann\n...\n"))

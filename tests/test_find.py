@@ -232,6 +232,34 @@ def test_shards_of_another_order_or_form_are_refused(tmp_path, shards):
         config(tmp_path, "x", num_photos=9999)
 
 
+def test_a_damaged_shard_and_a_caption_are_skipped_and_counted(tmp_path, shards, caplog):
+    write_tar(tmp_path / "shards-0002.tar", {"1.jpg": jpeg(1), "1.txt": b"Ann O'Neil \xe9"})
+    table = pa.table({"image": [jpeg(1)], "text": pa.array([None], pa.string())})
+    pq.write_table(table, tmp_path / "shards-0003.tar")
+    write_tar(tmp_path / "shards-0004.tar", {"1.json": b"{}"})
+    whole = (tmp_path / "shards-0000.tar").read_bytes()
+    (tmp_path / "shards-0000.tar").write_bytes(b"x" * 600)
+    (tmp_path / "shards-0005.tar").write_bytes(whole[: whole.index(CAPTIONS[3].encode()) - 700])
+    summary = find(config(tmp_path, f"{tmp_path}/shards-*.tar"))
+    assert [Path(x).name[7:11] for x in summary.damaged] == ["0000", "0003", "0004", "0005"]
+    assert summary.looked_through == 6 and summary.unreadable_captions == 1
+    assert summary.photos == {who: len(numbers) for who, numbers in OWNERS.items()}
+    lines = [json.loads(x) for x in (tmp_path / "faces/found.jsonl").read_text().splitlines()]
+    assert "no row with a caption in `text`" in lines[3]["damaged"] and not lines[1]["damaged"]
+    assert "0 photos and 0 .txt files" in lines[4]["damaged"]
+    assert "1.txt is not UTF-8" in caplog.text
+    assert "4 shards could not be read" in " ".join(summary.sentences("faces"))
+
+
+def test_drawings_called_photos_are_not_drawn(tmp_path, shards, caplog):
+    drawing = io.BytesIO()
+    Image.open(io.BytesIO(png(1))).save(drawing, "EPS")
+    photo = write_tar(tmp_path / "x.tar", {"1.jpg": drawing.getvalue(), "1.txt": b"Ann O'Neil"})
+    summary = find(config(tmp_path, str(photo)))
+    assert summary.unreadable == 1 and not summary.photos["Ann O'Neil"]
+    assert "cannot identify" in caplog.text and "Ghostscript" not in caplog.text
+
+
 def test_find_as_a_command(tmp_path, shards, capsys):
     flags = ["--names", f"{tmp_path}/names.txt", "--shards", shards, "--out", f"{tmp_path}/faces"]
     assert main(["find", *flags, "--json"]) == 0

@@ -1,5 +1,6 @@
 """Photos: CLIP's own preprocessing, and folders that say what is wrong with them."""
 
+import functools
 import io
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from jaxdefense.data import images, sources
 from jaxdefense.data.images import (
     ImageProcessor,
     Loader,
@@ -340,6 +342,23 @@ def test_load_tells_why_a_photo_cannot_be_read(data):
     message = str(info.value)
     assert message.startswith("`x.gif` is not a photo that can be read: ") and len(message) < 120
     assert "\n" not in message and " at 0x" not in message
+
+
+def test_what_is_no_photo_is_not_opened_whatever_it_is_called():
+    drawing = io.BytesIO()
+    draw(20, 30).save(drawing, "EPS")
+    photo = Bytes(drawing.getvalue(), "x.jpg")
+    assert ImageProcessor(16, 16).try_decode(photo) == "it has no format of a photo"
+
+
+def test_plugins_are_there_when_a_photo_without_suffix_is_read(monkeypatch):
+    loaded = []
+    formats = functools.cache(sources.photo_formats.__wrapped__)
+    monkeypatch.setattr(images, "photo_formats", formats)
+    monkeypatch.setattr(sources.importlib, "import_module", lambda name: loaded.append(name) or sys)
+    monkeypatch.setattr(sys, "register_heif_opener", lambda: None, raising=False)
+    ImageProcessor(16, 16).try_decode(Bytes(b"", "row 1"))
+    assert "pillow_heif" in loaded
 
 
 def test_load_of_nothing_is_empty():

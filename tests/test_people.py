@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from factories import write_tfds
 from hypothesis import example, given
@@ -17,6 +19,7 @@ from jaxdefense.data.identities import Identity
 from jaxdefense.data.images import Photos
 from jaxdefense.data.people import (
     choose_people,
+    read_faces,
     read_labelled,
     read_people,
     shared_photos,
@@ -46,6 +49,16 @@ def error_of(call, *args):
 
 
 # Layouts
+
+
+@pytest.mark.parametrize("source", ["*.parquet", "x.parquet::face", "{1..2}.parquet::face"])
+def test_photos_without_folders_come_from_globs_ranges_and_columns(tmp_path, source):
+    other = {} if "*" in source else {"other": [b"2"]}
+    for name in ("x", "1", "2"):
+        pq.write_table(pa.table({"face": [b"1"], **other}), tmp_path / f"{name}.parquet")
+    found = read_faces(f"{tmp_path}/{source}", "", "keep")
+    assert {photo.read_bytes() for person in found for photo in person.files} == {b"1"}
+    assert error_of(read_faces, f"{tmp_path}/none", "", "keep").endswith("does not exist.")
 
 
 def test_people_of_a_folder_each_come_sorted_by_name(tmp_path):

@@ -77,6 +77,7 @@ FILES = {
     "coco_indented.txt": json.dumps(COCO, indent=2),
     "rows.json": json.dumps(ROWS),
     "list.json": json.dumps(TEXTS),
+    "list_on_lines.txt": json.dumps(TEXTS).replace('", "', '",\n"'),
     "photos.json": json.dumps({f"{i}.jpg": [text] for i, text in enumerate(TEXTS)}),
     "rows.jsonl": LINES,
     "really_lines.json": LINES,
@@ -117,9 +118,42 @@ def test_captions_of_shards_are_their_text_members(tmp_path):
     assert read_captions(f"{tmp_path}/s-*.tar") == wanted
     assert read_captions(f"{tmp_path}/s-0[12].tar") == wanted[2:]
     write_tar(tmp_path / "y.tar", {"1.caption": b"a cat", "1.txt": b"no"})
-    assert read_captions(f"{tmp_path}/y.tar::caption") == ["a cat"]
+    assert read_captions(f"{tmp_path}/y.tar::CAPTION") == ["a cat"]
     message = refused(read_captions, f"{tmp_path}/y.tar::text")
     assert "`.caption`, `.txt`" in message and "`FILE::SUFFIX`" in message
+
+
+def test_captions_of_shards_are_those_of_a_photo_as_webdataset_has_it(tmp_path, caplog):
+    members = {"LICENSE.txt": b"no", "1.jpg": b"", "1.ocr.txt": b"no", "1.TXT": b"yes"}
+    path = str(write_tar(tmp_path / "x.tar", members))
+    assert read_captions(path) == ["yes"]
+    assert "1 .txt files belong to no photo (first `LICENSE.txt`)" in caplog.text
+    write_tar(tmp_path / "x.tar", {"1.txt": b"a", "2.jpg": b""})
+    assert "belong to no photo (first `1.txt`), and none does" in refused(read_captions, path)
+
+
+@pytest.mark.parametrize(
+    "name, what",
+    [
+        ("coco.json", "JSON, COCO's annotations"),
+        ("photos.json", "JSON, captions by photo"),
+        ("list.json", "JSON, strings"),
+        ("strings.ndjson", "JSON Lines, strings"),
+    ],
+)
+def test_what_is_read_without_columns_is_said_and_no_column_is_taken(write, name, what, caplog):
+    caplog.set_level(logging.INFO, "jaxdefense")
+    path = write(name, FILES[name])
+    read_captions(path)
+    assert f"captions `{path}`: read as {what}" in caplog.messages
+    assert "no column `caption`; name no column" in refused(read_captions, f"{path}::caption")
+
+
+def test_the_suffix_that_is_read_of_a_tar_is_said(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "jaxdefense")
+    path = write_tar(tmp_path / "x.tar", {"1.txt": b"a"})
+    read_captions(str(path))
+    assert f"captions `{path}`: read as tar, .txt files" in caplog.messages
 
 
 def test_globs_take_files_of_several_forms_in_order(tmp_path, write):
@@ -153,13 +187,28 @@ def test_an_unclear_column_is_asked_for_and_named(write, name, data, caplog):
     assert "has no column `none`" in refused(read_captions, f"{path}::none")
 
 
+@pytest.mark.parametrize("number", ["", "::caption"])
+def test_columns_of_one_name_are_refused(write, number):
+    path = write("x.csv", "caption,caption\nno,yes\n")
+    assert "column" in refused(read_captions, path + number)
+    assert read_captions(write("y.csv", "no,yes\n") + "::2") == ["yes"]
+
+
+def test_text_that_is_not_utf_8_in_parquet_is_refused(write):
+    strings = pa.Array.from_buffers(pa.string(), 1, pa.array([b"Jos\xe9"]).buffers())
+    path = write("x.parquet", parquet(caption=strings))
+    assert "cannot be read after row 0" in refused(read_captions, path)
+
+
 def test_a_caption_column_goes_before_a_title(write):
     assert read_captions(write("x.csv", "title,caption\nno,yes\n")) == ["yes"]
 
 
 def test_columns_of_a_table_without_header_are_called_by_number(write):
     path = write("x.tsv", "1.jpg#0\tA cat\n1.jpg#1\tA feline, asleep\n")
-    assert "its columns are `1.jpg#0`, `A cat`" in refused(read_captions, path)
+    message = refused(read_captions, path)
+    assert "its columns are `1.jpg#0`, `A cat`" in message
+    assert message.endswith("or its number, as in `FILE::2`, if the first line names none.")
     assert read_captions(f"{path}::2") == ["A cat", "A feline, asleep"]
     assert "has no column `3`; its columns are `1`, `2`" in refused(read_captions, f"{path}::3")
 
@@ -195,6 +244,7 @@ def test_rows_without_a_caption_are_skipped_and_counted(write, caplog):
         ("x.csv", 'caption,id\na,1\n"5 inch,2\nb,3\n', ["is no row"]),
         ("x.csv", b"caption,id\na,1\nJos\xe9,2\n", ["line 3 is not UTF-8"]),
         ("x.csv", b"caption,id\na,1\nJ\0s,2\n", ["zero bytes"]),
+        ("x.txt", "1\ta cat\n2\ta\tdog\n3\ta bird\n", ["to be a table", "row 2 holds 2 tabs"]),
         ("x.parquet", b"PAR1", ["is no Parquet file"]),
         ("x.parquet", "caption\na\n", ["is no Parquet file"]),
         ("x.parquet", parquet(caption=["a"])[:-9], ["cannot be read after row 0"]),

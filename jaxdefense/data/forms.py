@@ -132,9 +132,7 @@ def choose_column(
         InputError: there is no such column, or several; lists them.
     """
     if columns.count(named) > 1:
-        raise InputError(
-            f"{where} has {columns.count(named)} columns `{named}`; rename all but one."
-        )
+        raise InputError(f"{where} has several columns `{named}`; rename all but one.")
     if named in columns:
         return named
     shown = f"its columns are {some(columns, _SHOWN)}" if columns else "it has no column"
