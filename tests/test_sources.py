@@ -25,6 +25,7 @@ from jaxdefense.data.sources import (
     describe_images,
     list_folders,
     photo_digest,
+    photo_formats,
     photo_suffixes,
     read_images,
 )
@@ -708,9 +709,11 @@ def test_plugin_that_is_installed_is_used(tmp_path, monkeypatch):
     plugin.register_heif_opener = register
     monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
     monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
+    photo_formats.cache_clear()
     photo_suffixes.cache_clear()
     try:
         put(tmp_path / "a.HEIC", png())
         assert len(read_images(str(tmp_path))) == 1
     finally:
+        photo_formats.cache_clear()
         photo_suffixes.cache_clear()
