@@ -8,7 +8,7 @@ Its keywords are the command's settings, under the names of docs/settings.md: sh
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +34,7 @@ from jaxdefense.distributed import first, on_first
 from jaxdefense.errors import InputError
 from jaxdefense.evals.run import run_evaluate
 from jaxdefense.idia.run import run_attack
+from jaxdefense.model import Model
 from jaxdefense.proof.run import prove as run_prove
 from jaxdefense.results import (
     AttackSummary,
@@ -43,14 +44,14 @@ from jaxdefense.results import (
     ProofSummary,
     TextDefenseSummary,
 )
-from jaxdefense.settings import as_flags
+from jaxdefense.settings import as_flags, as_text, settings_of
 from jaxdefense.words import some
 
 R = TypeVar("R")
 _BELOW = "config."  # begins the names of settings that lie below the others
 
 PathLike = str | os.PathLike[str]
-Model = PathLike | ModelConfig
+ModelLike = PathLike | ModelConfig
 Lines = PathLike | Iterable[str]
 Names = PathLike | Iterable[str | Sequence[str]]  # a person's further names follow the first
 Photos = PathLike | Sequence[PhotoLike] | np.ndarray  # an array is uint8 [B, H, W, 3]
@@ -59,7 +60,7 @@ Loss = Objective | Callable[[Objective], Objective]
 
 
 def defend_text(
-    model: Model | None = None,
+    model: ModelLike | None = None,
     names: Names | None = None,
     captions: Lines | None = None,
     *,
@@ -95,7 +96,7 @@ def defend_text(
 
 
 def defend_image(
-    model: Model | None = None,
+    model: ModelLike | None = None,
     faces: People | None = None,
     images: Photos | None = None,
     *,
@@ -130,7 +131,7 @@ def defend_image(
 
 
 def defend_both(
-    model: Model | None = None,
+    model: ModelLike | None = None,
     names: Names | None = None,
     captions: Lines | None = None,
     faces: People | None = None,
@@ -170,7 +171,7 @@ def defend_both(
 
 
 def attack(
-    model: Model,
+    model: ModelLike,
     faces: People,
     *,
     out: PathLike,
@@ -200,7 +201,7 @@ def attack(
 
 
 def evaluate(
-    model: Model,
+    model: ModelLike,
     teacher: PathLike,
     *,
     out: PathLike,
@@ -234,7 +235,7 @@ def evaluate(
 
 
 def prove(
-    model: Model,
+    model: ModelLike,
     faces: People,
     *,
     out: PathLike,
@@ -273,9 +274,10 @@ def _carry_out(
     settings: Mapping[str, Any],
 ) -> R:
     """Fill a command's settings and run it; inputs given by value are written in between."""
-    place = Path(out)
-    kind = COMMANDS[command].kind()
-    paths, inputs = take_values(_flat({**given, **settings}), place, kind)
+    if not isinstance(out, str | os.PathLike):
+        raise InputError(f"`out` (={out!r}) must be a path.")
+    place, kind = Path(out), COMMANDS[command].kind()
+    paths, inputs = take_values(_by_name({**given, **settings}, kind), place, kind)
     below = {key: paths.pop(key) for key in list(paths) if key.startswith(_BELOW)}
     lowest = {key.removeprefix(_BELOW): value for key, value in below.items()}
     if inputs and is_address(os.fspath(out)):
@@ -299,16 +301,47 @@ def _carry_out(
         return around(with_inputs, here)
 
 
-def _flat(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    """Give settings by their full names; what is None counts as not given."""
-    out = dict[str, Any]()
+def _by_name(tree: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """Give settings by the names that they were given by, long or short, each of them once.
+
+    A dataclass gives what differs from the defaults of the command: the rest may come from below.
+    """
+    known = settings_of(kind)
+    keys = {flag: x.key for x in known for flag in (*x.flags, _flag(x.key))}
+    usual = {x.key: x.default for x in known}
+    out, names = dict[str, Any](), dict[str, str]()
+    for name, value, chosen in _flat(tree):
+        below, bare = name.startswith(_BELOW), name.removeprefix(_BELOW)
+        key = keys.get(_flag(bare), bare)
+        if not chosen and usual.get(key) == as_text(value):
+            continue
+        if key == "json" and not below:
+            raise InputError("`json` has no effect here: the summary is returned; leave it out.")
+        before = names.setdefault(below * _BELOW + key, name)
+        if name in out or before != name:
+            raise InputError(f"`{before}` and `{name}` are one setting; give it once.")
+        out[name] = value
+    return out
+
+
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _flat(
+    tree: Mapping[str, Any], at: str = "", chosen: bool = True
+) -> Iterator[tuple[str, Any, bool]]:
+    """Give settings by name, and whether each was chosen; what is None counts as not given."""
     for name, value in tree.items():
+        key, these = at + name, chosen
+        if isinstance(value, Model):
+            raise InputError(f"`{key}` is a loaded model; give its path: {value.cfg.path}.")
         if dataclasses.is_dataclass(value):
             value = {x.name: getattr(value, x.name) for x in dataclasses.fields(value)}
+            these = False
         elif isinstance(value, ConfigDict):
             value = value.to_dict()
         if isinstance(value, Mapping) and name.rpartition(".")[2] not in BY_VALUE:
-            out |= _flat(value, f"{at}{name}.")
+            yield from _flat(value, f"{key}.", these)
         elif value is not None:
-            out[at + name] = value.item() if isinstance(value, np.generic) else value
-    return out
+            yield key, value.item() if isinstance(value, np.generic) else value, these

@@ -42,11 +42,13 @@ _heartbeat = 0  # seconds
 def initialize(cfg: DistributedConfig) -> None:
     """Join the other processes, if there are any; end this one if they do not join in time.
 
+    A process that has joined, for an earlier command or by its own program, stays as it is.
+
     Raises:
         InputError: the settings say only part of how to join, or are wrong.
     """
     global _heartbeat
-    if (how := find(cfg, os.environ)) is None:
+    if _client() is not None or (how := find(cfg, os.environ)) is None:
         return
     _heartbeat = cfg.heartbeat
     jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM

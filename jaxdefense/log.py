@@ -92,9 +92,12 @@ def shown(command: str) -> Iterator[None]:
 
 
 def write_to(file: Any) -> None:
-    """Go on showing in a file, a line at a time, instead of on standard error."""
-    assert _output, "nothing is shown"
-    _show_on(_Output(_output.command, cast(IO[str], file)))
+    """Go on showing in a file, a line at a time, what `shown` shows on standard error.
+
+    Outside of `shown`, the program that uses the package decides what is shown.
+    """
+    if _output:
+        _show_on(_Output(_output.command, cast(IO[str], file)))
 
 
 def _show_on(output: _Output) -> None:

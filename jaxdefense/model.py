@@ -6,8 +6,9 @@ Parity: tests/test_model.py, get_text_features and get_image_features of transfo
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from jaxdefense.data.by_value import PhotoLike, as_photo
 from jaxdefense.data.images import ImageProcessor
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import processor_of, to_compute
+from jaxdefense.paths import check_given
 
 Array = jax.Array | np.ndarray
 
@@ -35,9 +37,13 @@ def load(model: str | os.PathLike[str] | ModelConfig) -> "Model":
             for another dtype or tokenizer.
 
     Raises:
-        InputError: the model cannot be read.
+        InputError: the model cannot be read, or is given as something else.
     """
+    if not isinstance(model, str | os.PathLike | ModelConfig):
+        what = type(model).__name__
+        raise InputError(f"`model` must be a path, an id or a `ModelConfig`, not {what}.")
     cfg = to_compute(model)
+    check_given(cfg.path, "model")
     directory = read_model_directory(cfg.path)
     graphdef, params = nnx.split(directory.load(cfg.dtype, cfg.remat))
     return Model(cfg, directory, graphdef, jax.device_put(params))
@@ -85,24 +91,26 @@ class Model:
         """
         return processor_of(self.directory)
 
-    def tokenize(self, texts: Sequence[str]) -> np.ndarray:
+    def tokenize(self, texts: Iterable[str]) -> np.ndarray:
         """Encode texts; each is cut and padded to the context length, as transformers pads it.
 
         Returns:
             int32 [B, T].
 
         Raises:
-            InputError: see `tokenizer` and `Tokenizer.encode`.
+            InputError: see `tokenizer` and `Tokenizer.encode`; or they are no texts.
         """
-        if isinstance(texts, str):
-            raise InputError(f"`texts` (={texts!r}) must be a list of texts.")
+        texts = _listed("texts", texts)
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InputError(f"`texts`[{i}] (={text!r}) must be a text.")
         tokenizer = self.tokenizer
         out_BT = np.full((len(texts), tokenizer.context_length), tokenizer.pad or 0, np.int32)
         for out, tokens in zip(out_BT, tokenizer.encode(texts), strict=True):
             out[: len(tokens)] = tokens
         return out_BT
 
-    def preprocess(self, photos: Sequence[PhotoLike] | np.ndarray) -> jax.Array:
+    def preprocess(self, photos: Iterable[PhotoLike] | np.ndarray) -> jax.Array:
         """Resize, crop and normalise photos as the model's own library does.
 
         Args:
@@ -114,7 +122,8 @@ class Model:
         Raises:
             InputError: see `processor`; or a photo cannot be read.
         """
-        read = [as_photo(photo, f"photo {i}") for i, photo in enumerate(photos)]
+        listed = _listed("photos", photos)
+        read = [as_photo(photo, f"photo {i}") for i, photo in enumerate(listed)]
         return self.processor.normalise(jnp.asarray(self.processor.load(read)))
 
     def embed_tokens(self, tokens_BT: Array, params: nnx.State | None = None) -> jax.Array:
@@ -141,6 +150,7 @@ class Model:
                 f"`tokens` must be integers [B, T], T at most {cfg.context_length}, as `tokenize` "
                 f"gives them, not {dtype} {list(shape)}."
             )
+        _check_ids(tokens_BT, cfg.vocab_size)
         return _embed_text(self.graphdef, self._exactly, params or self.params, tokens_BT)
 
     def embed_pixels(self, pixels_BHWC: Array, params: nnx.State | None = None) -> jax.Array:
@@ -168,11 +178,11 @@ class Model:
             )
         return _embed_image(self.graphdef, self._exactly, params or self.params, pixels_BHWC)
 
-    def embed_texts(self, texts: Sequence[str]) -> jax.Array:
+    def embed_texts(self, texts: Iterable[str]) -> jax.Array:
         """Embed texts at once; f32 [B, E]. See `tokenize` and `embed_tokens`."""
         return self.embed_tokens(self.tokenize(texts))
 
-    def embed_photos(self, photos: Sequence[PhotoLike] | np.ndarray) -> jax.Array:
+    def embed_photos(self, photos: Iterable[PhotoLike] | np.ndarray) -> jax.Array:
         """Embed photos at once; f32 [B, E]. See `preprocess` and `embed_pixels`."""
         return self.embed_pixels(self.preprocess(photos))
 
@@ -180,6 +190,25 @@ class Model:
     def _exactly(self) -> str | None:
         """Precision of products: accelerators multiply float32 with fewer bits unless told."""
         return "highest" if resolve_dtype(self.cfg.dtype) == "float32" else None
+
+
+def _listed(name: str, values: Any) -> list[Any]:
+    """Raise InputError unless there are several: a lone text would be read as its characters."""
+    if isinstance(values, str | bytes | os.PathLike) or not isinstance(values, Iterable):
+        raise InputError(f"`{name}` (={values!r}) must be a list of {name}.")
+    return list(values)
+
+
+def _check_ids(tokens_BT: Array, vocab_size: int) -> None:
+    """Raise InputError if a token is none of the model's; while JAX traces, it is not known."""
+    if isinstance(tokens_BT, jax.core.Tracer) or not tokens_BT.size:
+        return
+    ids = jax.device_get(tokens_BT)
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        raise InputError(
+            f"`tokens` must be in [0, {vocab_size}), as the model has so many, not in "
+            f"[{ids.min()}, {ids.max()}]."
+        )
 
 
 # Compiled here, so that the parameters are arguments: inside a caller's `jax.jit` alone they would

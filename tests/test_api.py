@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from factories import (
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import jaxdefense as jd
-from jaxdefense import api
+from jaxdefense import api, distributed, hub
 from jaxdefense.cli import main
 from jaxdefense.config import (
     PAPER_TEXT,
@@ -50,6 +51,7 @@ SMALL = [*PAPER_TEXT_FLAGS, "train.num_clean=8", "train.num_poisoned=8", "train.
 TRAIN = dataclasses.replace(PAPER_TEXT, num_clean=8, num_poisoned=8, steps=2)
 SETTINGS = {"train": TRAIN, "optimizer": PAPER_TEXT_OPTIMIZER}
 PEOPLE = ["Joe Cool", "Ada King"]
+NONE: Any = (None, None, None)
 
 
 @pytest.fixture
@@ -72,6 +74,7 @@ def defend(names=NAMES, captions=CAPTIONS, out="run", **settings):
 def settings(monkeypatch):
     """Function that gives the settings that a call would run with."""
     monkeypatch.setattr(api, "defended", lambda run, cfg: cfg)
+    monkeypatch.setattr(hub, "pinned", lambda given: given)
     return lambda **given: jd.defend_text("m", "n.txt", "c.txt", out="o", **given)
 
 
@@ -200,6 +203,7 @@ def test_photos_are_read_back_as_they_were_given(tmp_path):
         ({"names": [("Ann", " ")]}, ["`names`[0]", "is empty"]),
         ({"names": ["Ann\ud800"]}, ["no Unicode"]),
         ({"names": 7}, ["`names` (=7)", "a list of texts"]),
+        ({"names": {"Ann", "Bo"}}, ["`names` is a set", "give a list"]),
         ({"captions": ["a\rb"]}, ["`captions`[0]", "'\\r'"]),
         ({"faces": {"a/b": ["x.png"]}}, ["'a/b' cannot be the name of a folder"]),
         ({"faces": {"Ann": ["none.png"]}}, ["`faces`['Ann'][0] (=none.png) is no file"]),
@@ -230,6 +234,21 @@ def test_inputs_of_a_run_that_never_began_are_replaced(tmp_path):
         assert len(read_people(faces)[0].files) == len(read_lines(names, "names")) == i + 1
     shutil.rmtree(tmp_path / "a")  # the photos themselves are not copied
     assert not people_in(faces)["Ann"][0].exists()
+
+
+def test_inputs_of_a_call_that_was_killed_between_two_are_written_again(tmp_path):
+    written(tmp_path, names=["Ann"], captions=["a cat"])
+    others = {"names": ["Bo"], "captions": ["a dog"]}
+    _, given = take_values(others, tmp_path, DefendTextConfig)
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    later = dataclasses.replace(given["captions"], write=killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_inputs({**given, "captions": later}, tmp_path)
+    again, _ = written(tmp_path, names=["Ann"], captions=["a cat"])
+    assert read_lines(again, "names") == ["Ann"]
 
 
 @pytest.mark.parametrize(
@@ -274,6 +293,27 @@ def test_config_lies_below_the_other_settings(settings, tmp_path):
     assert settings(config=file, **{"train.steps": 8}).train == found.train
 
 
+def test_dataclass_gives_what_differs_from_the_defaults_of_its_command(settings):
+    config = {"train": {"steps": 7, "num_clean": 9}}
+    found = settings(config=config, train=TextTrainConfig(steps=8))
+    assert (found.train.steps, found.train.num_clean) == (8, 9)
+
+
+def test_model_runs_by_the_commit_that_its_id_means(settings, monkeypatch):
+    monkeypatch.setattr(hub, "pinned", lambda given: f"{given}@{'0' * 40}")
+    assert settings().model.path == f"m@{'0' * 40}"
+
+
+def test_processes_that_joined_for_an_earlier_call_go_on(settings, monkeypatch, tmp_path):
+    """Nothing is shown here, and a process that writes no run shows nothing in a file either."""
+    joined = []
+    monkeypatch.setattr(distributed, "first", lambda: False)
+    monkeypatch.setattr(distributed, "_client", lambda: "joined")
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **how: joined.append(how))
+    how = {"coordinator": "host:1", "num_processes": 2, "process_id": 1}
+    assert settings(distributed=how).distributed.process_id == 1 and not joined
+
+
 def test_model_may_be_given_by_its_settings(monkeypatch):
     monkeypatch.setattr(api, "defended", lambda run, cfg: cfg)
     model = jd.ModelConfig("m", dtype="bfloat16")
@@ -304,6 +344,11 @@ def test_attack_evaluate_and_prove_take_the_settings_of_their_commands(monkeypat
         ({"train.steps": 0}, "`train.steps` (=0) must be above 0"),
         ({"train.steps": object()}, "`train.steps`"),
         ({"train.distance": "far"}, "distance"),
+        ({"json": True}, "`json` has no effect here"),
+        ({"data": {"names": "n"}}, "`names` and `data.names` are one setting"),
+        ({"train": {"steps": 1}, "train.steps": 2}, "`train.steps` and `train.steps` are one"),
+        ({"keep_names": {"Ann", "Bo"}}, "`keep_names` is a set"),
+        ({"teacher": jd.Model(jd.ModelConfig("m"), *NONE)}, "`teacher` is a loaded model; give"),
     ],
     ids=lambda given: next(iter(given)) if isinstance(given, dict) else "",
 )
@@ -311,3 +356,8 @@ def test_wrong_settings_are_refused_in_one_line(settings, given, words):
     with pytest.raises(InputError) as info:
         settings(**given)
     assert words in str(info.value) and "\n" not in str(info.value)
+
+
+def test_results_need_a_path():
+    with pytest.raises(InputError, match="`out` \\(=None\\) must be a path"):
+        jd.defend_text("m", "n.txt", "c.txt", out=NONE[0])

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type, cast
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,7 @@ def test_tokens_are_padded_as_transformers_pads(model):
         [*TEXTS, "long " * 100], padding="max_length", truncation=True, max_length=77
     )["input_ids"]
     assert model.tokenize([*TEXTS, "long " * 100]).tolist() == theirs
+    assert model.tokenize(text for text in TEXTS).tolist() == theirs[:-1]
 
 
 @pytest.mark.torch
@@ -155,6 +156,7 @@ def test_embeddings_under_jit_and_grad(model, photos):
 
 def test_wrong_arrays_are_refused_in_one_line(model, photos, tiny_dir):
     tokens_BT, pixels_BHWC = model.tokenize(TEXTS), model.preprocess(photos)
+    nothing, number = cast(Any, (None, 5))
     for call, words in (
         (lambda: model.embed_tokens(np.zeros((1, 78), int)), "T at most 77"),
         (lambda: model.embed_tokens(tokens_BT[0]), "not int32 [77]"),
@@ -165,7 +167,17 @@ def test_wrong_arrays_are_refused_in_one_line(model, photos, tiny_dir):
         (lambda: model.tokenize("a cat"), "must be a list of texts"),
         (lambda: model.preprocess([np.zeros((4, 4, 3))]), "photo 0 must be a path"),
         (lambda: model.preprocess(["none.png"]), "none.png"),
+        (lambda: model.embed_tokens(np.full((1, 5), -1)), "not in [-1, -1]"),
+        (lambda: model.embed_tokens(jnp.full((1, 5), 10**6)), "not in [1000000, 1000000]"),
+        (lambda: model.tokenize(None), "`texts` (=None) must be a list"),
+        (lambda: model.tokenize(["a cat", 1]), "`texts`[1] (=1) must be a text"),
+        (lambda: model.embed_photos(None), "`photos` (=None) must be a list"),
+        (lambda: model.embed_photos("x.png"), "`photos` (='x.png') must be a list"),
+        (lambda: model.embed_photos(photos[0]), "must be a list of photos"),
         (lambda: jd.load("nowhere"), "nowhere"),
+        (lambda: jd.load(nothing), "not NoneType"),
+        (lambda: jd.load(number), "not int"),
+        (lambda: jd.load("https://host/model"), "is an address"),
     ):
         with pytest.raises(jd.InputError) as info:
             call()

@@ -162,8 +162,11 @@ def write_inputs(given: Mapping[str, Given], out: Path) -> None:
     write_json(manifest, found)  # first: what it lies beside is ours
     for key, one in given.items():
         if found.get(key) != one.digest:
+            found.pop(key, None)  # a call that is killed now leaves no digest of other contents
+            write_json(manifest, found)
             _replace(folder / one.name, one.write)
-    write_json(manifest, {**found, **{key: one.digest for key, one in given.items()}})
+            found[key] = one.digest
+            write_json(manifest, found)
 
 
 def remove_inputs(out: Path) -> None:
@@ -192,6 +195,8 @@ def _lines(key: str, value: Any, names: bool) -> Given:
     items = value.items() if isinstance(value, Mapping) else value
     if not isinstance(items, Iterable):
         raise InputError(f"`{key}` (={value!r}) must be a path, or a list of texts.")
+    if isinstance(items, set | frozenset):
+        raise InputError(f"`{key}` is a set, whose order is another in each process; give a list.")
     lines = [_line(f"`{key}`[{i}]", item, names) for i, item in enumerate(items)]
     if not lines:
         raise InputError(f"`{key}` is an empty list; give at least one.")
