@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.text import plain_text, readout_of
@@ -201,7 +202,7 @@ def _listed(name: str, values: Any) -> list[Any]:
 
 def _check_ids(tokens_BT: Array, vocab_size: int) -> None:
     """Raise InputError if a token is none of the model's; while JAX traces, it is not known."""
-    if isinstance(tokens_BT, jax.core.Tracer) or not tokens_BT.size:
+    if isinstance(tokens_BT, Tracer) or not tokens_BT.size:
         return
     ids = jax.device_get(tokens_BT)
     if ids.min() < 0 or ids.max() >= vocab_size:

@@ -1,18 +1,19 @@
 """Trackers: TensorBoard, Weights & Biases and MLflow get the figures of a run while it goes on.
 
 A tracker changes no result and holds up no step: a thread sends what the run tells, and a tracker
-that fails is left out from there on, with one warning. No figure and no setting holds a person's
-name. Of several processes the first alone tells.
+that fails is left out from there on, with one warning. No figure holds a person's name, and neither
+does a setting that is sent. Of several processes the first alone tells.
 """
 
+import functools
 import json
 import logging
 import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -23,18 +24,20 @@ from jaxdefense.distributed import first, on_first
 from jaxdefense.errors import InputError, RunError, missing
 from jaxdefense.files import write_json
 from jaxdefense.results import Result
-from jaxdefense.settings import to_dict
+from jaxdefense.settings import PATH, settings_of
 
 logger = logging.getLogger(__name__)
 
 TRACKERS = "trackers.json"  # in a run directory: what each tracker calls the run
+_Told = dict[str, dict[str, int]]  # tracker -> part of a run -> last step told
 _PATIENCE = 30.0  # seconds that the end of a run waits for trackers
 _BATCH = 1000, 100  # metrics and parameters that MLflow takes at a time
 
 
 class Line(NamedTuple):
-    """Figures of a step, by name, and when they were read, in seconds since the epoch."""
+    """Figures of a step of a part, by name, and when they were read, in s since the epoch."""
 
+    part: str
     step: int
     time: float
     values: dict[str, float]
@@ -182,25 +185,40 @@ _KINDS = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
 class Tracker:
     """The trackers of one run, behind one call that returns at once."""
 
-    def __init__(self, writers: Mapping[str, _Writer]):
-        """Start the thread that sends, if there is anything to send to; see `tracked`."""
+    def __init__(
+        self,
+        writers: Mapping[str, _Writer],
+        told: _Told | None = None,
+        note: Callable[[_Told], None] = lambda told: None,
+    ):
+        """Start the thread that sends, if there is anything to send to; see `tracked`.
+
+        Args:
+            writers: by name.
+            told: what each was told before; it is not told again.
+            note: takes what each was told, before it is sent.
+        """
         self._writers, self._queue = dict(writers), queue.SimpleQueue()
+        self._told, self._note = {name: dict((told or {}).get(name, {})) for name in writers}, note
         self._failed = False
         self._thread = threading.Thread(target=self._send, name="trackers", daemon=True)
         if writers:
             self._thread.start()
 
-    def tell(self, part: str, step: int, values: Mapping[str, float]) -> None:
-        """Tell figures.
+    def tell(
+        self, part: str, step: int, values: Mapping[str, float], read: float | None = None
+    ) -> None:
+        """Tell figures to each tracker that was not told of this step before.
 
         Args:
             part: of the run, as train or validation; the figures are named PART/NAME.
             step: of the run; steps never fall.
             values: figures by name.
+            read: when, in seconds since the epoch; None for now.
         """
         if self._writers:
             named = {f"{part}/{name}": float(value) for name, value in values.items()}
-            self._queue.put(Line(step, time.time(), named))
+            self._queue.put(Line(part, step, read or time.time(), named))
 
     def close(self, failed: bool = False) -> None:
         """Send the rest and end the thread, or give up after a while."""
@@ -223,11 +241,11 @@ class Tracker:
             while not self._queue.empty():
                 lines.append(self._queue.get())
             ended = lines[-1] is None
-            told = [line for line in lines if line is not None]
+            new = self._new([line for line in lines if line is not None])
             for name, writer in [*self._writers.items()]:
                 try:
-                    if told:
-                        writer.write(told)
+                    if new[name]:
+                        writer.write(new[name])
                     if ended:
                         writer.close(self._failed)
                 except Exception as error:  # whatever a library raises: the run goes on
@@ -236,6 +254,21 @@ class Tracker:
                         f"`log.{name}` gets no more figures of this run, which goes on: "
                         f"{_line(error)}"
                     )
+
+    def _new(self, lines: list[Line]) -> dict[str, list[Line]]:
+        """Give what each tracker was not told before, and note that it is told now."""
+        new = {
+            name: [line for line in lines if line.step > self._told[name].get(line.part, -1)]
+            for name in self._writers
+        }
+        for name, some in new.items():
+            self._told[name] |= {line.part: line.step for line in some}
+        if any(new.values()):
+            try:
+                self._note(self._told)
+            except OSError as error:
+                logger.warning(f"`{TRACKERS}` cannot be written; a step may be told twice: {error}")
+        return new
 
 
 @contextmanager
@@ -253,9 +286,15 @@ def tracked(log: LogConfig, run: Path, cfg: Any) -> Iterator[Tracker]:
         InputError: a package is missing, or a tracker refuses the setting.
         RunError: a tracker cannot be reached.
     """
-    writers = dict[str, _Writer]()
+    writers, file = dict[str, _Writer](), run / TRACKERS
     on_first(lambda: writers.update(_open(log, run, cfg)))
-    tracker, failed = Tracker(writers), True
+    told = {name: one.get("told", {}) for name, one in _read(file).items()} if writers else {}
+
+    def note(told: _Told) -> None:
+        kept = _read(file)
+        write_json(file, kept | {name: {**kept.get(name, {}), "told": told[name]} for name in told})
+
+    tracker, failed = Tracker(writers, told, note), True
     try:
         yield tracker
         failed = False
@@ -290,7 +329,12 @@ def _asked(log: LogConfig) -> dict[str, str]:
 
 
 def check(log: LogConfig) -> None:
-    """Raise InputError if the package of a tracker that is asked for is missing."""
+    """Raise InputError if a tracker's package is missing, or a name is given without tracker."""
+    if log.name and not _asked(log):
+        raise InputError(
+            f"`log.name` (={log.name}) has no effect without a tracker; give `log.tensorboard`, "
+            "`log.wandb` or `log.mlflow`, or leave it out."
+        )
     for name in _asked(log):
         if find_spec(_KINDS[name].package) is None:
             raise missing(f"`log.{name}`", _KINDS[name].package, name)
@@ -298,26 +342,43 @@ def check(log: LogConfig) -> None:
 
 def _open(log: LogConfig, run: Path, cfg: Any) -> dict[str, _Writer]:
     """Open the trackers, and note what each calls the run."""
-    check(log)
+    if _asked(log):
+        check(log)
     file, writers = run / TRACKERS, dict[str, _Writer]()
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    kept = _read(file)
     for name, value in _asked(log).items():
         kind, known = _KINDS[name], kept.get(name, {})
         before = known["run"] if known.get("setting") == value else ""
+        told = known.get("told", {}) if before else {}
         try:
-            writer = kind(value, log.name_of(str(run)), before, to_dict(cfg))
+            writer = kind(value, log.name_of(str(run)), before, _sent(cfg))
         except Exception as error:  # whatever a library raises
+            for opened in writers.values():
+                with suppress(Exception):
+                    opened.close(failed=True)
             wrong = InputError if kind.is_wrong(error) else RunError
             raise wrong(
                 f"`log.{name}` (={value}): {kind.title} cannot be used: {_line(error)}; mend it, "
                 "or leave the setting out."
             ) from error
         writers[name] = writer
-        kept[name] = {"setting": value, "run": writer.run}
+        kept[name] = {"setting": value, "run": writer.run, "told": told}
+        write_json(file, kept)  # at once: if the next one fails, a retry goes on in this run
         logger.info(f"{kind.title}: {writer.place}")
-    if writers:
-        write_json(file, kept)
     return writers
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def _sent(cfg: Any) -> dict[str, Any]:
+    """Give the settings to send: no path and no free text, which may name people."""
+    sent = {}
+    for setting in settings_of(type(cfg)):
+        if setting.type not in (PATH, "text"):
+            sent[setting.key] = functools.reduce(getattr, setting.key.split("."), cfg)
+    return sent
 
 
 def _line(error: Exception) -> str:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 import jaxdefense
+from jaxdefense.buckets.places import is_address
 from jaxdefense.commands import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -130,7 +131,7 @@ def test_manifest_of_a_bucket_asks_for_the_driver_that_mounts_it():
 
 def test_skypilot_starts_a_process_a_node(tmp_path):
     task = yaml.safe_load(SKYPILOT.read_text())
-    known = {"name", "num_nodes", "workdir", "resources", "file_mounts", "setup", "run"}
+    known = {"name", "num_nodes", "workdir", "resources", "setup", "run"}
     assert task.keys() == known
     program = tmp_path / "jaxdefense/bin/jaxdefense"
     write_program(program, 'printf "%s\\n" "$@"')
@@ -139,7 +140,11 @@ def test_skypilot_starts_a_process_a_node(tmp_path):
     done = subprocess.run(["bash", "-c", task["run"]], env=env, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     command = done.stdout.splitlines()
-    how = COMMANDS[" ".join(command[:2])].read(command[2:]).distributed
+    cfg = COMMANDS[" ".join(command[:2])].read(command[2:])
+    # A mounted bucket neither renames nor locks; an address needs neither, but one local cache.
+    assert is_address(cfg.out) and task["num_nodes"] == 1
+    assert ",s3]" in task["setup"]
+    how = cfg.distributed
     assert (how.coordinator, how.num_processes, how.process_id) == ("10.0.0.1:8476", 2, 1)
 
 

@@ -21,6 +21,7 @@ from jaxdefense.errors import InputError
 from jaxdefense.ledger.entries import read_ledger
 
 NO_TERMS: Any = len
+AN_OWN: Any = mean_squared
 SIZES = {"num_clean": 8, "num_poisoned": 8, "steps": 2}
 
 
@@ -160,15 +161,70 @@ def test_settings_without_effect_are_said(plan):
         assert any(line.startswith(said) for line in lines) == bool(said)
 
 
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """A distance that is no function."""
+
+    by: Any
+
+    def __call__(self, x, y):
+        return self.by * mean_squared(x, y)
+
+    def method(self, x, y):
+        return self(x, y)
+
+
+class Hidden:
+    """One whose values nobody knows."""
+
+    def __call__(self, x, y):
+        return mean_squared(x, y)
+
+
+def without_source(text):
+    namespace: dict[str, Any] = {}
+    exec(f"def f(x, y, z=2): return {text}", namespace)
+    return namespace["f"]
+
+
+def large(last):
+    """An array that `repr` would cut short."""
+    values = np.zeros(5000, np.float32)
+    values[2500] = last
+    return values
+
+
+@pytest.mark.parametrize(
+    "make, one, other",
+    [
+        (without_source, "(x - y) * 2", "(x - y) * 3"),
+        (without_source, "(lambda a: a + 1)(x)", "(lambda a: a + 2)(x)"),
+        (lambda value: partial(AN_OWN, value), large(1), large(2)),
+        (lambda value: partial(AN_OWN, jax.numpy.asarray(value)), large(1), large(2)),
+        (lambda value: partial(AN_OWN, [value]), large(1), large(2)),
+        (Scaled, 1, 2),
+        (Scaled, large(1), large(2)),
+        (lambda by: Scaled(by).method, 1, 2),
+    ],
+)
+def test_losses_that_differ_are_described_otherwise(make, one, other):
+    assert describe(make(one)) == describe(make(one)) != describe(make(other))
+    assert "not compared" not in describe(make(one))
+
+
+def test_object_that_cannot_be_compared_is_said():
+    assert " at 0x" not in describe(Hidden())
+    lines = OwnLoss(distance=Hidden()).lines(config.TextTrainConfig(), None)
+    assert any("which a run that resumes cannot compare" in line for line in lines)
+
+
 def test_functions_are_described_by_name_and_source():
     one: Any = lambda x: x  # noqa: E731
     assert describe(one).startswith(f"{__name__}.test_functions")
     assert describe(and_twice) != describe(and_thrice)
     partly: Any = partial
     assert describe(partly(and_twice, 1, z=2, y=one)).endswith(f"with 1, y={describe(one)}, z=2")
-    namespace = {}
-    exec("def f(x): return x", namespace)
-    assert describe(namespace["f"]).endswith(".f, source not known")
+    assert describe(len) == "builtins.len, source not known"
     assert describe(jd.Objective(one, {"weight": 1.0})) != describe(
         jd.Objective(one, {"weight": 2.0})
     )

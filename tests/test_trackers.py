@@ -107,7 +107,8 @@ def assert_told(found):
 
 def assert_settings_and_no_name(written):
     data = b"".join(path.read_bytes() for path in written.rglob("*") if path.is_file())
-    assert b"tokenizer" in data  # one of the settings
+    assert b"remat" in data  # one of the settings
+    assert b"captions.txt" not in data and b"faces" not in data  # no path: it may name someone
     assert not [name for name in NAMES if name in data]
 
 
@@ -140,6 +141,69 @@ def test_tensorboard_gets_a_run_that_resumes_each_step_once_and_no_name(inputs, 
     assert len([*Path("tb/run").iterdir()]) == 2  # a file a process
     assert_told(events("tb/run"))
     assert_settings_and_no_name(Path("tb"))
+
+
+@pytest.mark.parametrize("first", [LogConfig(tensorboard="tb"), LogConfig()])
+def test_tracker_gets_each_step_once_of_a_run_killed_twice(inputs, monkeypatch, first):
+    """The second process ends before the step that the first one told; a tracker may come later."""
+    read, log = loop._Training._read, LogConfig(tensorboard="tb")
+    for used, last in ((first, 5), (log, 4)):
+
+        def read_or_die(self, now, metrics, last=last):
+            if now == last:
+                raise Killed
+            read(self, now, metrics)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(loop._Training, "_read", read_or_die)
+            defend_text(config(used))
+    defend_text(config(log))
+    assert_told(events("tb/run"))
+
+
+def test_tracker_that_is_new_hears_of_earlier_steps_and_none_twice():
+    old, new, noted = Fake(), Fake(), []
+    told = {"wandb": {"train": 2}, "mlflow": {}}
+    tracker = Tracker({"wandb": old, "mlflow": new}, told, noted.append)
+    for step in range(5):
+        tracker.tell("train", step, {"total": 1}, 7.0)
+    tracker.close()
+    assert [line.step for line in old.told] == [3, 4]
+    assert [line.step for line in new.told] == [0, 1, 2, 3, 4] and new.told[0].time == 7
+    assert noted[-1] == {"wandb": {"train": 4}, "mlflow": {"train": 4}}
+
+
+def test_tracker_that_cannot_be_opened_leaves_no_other_behind(inputs, monkeypatch):
+    opened = []
+
+    class Opens(Fake):
+        title, package, place = "Opens", "json", "here"
+
+        def __init__(self, setting, name, run, settings):
+            super().__init__()
+            self.run = run or f"run {len(opened)}"
+            opened.append(self)
+
+    class Fails(Fake):
+        title, package = "Fails", "json"
+        is_wrong = staticmethod(lambda error: True)
+
+        def __init__(self, *given):
+            raise OSError("refused")
+
+    monkeypatch.setattr(trackers, "_KINDS", {"wandb": Opens, "mlflow": Fails})
+    log = LogConfig(wandb="project", mlflow="http://127.0.0.1:9")
+    for _ in range(2):
+        with pytest.raises(InputError, match="`log.mlflow`"), trackers.tracked(log, inputs, log):
+            pass
+    assert [one.run for one in opened] == ["run 0", "run 0"]
+    assert all(one.failed for one in opened)
+
+
+def test_name_without_a_tracker_is_refused():
+    with pytest.raises(InputError, match=r"`log.name` \(=x\) has no effect"):
+        trackers.check(LogConfig(name="x"))
+    trackers.check(LogConfig(name="x", tensorboard="tb"))
 
 
 def test_run_of_the_same_name_gets_a_folder_of_its_own(inputs):

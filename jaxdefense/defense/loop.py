@@ -163,8 +163,7 @@ def run(
     start, state = _newest(checkpoints, init, shapes, state_sharding, watch, cfg.steps)
     tracker, started = tracker or Tracker({}), time.monotonic()
     log = _Log(directory / METRICS, start, cfg.samples_per_step, tracker)
-    if watch and log.told < 0:
-        tracker.tell(_VALIDATION, 0, watch.found[0][1].rates())
+    _tell_before(tracker, log, watch)
     with (
         _stop_signals() as received,
         Progress("defending", cfg.steps, start, "steps", "compiling") as progress,
@@ -185,6 +184,19 @@ def run(
             diverged_at_step = training.done
     seconds, rate = time.monotonic() - started, training.throughput()
     return Outcome(training.state, training.metrics, seconds, rate, diverged_at_step)
+
+
+def _tell_before(tracker: Tracker, log: "_Log", watch: Watch | None) -> None:
+    """Tell what the run found before it resumes; a tracker skips what it was told before."""
+    told: list[tuple[Any, str, dict[str, float], float | None]] = [
+        (n, _VALIDATION, verdict.rates(), None) for n, verdict in (watch.found if watch else ())
+    ]
+    for entry in log.kept:
+        values = {name: x for name, x in entry.items() if name not in ("step", "time")}
+        told.append((entry["step"], _TRAIN, values, entry["time"]))
+    # The validation after n steps comes before step n.
+    for step, part, values, at in sorted(told, key=lambda x: (x[0], x[1] == _TRAIN)):
+        tracker.tell(part, step, values, at)
 
 
 def _take_all(
@@ -293,8 +305,7 @@ class _Training:
             self.state = watch.look(self.done, self.state)
         verdict = watch.found[-1][1]
         logger.info(f"validation at step {self.done}: {verdict}")
-        if self.done > watch.told:
-            self._tracker.tell(_VALIDATION, self.done, verdict.rates())
+        self._tracker.tell(_VALIDATION, self.done, verdict.rates())
         self._leave_out(time.monotonic() - began)
 
     def _leave_out(self, seconds: float) -> None:
@@ -385,22 +396,23 @@ class _Log:
     read, in seconds since the epoch. `samples_per_second` counts from the line before, without
     validations. For the first line of a process it counts from the start, including compilation.
 
-    A tracker was told of every step that the file holds at first, the last of which is `told`.
+    `kept` holds the lines that were there before, of steps that are not taken again.
     """
 
     def __init__(self, path: Path, start: int, samples_per_step: int, tracker: Tracker):
         self.path, self._samples, self._tracker = path, samples_per_step, tracker
-        self._since, self.told = time.monotonic(), -1
+        self._since = time.monotonic()
         self.last: dict[str, float] = {}
+        self.kept: list[dict[str, float]] = []
         kept = []
         for line in path.read_text().splitlines() if path.exists() else ():
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:  # a crash cut the line short
                 break
-            self.told = entry["step"]
-            if self.told < start:
+            if entry["step"] < start:
                 kept.append(line + "\n")
+                self.kept.append(entry)
                 self.last = {name: x for name, x in entry.items() if name not in _OF_THE_LINE}
         self._kept = "".join(kept)
 
@@ -430,8 +442,7 @@ class _Log:
         line = {"step": step, "time": round(time.time(), 3), **values}
         pace = {"samples_per_second": round(rate, 3)}
         self._file.write(json.dumps(line | pace) + "\n")
-        if step > self.told:
-            self._tracker.tell(_TRAIN, step, values | pace)
+        self._tracker.tell(_TRAIN, step, values | pace)
         return values
 
 

@@ -6,10 +6,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxdefense.config import ImageTrainConfig, TextTrainConfig
@@ -20,6 +22,7 @@ from jaxdefense.results import read_settings
 
 _WEIGHT = "weight"  # the distance between the weights, which every step adds
 _TAKEN = {_WEIGHT, "total", "grad_norm", "lr"}  # metrics of every step
+_NOT_COMPARED = "an object that is not compared"
 _WHAT = ("objective", "distance")  # keys of a run's resolved values
 
 
@@ -126,6 +129,11 @@ class OwnLoss:
                 "of own functions, a run that resumes compares names and sources, but not what "
                 "they call or read elsewhere"
             )
+        for name, what in self.resolved().items():
+            if _NOT_COMPARED in what:
+                said.append(
+                    f"own {name}: it holds an object, which a run that resumes cannot compare"
+                )
         told = read_settings(earlier).get("resolved") if earlier else None
         if before := described(told if isinstance(told, dict) else {}):
             said.append(f"`{earlier}` had an own {' and '.join(before)}, which is not taken over")
@@ -143,7 +151,8 @@ def described(resolved: Mapping[str, Any]) -> dict[str, str]:
 def describe(value: Any) -> str:
     """Describe a value so that the same one gives the same text in another process.
 
-    Of a function: its name, and the hash of its source where Python knows it.
+    Of a function: its name, and the hash of its source, or of its code where Python knows no
+    source. Of an array: its kind, and the hash of its bytes. Another object is named alone.
     """
     if isinstance(value, Objective):
         return f"terms {describe(value.terms)}, weights {dict(value.weights)}, draw " + describe(
@@ -153,14 +162,47 @@ def describe(value: Any) -> str:
         args = [describe(x) for x in value.args]
         args += [f"{name}={describe(x)}" for name, x in sorted(value.keywords.items())]
         return f"{describe(value.func)} with {', '.join(args)}"
-    if not callable(value):
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        array = np.asarray(value)
+        return f"{array.dtype} {list(array.shape)}, sha256 {_hash(array.tobytes())}"
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(describe, value))})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name!r}: {describe(x)}' for name, x in value.items())}}}"
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.dtype):
         return repr(value)
-    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value))}"
+    if inspect.ismethod(value):
+        return f"{_function(value.__func__)} of {describe(value.__self__)}"
+    if hasattr(value, "__qualname__"):
+        return _function(value)
+    kind = describe(type(value))
+    if dataclasses.is_dataclass(value):
+        fields = {x.name: getattr(value, x.name) for x in dataclasses.fields(value)}
+        return f"{kind} {describe(fields)}"
+    return f"{kind}, {_NOT_COMPARED}"
+
+
+def _function(value: Any) -> str:
+    """Describe a function or a class."""
+    name = f"{getattr(value, '__module__', '')}.{value.__qualname__}"
     try:
-        source = inspect.getsource(value)
+        return f"{name}, source sha256 {_hash(inspect.getsource(value).encode())}"
     except (OSError, TypeError):
+        code = getattr(inspect.unwrap(value), "__code__", None)
+    if code is None:  # written in C, or a class
         return f"{name}, source not known"
-    return f"{name}, source sha256 {hashlib.sha256(source.encode()).hexdigest()[:16]}"
+    defaults = describe((value.__defaults__, value.__kwdefaults__))
+    return f"{name}, code sha256 {_hash(f'{_code(code)} {defaults}'.encode())}"
+
+
+def _code(code: CodeType) -> str:
+    """Write what a function does: its instructions, and the constants and names in them."""
+    constants = [_code(x) if isinstance(x, CodeType) else repr(x) for x in code.co_consts]
+    return f"{code.co_code.hex()} {constants} {code.co_names} {code.co_varnames}"
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _shape(value: Any) -> str:

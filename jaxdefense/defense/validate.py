@@ -231,7 +231,6 @@ class Watch:
         self._path = directory / "validation.jsonl"
         self._best = Checkpoints(directory / "best", 1)
         self.found: list[tuple[int, Verdict]] = []
-        self.told = 0  # steps at the last validation that the directory held at first
 
     def newer(
         self,
@@ -267,9 +266,8 @@ class Watch:
                 entry = json.loads(line)
             except json.JSONDecodeError:  # a crash cut the line short
                 break
-            self.told = entry["step"]
-            if self.told <= start:
-                self.found.append((entry.pop("step"), Verdict(**entry)))
+            if (step := entry.pop("step")) <= start:
+                self.found.append((step, Verdict(**entry)))
         self._mine(self.found[-1][1].mined)
         self._write()
 
