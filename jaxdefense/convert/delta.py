@@ -30,7 +30,7 @@ from jaxdefense.errors import InputError
 from jaxdefense.hub import is_pinned
 from jaxdefense.ledger.entries import shown
 from jaxdefense.log import Progress
-from jaxdefense.paths import check_new, check_outside
+from jaxdefense.paths import check_new
 from jaxdefense.results import (
     ApplicationSummary,
     DeltaSummary,
@@ -67,8 +67,8 @@ def delta(cfg: DeltaConfig) -> DeltaSummary:
     check_new(out)
     defended = read_model_directory(cfg.run)
     original = read_model_directory(cfg.model or _teacher_of(cfg.run))
-    check_outside(out, defended.path)
-    check_outside(out, original.path)
+    defended.check_outside(out)
+    original.check_outside(out)
     _check_alike(original, defended)
     digests = original.digest(), defended.digest()
     _check_run(cfg, original, digests)
@@ -79,8 +79,8 @@ def delta(cfg: DeltaConfig) -> DeltaSummary:
             old, new = original.tensor(key), defended.tensor(key)
             if (old.shape, old.dtype) != (new.shape, new.dtype):
                 raise InputError(
-                    f"`{key}` is {old.dtype}{list(old.shape)} in `{original.path}` and "
-                    f"{new.dtype}{list(new.shape)} in `{defended.path}`; give the model that was "
+                    f"`{key}` is {old.dtype}{list(old.shape)} in `{original.source}` and "
+                    f"{new.dtype}{list(new.shape)} in `{defended.source}`; give the model that was "
                     "defended."
                 )
             if (change := _difference(old, new)) is not None:
@@ -91,7 +91,9 @@ def delta(cfg: DeltaConfig) -> DeltaSummary:
                     tensors[key + _ROWS] = rows
             progress.advance()
     if not tensors:
-        raise InputError(f"`{cfg.run}` and `{original.path}` have the same weights; nothing moved.")
+        raise InputError(
+            f"`{cfg.run}` and `{original.source}` have the same weights; nothing moved."
+        )
     metadata = {
         "format": _FORMAT,
         "schema": _SCHEMA,
@@ -151,7 +153,7 @@ def apply(cfg: ApplyConfig) -> ApplicationSummary:
     out = Path(cfg.out)
     check_new(out)
     original, patch = read_model_directory(cfg.model), _read(Path(cfg.delta))
-    check_outside(out, original.path)
+    original.check_outside(out)
     if (digest := original.digest()) != patch.from_sha256:
         raise InputError(
             f"`{cfg.delta}` is of the original {shown(patch.from_sha256)}, and `{cfg.model}` is "
@@ -265,7 +267,7 @@ def _check_run(cfg: DeltaConfig, original: ModelDirectory, digests: tuple[str, s
     after = getattr(summary, "defended_sha256", "")
     if before and before != digests[0] and not cfg.model:
         raise InputError(
-            f"`{original.path}` is {shown(digests[0])}, and `{run}` defended "
+            f"`{original.source}` is {shown(digests[0])}, and `{run}` defended "
             f"{shown(before)}; give that model by `--model`."
         )
     if after and after != digests[1]:
@@ -299,7 +301,7 @@ def _check_alike(original: ModelDirectory, defended: ModelDirectory) -> None:
     """Raise InputError unless two directories have the same files of the same tensors."""
     if original.layout is not defended.layout or original.weight_files != defended.weight_files:
         raise InputError(
-            f"`{original.path}` and `{defended.path}` do not hold the same tensors in the same "
+            f"`{original.source}` and `{defended.source}` do not hold the same tensors in the same "
             "files; give the model that was defended, in the layout it was in."
         )
 
@@ -315,7 +317,7 @@ def _changed_texts(original: ModelDirectory, defended: ModelDirectory) -> dict[s
     try:
         return {name: file.read_bytes().decode() for name, file in changed.items()}
     except UnicodeDecodeError as error:
-        raise InputError(f"`{defended.path}` holds a text that is not UTF-8: {error}.") from error
+        raise InputError(f"`{defended.source}` holds a text that is not UTF-8: {error}.") from error
 
 
 def _bytes(file: Path | None) -> bytes | None:

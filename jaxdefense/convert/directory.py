@@ -40,7 +40,7 @@ from jaxdefense.convert.weights import Weights, find_weights
 from jaxdefense.errors import InputError
 from jaxdefense.files import read_json
 from jaxdefense.hub import local
-from jaxdefense.paths import check_new
+from jaxdefense.paths import check_new, check_outside
 from jaxdefense.results import SUMMARY, BothDefenseSummary, DefenseSummary, kind_of
 from jaxdefense.words import some
 
@@ -117,6 +117,16 @@ class ModelDirectory:
     weight_files: dict[str, list[str]]
     rows: list[Row]
 
+    @property
+    def copied(self) -> bool:
+        """Whether `path` is a copy in the cache, as `source` holds pickles."""
+        return self.path != self.source
+
+    def check_outside(self, out: Path, name: str = "out") -> None:
+        """Raise InputError if an output lies in the directory; see `paths.check_outside`."""
+        for place in (self.path, self.source):
+            check_outside(out, place, name)
+
     def tokenizer(self, directory: str = "") -> Tokenizer:
         """Load the model's tokenizer, or the one in another directory.
 
@@ -127,8 +137,8 @@ class ModelDirectory:
         text = self.cfg.text
         where = model_of_run(Path(directory)) if directory else self.tokenizer_path()
         if text is None:
-            raise InputError(f"`{self.path}` has no text encoder.")
-        config, reading = self.path / self.layout.config, None
+            raise InputError(f"`{self.source}` has no text encoder.")
+        config, reading = self.source / self.layout.config, None
         if self.layout is OPENCLIP:
             try:
                 reading = openclip_reading(read_json(config))
@@ -154,14 +164,14 @@ class ModelDirectory:
         eos, pad = tokenizer.eos, tokenizer.pad
         if text.readout == "token" and text.eos_token_id != eos:
             raise InputError(
-                f"`{self.path / self.layout.config}` reads texts out at token "
+                f"`{self.source / self.layout.config}` reads texts out at token "
                 f"{text.eos_token_id}, but the tokenizer in `{where}` ends them with {eos}: "
                 "without that token, every text is read out at its first token and embeds alike. "
                 "Give the model's own tokenizer, or correct the config."
             )
         if text.readout == "largest" and pad is not None and pad > eos:
             raise InputError(
-                f"`{self.path / self.layout.config}` reads texts out at their largest token id, "
+                f"`{self.source / self.layout.config}` reads texts out at their largest token id, "
                 f"but the tokenizer in `{where}` pads them with {pad}, above the end of text "
                 f"({eos}): the model's library reads out the padding. Give the model's own "
                 "tokenizer, or correct the config."
@@ -215,7 +225,7 @@ class ModelDirectory:
             names of the files not copied: all but text, as they may hold undefended weights.
 
         Raises:
-            InputError: `out` exists.
+            InputError: `out` exists, or lies in this directory.
         """
         params = host_params(model)
         by_key = {row.key: row for row in self.rows}
@@ -244,6 +254,7 @@ class ModelDirectory:
             changed: takes a tensor's name and its value, and gives the new value.
             out, then: see `save`.
         """
+        self.check_outside(out)
         left_out = []
 
         def fill(tmp: Path) -> None:
@@ -419,12 +430,21 @@ def read_model_directory(
     if note and source != found.path:
         what = f"pipeline: its {source.name}" if pipeline_of(source) else "run directory: its model"
         note(f"`{given}` is a {what} is read")
-    path = source
-    form = LAYOUTS[layout] if layout else find_layout(path)
-    if (weights := form.weights_in(path)) and weights.pickled:
-        from jaxdefense.convert.unpickled import unpickled  # which needs this module
+    form = LAYOUTS[layout] if layout else find_layout(source)
+    if not ((weights := form.weights_in(source)) and weights.pickled):
+        return _read(source, source, form)
+    from jaxdefense.convert.unpickled import unpickled  # which needs this module
 
-        path = unpickled(path, form, weights)
+    weights = dataclasses.replace(weights, files=weight_names(source, form))
+    path = unpickled(source, form, weights)
+    try:
+        return _read(path, source, form)
+    except InputError as error:
+        raise InputError(f"`{source}`, copied as safetensors: {error}") from error
+
+
+def _read(path: Path, source: Path, form: Layout) -> ModelDirectory:
+    """Read a directory of safetensors; see `ModelDirectory`."""
     raw = read_json(path / form.config)
     try:
         cfg = form.read_config(raw)
@@ -432,7 +452,7 @@ def read_model_directory(
         raise InputError(f"`{path / form.config}`: {error}") from error
     shapes: dict[str, tuple[int, ...]] = {}
     weight_files: dict[str, list[str]] = {}
-    for file in _weight_files(path, form):
+    for file in weight_names(path, form):
         weight_files[file] = []
         for key, shape in _headers(path, file):
             if key in shapes:
@@ -555,7 +575,12 @@ def _check_place(path: Path, file: str) -> None:
         )
 
 
-def _weight_files(path: Path, layout: Layout) -> list[str]:
+def weight_names(path: Path, layout: Layout) -> list[str]:
+    """List the weight files of a directory, by its index if it has one.
+
+    Raises:
+        InputError: there are none, or one that the index names is missing or elsewhere.
+    """
     if (weights := layout.weights_in(path)) is None:
         pickles = [file.name for end in ("bin", "pt", "pth") for file in path.glob(f"*.{end}")]
         hint = f"; {some(pickles)} is a pickle: convert it to safetensors" if pickles else ""

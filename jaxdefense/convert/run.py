@@ -109,9 +109,7 @@ def convert(
     if layout and layout not in LAYOUTS:
         raise InputError(f"`--from` (={layout}) must be one of {', '.join(LAYOUTS)}.")
     check_new(dst)
-    checkpoint = _read(src, layout, activation)
-    if src.is_dir() and checkpoint.directory:
-        check_outside(dst, checkpoint.directory, "DST")
+    checkpoint = _read(src, dst, layout, activation)
     if to == "orbax":
         write_directory(dst, lambda tmp: _write_orbax(checkpoint, tmp))
         return _summary(checkpoint, to, checkpoint.rows)
@@ -163,12 +161,15 @@ def _summary(checkpoint: Checkpoint, to: str, rows: list[Row]) -> ConversionSumm
     )
 
 
-def _read(src: Path, layout: str, activation: str) -> Checkpoint:
+def _read(src: Path, dst: Path, layout: str, activation: str) -> Checkpoint:
+    """Read a checkpoint, unless the new one would lie in its directory."""
     if src.is_file():
         return _read_torch(src, activation)
     if (src / orbax.MANIFEST).exists():
+        check_outside(dst, src, "DST")
         return _read_orbax(src)
     directory = read_model_directory(src, layout, logger.info)
+    directory.check_outside(dst, "DST")
     src = directory.path
     check_companions(src, directory.weight_files)
     where = {key: file for file, keys in directory.weight_files.items() for key in keys}

@@ -30,7 +30,7 @@ def unpickled(path: Path, layout: Layout, weights: Weights) -> Path:
     Args:
         path: directory of the model.
         layout: of the directory.
-        weights: its pickles.
+        weights: its pickles, all of them.
 
     Raises:
         InputError: torch is not installed, or the files do not hold tensors by name alone.

@@ -309,8 +309,9 @@ def to_follow(earlier: Earlier | None, directory: ModelDirectory, with_names: bo
     found = follow(ledger, how, directory)
     if found.how == "on top" or len(found.ledgers) > 1:
         logger.warning(
-            f"`{directory.path}` was defended before, and the people of its ledger are not removed "
-            "again: they may come back. `--after` with the directory of that run removes them too"
+            f"`{directory.source}` was defended before, and the people of its ledger are not "
+            "removed again: they may come back. `--after` with the directory of that run removes "
+            "them too"
         )
     if not with_names and any(x.names for ledger in found.ledgers for x in ledger.entries):
         logger.warning(

@@ -255,7 +255,7 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
     directory = read_undefended(cfg)
     vision, d, t = directory.cfg.vision, cfg.data, cfg.train
     if vision is None:
-        raise InputError(f"`{directory.path}` has no image encoder.")
+        raise InputError(f"`{directory.source}` has no image encoder.")
     _check_level(cfg, vision)
     processor = processor_of(directory, logger.info)
     digest_of = functools.cache(photo_digest)  # the people who stay are hashed twice

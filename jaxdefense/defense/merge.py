@@ -13,7 +13,7 @@ from jaxdefense.convert.directory import ModelDirectory, check_companions, read_
 from jaxdefense.errors import InputError
 from jaxdefense.idia.conditions import random_targets
 from jaxdefense.ledger.runs import join_ledgers, ledger_of_model
-from jaxdefense.paths import check_new, check_outside
+from jaxdefense.paths import check_new
 from jaxdefense.results import DefenseSummary, MergeSummary, kind_of
 from jaxdefense.words import some
 
@@ -36,19 +36,19 @@ def merge(cfg: MergeConfig) -> MergeSummary:
     check_new(Path(cfg.out))
     text, image = _read(cfg.text, "text"), _read(cfg.image, "image")
     for model in (text, image):
-        check_outside(Path(cfg.out), model.path)
+        model.check_outside(Path(cfg.out))
     if text.cfg.text is None or image.cfg.vision is None:
         wrong, encoder = (text, "text") if text.cfg.text is None else (image, "image")
-        raise InputError(f"`{wrong.path}` has no {encoder} encoder.")
+        raise InputError(f"`{wrong.source}` has no {encoder} encoder.")
     base = text if text.cfg.vision else image
     if base.cfg.text is None:
         raise InputError(
-            f"neither `{text.path}` nor `{image.path}` has both encoders; there is no model "
+            f"neither `{text.source}` nor `{image.source}` has both encoders; there is no model "
             "to merge them into."
         )
     if (text.cfg.text, image.cfg.vision) != (base.cfg.text, base.cfg.vision):
         raise InputError(
-            f"`{text.path}` and `{image.path}` have encoders of different sizes; both must be "
+            f"`{text.source}` and `{image.source}` have encoders of different sizes; both must be "
             "made from one model."
         )
     check_companions(base.path, base.weight_files)
@@ -66,7 +66,7 @@ def merge(cfg: MergeConfig) -> MergeSummary:
             "removed names now mean random names: attack the merged model with "
             f"`--set exclude={cfg.text}`, so that the random names are not candidates"
         )
-    return MergeSummary(text=str(text.path), image=str(image.path), model=cfg.out)
+    return MergeSummary(text=str(text.source), image=str(image.source), model=cfg.out)
 
 
 def _read(path: str, wanted: str) -> ModelDirectory:

@@ -37,7 +37,7 @@ from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.ledger.runs import Followed
 from jaxdefense.log import Progress
-from jaxdefense.paths import check_outside, check_writable
+from jaxdefense.paths import check_writable
 from jaxdefense.results import DefenseSummary
 from jaxdefense.sharding import ShardingRules
 
@@ -143,7 +143,7 @@ def read_undefended(cfg: Config) -> ModelDirectory:
         InputError: the directory is wrong, or the run would be written into it.
     """
     directory = read_model_directory(cfg.model.path, note=logger.info)
-    check_outside(Path(cfg.out), directory.path)
+    directory.check_outside(Path(cfg.out))
     if cfg.profile:
         check_writable(Path(cfg.profile))
     check_companions(directory.path, directory.weight_files)
@@ -182,7 +182,7 @@ def lay_out(
     Raises:
         InputError: the mesh does not divide the encoder's sizes.
     """
-    with Progress(f"loading {directory.path}"):
+    with Progress(f"loading {directory.source}"):
         model = directory.load(cfg.model.dtype, cfg.model.remat)
     graphdef, teacher = split_tower(getattr(model, which))
     tx, t = make_optimizer(**vars(cfg.optimizer), steps=cfg.train.steps), cfg.train
@@ -217,8 +217,8 @@ def check_low_rank(
         )
     if directory.cfg.siglip or isinstance(getattr(directory.cfg, which), ResNetConfig):
         raise InputError(
-            f"`train.lora_rank` (={rank}) is for the transformers of CLIP, and `{directory.path}` "
-            "is another model; set it to 0."
+            f"`train.lora_rank` (={rank}) is for the transformers of CLIP, and "
+            f"`{directory.source}` is another model; set it to 0."
         )
     if not has_adapter(directory):
         logger.info("no adapter is written: PEFT and this model have no names in common")

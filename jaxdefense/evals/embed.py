@@ -171,7 +171,7 @@ class Embedder:
         self._parts = num_batch_parts(self.mesh, rules)
         self._batch = batch
         self._place = batch_sharding(self.mesh, rules)
-        with Progress(f"loading {self.directory.path}"):
+        with Progress(f"loading {self.directory.source}"):
             model = self.directory.load(cfg.dtype)
         self._graphdef, params = nnx.split(model)
         self._several = not self._place.is_fully_addressable

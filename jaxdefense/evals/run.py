@@ -32,7 +32,6 @@ from jaxdefense.evals.similarity import (
 from jaxdefense.evals.targets import Targets, half_of, read_targets
 from jaxdefense.evals.zeroshot import class_templates, zeroshot
 from jaxdefense.files import digest, read_vector, write_text
-from jaxdefense.paths import check_outside
 from jaxdefense.results import EvaluationSummary
 from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sharding import make_mesh
@@ -183,7 +182,7 @@ def _models(
         for path in (cfg.model.path, cfg.teacher)
     )
     for model in (student, teacher):
-        check_outside(Path(cfg.out), model.directory.path)
+        model.directory.check_outside(Path(cfg.out))
     check_same_sizes(teacher.directory, cfg.teacher, student.directory, cfg.model.path)
     return student, teacher
 

@@ -31,7 +31,6 @@ from jaxdefense.idia.conditions import (
 )
 from jaxdefense.idia.prompts import TEMPLATES
 from jaxdefense.idia.variants import Aliases, read_aliases
-from jaxdefense.paths import check_outside
 from jaxdefense.results import (
     SUMMARY,
     AttackSummary,
@@ -100,7 +99,7 @@ def read_inputs(cfg: AttackConfig) -> Inputs:
     check_threshold(cfg.threshold, templates)
     aliases = read_aliases(cfg.aliases, members) if cfg.aliases else {}
     directory = read_model_directory(cfg.model.path)
-    check_outside(Path(cfg.out), directory.path)
+    directory.check_outside(Path(cfg.out))
     conditions = _conditions(cfg, directory, people, candidates, templates)
     before, listed, untested = dict[str, Seen](), frozenset[str](), list[str]()
     if cfg.before:

@@ -52,10 +52,15 @@ def ledger(cfg: LedgerConfig) -> LedgerSummary:
             somebody who is not on the list.
     """
     directory = read_model_directory(cfg.model)
-    model = directory.path
+    model = directory.source
     if cfg.results and find_id(cfg.model):
         raise InputError(
             f"`{cfg.model}` is not here to be written; give a model directory to record `results`."
+        )
+    if cfg.results and directory.copied:
+        raise InputError(
+            f"`{model}` holds pickles, which no defense wrote; give the directory of the run, or "
+            "of its model, to record `results`."
         )
     if (found := ledger_of_model(directory)) is None:
         raise InputError(

@@ -196,7 +196,9 @@ def ledger_of_run(run: Path) -> Ledger:
         found = read_summary(run, DefenseSummary)
         made, halves = found.defended_sha256, [found]
     if made and made != digest:
-        raise InputError(f"`{directory.path}` is not the model that `{run}` wrote; bring it back.")
+        raise InputError(
+            f"`{directory.source}` is not the model that `{run}` wrote; bring it back."
+        )
     teacher = teacher_digest(run)
     entry = entry_of_run(
         found.kind,

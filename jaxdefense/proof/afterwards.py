@@ -96,8 +96,8 @@ def averaged(defended: Embedder, original: Embedder, alpha: float) -> Embedder:
     ours, theirs = (dict(nnx.to_flat_state(x.params)) for x in (defended, original))
     if {k: v.shape for k, v in ours.items()} != {k: v.shape for k, v in theirs.items()}:
         raise InputError(
-            f"`{defended.directory.path}` and `{original.directory.path}` are models of different "
-            "sizes, which cannot be averaged; give a model and the one it was made of."
+            f"`{defended.directory.source}` and `{original.directory.source}` are models of "
+            "different sizes, which cannot be averaged; give a model and the one it was made of."
         )
     first, second = ([x[path][...] for path in ours] for x in (ours, theirs))
     mixed = _mixed(first, second, np.float32(alpha))

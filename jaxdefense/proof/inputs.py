@@ -16,7 +16,6 @@ from jaxdefense.files import read_json
 from jaxdefense.hub import is_pinned
 from jaxdefense.idia.candidates import Candidates
 from jaxdefense.idia.inputs import read_inputs
-from jaxdefense.paths import check_outside
 from jaxdefense.proof.config import ProveConfig
 from jaxdefense.proof.neighbours import read_labels
 from jaxdefense.report.frame import flatten
@@ -181,7 +180,7 @@ def read(cfg: ProveConfig) -> Inputs:
     attack = read_inputs(attack_config(cfg, told))
     for name, path in (("teacher", told.teacher), ("reference", cfg.reference)):
         if path:
-            check_outside(Path(cfg.out), read_model_directory(path).path, name)
+            read_model_directory(path).check_outside(Path(cfg.out), name)
     members = attack.people[: attack.num_members]
     removed, absent = _on_list(told.identities, members)
     strangers, _ = _on_list(told.identities, attack.people[attack.num_members :])

@@ -109,14 +109,14 @@ def load(cfg: ProveConfig, inputs: Inputs, cache: ArrayCache | None = None) -> W
     digests = {name: model.directory.digest() for name, model in models.items()}
     if inputs.told.teacher_sha256 not in ("", digests[BEFORE]):
         raise InputError(
-            f"`teacher` (={before.path}) is not the model that the run of `model.path` "
+            f"`teacher` (={before.source}) is not the model that the run of `model.path` "
             f"(={cfg.model.path}) was made from: their weights differ; give that one."
         )
     for name, model in models.items():
         if not (model.directory.cfg.text and model.directory.cfg.vision):
             raise InputError(
-                f"`{model.directory.path}` ({name}) has one encoder only; the proof puts photos to "
-                "names: give a model with both."
+                f"`{model.directory.source}` ({name}) has one encoder only; the proof puts photos "
+                "to names: give a model with both."
             )
     return World(cfg, inputs, models, digests)
 

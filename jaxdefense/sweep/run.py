@@ -54,7 +54,7 @@ from jaxdefense.idia.candidates import candidate_names
 from jaxdefense.idia.prompts import TEMPLATES
 from jaxdefense.idia.run import run_attack
 from jaxdefense.idia.statistics import measure
-from jaxdefense.paths import check_outside, check_writable
+from jaxdefense.paths import check_writable
 from jaxdefense.results import (
     AttackSummary,
     BothDefenseSummary,
@@ -168,10 +168,10 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
     evaluate_config(cfg, Path(cfg.out), False)
     class_templates(cfg.evaluate.templates)
     directory = read_model_directory(cfg.model.path)
-    check_outside(Path(cfg.out), directory.path)
+    directory.check_outside(Path(cfg.out))
     check_companions(directory.path, directory.weight_files)
     if not (directory.cfg.text and directory.cfg.vision):
-        raise InputError(f"`{directory.path}` has one encoder only; an attack needs both.")
+        raise InputError(f"`{directory.source}` has one encoder only; an attack needs both.")
     people, where, trained_on = _read_trained_on(cfg, directory)
     if odd := [name for person in people for name in person.names if "#" in name or "\t" in name]:
         raise InputError(f"{where}: {odd[0]!r} does not fit a names file; rename it.")
