@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from jaxdefense.errors import InputError, RunError
+from jaxdefense.files import read_json, say_once
 from jaxdefense.log import Progress
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,8 @@ def find_id(given: str) -> Id | None:
     """Read an id; None for what exists here, and for what cannot be an id.
 
     Raises:
-        InputError: it is OpenCLIP's, of an unknown tag.
+        InputError: it is OpenCLIP's, of an unknown tag; or it is marked as open_clip's, and the hub
+            takes no such name.
     """
     if os.path.lexists(given) or not (found := _ID.fullmatch(given)):
         return None
@@ -84,7 +86,23 @@ def find_id(given: str) -> Id | None:
     openclip = found["scheme"] is not None
     if not openclip and not folder and (repo := _of_openclip(found["repo"])):
         return Id(repo, "", revision, True)
+    if why := _refused(found["repo"]):
+        if openclip:
+            raise InputError(f"`{given}` is no directory here, and cannot be an id: {why}")
+        return None
     return Id(found["repo"], folder, revision, openclip)
+
+
+def _refused(repo: str) -> str:
+    """Say why the hub takes no such OWNER/NAME; "" if it does."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        return str(error)
+    return ""
 
 
 def _of_openclip(given: str) -> str:
@@ -137,8 +155,7 @@ def local(given: str | Path, layout: str = "") -> Found:
     if (model := find_id(str(given))) is None:
         return Found(Path(given))
     path = _snapshot(model, layout)
-    found, _ = _choose(_names(path), model, layout)
-    return Found(path / model.folder, found)
+    return Found(path / model.folder, _choose(_names(path), model, layout, path).layout)
 
 
 @functools.lru_cache(maxsize=64)  # within a process, an id means one commit
@@ -147,15 +164,17 @@ def _snapshot(model: Id, layout: str = "") -> Path:
     import huggingface_hub
     from huggingface_hub import constants, errors
 
-    if _COMMIT.fullmatch(model.revision) and (path := _cached(model, layout)):
-        return path
+    if _COMMIT.fullmatch(model.revision) and (kept := _cached(model, layout)) and not kept.lacks:
+        return kept.path
     where, fetch = constants.ENDPOINT, f"fetch it where that works: `{_command(model)}`"
     here = f"`{model}` is no directory here"
     try:
         info = huggingface_hub.HfApi().model_info(model.repo, revision=model.revision or None)
+        _warn_of_guess(model)
         names = [x.rfilename for x in info.siblings or ()]
-        _, files = _choose(names, model, layout)
-        known = _cached(model._replace(revision=info.sha or ""), layout)
+        this = model._replace(revision=info.sha or model.revision)
+        known = _cached(this, layout)
+        files = _choose_clip(names, this, layout)
         with contextlib.nullcontext() if known else Progress(f"fetching {model}"):
             return Path(_download(model, allow_patterns=files))
     except errors.GatedRepoError as error:
@@ -174,21 +193,43 @@ def _snapshot(model: Id, layout: str = "") -> Path:
             "it, or, if it is private, log in by `hf auth login` or set HF_TOKEN."
         ) from error
     except errors.OfflineModeIsEnabled as error:
-        if path := _cached(model, layout):
-            return path
+        if kept := _cached(model, layout):
+            return _without_hub(model, kept)
         raise InputError(
             f"{here}, nor is it whole in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to "
             f"ask {where}; {fetch}."
         ) from error
     except _no_answer() as error:
-        if path := _cached(model, layout):
+        if kept := _cached(model, layout):
             logger.warning(f"{where} does not give it; `{model}` is the commit kept last")
-            return path
+            return _without_hub(model, kept)
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(
             f"{here}, nor is it whole in {constants.HF_HUB_CACHE}, and {where} does not give it "
             f"({why}); {fetch}."
         ) from error
+
+
+def _warn_of_guess(model: Id) -> None:
+    """Say that a path which does not exist is taken as an id, unless only an id is written so."""
+    from huggingface_hub import constants
+
+    if not (model.openclip or _COMMIT.fullmatch(model.revision)):
+        say_once(
+            f"`{model}` is no directory here, and is taken as the id of a model of "
+            f"{constants.ENDPOINT}; correct it if it should be a path"
+        )
+
+
+def _without_hub(model: Id, kept: "_Kept") -> Path:
+    """Give what the cache has of a model; say what it may lack."""
+    _warn_of_guess(model)
+    if kept.lacks:
+        logger.warning(
+            f"what the cache has of `{model}` is without {kept.lacks}; if the model has that, "
+            f"fetch it where that works: `{_command(model)}`"
+        )
+    return kept.path
 
 
 def _no_answer() -> tuple[type[Exception], ...]:
@@ -214,14 +255,51 @@ def _download(model: Id, **how: object) -> str:
         enable_progress_bars()
 
 
-def _cached(model: Id, layout: str) -> Path | None:
-    """Find a model that was fetched before, if all of it was."""
+class _Kept(NamedTuple):
+    """A model in the cache, with all of its weights.
+
+    Fields:
+        path: folder of the commit.
+        lacks: what most models have beside their weights, and this one does not; "" if nothing.
+    """
+
+    path: Path
+    lacks: str
+
+
+def _cached(model: Id, layout: str) -> _Kept | None:
+    """Find a model that was fetched before, if all of its weights were.
+
+    Other programs fetch single files, so the cache may hold a part of a model.
+    """
+    from jaxdefense.convert.directory import LAYOUTS, weight_names
+
     try:
         path = Path(_download(model, local_files_only=True, allow_patterns=[]))
-        _, files = _choose(_names(path), model, layout)
-        return Path(_download(model, local_files_only=True, allow_patterns=files))
-    except (FileNotFoundError, InputError):  # the first is LocalEntryNotFoundError
+        chosen = _choose(_names(path), model, layout, path)
+        weight_names(path / chosen.folder, LAYOUTS[chosen.layout])
+        path = Path(_download(model, local_files_only=True, allow_patterns=chosen.files))
+    except (FileNotFoundError, InputError):  # of the client, and of what is not there
         return None
+    return _Kept(path, _lacks(path, chosen))
+
+
+def _lacks(path: Path, chosen: "_Chosen") -> str:
+    """Say what a model in the cache may lack, going by its config; see `_Kept`."""
+    from jaxdefense.convert.directory import HF, LAYOUTS
+    from jaxdefense.convert.preprocess import PREPROCESSOR, PROCESSOR
+
+    form = LAYOUTS[chosen.layout]
+    try:
+        cfg = form.read_config(read_json(path / chosen.folder / form.config))
+    except InputError:  # whoever reads the model reports it
+        return ""
+    there = {PurePosixPath(file).name for file in chosen.files}
+    if cfg.text and "tokenizer.json" not in there and not {"vocab.json", "merges.txt"} <= there:
+        return "a tokenizer"
+    if cfg.vision and form is HF and not {PREPROCESSOR, PROCESSOR} & there:
+        return f"a {PREPROCESSOR}"
+    return ""
 
 
 def _command(model: Id) -> str:
@@ -238,22 +316,61 @@ def _names(path: Path) -> list[str]:
     return [x.relative_to(path).as_posix() for x in path.rglob("*") if x.is_file()]
 
 
-def _choose(names: Collection[str], model: Id, layout: str) -> tuple[str, list[str]]:
+class _Chosen(NamedTuple):
+    """The files of a repository that make one copy of a model.
+
+    Fields:
+        layout: name of its layout.
+        folder: that it is in; "" for the root.
+        files: with their folders.
+    """
+
+    layout: str
+    folder: str
+    files: list[str]
+
+
+def _choose_clip(names: Collection[str], model: Id, layout: str) -> list[str]:
+    """Choose a model's files, and see that it is a CLIP before its weights are fetched.
+
+    Raises:
+        InputError: it holds no model that is read.
+    """
+    from jaxdefense.convert.directory import LAYOUTS
+
+    root = Path()
+    if PIPELINE in names:
+        root = Path(_download(model, allow_patterns=[PIPELINE]))
+    chosen = _choose(names, model, layout, root)
+    form = LAYOUTS[chosen.layout]
+    config = str(PurePosixPath(chosen.folder, form.config))
+    root = Path(_download(model, allow_patterns=[config]))
+    try:
+        form.read_config(read_json(root / config))
+    except InputError as error:
+        raise InputError(f"`{model}`, {config}: {error}") from error
+    return chosen.files
+
+
+def _choose(names: Collection[str], model: Id, layout: str, root: Path) -> _Chosen:
     """Choose the files of a repository that make one copy of a model.
 
-    Returns:
-        the name of its layout, and the files.
+    Args:
+        names: of all its files.
+        model: its id.
+        layout: see `local`.
+        root: where what a pipeline says of its parts was fetched, if it is one.
 
     Raises:
         InputError: it holds no model in a layout that is read.
     """
     from jaxdefense.convert.directory import HF, LAYOUTS, OPENCLIP
+    from jaxdefense.convert.pipeline import encoder_of
     from jaxdefense.convert.weights import find_weights
 
     folder = model.folder
-    if not folder and PIPELINE in names:  # see `convert.pipeline`
-        encoder = re.compile(r"(text_encoder\w*)/config\.json")
-        folder = min((x[1] for x in map(encoder.fullmatch, names) if x), default="text_encoder")
+    if not folder and PIPELINE in names:
+        folder = encoder_of(root, str(model)).name
     inside = set(_inside(names, folder))
     forms = [LAYOUTS[layout]] if layout else [OPENCLIP, HF] if model.openclip else [HF, OPENCLIP]
     for form in forms:
@@ -267,11 +384,11 @@ def _choose(names: Collection[str], model: Id, layout: str) -> tuple[str, list[s
         where = f"`{folder}` of `{model.repo}`" if folder else f"`{model.repo}`"
         raise InputError(f"{where} has no {wanted}; give a model that has.")
     files = [*weights.files, *([weights.index] if weights.index else []), *_texts(inside)]
-    files = [f"{folder}/{name}" if folder else name for name in files]
+    files = [str(PurePosixPath(folder, name)) for name in files]
     if PIPELINE in names and folder:
         beside = folder.replace("text_encoder", "tokenizer")
         files += [PIPELINE, *(f"{beside}/{name}" for name in _texts(_inside(names, beside)))]
-    return form.name, files
+    return _Chosen(form.name, folder, files)
 
 
 def _inside(names: Collection[str], folder: str) -> Iterator[str]:

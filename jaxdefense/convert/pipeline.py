@@ -83,8 +83,12 @@ def level_of(encoder: Path, cfg: CLIPConfig) -> str:
     return "hidden" if lone else "pooled"
 
 
-def encoder_of(path: Path) -> Path:
+def encoder_of(path: Path, given: str = "") -> Path:
     """Give the first text encoder of a pipeline's directory; any other path as it is.
+
+    Args:
+        path: a directory.
+        given: what the user calls it; "" for its path.
 
     Raises:
         InputError: the pipeline has no text encoder that is CLIP's.
@@ -93,6 +97,7 @@ def encoder_of(path: Path) -> Path:
         return path
     if not pipeline.clips:
         raise InputError(
-            f"`{path}` is a {pipeline.name} without a text encoder that is CLIP's; give another."
+            f"`{given or path}` is a {pipeline.name} without a text encoder that is CLIP's; "
+            "give another."
         )
     return path / pipeline.clips[0]

@@ -9,7 +9,7 @@ from jaxdefense.config import PAPER_TEXT, PAPER_TEXT_OPTIMIZER
 from jaxdefense.convert.directory import ModelDirectory, read_model_directory
 from jaxdefense.convert.pipeline import level_of, pipeline_of
 from jaxdefense.defense import inherited
-from jaxdefense.errors import InputError, RunError
+from jaxdefense.errors import InputError
 from jaxdefense.settings import difference
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def _chosen(model: str) -> Mapping[str, Any]:
     """Choose settings by the model; none for a CLIP, and none if it cannot be read."""
     try:
         directory = read_model_directory(model)
-    except (InputError, RunError):  # whoever reads the model reports it
+    except InputError:  # whoever reads the model reports it
         return {}
     pipeline, level = pipeline_of(directory.source), level_of(directory.source, directory.cfg)
     if pipeline and not level:
