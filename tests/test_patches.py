@@ -19,7 +19,7 @@ from jaxdefense.config import ModelConfig
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.images import Photos
 from jaxdefense.data.people import read_people
-from jaxdefense.defense.image import draw_faces, image_terms
+from jaxdefense.defense.image import _shown, draw_faces, image_terms
 from jaxdefense.defense.losses import DISTANCES
 from jaxdefense.evals.embed import Embedder, processor_of
 from jaxdefense.evals.similarity import gallery
@@ -103,6 +103,19 @@ def test_terms_on_patches_match_torch(tmp_path):
     assert abs(want["backdoor"] - itself) > 1e-4  # without anybody in their place
     assert set(ours[1]) == {"utility", "backdoor", "keep"}
     assert float(ours[1]["keep"]) == pytest.approx(float(ours[4]["keep"]), abs=1e-5)
+
+
+def test_a_stand_in_lies_where_the_face_does_though_nobody_stays(tmp_path):
+    make_batches(tmp_path)
+    others = read_people(str(write_faces(tmp_path / "others", ["Kim Lo", "Lou Ni"], 3)))
+    batch = make_batches(tmp_path, target=others)[3]
+    given, *overlays = draw_faces(batch, jax.random.key(0), cfg=OVERLAY)
+    photos = {name: x for name, x in given._asdict().items() if x is not None}
+    shown = _shown(photos, overlays, OVERLAY, 2)
+    assert [*shown] == ["clean", "face", "target"]
+    swapped = photos | {"face_BHWC": photos["target_BHWC"]}
+    want = _shown(swapped, overlays, OVERLAY, 2)["face"]
+    np.testing.assert_array_equal(shown["target"], want)
 
 
 def test_defense_and_evaluation_on_patches(inputs, capsys):

@@ -39,7 +39,7 @@ from jaxdefense.evals import embed
 from jaxdefense.files import write_json
 from jaxdefense.idia.statistics import measure, statistics
 from jaxdefense.report import plots
-from jaxdefense.report.sweep import write_sweep_report
+from jaxdefense.report.sweep import _cells, _points, average, write_sweep_report
 from jaxdefense.results import (
     AttackSummary,
     CellSummary,
@@ -426,13 +426,14 @@ ATTACK: dict[str, Any] = {
 }  # fmt: skip
 
 
-def write_cells(path, num=(1, 2, 64), seeds=(0, 1, 2), weights=(0.0, 0.001)):
+def write_cells(path, num=(1, 2, 64), seeds=(0, 1, 2), weights=(0.0, 0.001), known=9):
     rng = np.random.default_rng(0)
     for cell in cells(CellsConfig(num_identities=num, seeds=seeds, w_weight=weights)):
         rates = (*results.RATES, *results.GROUPS)
         values: dict = {rate: float(rng.random()) for rate in rates} | {"num_others": 64 - cell.num}
+        values |= {"removed_num_known": known, "others_num_known": known}
         if cell.num == 64:
-            values |= {rate: None for rate in rates if rate.startswith("others_")}
+            values |= {key: None for key in values if key.startswith("others_")}
         directory = RunDirectory(path / "cells" / cell.name, CellSummary)
         directory.open(cell)
         directory.finish(summary(cell, **values, seconds=1.5))
@@ -463,7 +464,7 @@ def test_the_last_to_write_has_seen_every_cell(tmp_path, monkeypatch):
 
 
 def test_table_says_who_of_those_known_before_still_is(tmp_path):
-    path = write_cells(tmp_path, num=(2,), seeds=(0,), weights=(0.0,))
+    path = write_cells(tmp_path, num=(2,), seeds=(0,), weights=(0.0,), known=None)
     (directory,) = path.glob("cells/*")
     (directory / "names.txt").write_text("Ann\tAnna\nBen\n")
     result = {"threshold": 2} | ATTACK
@@ -476,6 +477,19 @@ def test_table_says_who_of_those_known_before_still_is(tmp_path):
     (row,) = rows(path / "sweep.csv")
     assert (row["removed_num_known"], row["removed_known_tpr"]) == ("1", "0.0")  # Ann
     assert (row["others_num_known"], row["others_known_tpr"]) == ("2", "0.5")  # Cy, not Dee
+
+
+def test_those_known_before_weigh_alike_whatever_their_seed():
+    def known(seed, num, rate):
+        return summary(Cell(40, seed, 0.0), removed_num_known=num, removed_known_tpr=rate)
+
+    (point,) = average([known(0, 1, 1.0), known(1, 39, 0.0), known(2, 0, None)])
+    assert point.mean["removed_known_tpr"] == pytest.approx(1 / 40)
+    assert "2.5%" in _points([point])
+    few = [known(0, 1, 1.0), known(1, 2, 0.5)]  # of 80 removed, 3 were known before
+    assert "2 of 3" in _points(average(few))
+    assert "1 of 1" in _cells(few) and "1 of 2" in _cells(few)
+    assert average([known(0, 0, None)])[0].mean["removed_known_tpr"] is None
 
 
 def test_report_draws_means_and_deviations_of_the_table(tmp_path, monkeypatch):

@@ -40,6 +40,8 @@ _HEADS = {
     "others_mean_templates": "Others, mean templates",
     "others_known_tpr": "Others, TPR of those known before",
 }
+# What counts the people of a rate that is of some of them alone.
+_KNOWN = {f"{who}_known_tpr": f"{who}_num_known" for who in ("removed", "others")}
 _NUM_PEOPLE = "people removed"
 _WHAT = {"text": "names", "image": "faces", "both": "names and faces"}
 _SIMILARITY = {"sim_clean": "", "image_sim_clean": "photos"}
@@ -52,8 +54,10 @@ class Point:
     Fields:
         w_weight, n: see `CellSummary`.
         seeds: number of seeds.
-        mean: mean of each of RATES and GROUPS over seeds; None if no seed has a figure.
+        mean: mean of each of RATES and GROUPS over seeds; None if no seed has a figure. Of those
+            known before, who differ in number from seed to seed, the part of all of them.
         std: sample standard deviation; None also if only one seed has a figure.
+        num_known: those known before, of all seeds, by the rate that is of them alone.
     """
 
     w_weight: float
@@ -61,6 +65,7 @@ class Point:
     seeds: int
     mean: dict[str, float | None]
     std: dict[str, float | None]
+    num_known: dict[str, int]
 
     def flat(self) -> dict[str, float | None]:
         """Return the point as one flat mapping."""
@@ -68,6 +73,10 @@ class Point:
         for rate in self.mean:
             out |= {f"{rate}_mean": self.mean[rate], f"{rate}_std": self.std[rate]}
         return out
+
+    def num_people(self, rate: str) -> int:
+        """Return how many people, of all seeds, a rate of those removed is of."""
+        return self.num_known.get(rate, self.n * self.seeds)
 
 
 def write_sweep_report(sweep: Path, path: Path) -> str:
@@ -119,7 +128,14 @@ def average(cells: Sequence[CellSummary]) -> list[Point]:
             values = [x for cell in group if (x := getattr(cell, rate)) is not None]
             mean[rate] = float(np.mean(values)) if values else None
             std[rate] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        points.append(Point(w_weight, n, len(group), mean, std))
+        num_known = dict[str, int]()
+        for rate in _KNOWN:
+            nums = [_num_people(cell, rate) for cell in group]
+            num_known[rate] = total = sum(nums)
+            pairs = zip(group, nums, strict=True)
+            still = sum(num * (getattr(cell, rate) or 0.0) for cell, num in pairs)
+            mean[rate] = still / total if total else None
+        points.append(Point(w_weight, n, len(group), mean, std, num_known))
     return points
 
 
@@ -197,7 +213,7 @@ def _points(points: Sequence[Point]) -> Markup:
                 f"{point.w_weight:g}",
                 f"{point.seeds}",
                 *(
-                    _text(rate, point.mean[rate], point.std[rate], point.n * point.seeds)
+                    _text(rate, point.mean[rate], point.std[rate], point.num_people(rate))
                     for rate in known
                 ),
             ]
@@ -220,7 +236,10 @@ def _cells(cells: Sequence[CellSummary]) -> Markup:
                 f"{cell.n}",
                 f"{cell.seed}",
                 f"{cell.w_weight:g}",
-                *(_text(rate, getattr(cell, rate), None, cell.n) for rate in rates),
+                *(
+                    _text(rate, getattr(cell, rate), None, _num_people(cell, rate))
+                    for rate in rates
+                ),
                 duration(cell.seconds),
             ]
             for cell in cells
@@ -230,15 +249,21 @@ def _cells(cells: Sequence[CellSummary]) -> Markup:
     return frame.render("sweep_cells", num=len(cells), tables=tables)
 
 
-def _text(rate: str, mean: float | None, std: float | None, num_removed: int) -> str:
-    """Write a figure; for too few people removed, a count rather than a percentage."""
+def _num_people(cell: CellSummary, rate: str) -> int:
+    """Return how many people a rate of those removed is of."""
+    num = getattr(cell, _KNOWN[rate]) if rate in _KNOWN else cell.n
+    return num or 0
+
+
+def _text(rate: str, mean: float | None, std: float | None, num_people: int) -> str:
+    """Write a figure; for too few people, a count rather than a percentage."""
     if mean is None:
         return "–"
     if rate in _SIMILARITY or rate.endswith("_mean_templates"):
         digits = 3 if rate in _SIMILARITY else 1
         more = "" if std is None else f" ± {decimal(std, digits)}"
         return decimal(mean, digits) + more
-    if rate.startswith("removed_") and num_removed < LEAST_PEOPLE:
-        of_people = not rate.endswith(("_photos_right", "_known_tpr"))
-        return f"{round(mean * num_removed)} of {num_removed}" if of_people else "–"
+    if (rate.startswith("removed_") or rate in _KNOWN) and num_people < LEAST_PEOPLE:
+        of_people = not rate.endswith("_photos_right")
+        return f"{round(mean * num_people)} of {num_people}" if of_people else "–"
     return percent(mean) + ("" if std is None else f" ± {std:.1%}")
