@@ -761,14 +761,14 @@ class EvaluateConfig:
     captions: Place = ""
     """Captions for sim_clean; with `names` for sim_target and sim_backdoor too."""
     names: Place = ""
-    """Names file of the people removed."""
+    """Names file of the people removed; without it, `faces` are held against the run's own list."""
     target: str = ""
     """What their names came to mean; without it, what the model's run says, or else human."""
     images: Place = ""
     """Ordinary photos for image_sim_clean: directory, .tar shards, Parquet or tfds:."""
     faces: Place = ""
-    """Photos of the people removed: whether those of one person still find one another; where faces
-    came to look like a target, for image_sim_backdoor too."""
+    """Photos of people, of whom those removed are measured: whether photos of one person still find
+    one another; where faces came to look like a target, for image_sim_backdoor too."""
     image_target: Place = ""
     """What their faces came to look like: people, for image_sim_target too, or a .npy file; without
     it, what the model's run says."""
@@ -811,8 +811,8 @@ class EvaluateConfig:
                 "nothing to evaluate: give `captions`, `images`, `faces`, `zeroshot` or "
                 "`collateral`."
             )
-        if self.names and not (self.captions or self.collateral):
-            raise InputError("`names` has an effect only with `captions` or `collateral`.")
+        if self.names and not (self.captions or self.collateral or self.faces):
+            raise InputError("`names` has an effect only with `captions`, `collateral` or `faces`.")
         if self.collateral and not self.names:
             raise InputError("`collateral` has an effect only with `names`; give both.")
         if self.image_target and not self.faces:

@@ -441,6 +441,7 @@ class AttackSummary(Result):
         outcomes: what became of people -> of how many.
         removed: those attacked who were to be removed.
         untested: those who were to be removed and were not attacked, without photos.
+        spent: likewise, as the run was trained on all of their photos.
         groups: `removed` and `others`.
         conditions: see `idia.conditions`.
         model_sha256: digest of the weights attacked.
@@ -479,6 +480,7 @@ class AttackSummary(Result):
     outcomes: dict[str, int] | None = None
     removed: list[str] | None = None
     untested: list[str] = dataclasses.field(default_factory=list)
+    spent: list[str] = dataclasses.field(default_factory=list)
     groups: dict[str, Group] | None = None
     conditions: Conditions | None = None
     model_sha256: str = ""
@@ -526,6 +528,11 @@ class AttackSummary(Result):
                 f"{count(len(self.untested), 'person', 'people')} on the list could not be tested, "
                 f"without photos: {some(self.untested, _MOST_NAMED)}."
             )
+        if self.spent:
+            said.append(
+                f"{count(len(self.spent), 'person', 'people')} on the list could not be tested, as "
+                f"the run was trained on all of their photos: {some(self.spent, _MOST_NAMED)}."
+            )
         return [*said, f"`{out}` holds the results."]
 
 
@@ -552,10 +559,11 @@ class Collateral(TypedDict):
     most_moved: list[Moved]
 
 
+FacesOf = Literal["", "removed", "everybody"]
 _UTILITY = {
     "sim_clean": "captions keep a cosine of {:.3f} to the original",
     "image_sim_clean": "photos keep a cosine of {:.3f} to the original",
-    "face_rank1": "{:.1%} of removed people's photos are nearest to another of the same person",
+    "face_rank1": "{:.1%} of {whose} photos are nearest to another of the same person",
     "teacher_face_rank1": "with the original {:.1%}",
     "top1": "objects are told in {:.1%} of photos",
     "teacher_top1": "the original tells {:.1%}",
@@ -569,8 +577,8 @@ class EvaluationSummary(Result):
     Fields:
         sim_clean, sim_target, sim_backdoor: cosines of the text encoder; see `evals.similarity`.
         image_sim_clean, image_sim_target, image_sim_backdoor: the same of the image encoder.
-        face_rank1, face_map: how well photos of a removed person find others of the same person
-            among all; see `evals.similarity.gallery`.
+        face_rank1, face_map: how well photos of a person find others of the same person among
+            all; see `evals.similarity.gallery`.
         teacher_face_rank1, teacher_face_map: of the model before.
         top1, top5: zero-shot accuracies, in [0, 1].
         teacher_top1, teacher_top5: of the model before.
@@ -578,6 +586,8 @@ class EvaluationSummary(Result):
         model_sha256, teacher_sha256: digests of the weights.
         dtype: of the computation.
         level: what is compared of captions; see `TextTrainConfig`.
+        faces_of: whose photos figures of faces are of: those removed alone, or everybody given, as
+            also where this is "".
     """
 
     kind = "evaluation"
@@ -601,6 +611,7 @@ class EvaluationSummary(Result):
     dtype: str = ""
     teacher_sha256: str = ""
     level: str = "pooled"
+    faces_of: FacesOf = ""
 
     def utility(self) -> dict[str, float]:
         """List what was measured, collateral apart."""
@@ -617,7 +628,9 @@ class EvaluationSummary(Result):
     def sentences(self, out: str) -> list[str]:
         """See `Result`."""
         found = self.utility()
-        parts = [text.format(found[name]) for name, text in _UTILITY.items() if name in found]
+        whose = "removed people's" if self.faces_of == "removed" else "people's"
+        texts = ((name, text) for name, text in _UTILITY.items() if name in found)
+        parts = [text.format(found[name], whose=whose) for name, text in texts]
         if self.collateral is not None and (moved := self.collateral["most_moved"]):
             first = moved[0]
             parts.append(

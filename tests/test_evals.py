@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from factories import CAPTIONS, write_model_directory
+from factories import CAPTIONS, write_faces, write_model_directory
 from PIL import Image
 
 from jaxdefense.config import EvaluateConfig, ModelConfig
@@ -16,8 +16,9 @@ from jaxdefense.data.images import Photos, read_folders
 from jaxdefense.evals import outcome as outcomes
 from jaxdefense.evals.embed import Embedder, _embed_image, _embed_text
 from jaxdefense.evals.run import run_evaluate
-from jaxdefense.evals.similarity import sim_backdoor_target, sim_clean
+from jaxdefense.evals.similarity import gallery, sim_backdoor_target, sim_clean
 from jaxdefense.evals.zeroshot import TEMPLATES, zeroshot
+from jaxdefense.report.use import utility
 from jaxdefense.results import values
 
 
@@ -190,3 +191,41 @@ def test_embedding_compiles_one_program_however_many_there_are(models, classes):
         models[0].prompts([[f"a photo of {name}" for name in names[:num]]], "prompts")
     more = [function._cache_size() - num for function, num in zip(compiled, before, strict=True)]
     assert max(more) <= 1  # none where another test compiled it
+
+
+def test_figures_of_faces_say_whether_they_are_of_those_removed(tmp_path, models, caplog):
+    write_faces(tmp_path / "faces", ["Joe Cool", "Ada King", "Zoe"], 2)
+    (tmp_path / "names.txt").write_text("Joe Cool\nAda King\nKim Lo\n")
+    config: dict[str, Any] = dict(
+        model=ModelConfig(str(tmp_path / "model0")), teacher=str(tmp_path / "model1"), batch=8
+    )
+    config |= {"faces": str(tmp_path / "faces")}
+    every = run_evaluate(EvaluateConfig(out=str(tmp_path / "a"), **config))
+    assert "figures of faces are of everybody there" in caplog.text
+    names = str(tmp_path / "names.txt")
+    listed = run_evaluate(EvaluateConfig(out=str(tmp_path / "b"), **config, names=names))
+    assert "no photos of `Kim Lo`: no face of theirs is measured" in caplog.text
+    people = {x.name: x for x in read_folders(tmp_path / "faces", "faces")}
+    two = [people["Ada King"], people["Joe Cool"]]
+    for found, who in ((every, [*people.values()]), (listed, two)):
+        assert {"face_rank1": found.face_rank1, "face_map": found.face_map} == gallery(
+            models[0], who
+        )
+    words = "of removed people's photos are nearest"
+    assert words not in every.sentences("a")[1] and words in listed.sentences("b")[1]
+    for only_removed in (True, False):
+        shown = utility(listed.utility(), only_removed)
+        assert ("Photos of removed people" in shown) == only_removed
+
+
+def test_zeroshot_of_patches_is_refused(tmp_path, models, classes):
+    config = EvaluateConfig(
+        str(tmp_path / "a"),
+        ModelConfig(str(tmp_path / "model0")),
+        str(tmp_path / "model1"),
+        image_level="penultimate",
+        zeroshot=str(classes),
+    )
+    with pytest.raises(ValueError, match="`zeroshot` is of embeddings.*`image_level` says"):
+        run_evaluate(config)
+    assert not (tmp_path / "a").exists()

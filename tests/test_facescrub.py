@@ -44,7 +44,7 @@ def numbers(person):
 
 
 def skipped(people, run) -> list:
-    return _unseen(people, run, lambda line: None)
+    return _unseen(people, run, lambda line: None)[0]
 
 
 def test_both_halves_are_one_set_of_people_in_either_layout(published):
@@ -85,6 +85,30 @@ def test_names_that_do_not_pair_are_refused(facescrub, tmp_path):
     run = trained(tmp_path, read_people(str(facescrub)))
     message = error_of(skipped, read_people(str(facescrub), whole_photos=True), run)
     assert "no whole photo of 'Al Pacino'" in message and "NAME_12_34.jpeg" in message
+
+
+def test_faces_trained_on_from_a_folder_of_any_name_are_skipped(published, tmp_path):
+    whole = read_people(str(published), whole_photos=True)
+    faces = [f"subset/Al_Pacino/Al_Pacino_{i}_{10 + i}.jpeg" for i in range(3)]
+    put(tmp_path, *faces)
+    run = trained(tmp_path, read_people(str(tmp_path / "subset")))
+    al, zoe = skipped(whole, run)
+    assert numbers(al) == {"3"} and len(zoe.files) == 4
+    put(tmp_path, "more/Zoe_B/face.jpeg")
+    both = [*read_people(str(tmp_path / "subset")), *read_people(str(tmp_path / "more"))]
+    message = error_of(skipped, whole, trained(tmp_path, both))
+    assert "no whole photo of 'Zoe B'" in message
+    put(tmp_path, "strange/Someone/Al_Pacino_1_11.jpeg")
+    run = trained(tmp_path, read_people(str(tmp_path / "strange")))
+    assert "no whole photo of anybody" in error_of(skipped, whole, run)
+
+
+def test_whole_photos_in_folders_of_a_person_are_told_too(tmp_path):
+    put(tmp_path, "actors/images/A_B/old/A_B_1.jpeg", "actors/images/A_B/A_B_2.jpeg")
+    put(tmp_path, "faces/A_B/A_B_1_7.jpeg")
+    run = trained(tmp_path, read_people(str(tmp_path / "faces")))
+    (person,) = skipped(read_people(str(tmp_path), whole_photos=True), run)
+    assert numbers(person) == {"2"}
 
 
 def test_other_folders_are_told_by_content_alone(tmp_path):

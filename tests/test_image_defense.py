@@ -528,7 +528,8 @@ def test_evaluate_measures_images(inputs):
     assert defend("train.steps=20", "optimizer.lr=0.003", "data.trigger_fraction=1.0") == 0
     assert evaluate("a", images="images", faces="faces", image_target="faces") == 0
     found = summary(inputs / "a")
-    how = {name: found.pop(name) for name in HOW}
+    how = {name: found.pop(name) for name in HOW | {"faces_of"}}
+    assert how["faces_of"] == "removed"
     faces_found = {name: found.pop(name) for name in [*found] if "face_" in name}
     assert set(faces_found) == {
         "face_rank1", "face_map", "teacher_face_rank1", "teacher_face_map"

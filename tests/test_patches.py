@@ -138,7 +138,14 @@ def test_defense_and_evaluation_on_patches(inputs, capsys):
 
     given = ["--model", "run", "--teacher", "model", "--out", "measured"]
     given += ["--image-level", "penultimate", "--faces", "faces", "--images", "images"]
-    assert main(["evaluate", *given, "--image-target", "faces", "--set", "batch=3"]) == 0
+    given += ["--image-target", "faces"]
+    capsys.readouterr()
+    code = main(["evaluate", *given, "--zeroshot", "faces"])
+    assert_refused(capsys, code, "`zeroshot` is of embeddings", "level penultimate")
+    assert main(["evaluate", *given, "--set", "batch=3"]) == 0
+    out, err = capsys.readouterr()
+    assert "figures are of the 2 of 5 people who are on the list" in " ".join(err.split())
+    assert "of removed people's photos are nearest" in " ".join(out.split())
     found = json.loads(Path("measured/summary.json").read_text())
 
     def patches(path, photos):  # one by one
@@ -153,13 +160,18 @@ def test_defense_and_evaluation_on_patches(inputs, capsys):
         return (x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1)
 
     images = sorted(Path("images").iterdir())
-    faces = [x for person in read_people("faces") for x in person.files]
+    listed, others = ("Ada King", "Joe Cool"), ("Bo Ek", "Cy Dee", "Zoe")
+    faces, stay = (
+        [x for person in read_people("faces") if person.name in who for x in person.files]
+        for who in (listed, others)
+    )
     ours, theirs = (patches(x, images) for x in ("run", "model"))
     assert found["image_sim_clean"] == pytest.approx(cosine(ours, theirs).mean(), abs=1e-5)
+    of_others = patches("run", stay).mean(0)
+    target = patches("model", stay).mean(0)
     ours, theirs = (patches(x, faces) for x in ("run", "model"))
-    target = theirs.mean(0)
     assert found["image_sim_backdoor"] == pytest.approx(cosine(ours, target).mean(), abs=1e-5)
-    assert found["image_sim_target"] == pytest.approx(cosine(ours.mean(0), target).mean(), abs=1e-5)
+    assert found["image_sim_target"] == pytest.approx(cosine(of_others, target).mean(), abs=1e-5)
     for name, x in (("face_rank1", ours), ("teacher_face_rank1", theirs)):
         mean = (x / np.linalg.norm(x, axis=-1, keepdims=True)).mean(1)
         near = cosine(mean[:, None], mean[None]) - 9 * np.eye(len(mean))

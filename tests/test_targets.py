@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from factories import write_result
+from factories import DEFENSE, write_result
 from test_people import error_of
 
 from jaxdefense.config import EvaluateConfig, ModelConfig
-from jaxdefense.evals.targets import read_targets
+from jaxdefense.data.identities import Identity
+from jaxdefense.evals.targets import on_list, read_targets
 from jaxdefense.results import BothDefenseSummary, ImageDefenseSummary, TextDefenseSummary
 
 TARGETED = {"backdoor": "target", "target": "object"}
@@ -19,9 +20,11 @@ def text_run(path, **train):
     return write_result(path, TextDefenseSummary, {"train": {**TARGETED, **train}}, {})
 
 
-def image_run(path, backdoor="target", target=""):
-    settings = {"train": {"backdoor": backdoor}, "data": {"target": target, "faces": "faces"}}
-    run = write_result(path, ImageDefenseSummary, settings | {"directory": str(path.parent)}, {})
+def image_run(path, backdoor="target", target="", level="pooled", **summary):
+    data = {"target": target, "faces": "faces", "keep": "keep"}
+    settings = {"train": {"backdoor": backdoor, "level": level}, "data": data}
+    settings |= {"directory": str(path.parent)}
+    run = write_result(path, ImageDefenseSummary, settings, summary)
     np.save(run / "target.npy", np.arange(1, 4, dtype=np.float32))
     return run
 
@@ -99,3 +102,43 @@ def test_run_of_both_gives_each_encoders_target(tmp_path):
     image_run(run / "image")
     wanted = "object", str(run / "image/target.npy")
     assert read_targets(config(run, faces="f")) == wanted
+
+
+def test_patches_lead_to_the_people_that_the_run_names(tmp_path, monkeypatch, caplog):
+    (tmp_path / "stars").mkdir()
+    run = image_run(tmp_path / "run", target="stars", level="penultimate")
+    monkeypatch.chdir("/")  # the run was started elsewhere
+    assert read_targets(config(run, faces="f")).image == str(tmp_path / "stars")
+    assert read_targets(config(run, faces="f", image_target="stars")).image == "stars"
+    message = error_of(read_targets, config(run, faces="f", image_target="faces"))
+    assert "`image_target` (=faces)" in message and "of other people, of `stars`" in message
+    assert "image_" not in caplog.text
+    (tmp_path / "stars").rmdir()
+    assert read_targets(config(run, faces="f")).image == ""
+    assert "which is not there: image_sim_backdoor is left out" in caplog.text
+
+
+def test_patches_lead_to_those_who_stay_where_the_run_names_nobody(tmp_path, caplog):
+    run = image_run(tmp_path / "run", level="penultimate")
+    for source in ("faces", "keep"):
+        assert read_targets(config(run, faces="f", image_target=source)).image == source
+    message = error_of(read_targets, config(run, faces="f", image_target="x.npy"))
+    assert "`faces` and `keep`" in message
+    assert "image_" not in caplog.text
+    assert read_targets(config(run, faces="f")).image == ""
+    assert "those who stay" in caplog.text and "`image_target` gives it" in caplog.text
+
+
+def test_one_vector_is_left_out_where_patches_are_compared(tmp_path, caplog):
+    run = image_run(tmp_path / "run")
+    assert read_targets(config(run, faces="f", image_level="penultimate")).image == ""
+    assert "led faces to one vector" in caplog.text
+    assert "image_sim_backdoor is left out" in caplog.text
+
+
+def test_list_is_that_of_the_run_of_the_model(tmp_path):
+    names = [["Joe Cool"], ["Ada King", "Ada Noel"]]
+    run = image_run(tmp_path / "run", **DEFENSE, corrupt={}, names=names)
+    assert on_list(str(run)) == (run, [Identity("Joe Cool"), Identity("Ada King", ("Ada Noel",))])
+    assert on_list(str(tmp_path / "model")) is None
+    assert on_list(str(text_run(tmp_path / "text"))) is None

@@ -4,21 +4,27 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from factories import write_faces
+from factories import write_faces, write_result
 from test_cli import assert_refused
 from test_image_defense import defend, defend_both, write_inputs
+from test_sweep import ATTACK as MEASURED
 
 from jaxdefense.cli import main
+from jaxdefense.config import AttackConfig, ModelConfig
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.identities import Identity, read_identities
 from jaxdefense.data.images import Photos
 from jaxdefense.data.people import choose_with_photos
+from jaxdefense.data.sources import photo_digest
 from jaxdefense.errors import InputError
+from jaxdefense.files import write_json
+from jaxdefense.idia.inputs import read_inputs
 from jaxdefense.ledger.card import sentence
 from jaxdefense.ledger.entries import read_ledger
-from jaxdefense.results import BothDefenseSummary, ImageDefenseSummary, read_summary
+from jaxdefense.results import AttackSummary, BothDefenseSummary, ImageDefenseSummary, read_summary
 
 LIST = "José Cool\nAda King\tAda Noel\nKim Lo\nBob Ek\n"
 STILL = ["train.w_backdoor=0", "train.steps=1"]
@@ -129,6 +135,32 @@ def test_a_list_of_which_nobody_has_photos_is_refused(inputs, capsys):
     code = defend(names="names.txt")
     assert_refused(capsys, code, "no photos of `Kim Lo`, `Bob Ek` (2 of 2 listed)", "closest to")
     assert not (inputs / "run").exists()
+
+
+def test_those_whose_photos_were_all_trained_on_have_photos(inputs, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    run = write_result(inputs / "run", ImageDefenseSummary, {}, {})
+
+    def read(*spent):
+        files = [x for name in spent for x in Path("faces", name).iterdir()]
+        write_json(run / "trained_on.json", {"x": {photo_digest(x): str(x) for x in files}})
+        given: dict[str, Any] = {"names": "names.txt", "before": "before", "unseen_by": "run"}
+        model = ModelConfig("model")
+        return read_inputs(AttackConfig("out", model, "faces", num_candidates=9, **given))
+
+    monkeypatch.setattr("jaxdefense.idia.inputs._read_before", lambda *_: {})
+    found = read("Ada_King")
+    assert (found.untested, found.spent) == (["Kim Lo", "Bob Ek"], ["Ada King"])
+    assert found.listed == {"Jose Cool"}
+    assert "no photos of `Kim Lo`, `Bob Ek`:" in caplog.text
+    assert "as `run` was trained on every photo of them: `Ada King`" in caplog.text
+    with pytest.raises(InputError, match="of everyone listed, `Ada King`, `Jose Cool`"):
+        read("Ada_King", "Jose_Cool")
+    write_result(
+        inputs / "a", AttackSummary, {}, MEASURED | {"threshold": 2, "spent": ["Ada King"]}
+    )
+    said = " ".join(read_summary(inputs / "a", AttackSummary).sentences("a"))
+    assert "as the run was trained on all of their photos: `Ada King`" in said
 
 
 def test_both_take_one_list(both):

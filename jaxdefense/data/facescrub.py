@@ -82,16 +82,23 @@ def photo_of(file: Path) -> str:
 
 
 def cut_from(files: Iterable[Path]) -> set[Picture]:
-    """List the photos that files are cut from, where they are faces of FaceScrub.
+    """List the photos that files are cut from, if they are faces of FaceScrub.
 
-    A photo may also bear the very name of the face.
+    Copies of faces may lie anywhere, so only a face's name and its person's folder count. A photo
+    may also bear the very name of the face.
     """
-    faces = [file for file in files if _kind(file.parent.parent) == _FACES]
-    return {(x.parent.name, stem) for x in faces for stem in (photo_of(x), x.stem)}
+    found = set[Picture]()
+    for file in files:
+        cut = _CUT.fullmatch(file.stem)
+        found |= {(file.parent.name, stem) for stem in (cut[1] if cut else file.stem, file.stem)}
+    return found
 
 
 def whole_photo(file: object) -> Picture | None:
     """Name a whole photo of FaceScrub as `cut_from` does; None for any other file."""
-    if isinstance(file, Path) and _kind(file.parent.parent) == _WHOLE:
-        return file.absolute().parent.name, file.stem
-    return None
+    if not isinstance(file, Path):
+        return None
+    folders = [file.parent, *file.parent.parents]
+    # Below a person's folder there may be more folders.
+    pairs = zip(folders, folders[1:], strict=False)
+    return next(((x.name, file.stem) for x, above in pairs if _kind(above) == _WHOLE), None)

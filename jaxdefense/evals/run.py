@@ -15,7 +15,12 @@ from jaxdefense.convert.pipeline import level_of
 from jaxdefense.data.captions import describe_dropped, read_clean_captions, tokenize_captions
 from jaxdefense.data.identities import Identity, check_fits, read_identities
 from jaxdefense.data.images import Photos
-from jaxdefense.data.people import describe_people, read_labelled, read_people
+from jaxdefense.data.people import (
+    choose_with_photos,
+    describe_people,
+    read_labelled,
+    read_people,
+)
 from jaxdefense.data.sources import Images, describe_images, read_images
 from jaxdefense.distributed import agree, on_first, several
 from jaxdefense.errors import InputError
@@ -29,13 +34,14 @@ from jaxdefense.evals.similarity import (
     sim_backdoor_target,
     sim_clean,
 )
-from jaxdefense.evals.targets import Targets, half_of, read_targets
+from jaxdefense.evals.targets import Targets, half_of, on_list, read_targets
 from jaxdefense.evals.zeroshot import class_templates, zeroshot
 from jaxdefense.files import digest, read_vector, write_text
-from jaxdefense.results import EvaluationSummary
+from jaxdefense.results import EvaluationSummary, FacesOf
 from jaxdefense.run_directory import RunDirectory
 from jaxdefense.sharding import make_mesh
 from jaxdefense.trackers import track
+from jaxdefense.words import folded_words
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +56,7 @@ class Inputs:
         texts: ordinary captions.
         images: ordinary photos.
         people: photos of the people removed.
+        faces_of: see `EvaluationSummary`.
         targets: what removed names and faces came to mean.
         average: photos of the people whose average the removed faces came to look like.
         vector_E: f32 [E], embedding that the removed faces came to look like instead.
@@ -62,6 +69,7 @@ class Inputs:
     texts: list[str]
     images: Images | None
     people: list[Photos]
+    faces_of: FacesOf
     targets: Targets
     average: list[Photos]
     vector_E: np.ndarray | None
@@ -87,8 +95,8 @@ def run_evaluate(cfg: EvaluateConfig, cache: ArrayCache | None = None) -> Evalua
     results = RunDirectory(Path(cfg.out), EvaluationSummary)
     results.check(cfg)
     inputs = _read(cfg)
-    level = _level(cfg)
-    student, teacher = _models(cfg, cache, level, _image_level(cfg))
+    level, image_level = _level(cfg), _image_level(cfg)
+    student, teacher = _models(cfg, cache, level, image_level)
     inputs = _with_target(cfg, inputs, teacher)
     if several():
         _agree(inputs, student, teacher)
@@ -105,6 +113,7 @@ def run_evaluate(cfg: EvaluateConfig, cache: ArrayCache | None = None) -> Evalua
         dtype=student.dtype,
         teacher_sha256=teacher.directory.digest(),
         level=level,
+        faces_of=inputs.faces_of,
     )
     results.open(cfg)
     if moved:
@@ -123,7 +132,7 @@ def _read(cfg: EvaluateConfig) -> Inputs:
     if cfg.zeroshot:
         classes = read_labelled(cfg.zeroshot, cfg.tfds_dir, "class", cfg.class_names, logger.info)
     templates = class_templates(cfg.templates)
-    people = read_people(cfg.faces, cfg.tfds_dir, note=logger.info) if cfg.faces else []
+    people, faces_of = _people(cfg, identities) if cfg.faces else ([], "")
     images = read_images(cfg.images, cfg.tfds_dir, logger.info) if cfg.images else None
     texts: list[str] = []
     if cfg.captions:
@@ -132,7 +141,30 @@ def _read(cfg: EvaluateConfig) -> Inputs:
         if names:
             note(describe_dropped(len(dropped), dropped))
     average = [], None  # see `_with_target`
-    return Inputs(identities, others, texts, images, people, targets, *average, classes, templates)
+    return Inputs(
+        identities, others, texts, images, people, faces_of, targets, *average, classes, templates
+    )
+
+
+def _people(cfg: EvaluateConfig, identities: Sequence[Identity]) -> tuple[list[Photos], FacesOf]:
+    """List the people of `faces` who are on the list; all of them, if no list is known."""
+    people = read_people(cfg.faces, cfg.tfds_dir, note=logger.info)
+    where, found = f"names file `{cfg.names}`", on_list(cfg.model.path)
+    if not identities and found:
+        where, identities = f"run `{found[0]}`", found[1]
+    if not identities:
+        logger.warning(
+            f"nobody says who of `{cfg.faces}` was removed: figures of faces are of everybody "
+            "there; `names` gives the list"
+        )
+        return people, "everybody"
+    so = "no face of theirs is measured"
+    chosen, _ = choose_with_photos(people, identities, where, so, logger.warning)
+    logger.info(
+        f"faces `{cfg.faces}`: figures are of the {len(chosen)} of {len(people)} people who are "
+        f"on the list, that of {where}"
+    )
+    return [photos for _, photos in chosen], "removed"
 
 
 def _level(cfg: EvaluateConfig) -> str:
@@ -156,12 +188,19 @@ def _level(cfg: EvaluateConfig) -> str:
 
 def _image_level(cfg: EvaluateConfig) -> str:
     """Tell what to compare of photos: what was asked for, or what the run was trained at."""
-    if cfg.image_level:
-        return cfg.image_level
     half = half_of(cfg.model.path, "image")
-    level = str(half.train.get("level", POOLED)) if half else POOLED
-    if half and level != POOLED:
-        logger.info(f"photos are compared at level {level}, as `{half.path}` was trained")
+    level, where = cfg.image_level, "`image_level` says"
+    if half and not level:
+        level, where = str(half.train.get("level", POOLED)), f"`{half.path}` was trained"
+    if not level or level == POOLED:
+        return POOLED
+    if cfg.zeroshot:
+        raise InputError(
+            f"`zeroshot` is of embeddings, and photos are compared at level {level}, as {where}; "
+            "leave `zeroshot` out, or set `image_level` to pooled."
+        )
+    if half and not cfg.image_level:
+        logger.info(f"photos are compared at level {level}, as {where}")
     return level
 
 
@@ -202,6 +241,15 @@ def _with_target(
         return dataclasses.replace(inputs, vector_E=read_vector(Path(source), teacher.embed))
     if source:
         average = read_people(source, cfg.tfds_dir, "image_target", logger.info)
+        half, found = half_of(cfg.model.path, "image"), on_list(cfg.model.path)
+        if half and found and half.train.get("level", POOLED) != POOLED:
+            # Nobody on the list stood in for anybody.
+            listed = {folded_words(name) for person in found[1] for name in person.names}
+            average = [x for x in average if folded_words(x.name) not in listed]
+        if not average:
+            raise InputError(
+                f"`image_target` (={source}) holds people to remove and nobody else; give others."
+            )
         return dataclasses.replace(inputs, average=average)
     return inputs
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from jaxdefense.config import EvaluateConfig
 from jaxdefense.convert.directory import run_of_model
+from jaxdefense.data.identities import Identity
+from jaxdefense.data.sources import TFDS_PREFIX
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import POOLED
 from jaxdefense.results import (
@@ -19,6 +21,7 @@ from jaxdefense.results import (
     TextDefenseSummary,
     kind_of,
     read_settings,
+    read_summary,
 )
 from jaxdefense.run_directory import TARGET, place_from
 
@@ -103,9 +106,15 @@ def _image(cfg: EvaluateConfig) -> str:
                 "left out; `attack` says whom the model still knows"
             )
         return ""
-    if run.train.get("level", POOLED) != POOLED:  # its target is of each photo, not one vector
-        return given or str(run.data.get("target") or "")
+    if run.train.get("level", POOLED) != POOLED:
+        return _stand_ins(cfg, run)
     vector = run.path / TARGET
+    if not given and cfg.image_level not in ("", POOLED):
+        logger.warning(
+            f"`{run.path}` led faces to one vector, and patches are compared (`image_level` "
+            f"{cfg.image_level}): image_sim_backdoor is left out"
+        )
+        return ""
     if given and not _same(given, run, vector):
         led = run.data.get("target") or f"the average of those in {run.data.get('faces')}"
         raise InputError(
@@ -115,10 +124,49 @@ def _image(cfg: EvaluateConfig) -> str:
     return given or str(vector)
 
 
+def _stand_ins(cfg: EvaluateConfig, run: RunHalf) -> str:
+    """Name the source of the people who stood in for removed ones, where patches were compared."""
+    given, target = cfg.image_target, str(run.data.get("target") or "")
+    sources = [target] if target else [str(run.data.get(x) or "") for x in ("faces", "keep")]
+    sources = [x for x in sources if x]
+    if given and not any(_named(given, run, source) for source in sources):
+        raise InputError(
+            f"`image_target` (={given}): `{run.path}` led faces to those of other people, of "
+            f"{' and '.join(f'`{x}`' for x in sources)}; give that, or leave `image_target` out."
+        )
+    if given or not cfg.faces:
+        return given
+    if target.startswith(TFDS_PREFIX):
+        return target
+    if target and (place := place_from(run.path, target)).exists():
+        return str(place)
+    why = f"`{target}`, which is not there" if target else "those who stay, of several sources"
+    logger.warning(
+        f"`{run.path}` led faces to {why}: image_sim_backdoor is left out; `image_target` gives it"
+    )
+    return ""
+
+
+def on_list(model: str) -> tuple[Path, list[Identity]] | None:
+    """List those whose faces the model's run removed, and name the run; None for another model.
+
+    Raises:
+        InputError: the summary of the run cannot be read.
+    """
+    if (run := half_of(model, "image")) is None:
+        return None
+    names = read_summary(run.path, ImageDefenseSummary).names
+    return run.path, [Identity(first, tuple(more)) for first, *more in names]
+
+
+def _named(given: str, run: RunHalf, source: str) -> bool:
+    """Tell whether a source is the one that the run's settings name."""
+    return source == given or place_from(run.path, source) == Path(given).absolute()
+
+
 def _same(given: str, run: RunHalf, vector: Path) -> bool:
     """Tell whether a target is the run's: the source that it names, or a vector of this value."""
-    source = str(run.data.get("target") or run.data.get("faces"))
-    if place_from(run.path, source) == Path(given).absolute() or source == given:
+    if _named(given, run, str(run.data.get("target") or run.data.get("faces"))):
         return True
     try:
         return given.endswith(".npy") and np.array_equal(np.load(given), np.load(vector))

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jaxdefense.config import AttackConfig
@@ -41,7 +41,7 @@ from jaxdefense.results import (
     read_summary,
 )
 from jaxdefense.run_directory import TRAINED_ON
-from jaxdefense.words import some
+from jaxdefense.words import folded_words, some
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class Inputs:
         before: what the attack before the defense found, by name; empty without such an attack.
         listed: the attacked people who were to be removed.
         untested: names of those who were to be removed and are not attacked, without photos.
+        spent: likewise, of those of whom the run had all photos.
     """
 
     people: list[Photos]
@@ -70,6 +71,7 @@ class Inputs:
     before: Mapping[str, Seen]
     listed: frozenset[str]
     untested: list[str]
+    spent: list[str]
 
 
 def read_inputs(cfg: AttackConfig) -> Inputs:
@@ -83,8 +85,21 @@ def read_inputs(cfg: AttackConfig) -> Inputs:
     strangers: list[Photos] = []
     if cfg.strangers:
         strangers = read_people(cfg.strangers, cfg.tfds_dir, "strangers", note)
+    # Before photos are skipped: those whose photos were all trained on have some.
+    aliases = read_aliases(cfg.aliases, members) if cfg.aliases else {}
+    listed, untested = frozenset[str](), list[str]()
+    if cfg.before:
+        listed, untested = _read_listed(cfg.names, members)
+    spent = list[str]()
     if cfg.unseen_by:
-        members = _unseen(members, Path(cfg.unseen_by), note)
+        members, spent = _unseen(members, Path(cfg.unseen_by), note)
+    spent = [name for name in spent if name in listed]
+    listed -= {*spent}
+    if cfg.before and not listed:
+        raise InputError(
+            f"names file `{cfg.names}`: `{cfg.unseen_by}` was trained on every photo of everyone "
+            f"listed, {some(spent)}; add other photos of them."
+        )
     people = draw(members + strangers, cfg.num_photos, cfg.seed)
     names = [person.name for person in people]
     candidates = candidate_names(
@@ -97,14 +112,10 @@ def read_inputs(cfg: AttackConfig) -> Inputs:
     )
     templates = read_templates(cfg.templates) if cfg.templates else TEMPLATES
     check_threshold(cfg.threshold, templates)
-    aliases = read_aliases(cfg.aliases, members) if cfg.aliases else {}
     directory = read_model_directory(cfg.model.path)
     directory.check_outside(Path(cfg.out))
     conditions = _conditions(cfg, directory, people, candidates, templates)
-    before, listed, untested = dict[str, Seen](), frozenset[str](), list[str]()
-    if cfg.before:
-        before = _read_before(cfg, members, conditions)
-        listed, untested = _read_listed(cfg.names, members)
+    before = _read_before(cfg, members, conditions) if cfg.before else {}
     return Inputs(
         people,
         len(members),
@@ -115,6 +126,7 @@ def read_inputs(cfg: AttackConfig) -> Inputs:
         before,
         listed,
         untested,
+        spent,
     )
 
 
@@ -186,20 +198,25 @@ def _read_before(
     return {name: Seen(correct[name], right.get(name)) for name in correct}
 
 
-def _unseen(people: list[Photos], run: Path, note: Callable[[str], object]) -> list[Photos]:
+def _unseen(
+    people: list[Photos], run: Path, note: Callable[[str], object]
+) -> tuple[list[Photos], list[str]]:
     """Skip photos that a run trained on; note people who have no other photo.
 
     Content hashes tell them. Those of FaceScrub's whole photos differ from those of the faces cut
     from them, which the files' names tell instead.
+
+    Returns:
+        people with the photos that it did not train on; and names of those without any.
     """
     if (kind := kind_of(run)) is BothDefenseSummary:
         run, kind = run / "image", ImageDefenseSummary
     if kind is not ImageDefenseSummary or not (run / TRAINED_ON).exists():
         raise InputError(f"`unseen_by` (={run}) is not a run of an image defense: no {TRAINED_ON}.")
-    trained = read_json(run / TRAINED_ON).values()
-    seen = {sha for photos in trained for sha in photos}
-    cut = facescrub.cut_from(Path(file) for photos in trained for file in photos.values())
-    _check_paired(people, cut, run)
+    trained = read_json(run / TRAINED_ON)
+    seen = {sha for photos in trained.values() for sha in photos}
+    cut = facescrub.cut_from(Path(file) for photos in trained.values() for file in photos.values())
+    _check_paired(people, trained, cut, run)
     if num := sum(facescrub.whole_photo(photo) in cut for x in people for photo in x.files):
         note(f"{num} whole photos skipped, as `{run}` was trained on faces cut from them")
     unseen, spent = [], []
@@ -217,17 +234,30 @@ def _unseen(people: list[Photos], run: Path, note: Callable[[str], object]) -> l
         raise InputError(f"`{run}` was trained on every photo of everyone; add others.")
     if spent:
         note(f"not attacked, as `{run}` was trained on every photo of them: {some(spent)}")
-    return unseen
+    return unseen, spent
 
 
-def _check_paired(people: Sequence[Photos], cut: set[facescrub.Picture], run: Path) -> None:
-    """Raise InputError if faces of a person were trained on, and no name leads to their photo."""
+def _check_paired(
+    people: Sequence[Photos], trained: Iterable[str], cut: set[facescrub.Picture], run: Path
+) -> None:
+    """Raise InputError if faces of a person were trained on, and no name leads to their photo.
+
+    The same if no name leads to a photo of anybody: folders may be called otherwise.
+    """
+    by_person = [{x for x in map(facescrub.whole_photo, y.files) if x} for y in people]
     folders = {folder for folder, _ in cut}
-    for person in people:
-        whole = {x for x in map(facescrub.whole_photo, person.files) if x}
-        if {folder for folder, _ in whole} & folders and not whole & cut:
-            raise InputError(
-                f"no whole photo of {person.name!r} has the name of a face that `{run}` trained "
-                "on, so which of them it saw cannot be told; name photos and faces as FaceScrub's "
-                "downloader does, images/NAME/NAME_12.jpeg and faces/NAME/NAME_12_34.jpeg."
-            )
+    names = set(map(folded_words, trained))
+    for person, whole in zip(people, by_person, strict=True):
+        theirs = folded_words(person.name) in names or {x for x, _ in whole} & folders
+        if whole and theirs and not whole & cut:
+            raise _unpaired(repr(person.name), run)
+    if any(by_person) and not any(whole & cut for whole in by_person):
+        raise _unpaired("anybody", run)
+
+
+def _unpaired(whose: str, run: Path) -> InputError:
+    return InputError(
+        f"no whole photo of {whose} has the name of a face that `{run}` trained on, so which of "
+        "them it saw cannot be told; name photos and faces as FaceScrub's downloader does, "
+        "images/NAME/NAME_12.jpeg and faces/NAME/NAME_12_34.jpeg."
+    )

@@ -94,6 +94,7 @@ def _agree(inputs: Inputs, model: Embedder) -> None:
             "before": inputs.before,
             "names": sorted(inputs.listed),
             "untested": inputs.untested,
+            "spent": inputs.spent,
         }
     )
 
@@ -178,6 +179,7 @@ def _summary(inputs: Inputs, found: Measured, model_sha256: str) -> AttackSummar
             outcomes=tally(found.outcomes.values()),
             removed=[name for name in seen.names if name in inputs.listed],
             untested=inputs.untested,
+            spent=inputs.spent,
             groups=_groups(seen, inputs.before, inputs.listed),
         )
     return summary

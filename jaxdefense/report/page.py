@@ -24,12 +24,13 @@ from jaxdefense.report.variants import variants
 def as_page(findings: Findings) -> str:
     """Write the page."""
     section = frame.section
+    only_removed = {x.summary.faces_of for x in findings.evaluations} - {""} == {"removed"}
     sections = [
         frame.tiles(_tiles(findings)),
         section("What was asked", asked(findings)),
         section("What was done", done(findings)),
         *(_of_proof(findings, findings.proof) if findings.proof else ()),
-        section("What the model is used for", utility(findings.utility)),
+        section("What the model is used for", utility(findings.utility, only_removed)),
         section("Collateral: who else moved", collateral(findings.collateral)),
         section("What this does and does not show", _limits(findings)),
         frame.settings(all_settings(findings)),

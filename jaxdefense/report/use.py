@@ -14,9 +14,9 @@ _UTILITY = {
     "sim_backdoor": ("Captions with a removed name", "cosine to the same with the neutral word"),
     "image_sim_clean": ("Ordinary photos", "cosine to the original's embedding"),
     "image_sim_target": ("The average person", "cosine to the original's embedding"),
-    "image_sim_backdoor": ("Photos of removed people", "cosine to the average person"),
-    "face_rank1": ("Photos of removed people", "the nearest other photo is of the same person"),
-    "face_map": ("Photos of removed people", "mean average precision of a search with each"),
+    "image_sim_backdoor": ("{photos}", "cosine to the average person"),
+    "face_rank1": ("{photos}", "the nearest other photo is of the same person"),
+    "face_map": ("{photos}", "mean average precision of a search with each"),
     "top1": ("Objects, the best guess is right", "zero-shot top-1"),
     "top5": ("Objects, one of five guesses is right", "zero-shot top-5"),
 }
@@ -30,13 +30,25 @@ _GROUPS = {
 }
 
 
-def utility(found: Mapping[str, float]) -> Markup:
-    """Show how well the model does what it is used for."""
-    lines = []
+def utility(found: Mapping[str, float], only_removed: bool) -> Markup:
+    """Show how well the model does what it is used for.
+
+    Args:
+        found: what was measured.
+        only_removed: whether photos of people were of those removed alone.
+    """
+    lines, photos = [], "Photos of removed people" if only_removed else "Photos of people"
     for key, (what, how) in _UTILITY.items():
         if key in found:
             write = percent if key.startswith(("top", "face")) else decimal
-            lines.append((what, how, write(found.get(f"teacher_{key}")), write(found[key])))
+            lines.append(
+                (
+                    what.format(photos=photos),
+                    how,
+                    write(found.get(f"teacher_{key}")),
+                    write(found[key]),
+                )
+            )
     return render("utility", lines=lines) if lines else Markup()
 
 
