@@ -157,7 +157,10 @@ def test_those_whose_photos_were_all_trained_on_have_photos(inputs, monkeypatch,
     with pytest.raises(InputError, match="of everyone listed, `Ada King`, `Jose Cool`"):
         read("Ada_King", "Jose_Cool")
     write_result(
-        inputs / "a", AttackSummary, {}, MEASURED | {"threshold": 2, "spent": ["Ada King"]}
+        inputs / "a",
+        AttackSummary,
+        {},
+        MEASURED | {"threshold": 2, "per_identity": {}, "spent": ["Ada King"]},
     )
     said = " ".join(read_summary(inputs / "a", AttackSummary).sentences("a"))
     assert "as the run was trained on all of their photos: `Ada King`" in said
