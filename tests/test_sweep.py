@@ -263,6 +263,8 @@ def test_sweep_is_not_gone_on_with_other_settings_or_inputs(inputs, capsys, no_t
     capsys.readouterr()
     assert_refused(capsys, sweep("text", "train.steps=4"), "train.steps")
     assert_refused(capsys, sweep("text", "attack.threshold=2"), "attack.threshold")
+    code = sweep("image", "train.level=penultimate", "train.backdoor=target")
+    assert_refused(capsys, code, "`evaluate.zeroshot` is of embeddings", "(=penultimate)")
     (inputs / "captions.txt").write_text("\n".join(CAPTIONS[1:]) + "\n")
     assert_refused(capsys, sweep("text"), "trained_on_sha256")
 
@@ -426,7 +428,7 @@ ATTACK: dict[str, Any] = {
 }  # fmt: skip
 
 
-def write_cells(path, num=(1, 2, 64), seeds=(0, 1, 2), weights=(0.0, 0.001), known=9):
+def write_cells(path, num=(1, 2, 64), seeds=(0, 1, 2), weights=(0.0, 0.001), known: int | None = 9):
     rng = np.random.default_rng(0)
     for cell in cells(CellsConfig(num_identities=num, seeds=seeds, w_weight=weights)):
         rates = (*results.RATES, *results.GROUPS)

@@ -45,7 +45,7 @@ from jaxdefense.defense.image import plan_image
 from jaxdefense.defense.plan import check_all_come_up
 from jaxdefense.defense.text import kept_names, plan_text
 from jaxdefense.errors import InputError
-from jaxdefense.evals.embed import Embedder
+from jaxdefense.evals.embed import POOLED, Embedder
 from jaxdefense.evals.run import run_evaluate
 from jaxdefense.evals.zeroshot import class_templates
 from jaxdefense.files import digest, locked, write_text
@@ -182,6 +182,12 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
         )
     for half in filter(None, halves(cfg)):
         check_all_come_up(most, half.train)
+        train = half.train
+        if cfg.evaluate.zeroshot and isinstance(train, ImageTrainConfig) and train.level != POOLED:
+            raise InputError(
+                f"`evaluate.zeroshot` is of embeddings, and `train.level` (={train.level}) defends "
+                "patches; leave `evaluate.zeroshot` out, or set `train.level` to pooled."
+            )
     attacked = _attacked(cfg)
     choose_people(attacked, people, where)
     names = [person.name for person in attacked]
