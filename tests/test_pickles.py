@@ -56,11 +56,11 @@ def test_no_run_begins_in_a_model_that_was_copied(old):
         read_undefended(dataclasses.replace(settings("old"), out="old/run"))
 
 
-def test_no_copy_is_saved_in_a_model_that_was_copied(old):
+def test_neither_the_copy_nor_what_it_was_made_of_takes_an_output(old):
     directory = read_model_directory(old)
     for place in (directory.path, old):
         with pytest.raises(InputError, match=INSIDE):
-            directory.save(directory.load("float32"), place / "made")
+            directory.check_outside(place / "made")
 
 
 def test_shards_that_are_missing_are_named_where_they_should_be(tmp_path, capsys):
