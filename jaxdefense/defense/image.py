@@ -170,7 +170,8 @@ def _shown(
     """Give photos, cut: clean, and with faces by kind: `face`, `keep`, and `target`."""
     clean = _cut(photos["clean_BHWC"], parts)
     shown = {"clean": clean.astype(jnp.float32)}
-    how_of = dict(zip(("face", "keep"), overlays, strict=False))  # "keep" only if some must stay
+    kinds = ("face", "keep")  # "keep" only if some must stay
+    how_of: dict[str, Overlay] = dict(zip(kinds, overlays, strict=False))
     how_of["target"] = how_of["face"]  # whoever stands in for a face lies where it does
     for kind, how in how_of.items():
         if (face_BHWC := photos.get(f"{kind}_BHWC")) is None:
