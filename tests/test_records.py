@@ -250,9 +250,13 @@ def test_rows_without_a_caption_are_skipped_and_counted(write, caplog):
         ("x.parquet", parquet(caption=["a"])[:-9], ["cannot be read after row 0"]),
         ("x.parquet", parquet(text=[{"a": 1}]), ["row 1", "is a JSON object"]),
         ("x.parquet", b"PAR1\x15" + b"x" * 400, ["cannot be read after row 0"]),
-        ("x.parquet.gz", gzip.compress(parquet(text=["a"])), ["packed Parquet file; unpack it"]),
+        (
+            "x.parquet.gz",
+            gzip.compress(parquet(text=["a"]), mtime=0),
+            ["packed Parquet file; unpack it"],
+        ),
         ("x.tar", b"x" * 600, ["tar"]),
-        ("x.jsonl.gz", gzip.compress(b'"a"\n')[:-5], ["cannot be read: Truncated"]),
+        ("x.jsonl.gz", gzip.compress(b'"a"\n', mtime=0)[:-5], ["cannot be read: Truncated"]),
     ],
 )
 def test_damaged_captions_are_refused_by_file_and_row(write, name, data, words):
