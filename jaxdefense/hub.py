@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from jaxdefense.errors import InputError, RunError
-from jaxdefense.files import read_json, say_once
 from jaxdefense.log import Progress
 
 logger = logging.getLogger(__name__)
@@ -214,6 +213,8 @@ def _warn_of_guess(model: Id) -> None:
     """Say that a path which does not exist is taken as an id, unless only an id is written so."""
     from huggingface_hub import constants
 
+    from jaxdefense.files import say_once  # brings NumPy, which help does without
+
     if not (model.openclip or _COMMIT.fullmatch(model.revision)):
         say_once(
             f"`{model}` is no directory here, and is taken as the id of a model of "
@@ -288,6 +289,7 @@ def _lacks(path: Path, chosen: "_Chosen") -> str:
     """Say what a model in the cache may lack, going by its config; see `_Kept`."""
     from jaxdefense.convert.directory import HF, LAYOUTS
     from jaxdefense.convert.preprocess import PREPROCESSOR, PROCESSOR
+    from jaxdefense.files import read_json
 
     form = LAYOUTS[chosen.layout]
     try:
@@ -337,6 +339,7 @@ def _choose_clip(names: Collection[str], model: Id, layout: str) -> list[str]:
         InputError: it holds no model that is read.
     """
     from jaxdefense.convert.directory import LAYOUTS
+    from jaxdefense.files import read_json
 
     root = Path()
     if PIPELINE in names:

@@ -18,6 +18,7 @@ from jaxdefense.log import Progress
 from jaxdefense.proof.found import per_person
 from jaxdefense.proof.probe import linear_probe
 
+_ROUNDED = 1e-5  # a lead of logits in float32 that rounding alone may make
 MOST_PEOPLE, MOST_PHOTOS = 100, 20  # of a draw; more would only take longer
 
 _LEAST = {"rank1": 2, "map": 2, "one_shot": 2, "five_shot": 6, "probe": 4}  # photos a person
@@ -237,11 +238,13 @@ def _probe(image_IJE: np.ndarray) -> np.ndarray:
     train_IJE, test_IJE = np.split(image_IJE, [photos // 2], axis=1)
     train_P, test_P = (np.repeat(np.arange(people), x.shape[1]) for x in (train_IJE, test_IJE))
     train_PE, test_PE = (x.reshape(-1, embed) for x in (train_IJE, test_IJE))
-    return per_person(_wins(linear_probe(train_PE, train_P, test_PE, people), test_P), test_P)
+    return per_person(
+        _wins(linear_probe(train_PE, train_P, test_PE, people), test_P, _ROUNDED), test_P
+    )
 
 
-def _wins(score_PI: np.ndarray, owner_P: np.ndarray) -> np.ndarray:
-    """Whether the own score is higher than all others; bool [P]."""
+def _wins(score_PI: np.ndarray, owner_P: np.ndarray, lead: float = 0.0) -> np.ndarray:
+    """Whether the own score is higher than all others, by more than `lead`; bool [P]."""
     own_PI = np.arange(score_PI.shape[1]) == owner_P[:, None]
     others_P = np.where(own_PI, -np.inf, score_PI).max(-1)
-    return score_PI[own_PI] > others_P
+    return score_PI[own_PI] > others_P + lead
