@@ -41,7 +41,7 @@ _PLACE = "place"  # marks a string that is a path
 _MODEL = "model"  # marks one that may be the id of a model instead
 _HOW = "how"  # marks a setting that must be given, and does not change the result
 Kind = Literal["input", "changed", "run", "new", "own"]  # of a text: what a path in it is
-_CHANGED, _RUN, _NEW, _OWN = typing.get_args(Kind)[1:]  # mark a string
+_KINDS = _CHANGED, _RUN, _NEW, _OWN = typing.get_args(Kind)[1:]  # mark a string
 PATH = "path"  # type of a setting, in the reference
 _ADDRESSES = {"log.mlflow"}  # settings that are addresses, where others are paths
 _RENAMED = {"identities": "names"}  # last part of a former key -> of today's
@@ -368,25 +368,39 @@ def _check_address(name: str, text: str, kind: Kind) -> str:
     return text
 
 
-def change_texts(config: T, change: Callable[[str, str, Kind], str], at: str = "") -> T:
+def change_texts(config: T, change: Callable[[str, str, Kind], str]) -> T:
     """Change the texts in settings, also those that stand in a tuple.
 
     Args:
         config: dataclass of settings.
         change: takes the full name of a setting, the text, and what it is if it is a path.
-        at: begin of the full names.
     """
+
+    def changed(name: str, text: str, marks: Sequence[Any]) -> str:
+        return change(name, text, next((x for x in _KINDS if x in marks), "input"))
+
+    return _with_texts(config, changed)
+
+
+def with_models(config: T, change: Callable[[str], str]) -> T:
+    """Return settings with each model that they name changed."""
+    return _with_texts(
+        config, lambda name, text, marks: change(text) if text and _MODEL in marks else text
+    )
+
+
+def _with_texts(config: T, change: Callable[[str, str, Sequence[Any]], str], at: str = "") -> T:
+    """Change texts; `change` takes the full name, the text, and how its type is marked."""
     hints, out = typing.get_type_hints(type(config), include_extras=True), {}
     for field in dataclasses.fields(typing.cast(Any, config)):
         key, value = at + field.name, getattr(config, field.name)
-        extras = getattr(hints[field.name], "__metadata__", ())
-        kind: Kind = next((x for x in (_CHANGED, _RUN, _NEW, _OWN) if x in extras), "input")
+        marks = getattr(hints[field.name], "__metadata__", ())
         if dataclasses.is_dataclass(value):
-            new = change_texts(value, change, key + ".")
+            new = _with_texts(value, change, key + ".")
         elif isinstance(value, tuple):
-            new = tuple(change(key, x, kind) if isinstance(x, str) else x for x in value)
+            new = tuple(change(key, x, marks) if isinstance(x, str) else x for x in value)
         else:
-            new = change(key, value, kind) if isinstance(value, str) else value
+            new = change(key, value, marks) if isinstance(value, str) else value
         if new != value:
             out[field.name] = new
     return dataclasses.replace(typing.cast(Any, config), **out) if out else config
@@ -419,23 +433,6 @@ def check_each_of(name: str, values: Sequence[str], choices: Sequence[str], also
 
 
 # Comparing
-
-
-def with_models(config: T, change: Callable[[str], str]) -> T:
-    """Return settings with each model that they name changed."""
-    hints = typing.get_type_hints(type(config), include_extras=True)
-    changed = dict[str, Any]()
-    for name, hint in hints.items():
-        value = getattr(config, name)
-        if dataclasses.is_dataclass(value):
-            new = with_models(value, change)
-        elif _MODEL in getattr(hint, "__metadata__", ()) and value:
-            new = change(value)
-        else:
-            continue
-        if new != value:
-            changed[name] = new
-    return dataclasses.replace(config, **changed) if changed else config  # pyright: ignore
 
 
 def to_dict(config: Any) -> dict[str, Any]:
