@@ -31,7 +31,7 @@ TORCH = [
     "pip install --no-deps torchvision==0.28.0 open_clip_torch==3.3.0 timm==1.0.31"
     " diffusers==0.42.1 peft==0.21.2 accelerate==1.15.0",
     "pip install importlib_metadata",
-    "pip install -e '.[test,wandb,mlflow]'",
+    "pip install -e '.[test,wandb,mlflow,gcs]' gcp-storage-emulator",
 ]
 STAGES = ("before", "text", "image", "merged")  # columns of the README's table
 # Its rows, and how far another processor's rounding may move a figure: a person or three.

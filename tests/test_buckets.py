@@ -4,6 +4,7 @@ What is read is fetched once, and never stale or half. What is written can be ki
 that is killed while it uploads goes on elsewhere, to the weights of one that was not.
 """
 
+import importlib
 import json
 import os
 import shutil
@@ -19,12 +20,8 @@ import jax
 import numpy as np
 import pytest
 from factories import CAPTIONS, write_model_directory
-from safetensors.numpy import load_file
-
-pytest.importorskip("s3fs")
-pytest.importorskip("moto")
-
 from s3_server import Bucket, Server
+from safetensors.numpy import load_file
 
 from jaxdefense.buckets import inputs, lease, mirror, store
 from jaxdefense.buckets.inputs import fetch_inputs
@@ -535,9 +532,8 @@ def test_new_result_that_cannot_be_uploaded_stays_here(bucket, data, capsys, mon
 
 @pytest.fixture
 def google(monkeypatch):
-    """A bucket of an emulator of Google's storage; needs the extra `gcs`, and its package."""
-    pytest.importorskip("gcsfs")
-    emulator = pytest.importorskip("gcp_storage_emulator.server")
+    """A bucket of an emulator of Google's storage."""
+    emulator = importlib.import_module("gcp_storage_emulator.server")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -551,6 +547,7 @@ def google(monkeypatch):
     store._connect.cache_clear()
 
 
+@pytest.mark.needs("gcsfs", "gcp_storage_emulator")
 def test_run_goes_to_googles_storage_and_back(google, tmp_path, monkeypatch):
     ours = Mirror(f"{google}/run")
     ours.open()
