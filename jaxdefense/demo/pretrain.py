@@ -6,7 +6,9 @@ it makes a model that knows these people, so anyone can build a testbed from pho
     python -m jaxdefense.demo.pretrain --faces DIR --held-out DIR --out DIR
 
 With `--without names.txt` it trains the model that never knew the people listed: the reference
-that a defended model is measured against (`prove --reference`).
+that a defended model is measured against (`prove --reference`). With `--people 4096` it trains a
+model that knows so many, of the world in `jaxdefense.demo.crowd`. If training was stopped, the same
+command resumes it.
 
 The loss is contrastive, as in CLIP (Radford et al. 2021, section 2.3). Every step shows as many
 different people as fit, each once, beside objects and people without a name. So within a step no
@@ -15,11 +17,12 @@ caption of a named person fits two photos.
 
 import argparse
 import dataclasses
-import time
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +30,8 @@ import numpy as np
 import optax
 from flax import nnx
 from PIL import Image
-from rich.progress import track
 
+from jaxdefense.checkpoint import Checkpoints
 from jaxdefense.clip.config import CLIPConfig, TextConfig, VisionConfig
 from jaxdefense.clip.model import CLIP
 from jaxdefense.clip.text import Text
@@ -39,18 +42,24 @@ from jaxdefense.data.identities import Identity, read_identities
 from jaxdefense.data.images import ImageProcessor, Photos, read_folders
 from jaxdefense.data.names import census
 from jaxdefense.data.packing import pack_text
-from jaxdefense.demo import people, portrait, world
+from jaxdefense.demo import crowd, people, portrait, world
 from jaxdefense.demo.bpe import train_bpe
 from jaxdefense.demo.objects import OBJECTS, draw_object
 from jaxdefense.errors import InputError
-from jaxdefense.paths import check_given
+from jaxdefense.files import digest, read_json, write_json
+from jaxdefense.log import Progress, shown
+from jaxdefense.paths import check_given, check_new
 from jaxdefense.words import folded_words, some
 
 IMAGE_SIZE, PATCH, EMBED, VOCAB = 48, 8, 128, 2048
 _MARGIN = 4  # pixels a training photo may be shifted by
-_ROW_LENGTH = 80
+_ROW_LENGTH, _NUM_SLOTS = 80, 20  # of packed captions; slots a row
 
-_Somebody = TypeVar("_Somebody", world.Named, Photos)
+_SAVE_EVERY = 250  # steps
+_CHECKPOINTS, _OPTIONS = "checkpoints", "options.json"  # of a training that goes on
+
+_Item = TypeVar("_Item")
+_Somebody = TypeVar("_Somebody", world.Named, Photos, crowd.Member)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +73,43 @@ class Options:
     photos: int = 100  # drawn of each known person
     object_photos: int = 100  # drawn of each object
     anonymous: int = 4000  # people drawn without a name
+    text_width: int = 128
+    text_depth: int = 3
     seed: int = 0
 
 
-def model_config() -> CLIPConfig:
+# Of the world of thousands, whose photos are drawn anew for each step.
+OF_CROWD = Options(4000, 512, photos=0, object_photos=0, text_width=256, text_depth=4)
+
+
+def model_config(opts: Options = Options()) -> CLIPConfig:
     """Return the sizes of the small CLIP: 1.7 million parameters."""
-    tower: Any = dict(width=128, mlp_width=512, num_heads=4)
-    end: Any = dict(readout="token", eos_token_id=VOCAB - 1)
-    return CLIPConfig(
-        TextConfig(**tower, depth=3, vocab_size=VOCAB, embed=EMBED, **end),
-        VisionConfig(**tower, depth=4, image_size=IMAGE_SIZE, patch_size=PATCH, embed=EMBED),
+    return _config(opts, VOCAB, EMBED, VisionConfig(
+        width=128, depth=4, mlp_width=512, num_heads=4,
+        image_size=IMAGE_SIZE, patch_size=PATCH, embed=EMBED,
+    ))  # fmt: skip
+
+
+def crowd_config(opts: Options = OF_CROWD) -> CLIPConfig:
+    """Return the sizes of a CLIP for thousands of people: 4.9 million parameters."""
+    return _config(opts, 2 * VOCAB, 2 * EMBED, VisionConfig(
+        width=128, depth=2, mlp_width=512, num_heads=4,
+        image_size=crowd.SIDE, patch_size=PATCH, embed=2 * EMBED,
+    ))  # fmt: skip
+
+
+def _config(opts: Options, vocab: int, embed: int, vision: VisionConfig) -> CLIPConfig:
+    text = TextConfig(
+        width=opts.text_width,
+        depth=opts.text_depth,
+        mlp_width=4 * opts.text_width,
+        num_heads=opts.text_width // 32,
+        vocab_size=vocab,
+        embed=embed,
+        readout="token",
+        eos_token_id=vocab - 1,
     )
+    return CLIPConfig(text, vision)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +127,14 @@ class Album:
         return order[rng.integers(first, last)]
 
 
+def _counted(items: Sequence[_Item], doing: str) -> Iterator[_Item]:
+    """Give items, and show how many are done."""
+    with Progress(doing, len(items)) as progress:
+        for item in items:
+            yield item
+            progress.advance()
+
+
 def _shrink(image: np.ndarray) -> np.ndarray:
     """Shrink a drawing as the attack shrinks its photos, with a margin."""
     processor = ImageProcessor(IMAGE_SIZE + 2 * _MARGIN, IMAGE_SIZE + 2 * _MARGIN)
@@ -103,7 +146,7 @@ def _drawn_album(
 ) -> tuple[Album, list[people.Person], Album]:
     images, labels = [], []
     number = {member.name: i for i, member in enumerate(world.members())}
-    for i in track(range(len(members)), "drawing people"):
+    for i in _counted(range(len(members)), "drawing people"):
         for j in range(opts.photos):
             # Each photo is the same, whoever else is left out.
             rng = np.random.default_rng((opts.seed, number[members[i].name], j))
@@ -113,18 +156,18 @@ def _drawn_album(
 
 
 def _anonymous_album(opts: Options) -> tuple[list[people.Person], Album]:
-    crowd, images = [], []
-    for block in track(range(max(1, opts.anonymous // 100)), "drawing passers-by"):
+    passers_by, images = [], []
+    for block in _counted(range(max(1, opts.anonymous // 100)), "drawing passers-by"):
         for i, person in enumerate(people.cast(100, world.HELD_OUT + block)):
             rng = np.random.default_rng((opts.seed, 1, block, i))
-            crowd.append(person)
+            passers_by.append(person)
             images.append(_shrink(portrait.draw_person(person, rng, 96)))
-    return crowd, Album(np.stack(images), np.arange(len(images)))
+    return passers_by, Album(np.stack(images), np.arange(len(images)))
 
 
 def _object_album(opts: Options) -> Album:
     images, labels = [], []
-    for i, name in enumerate(track(OBJECTS, "drawing objects")):
+    for i, name in enumerate(_counted(OBJECTS, "drawing objects")):
         for j in range(opts.object_photos):
             rng = np.random.default_rng((opts.seed, 2, i, j))
             images.append(_shrink(draw_object(name, rng, 96)))
@@ -148,11 +191,11 @@ def _photo_album(everyone: Sequence[Photos], held_out: Path | None) -> Album:
     return Album(ImageProcessor(size, size).load(files), np.array(labels))
 
 
-def _augment(image_BHWC: jax.Array, key: jax.Array, strong: bool) -> jax.Array:
-    """Shift photos; if `strong`, also mirror and brighten them; f32 0-255."""
-    num, side = image_BHWC.shape[0], IMAGE_SIZE
+def _augment(image_BHWC: jax.Array, key: jax.Array, side: int, strong: bool) -> jax.Array:
+    """Shift photos within their margin; if `strong`, also mirror and brighten them; f32 0-255."""
+    num, margin = image_BHWC.shape[0], image_BHWC.shape[1] - side
     shift_key, flip_key, light_key, gain_key = jax.random.split(key, 4)
-    at = jax.random.randint(shift_key, (num, 2), 0, 2 * _MARGIN + 1)
+    at = jax.random.randint(shift_key, (num, 2), 0, margin + 1)
 
     def crop(image, at):
         return jax.lax.dynamic_slice(image, (at[0], at[1], 0), (side, side, 3))
@@ -182,8 +225,25 @@ def _contrastive_loss(model: CLIP, text: Text, slot_B: jax.Array, image_BHWC: ja
     return (loss(logits_BB, labels).mean() + loss(logits_BB.T, labels).mean()) / 2
 
 
+class Corpus(Protocol):
+    """What to train on."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of the people to know."""
+        ...
+
+    def batch(self, size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
+        """Draw `size` photos, u8 RGB and square, and a caption for each."""
+        ...
+
+    def texts(self, rng: np.random.Generator) -> list[str]:
+        """Write captions and list names, for the tokenizer to learn from."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
-class Corpus:
+class Albums:
     """All training photos, and a writer of captions for each kind."""
 
     names: list[str]
@@ -224,7 +284,7 @@ class Corpus:
 
 def _corpus(
     faces: Path | None, held_out: Path | None, without: Path | None, opts: Options
-) -> Corpus:
+) -> Albums:
     """Read or draw all photos, except those of the people in the file `without`.
 
     Raises:
@@ -233,15 +293,15 @@ def _corpus(
     left_out = read_identities(without) if without else []
     if faces:
         everyone = read_folders(faces, "faces")
-        people = _without(everyone, left_out, without)
-        named = _photo_album(people, held_out)
-        crowd, anonymous = _anonymous_album(opts)
-        names = [person.name for person in people]
-        return Corpus(names, named, _object_album(opts), crowd, anonymous, [])
+        known = _without(everyone, left_out, without)
+        named = _photo_album(known, held_out)
+        passers_by, anonymous = _anonymous_album(opts)
+        names = [person.name for person in known]
+        return Albums(names, named, _object_album(opts), passers_by, anonymous, [])
     members = _without(world.members(), left_out, without)
-    named, crowd, anonymous = _drawn_album(members, opts)
+    named, passers_by, anonymous = _drawn_album(members, opts)
     names = [member.name for member in members]
-    return Corpus(names, named, _object_album(opts), crowd, anonymous, members)
+    return Albums(names, named, _object_album(opts), passers_by, anonymous, members)
 
 
 def _without(
@@ -265,53 +325,92 @@ def _without(
     return rest
 
 
-def train(corpus: Corpus, out: Path, opts: Options, strong: bool) -> None:
-    """Train and write the model directory `out`."""
-    out.mkdir(parents=True, exist_ok=False)
-    train_bpe(corpus.texts(np.random.default_rng(opts.seed)), VOCAB, out)
-    cfg = model_config()
+def train(corpus: Corpus, cfg: CLIPConfig, out: Path, opts: Options, strong: bool = False) -> None:
+    """Train and write the model directory; one that was stopped is resumed.
+
+    Args:
+        corpus: what to train on.
+        cfg: sizes of the model.
+        out: the new directory.
+        opts: how to train.
+        strong: whether photos are mirrored and brightened.
+
+    Raises:
+        InputError: `out` exists, or a training with other options is under way there.
+    """
     assert cfg.text and cfg.vision
-    tokenizer = Tokenizer(out, cfg.text.context_length)
-    processor = ImageProcessor(IMAGE_SIZE, IMAGE_SIZE)
-    model = CLIP(cfg, nnx.Rngs(opts.seed))
-    graphdef, params = nnx.split(model)
+    part = _begin(corpus, cfg.text, out, opts)
+    tokenizer = Tokenizer(part, cfg.text.context_length)
+    side = cfg.vision.image_size
+    processor = ImageProcessor(side, side)
+    graphdef, params = nnx.split(CLIP(cfg, nnx.Rngs(opts.seed)))
     schedule = optax.warmup_cosine_decay_schedule(0.0, opts.lr, opts.steps // 10, opts.steps)
     decay = jax.tree.map(lambda p: p.ndim > 1, params)
     tx = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(schedule, b2=0.98, weight_decay=opts.weight_decay, mask=decay),
     )
-    opt_state = tx.init(params)
 
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, opt_state, text, slot_B, image_BHWC, key):
-        image_BHWC = processor.normalise(_augment(image_BHWC, key, strong))
+    @partial(jax.jit, donate_argnums=0)
+    def step(state, text, slot_B, image_BHWC, key):
+        params, opt_state = state
+        image_BHWC = processor.normalise(_augment(image_BHWC, key, side, strong))
         loss, grads = jax.value_and_grad(
             lambda p: _contrastive_loss(nnx.merge(graphdef, p), text, slot_B, image_BHWC)
         )(params)
         updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, loss
+        return (optax.apply_updates(params, updates), opt_state), loss
 
-    key, started, num_rows = jax.random.key(opts.seed), time.monotonic(), 0
-    for i in track(range(opts.steps), "training"):
-        images, captions = corpus.batch(opts.batch, np.random.default_rng((opts.seed, 3, i)))
-        tokens = tokenizer.encode(captions)
-        text, layout = pack_text(tokens, cfg.text, _ROW_LENGTH)
-        num_rows = max(num_rows, len(text.tokens_RT))  # rows never shrink: few shapes, few compiles
-        num_rows = -(-num_rows // 4) * 4
-        text, layout = pack_text(tokens, cfg.text, _ROW_LENGTH, num_rows, num_slots=16)
-        slot_B = layout.row_n * 16 + layout.slot_n
-        params, opt_state, loss = step(
-            params, opt_state, text, slot_B, images, jax.random.fold_in(key, i)
-        )
-        if (i + 1) % 100 == 0:
-            print(f"step {i + 1}: loss {float(loss):.4f}, {time.monotonic() - started:.0f} s")
-    _write(nnx.merge(graphdef, params), out)
+    state = params, tx.init(params)
+    checkpoints = Checkpoints(part / _CHECKPOINTS, 1)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    start, found = checkpoints.restore_newest(jax.eval_shape(lambda: state), here)
+    state, key = found or state, jax.random.key(opts.seed)
+    num_rows = 0
+    with (
+        closing(checkpoints),  # finishes what is being written, however training ends
+        Progress("training", opts.steps, start, "steps", "compiling") as progress,
+    ):
+        for i in range(start, opts.steps):
+            images, captions = corpus.batch(opts.batch, np.random.default_rng((opts.seed, 3, i)))
+            tokens = tokenizer.encode(captions)
+            text, _ = pack_text(tokens, cfg.text, _ROW_LENGTH)
+            # Rows never shrink: few shapes, few compilations.
+            num_rows = max(num_rows, -(-len(text.tokens_RT) // 8) * 8)
+            text, layout = pack_text(tokens, cfg.text, _ROW_LENGTH, num_rows, _NUM_SLOTS)
+            slot_B = layout.row_n * _NUM_SLOTS + layout.slot_n
+            state, loss = step(state, text, slot_B, images, jax.random.fold_in(key, i))
+            done = i + 1
+            if done % 10 == 0:
+                progress.update(done, f"loss {float(loss):.4f}")
+            if done % _SAVE_EVERY == 0 and done < opts.steps:
+                checkpoints.save(done, state, float(loss))
+    write_new(nnx.merge(graphdef, state[0]), part, np.float16)
+    write_preprocessor(part, to_hf(Preprocess(side, side)))
+    shutil.rmtree(part / _CHECKPOINTS)
+    (part / _OPTIONS).unlink()
+    part.rename(out)
 
 
-def _write(model: CLIP, out: Path) -> None:
-    write_new(model, out, np.float16)
-    write_preprocessor(out, to_hf(Preprocess(IMAGE_SIZE, IMAGE_SIZE)))
+def _begin(corpus: Corpus, tower: TextConfig, out: Path, opts: Options) -> Path:
+    """Begin a model directory beside `out`, with its tokenizer, or find the one that was begun."""
+    check_new(out)
+    part = out.with_name(f".{out.name}.part")
+    told = dataclasses.asdict(opts) | {"names_sha256": digest(corpus.names)}
+    if (part / _OPTIONS).exists():
+        before = read_json(part / _OPTIONS)
+        if other := [name for name, value in told.items() if before.get(name) != value]:
+            raise InputError(
+                f"`{part}` holds a training that was stopped, with another `{other[0]}` "
+                f"(={before.get(other[0])}, not {told[other[0]]}); give that one to resume it, or "
+                "delete the directory."
+            )
+        return part
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    train_bpe(corpus.texts(np.random.default_rng(opts.seed)), tower.vocab_size, part)
+    write_json(part / _OPTIONS, told)
+    return part
 
 
 def main() -> None:
@@ -323,21 +422,37 @@ def main() -> None:
         "--held-out", type=Path, help="directory for every second photo, not trained on"
     )
     parser.add_argument("--without", type=Path, help="names file of people not to train on")
+    parser.add_argument("--people", type=int, help="thousands, with mosaics in place of faces")
     for field in dataclasses.fields(Options):
-        kind = type(field.default)
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default))
     args = parser.parse_args()
     try:
         for name, value in vars(args).items():
             check_given(str(value), name)
     except InputError as error:
         parser.error(str(error))
-    opts = Options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Options)})
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Options)}
+    given = {name: value for name, value in given.items() if value is not None}
+    opts = dataclasses.replace(Options() if args.people is None else OF_CROWD, **given)
     try:
-        corpus = _corpus(args.faces, args.held_out, args.without, opts)
+        with shown("pretrain"):
+            check_new(args.out)
+            if args.people is None:
+                corpus = _corpus(args.faces, args.held_out, args.without, opts)
+                train(corpus, model_config(opts), args.out, opts, strong=bool(args.faces))
+            else:
+                train(_crowd(args, opts), crowd_config(opts), args.out, opts)
     except InputError as error:
         parser.error(str(error))
-    train(corpus, args.out, opts, strong=bool(args.faces))
+
+
+def _crowd(args: argparse.Namespace, opts: Options) -> crowd.Crowd:
+    """Prepare the world of thousands."""
+    if args.faces or args.held_out:
+        raise InputError("`--people` draws people, `--faces` reads them; give one of the two.")
+    left_out = read_identities(args.without) if args.without else []
+    who = _without(crowd.members(args.people), left_out, args.without)
+    return crowd.Crowd(who, opts.anonymous)
 
 
 if __name__ == "__main__":
