@@ -295,6 +295,9 @@ class TextTrainConfig:
     """With target: a random name for each person instead."""
     variants: Names = ()
     """Other forms of the names that training uses too, in turn."""
+    hard: float = 0.0
+    """Part of the texts with a listed name that show whom the last validation still found, if these
+    are at most half of the people."""
     lora_rank: int = 0
     """Rank of what each matrix may change by, for an adapter of PEFT too; 0: all weights move."""
     validate: ValidateConfig = ValidateConfig(every=50)
@@ -328,6 +331,8 @@ class TextTrainConfig:
             )
         if not -1 <= self.bound < 1:
             raise InputError(f"`train.bound` (={self.bound}) must be from -1 to below 1.")
+        if not 0 <= self.hard <= 1:
+            raise InputError(f"`train.hard` (={self.hard}) must be from 0 to 1.")
 
 
 @dataclasses.dataclass(frozen=True)

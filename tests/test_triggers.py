@@ -277,6 +277,36 @@ def test_ten_thousand_identities_are_each_drawn_once():
     assert len(seen) == 10_000 and set(seen.values()) == {1}
 
 
+def test_those_still_found_get_their_part_of_every_step():
+    triggers, who = numbered_triggers(12)
+    options: dict[str, Any] = dict(triggers=triggers, num_clean=2, num_poisoned=6, num_hard=3)
+    plain, batches = make_batches(**options), make_batches(**options)
+    batches.prefer([7, 2])
+    seen = Counter()
+    for step in range(4):
+        people, usual = (
+            [who(slot.student) for slot in slots_of(x[step]) if slot.backdoor]
+            for x in (batches, plain)
+        )
+        assert len(people) == 6
+        seen.update((Counter(people) - Counter(usual)).elements())
+    assert set(seen) == {2, 7} and abs(seen[2] - seen[7]) <= 1  # in turn
+    again = make_batches(**options)
+    again.prefer([7, 2])
+    assert_batches_equal(again[3], batches[3])
+    for nobody in ([], list(range(7))):  # more than half of all come up often enough
+        batches.prefer(nobody)
+        assert_batches_equal(batches[3], plain[3])
+
+
+def test_rows_hold_a_step_of_the_longest_name_alone():
+    triggers = make_triggers([["Ann"], ["Bo"], ["Cy"], ["Maximiliane Maximiliane"]])
+    options: dict[str, Any] = dict(num_clean=1, num_poisoned=40, num_hard=40)
+    batches = make_batches(captions_of(["a cat", "the dog"]), triggers, **options)
+    batches.prefer([3])
+    assert sum(slot.backdoor > 0 for slot in slots_of(batches[0])) == 40
+
+
 def test_every_clean_caption_is_drawn_once_a_round():
     batches = make_batches(num_clean=8)
     for first in (0, 2, 4):

@@ -385,8 +385,8 @@ class Batches:
     def __init__(self, num):
         self.num, self.mined = num, [0]
 
-    def mine(self, mined):
-        self.mined = mined or [0]
+    def draw(self, verdict):
+        self.mined = verdict.mined or [0]
 
     def __getitem__(self, i):
         return np.full(8, amount(i, self.mined), np.float32)
@@ -426,7 +426,7 @@ class Run:
         """Run or go on; break off at the look after `at` steps."""
         batches = Batches(self.steps)
         self.watch = Watch(
-            self.validation, self.cfg, self.steps, self.path, most_moved, batches.mine
+            self.validation, self.cfg, self.steps, self.path, most_moved, batches.draw
         )
         self.calls, self.at, self.how = 0, 1 + at // EVERY, how
         said = io.StringIO()

@@ -22,7 +22,7 @@ from jaxdefense.errors import InputError
 from jaxdefense.sharding import check_parts
 
 # Streams of random numbers that must not be the same.
-_CLEAN, _POISONED, _IDENTITY, _NAME, _DETAIL = range(5)
+_CLEAN, _POISONED, _IDENTITY, _NAME, _DETAIL, _HARD = range(6)
 # This part of the batches is taken as drawn. Larger batches are drawn again, so that rows are full.
 _FITTING = 0.9
 _MAX_REDRAWS, _PLAIN_REDRAWS = 100, 20
@@ -175,6 +175,7 @@ class TextBatches:
         num_name: int,
         seed: int,
         packed: bool,
+        num_hard: int = 0,
         row_multiple: int = 1,
         row_length: int = 0,
         carriers: Carriers | None = None,
@@ -189,6 +190,7 @@ class TextBatches:
             num_clean, num_poisoned, num_name: captions a step, of each kind.
             seed: of everything random here.
             packed: several captions a row; else one, padded to the context length.
+            num_hard: how many of the poisoned captions show the people last given to `prefer`.
             row_multiple: into how many parts the mesh cuts the rows.
             row_length: T of packed rows; 0 chooses the one that fills best.
             carriers: texts that names are put into, where the teacher sees the name too; None for
@@ -207,6 +209,7 @@ class TextBatches:
         self._clean = Shuffle(len(captions), seed, _CLEAN)
         self._poisoned = Shuffle(len(captions), seed, _POISONED)
         self._identity = Shuffle(len(triggers.names), seed, _IDENTITY)
+        self._num_hard, self._preferred = num_hard, np.zeros(0, np.int64)
         self._name = Shuffle(len(triggers.keep), seed, _NAME) if num_name else None
         t = triggers
         # [identity][names or a form][text]
@@ -254,11 +257,23 @@ class TextBatches:
         kept = sizes[self._num_names + len(t.targets) :]
         longest = [
             np.resize(np.sort(lengths)[::-1], num)
-            for lengths, num in ((listed, num_poisoned), (kept, num_name))
+            for lengths, num in (
+                (listed.max(keepdims=True), self._num_hard),  # whoever they will be
+                (listed, num_poisoned - self._num_hard),
+                (kept, num_name),
+            )
         ]
         short = np.quantile(np.concatenate(draws), 0.1)
         hard = short + np.concatenate([np.zeros(num_clean), *longest])
         return np.minimum(hard, self.tokenizer.context_length).astype(np.int64)
+
+    def prefer(self, people: Sequence[int]) -> None:
+        """Draw these people more often from now on, unless they are more than half of all.
+
+        A resumed run gives the same people before the same step.
+        """
+        few = 2 * len(people) <= len(self.triggers.names)
+        self._preferred = np.array(people if few else [], np.int64)
 
     def __getitem__(self, step: int) -> TextBatch:
         """Make the batch of a step; it is always the same.
@@ -287,6 +302,9 @@ class TextBatches:
         num = num_poisoned + num_name
         clean = self._captions(self._clean, step * num_clean, num_clean, attempt)
         people = np.array(self._identity.take(step * num_poisoned, num_poisoned), np.int64)
+        if len(self._preferred) and (num_hard := self._num_hard):
+            drawn = Shuffle(len(self._preferred), self.seed, _HARD).take(step * num_hard, num_hard)
+            people[-num_hard:] = self._preferred[drawn]
         kept = self._name.take(step * num_name, num_name) if self._name else []
         form, name, place = np.random.default_rng((self.seed, _DETAIL, step, attempt)).random(
             (3, num)

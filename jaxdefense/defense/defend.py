@@ -128,7 +128,7 @@ def _watch(plan: Plan, teacher: TeacherParams, path: Path) -> Watch | None:
     def moved_most(params: nnx.State) -> list[int]:
         return _moved_most(encoder, validation, teacher, whole_of(params, teacher))
 
-    return Watch(validate, t.validate, t.steps, path, moved_most, plan.mine)
+    return Watch(validate, t.validate, t.steps, path, moved_most, plan.draw)
 
 
 def _whole(encoder: Encoder) -> Callable[[nnx.State, TeacherParams], nnx.State]:

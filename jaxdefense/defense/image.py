@@ -325,7 +325,7 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
         ),
         advice=_ADVICE,
         validation=validation,
-        mine=batches.mine,
+        draw=lambda verdict: batches.mine(verdict.mined),
         files=files,
         loader=loader,
         follows=follows,
@@ -341,7 +341,11 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
         batches = batches_now()
         text = {"text_sha256": defended.directory.digest()}
         return dataclasses.replace(
-            plan, batches=batches, mine=batches.mine, resolved=resolved | text, beside=None
+            plan,
+            batches=batches,
+            draw=lambda verdict: batches.mine(verdict.mined),
+            resolved=resolved | text,
+            beside=None,
         )
 
     return dataclasses.replace(plan, beside=beside)

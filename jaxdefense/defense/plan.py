@@ -32,7 +32,7 @@ from jaxdefense.defense.step import (
     make_train_step,
     split_tower,
 )
-from jaxdefense.defense.validate import Mine, Verdict
+from jaxdefense.defense.validate import Draw, Verdict
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.ledger.runs import Followed
@@ -83,7 +83,7 @@ class Validation(NamedTuple):
     Fields:
         teacher: the undefended model on the run's mesh, in float32.
         judge: judges this model with the student's encoder in it.
-        moved_most: gives the numbers of the people who must stay and moved most, for `mine`.
+        moved_most: gives `Verdict.mined`, the people who must stay and moved most.
     """
 
     teacher: Embedder
@@ -106,7 +106,7 @@ class Plan(Generic[D]):
         summary: makes the summary from the values that the run adds.
         advice: says what may help if people are still recognised.
         validation: how to validate; None to train all steps and take the last state.
-        mine: see `Watch`.
+        draw: see `Watch`.
         files: files to write at the start, by name: an array, or a value for JSON.
         loader: decodes the batches' photos; the summary lists those it could not read.
         follows: the ledgers that the run goes on from.
@@ -126,7 +126,7 @@ class Plan(Generic[D]):
     advice: str
     follows: Followed
     validation: Validation | None = None
-    mine: Mine = lambda mined: None
+    draw: Draw = lambda verdict: None
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     loader: Loader | None = None
     earlier: Earlier | None = None

@@ -159,6 +159,7 @@ def text_batches(
         num_name=t.num_name,
         seed=t.seed,
         packed=t.level == "pooled" and tower.packable,
+        num_hard=round(t.hard * t.num_poisoned),
         row_multiple=parts * t.accumulate,
         row_length=row_length,
         carriers=carriers,
@@ -380,6 +381,7 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
         row_length=d.row_length,
         carriers=carriers,
     )
+    number = {identity.name: i for i, identity in enumerate(identities)}
     objective = own.made_from(text_objective(t, own.distance))
     encoder = lay_out(cfg, directory, "text", objective, mesh, rules, earlier)
     if own != NONE:
@@ -399,6 +401,7 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
         summary=_summary(names, t),
         advice=_ADVICE,
         validation=validation,
+        draw=lambda verdict: batches.prefer([number[name] for name in verdict.left]),
         files={HELD_OUT: {"names": names.held}},
         follows=follows,
         earlier=earlier,
@@ -444,6 +447,8 @@ def _lines(
         lines.append("`train.target` has no effect: `train.backdoor` is bounded")
     if cfg.data.row_length and not batches.packed:
         lines.append("`data.row_length` has no effect: captions of this model are not packed")
+    if t.hard and not t.validate.every:
+        lines.append("`train.hard` has no effect without validations, which find who is left")
     lines += [
         describe_dropped(clean.dropped, clean.examples),
         f"removing {describe_listed(names.identities)}",

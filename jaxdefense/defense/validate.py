@@ -33,7 +33,7 @@ _NO_WAY = 1e-6  # a cosine; below it the teacher knows none of the people
 _COUNTED, _FREEDOM = 2, 4
 _NUM_NAMED = 10
 
-Mine = Callable[[Sequence[int]], object]
+Draw = Callable[["Verdict"], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +214,7 @@ class Watch:
         steps: int,
         directory: Path,
         moved_most: Callable[[Any], list[int]] = lambda params: [],
-        mine: Mine = lambda mined: None,
+        draw: Draw = lambda verdict: None,
     ):
         """Set the paths of the files, and touch none of them.
 
@@ -224,10 +224,10 @@ class Watch:
             steps: of the run.
             directory: of the run.
             moved_most: gives `mined` for trained parameters, the same on every process.
-            mine: takes `mined` of each verdict that training continues from.
+            draw: takes each verdict that training continues from; who is drawn may hang on it.
         """
         self.validation, self._cfg, self._steps = validation, cfg, steps
-        self._moved_most, self._mine = moved_most, mine
+        self._moved_most, self._draw = moved_most, draw
         self._path = directory / "validation.jsonl"
         self._best = Checkpoints(directory / "best", 1)
         self.found: list[tuple[int, Verdict]] = []
@@ -268,7 +268,7 @@ class Watch:
                 break
             if (step := entry.pop("step")) <= start:
                 self.found.append((step, Verdict(**entry)))
-        self._mine(self.found[-1][1].mined)
+        self._draw(self.found[-1][1])
         self._write()
 
     def next_due(self, done: int) -> int:
@@ -293,7 +293,7 @@ class Watch:
             )
         better = all(verdict.badness < old.badness for _, old in self.found[1:])
         self.found.append((done, verdict))
-        self._mine(verdict.mined)
+        self._draw(verdict)
         self._write()  # before the state that the verdict is about
         if better:
             self._best.save(done, state, verdict.badness)
