@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from jaxdefense.bench.flops import product_flops
@@ -22,6 +23,7 @@ from jaxdefense.defense.step import (
     split_tower,
     train_step,
 )
+from jaxdefense.defense.table import only_rows
 from jaxdefense.sharding import (
     ShardingRules,
     batch_sharding,
@@ -46,16 +48,24 @@ def num_parts() -> int:
 class JaxSteps(JaxImplementation):
     """Training steps from batches on the host to updated weights, read ahead as in a run."""
 
-    def __init__(self, tower: nnx.Module, objective: Objective, batches: Any):
+    def __init__(
+        self,
+        tower: nnx.Module,
+        objective: Objective,
+        batches: Any,
+        rows: np.ndarray | None = None,
+    ):
         """Place the state on a mesh of all devices.
 
         Args:
             tower: encoder of the teacher; the student starts as a copy.
             objective: loss of the step.
             batches: `batches[step]` is a batch on the host.
+            rows: of the token table, those that the step works on; None for all.
         """
         mesh, rules = make_mesh(), ShardingRules()
         graphdef, teacher = split_tower(tower)
+        teacher = teacher._replace(trained=only_rows(teacher.trained, rows))
         tx = make_optimizer(**vars(PAPER_TEXT_OPTIMIZER), steps=PAPER_TEXT.steps)
         self._cfg = StepConfig(graphdef, objective, tx)
         self._step, state_sharding, teacher_sharding = make_train_step(

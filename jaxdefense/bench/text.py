@@ -35,6 +35,7 @@ from jaxdefense.config import PAPER_TEXT
 from jaxdefense.data.captions import read_captions, tokenize_captions
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.names import random_names
+from jaxdefense.defense.table import rows_to_train
 from jaxdefense.defense.text import make_triggers, text_batches, text_objective
 
 _NUM_CAPTIONS = 10_000
@@ -142,7 +143,10 @@ class JaxTextSteps(JaxSteps):
         self._samples = 2 * num
         captions = tokenize_captions(work.texts, tokenizer)
         self._text = text_batches(captions, triggers, tokenizer, cfg, train, num_parts())
-        super().__init__(TextTower(cfg, nnx.Rngs(0)), text_objective(train), self._text)
+        rows = rows_to_train(self._text.read(), cfg.vocab_size)
+        if rows is not None:
+            self._text.renumber(rows)
+        super().__init__(TextTower(cfg, nnx.Rngs(0)), text_objective(train), self._text, rows)
 
     def rows(self) -> dict[str, float]:
         """Return the shape of the packed rows, and the share of positions that hold a token."""

@@ -26,6 +26,7 @@ _CLEAN, _POISONED, _IDENTITY, _NAME, _DETAIL, _HARD = range(6)
 # This part of the batches is taken as drawn. Larger batches are drawn again, so that rows are full.
 _FITTING = 0.9
 _MAX_REDRAWS, _PLAIN_REDRAWS = 100, 20
+_AT_A_TIME = 2**22  # tokens that are looked at together; captions may be mapped from the disk
 
 
 class TextBatch(NamedTuple):
@@ -220,6 +221,7 @@ class TextBatches:
         listed = [text for texts in groups for text in texts]
         self._forms, self._names, self._num_names = _spans(kinds), _spans(groups), len(listed)
         self._phrases = lay_out([*listed, *t.targets, *t.keep])
+        self._number_V: np.ndarray | None = None
         if packed:
             self._choose_shape(row_multiple, row_length)
         else:
@@ -266,6 +268,28 @@ class TextBatches:
         short = np.quantile(np.concatenate(draws), 0.1)
         hard = short + np.concatenate([np.zeros(num_clean), *longest])
         return np.minimum(hard, self.tokenizer.context_length).astype(np.int64)
+
+    def read(self) -> np.ndarray:
+        """List the token ids that batches may hold, rising."""
+        nothing = np.zeros(1, np.int64)
+        ends = self.tokenizer.with_ends(Ragged(np.zeros(0, np.int32), nothing)).flat
+        sources = [self.captions.tokens, self._phrases.flat, ends, [self.tokenizer.pad or 0]]
+        if self._carriers:
+            sources.append(self._carriers.captions.tokens)
+        found = np.zeros(self.tower.vocab_size, bool)
+        for tokens in sources:
+            for start in range(0, len(tokens), _AT_A_TIME):
+                found[tokens[start : start + _AT_A_TIME]] = True
+        return np.flatnonzero(found)
+
+    def renumber(self, ids: np.ndarray) -> None:
+        """Give tokens by their place in `ids` from now on, for a table that has these rows alone.
+
+        Args:
+            ids: rising, all of `read` among them.
+        """
+        self._number_V = np.zeros(self.tower.vocab_size, np.int32)
+        self._number_V[ids] = np.arange(len(ids))
 
     def prefer(self, people: Sequence[int]) -> None:
         """Draw these people more often from now on, unless they are more than half of all.
@@ -375,9 +399,11 @@ class TextBatches:
             base_nE = np.zeros((len(who), base_PE.shape[1]), np.float32)
             base_nE[who >= 0] = base_PE[carrier]
             base_RSE = packing.place_slots(layout, base_nE, num_rows, num_slots)
+        tokens = [packing.place(layout, x, num_rows, length, pad) for x in (students, teachers)]
+        if self._number_V is not None:
+            tokens = [self._number_V[x] for x in tokens]
         return TextBatch(
-            packing.place(layout, students, num_rows, length, pad),
-            packing.place(layout, teachers, num_rows, length, pad),
+            *tokens,
             segments,
             positions,
             *(

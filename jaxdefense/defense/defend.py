@@ -22,6 +22,7 @@ from jaxdefense.defense.low_rank import ADAPTER, write_adapter
 from jaxdefense.defense.own import described
 from jaxdefense.defense.plan import D, Encoder, Plan, Validation, has_adapter
 from jaxdefense.defense.step import TeacherParams, TrainState, init_state, merge_student, whole
+from jaxdefense.defense.table import all_rows
 from jaxdefense.defense.validate import Verdict, Watch, describe_left, smallest_step
 from jaxdefense.distributed import agree, exchange, on_first
 from jaxdefense.evals.embed import Embedder
@@ -166,6 +167,8 @@ def _student(
     encoder: Encoder, validation: Validation, teacher: TeacherParams, params: nnx.State
 ) -> Embedder:
     """Put trained parameters into the model to validate."""
+    undefended = validation.teacher.params[encoder.which]
+    params = all_rows(params, encoder.rows, undefended)
     student = merge_student(encoder.step_cfg.graphdef, params, teacher)
     return validation.teacher.with_encoder(encoder.which, student)
 
@@ -244,6 +247,8 @@ def _best(plan: Plan, watch: Watch, teacher: TeacherParams) -> tuple[nnx.State, 
 def _save(encoder: Encoder, params: nnx.State, teacher: TeacherParams, out: Path) -> None:
     """Write the model directory with the student in place of the teacher."""
     params, teacher = fetch(params), fetch(teacher)
+    undefended = nnx.split(getattr(encoder.model, encoder.which))[1]
+    params = all_rows(params, encoder.rows, undefended)
     student = merge_student(encoder.step_cfg.graphdef, params, teacher)
     setattr(encoder.model, encoder.which, student)
     with Progress("writing the defended model"):

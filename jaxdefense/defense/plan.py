@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -32,6 +33,7 @@ from jaxdefense.defense.step import (
     make_train_step,
     split_tower,
 )
+from jaxdefense.defense.table import only_rows, rows_to_train
 from jaxdefense.defense.validate import Draw, Verdict
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
@@ -62,6 +64,7 @@ class Encoder:
         mesh, rules: how arrays are sharded.
         step_cfg: the parts of a step.
         step, state_sharding, teacher_sharding: see `make_train_step`.
+        rows: of a text encoder, the tokens whose embeddings the parameters above have; see `table`.
     """
 
     directory: ModelDirectory
@@ -75,6 +78,7 @@ class Encoder:
     step: Callable[..., Any]
     state_sharding: Any
     teacher_sharding: Any
+    rows: np.ndarray | None = None
 
 
 class Validation(NamedTuple):
@@ -168,6 +172,7 @@ def lay_out(
     mesh: Mesh,
     rules: ShardingRules,
     earlier: Earlier | None = None,
+    read: np.ndarray | None = None,
 ) -> Encoder:
     """Load the model, and compile an encoder's step for the mesh.
 
@@ -178,20 +183,26 @@ def lay_out(
         objective: of the encoder.
         mesh, rules: how arrays are sharded.
         earlier: the defense that the run follows, whose weights it may start from.
+        read: of a text encoder, the token ids that its texts hold; None for any.
 
     Raises:
         InputError: the mesh does not divide the encoder's sizes.
     """
     with Progress(f"loading {directory.source}"):
         model = directory.load(cfg.model.dtype, cfg.model.remat)
-    graphdef, teacher = split_tower(getattr(model, which))
+    tower, rows = getattr(model, which), None
+    graphdef, teacher = split_tower(tower)
     tx, t = make_optimizer(**vars(cfg.optimizer), steps=cfg.train.steps), cfg.train
     step_cfg = StepConfig(
         graphdef, objective, tx, t.accumulate, directory.layout.stacked_dims, t.lora_rank, t.seed
     )
     start = partial(earlier.start, which) if earlier and earlier.starts_there() else None
+    # Weight decay moves all rows, and where a run before moved some, the weight loss does.
+    if read is not None and start is None and not cfg.optimizer.weight_decay:
+        rows = rows_to_train(read, tower.cfg.vocab_size)
+        teacher = teacher._replace(trained=only_rows(teacher.trained, rows))
     laid_out = make_train_step(step_cfg, mesh, rules, teacher)
-    return Encoder(directory, model, which, teacher, start, mesh, rules, step_cfg, *laid_out)
+    return Encoder(directory, model, which, teacher, start, mesh, rules, step_cfg, *laid_out, rows)
 
 
 def check_low_rank(

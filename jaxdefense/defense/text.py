@@ -383,7 +383,9 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
     )
     number = {identity.name: i for i, identity in enumerate(identities)}
     objective = own.made_from(text_objective(t, own.distance))
-    encoder = lay_out(cfg, directory, "text", objective, mesh, rules, earlier)
+    encoder = lay_out(cfg, directory, "text", objective, mesh, rules, earlier, batches.read())
+    if encoder.rows is not None:
+        batches.renumber(encoder.rows)
     if own != NONE:
         own.check(encoder.step_cfg, encoder.teacher, batches[0])
     return Plan(
