@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxdefense.sharding import put, replicated
+
 _TABLE = "token_embedding"
 _MULTIPLE = 1024  # of the rows, so that meshes which divide the whole table mostly divide them too
 _WORTH = 0.75  # part of the table; with more rows than that, all are trained
@@ -59,7 +61,9 @@ def all_rows(params: nnx.State, rows_n: np.ndarray | None, undefended: nnx.State
         joined_VD = np.array(whole_VD)
         joined_VD[rows_n] = some_ND
     else:
-        joined_VD = _putting(whole_VD.sharding)(whole_VD, some_ND, rows_n.astype(np.int32))
+        where = whole_VD.sharding
+        rows = put(rows_n.astype(np.int32), replicated(where.mesh))
+        joined_VD = _putting(where)(whole_VD, some_ND, rows)
     return _with_table(params, lambda _: joined_VD)
 
 
