@@ -420,6 +420,10 @@ COMMANDS = {
     "bench end2end": _bench("end2end", "A whole defense, in a fresh process."),
     "bench scale": _bench("scale", "What grows with the size of the work, and how."),
     "bench requests": _bench("requests", "People who ask to be removed one after another."),
+    "bench profile": _bench("profile", "What the time of a step goes into."),
+    "bench attention": _bench("attention", "XLA's attention beside cuDNN's."),
+    "bench dtypes": _bench("dtypes", "A defense in bfloat16 beside one in float32."),
+    "bench all": _bench("all", "All of it within a few minutes, on one page."),
     "bench cold": _bench("cold", "From start to the second step of a run."),
     "bench aot": Command(
         "Compile a step for a TPU topology, without the TPU.",

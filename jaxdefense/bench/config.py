@@ -133,6 +133,64 @@ class RequestsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """`jaxdefense bench profile`."""
+
+    out: OwnPlace
+    """Directory of the traces, for TensorBoard or Perfetto."""
+    step: Literal["text", "image", "prompts"] = "text"
+    """Of which step: text or image, of a defense; prompts, of the attack."""
+    size: str = "demo"
+    """Architecture of the encoder: demo, ViT-B-32, ViT-L-14 or another preset."""
+    num: int = 32
+    """Clean captions or photos in a step, and as many poisoned; names of the prompts."""
+    calls: int = 5
+    """Steps that are traced."""
+    json: bool = False
+    """Print the figures as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """`jaxdefense bench attention`."""
+
+    num: int = 64
+    """Photos, or rows of captions."""
+    rounds: int = 3
+    """Rounds, in each of which every implementation is timed once, in turn."""
+    calls: int = 10
+    """How many times each is computed in a round."""
+    json: bool = False
+    """Print the figures as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DtypesConfig:
+    """`jaxdefense bench dtypes`."""
+
+    steps: int = 100
+    """Training steps."""
+    photos: int = 10
+    """Photos of each person, for the attack."""
+    json: bool = False
+    """Print the figures as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AllConfig:
+    """`jaxdefense bench all`."""
+
+    out: OwnPlace
+    """Directory of the figures and of the page; the same command goes on where it ended."""
+    minutes: float = 9.0
+    """Time for all of it; what does not fit is named."""
+    rehearse: bool = False
+    """At the smallest sizes, to see that it all runs; the default on a CPU is the demo's sizes."""
+    json: bool = False
+    """Print the figures as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ColdConfig:
     """`jaxdefense bench cold`."""
 
