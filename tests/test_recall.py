@@ -373,8 +373,10 @@ def slow_recall(model, student, held, t, num_nobody=6):
     return right, float(np.mean(above)), float(np.mean(scores)), moved
 
 
-def test_recall_equals_a_loop_over_prompts_and_names(model, monkeypatch):
+@pytest.mark.parametrize("block", [100, 3])
+def test_recall_equals_a_loop_over_prompts_and_names(model, monkeypatch, block):
     monkeypatch.setattr(recall, "_NUM_NOBODY", 6)
+    monkeypatch.setattr(recall, "_BLOCK", block)  # names in memory; there are four
     t = TextTrainConfig(seed=2, validate=ValidateConfig(level=0.6))
     held = ["Una Ek", "Max Or"]
     found = Recall(model.teacher, identities(), sum(NAMES, []), held, model.captions, t)

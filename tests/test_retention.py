@@ -138,6 +138,17 @@ def test_kept_names_are_all_trained_on_without_validation(few):
     assert len(alone) == 1  # of one word there are no namesakes
 
 
+def test_namesakes_of_many_people_are_those_of_some(few, monkeypatch):
+    monkeypatch.setattr(text_defense, "_MOST_NAMESAKES", 80)
+    names = random_names(60, 7)
+    (alike, _), _ = kept([Identity(name) for name in names], names, every=0)
+    assert 70 < len(alike) <= 80  # four each of twenty, some of whom may share one
+    shared = {word for name in alike for word in name.split()}
+    of_whom = [name for name in names if set(name.split()) & shared]
+    assert len(of_whom) < 60
+    assert kept([Identity(name) for name in names], names, every=0)[0][0] == alike
+
+
 def test_name_to_validate_on_is_trained_on_in_no_group(few, tmp_path):
     # The user may name people who come up among the others too.
     (tmp_path / "keep.txt").write_text("\n".join(random_names(40, 2**34, exclude=LISTED)))

@@ -24,6 +24,7 @@ from jaxdefense.idia.prompts import fill
 _NUM_NOBODY, _NOBODY_SEED = 128, 2**33  # number of names; a seed that no attack has
 _NUM_CAPTIONS = 21  # captions that names are put into, in addition to the prompts
 _NUM_CLEAN = 256  # captions whose movement is measured
+_BLOCK = 4096  # names that are in memory with all their embeddings; of more, these are made anew
 _CAPTIONS = 9  # stream of random numbers
 _PLACE = "placeholder"
 
@@ -137,21 +138,37 @@ class Recall:
         self._prompts = tuple(fit) or ("{0}",)
         nobody_QRE = teacher.prompts(fill(nobody, self._prompts), "prompts of names of nobody")
         self._base_Q1E = nobody_QRE.mean(1, keepdims=True)
-        own_QIE = self._of(teacher) - self._base_Q1E
-        far_QI = np.maximum(np.linalg.norm(own_QIE, axis=-1), 1e-6)
-        # Scaled so that the teacher's names score 1, and names of nobody 0 on average.
-        self._way_QIE = own_QIE / np.square(far_QI)[..., None]
-        score_QRI = (nobody_QRE - self._base_Q1E) @ self._way_QIE.swapaxes(1, 2)
-        self._level_QI = np.quantile(score_QRI, t.validate.level, 1)
-        self._most_QI = score_QRI.max(1)
+        self._teacher, self._kept_QBE = teacher, None
+        self._blocks = [slice(i, i + _BLOCK) for i in range(0, len(self._texts), _BLOCK)]
+        levels, most = [], []
+        for block in self._blocks:
+            way_QBE = self._way(block)
+            score_QRB = (nobody_QRE - self._base_Q1E) @ way_QBE.swapaxes(1, 2)
+            levels.append(np.quantile(score_QRB, t.validate.level, 1))
+            most.append(score_QRB.max(1))
+            if len(self._blocks) == 1:
+                self._kept_QBE = way_QBE
+        self._level_QI, self._most_QI = np.concatenate(levels, 1), np.concatenate(most, 1)
         self._held = list(held)
         rng = np.random.default_rng((t.seed, _CAPTIONS, 1))
         some = rng.permutation(len(captions))[:_NUM_CLEAN].astype(np.int64)
         self._clean = tokenizer.with_ends(captions.contents(some)).split()
         self._stay_BE = self._of_those_who_stay(teacher)
 
-    def _of(self, model: Embedder) -> np.ndarray:
-        return model.prompts(fill(self._texts, self._prompts), "prompts of those to remove")
+    def _way(self, block: slice) -> np.ndarray:
+        """Give what sets some names apart for the teacher, from the mean name of nobody.
+
+        It is scaled so that the teacher's names score 1, and names of nobody 0 on average.
+        """
+        if self._kept_QBE is not None:
+            return self._kept_QBE
+        own_QBE = self._of(self._teacher, block) - self._base_Q1E
+        far_QB = np.maximum(np.linalg.norm(own_QBE, axis=-1), 1e-6)
+        return own_QBE / np.square(far_QB)[..., None]
+
+    def _of(self, model: Embedder, block: slice) -> np.ndarray:
+        texts = fill(self._texts[block], self._prompts)
+        return model.prompts(texts, "prompts of those to remove")
 
     def _of_those_who_stay(self, model: Embedder) -> dict[str, np.ndarray]:
         found = {"clean": model.tokens(self._clean, "captions")}
@@ -164,7 +181,11 @@ class Recall:
 
     def __call__(self, student: Embedder) -> Verdict:
         """Validate a student; see `validate.judge`."""
-        score_QI = ((self._of(student) - self._base_Q1E) * self._way_QIE).sum(-1)
+        scores = [
+            ((self._of(student, block) - self._base_Q1E) * self._way(block)).sum(-1)
+            for block in self._blocks
+        ]
+        score_QI = np.concatenate(scores, 1)
         moved = {
             name: 1 - (x_BE * self._stay_BE[name]).sum(-1).mean()
             for name, x_BE in self._of_those_who_stay(student).items()

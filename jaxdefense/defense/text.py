@@ -48,7 +48,7 @@ from jaxdefense.words import folded_words
 
 logger = logging.getLogger(__name__)
 
-_NUM_KEPT_NAMES = 10_000
+_NUM_KEPT_NAMES, _MOST_NAMESAKES = 10_000, 40_000
 _MOST_HELD, _HELD_OUT = 64, 8  # most names of a kind to validate on; stream of random numbers
 _BATCH = 64  # rows of text that are embedded at a time for a validation
 _ADVICE = "what may help: more `train.steps`, a higher `train.w_backdoor` or `optimizer.lr`"
@@ -283,8 +283,11 @@ def kept_names(
             )
         return [], []
     each = int(np.clip(_NUM_KEPT_NAMES // len(identities), 4, 64))
-    excluded = frozenset(listed)
-    alike = [x for who in identities for x in namesakes(who.name, each, t.seed, excluded)]
+    excluded, whose = frozenset(listed), list(identities)
+    if len(whose) > (most := _MOST_NAMESAKES // each):
+        chosen = np.random.default_rng((t.seed, _HELD_OUT, 1)).permutation(len(whose))[:most]
+        whose = [whose[i] for i in sorted(chosen.tolist())]
+    alike = [x for who in whose for x in namesakes(who.name, each, t.seed, excluded)]
     groups = [
         list(dict.fromkeys(alike)),
         random_names(_NUM_KEPT_NAMES, _KEPT_SEED + t.seed, exclude=listed),
