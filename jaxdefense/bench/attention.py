@@ -93,6 +93,7 @@ def _time(shape: _Shape, num: int, rounds: int, calls: int) -> dict[str, Any]:
 
 
 def _repeat(slope: Callable[..., Any], inputs: list[jax.Array], num: int) -> None:
+    out = None
     for _ in range(num):
         out = slope(*inputs)
     jax.block_until_ready(out)

@@ -399,11 +399,14 @@ class TextBatches:
             base_nE = np.zeros((len(who), base_PE.shape[1]), np.float32)
             base_nE[who >= 0] = base_PE[carrier]
             base_RSE = packing.place_slots(layout, base_nE, num_rows, num_slots)
-        tokens = [packing.place(layout, x, num_rows, length, pad) for x in (students, teachers)]
+        student_RT, teacher_RT = (
+            packing.place(layout, x, num_rows, length, pad) for x in (students, teachers)
+        )
         if self._number_V is not None:
-            tokens = [self._number_V[x] for x in tokens]
+            student_RT, teacher_RT = self._number_V[student_RT], self._number_V[teacher_RT]
         return TextBatch(
-            *tokens,
+            student_RT,
+            teacher_RT,
             segments,
             positions,
             *(
