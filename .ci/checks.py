@@ -185,10 +185,16 @@ def check_demo(readme: str, path: Path) -> None:
 
 
 def check_skips(junit: Path) -> None:
-    """Say why tests were skipped; only a mark may skip one for a missing library."""
-    skips = Counter(
-        skip.get("message", "") for skip in ElementTree.parse(junit).getroot().iter("skipped")
+    """Say what took longest, and why tests were skipped; only a mark may for a missing library."""
+    root = ElementTree.parse(junit).getroot()
+    seconds = [
+        (float(x.get("time", 0)), f"{x.get('classname')}::{x.get('name')}")
+        for x in root.iter("testcase")
+    ]
+    print(
+        "slowest, s: " + ", ".join(f"{name} {took:.0f}" for took, name in sorted(seconds)[:-31:-1])
     )
+    skips = Counter(skip.get("message", "") for skip in root.iter("skipped"))
     for why, num in skips.most_common():
         print(f"skipped {num}: {why}")
     check(not any("could not import" in why for why in skips), "every test runs or is marked")
