@@ -777,6 +777,9 @@ class CellSummary(Summary):
         reached: whether the removed count as removed, if that was validated.
         removed_num_known, others_num_known: of these people, recognised in the model as it is.
         removed_known_tpr, others_known_tpr: part of those who still are, as the paper reports.
+        num_namesakes: of the others, those who share the first or the last word of their name with
+            somebody removed.
+        namesakes_tpr, namesakes_photos_right: of these.
     """
 
     kind = "sweep_cell"
@@ -805,6 +808,9 @@ class CellSummary(Summary):
     removed_known_tpr: float | None = None
     others_num_known: int | None = None
     others_known_tpr: float | None = None
+    num_namesakes: int | None = None
+    namesakes_tpr: float | None = None
+    namesakes_photos_right: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -316,6 +316,7 @@ def test_text_sweep_attacks_and_evaluates_every_cell(inputs, monkeypatch):
                 got = row[f"{group}_{name}"]
                 assert got == "" if not values else float(got) == pytest.approx(np.mean(values))
         assert row["num_others"] == str(len(others))
+        assert (row["num_namesakes"], row["namesakes_tpr"]) == ("0", "")
         for key in ("top1", "top5", "sim_clean"):
             assert float(row[key]) == evaluated[key]
         assert evaluated["sim_clean"] < 1, "the model attacked is the defended one"
@@ -445,6 +446,16 @@ def write_cells(path, num=(1, 2, 64), seeds=(0, 1, 2), weights=(0.0, 0.001), kno
     write_result(path / "before", UndefendedSummary, {}, before)
     results.write_results(path)
     return path
+
+
+def test_namesakes_share_the_first_or_the_last_word():
+    others = ["Ann King", "Joe Lee", "Joe", "Max Joe", "ada Noel king", "Lee Joe", "Una Ek"]
+    assert sweeps._namesakes(others, ["Ada King", "Joe Cool"]) == [
+        "Ann King",
+        "Joe Lee",
+        "ada Noel king",
+    ]
+    assert sweeps._namesakes(others, ["Zoe", "Ek"]) == []  # of one word, nobody is a namesake
 
 
 def test_the_last_to_write_has_seen_every_cell(tmp_path, monkeypatch):

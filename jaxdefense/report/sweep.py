@@ -39,6 +39,8 @@ _HEADS = {
     "others_photos_right": "Others, photos named right",
     "others_mean_templates": "Others, mean templates",
     "others_known_tpr": "Others, TPR of those known before",
+    "namesakes_tpr": "Namesakes of removed, TPR",
+    "namesakes_photos_right": "Namesakes of removed, photos named right",
 }
 # What counts the people of a rate that is of some of them alone.
 _KNOWN = {f"{who}_known_tpr": f"{who}_num_known" for who in ("removed", "others")}

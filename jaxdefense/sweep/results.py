@@ -24,7 +24,11 @@ RESULTS, TABLE = "sweep.json", "sweep.csv"
 RATES = ("removed_tpr", "removed_fnr", "others_tpr", "top1", "top5", "sim_clean", "image_sim_clean")
 # Of those removed and of others.
 MEASURES = ("tpr_majority", "photos_right", "mean_templates", "known_tpr")
-GROUPS = tuple(f"{who}_{what}" for who in ("removed", "others") for what in MEASURES)
+GROUPS = (
+    *(f"{who}_{what}" for who in ("removed", "others") for what in MEASURES),
+    "namesakes_tpr",
+    "namesakes_photos_right",
+)
 
 
 @dataclasses.dataclass(frozen=True)

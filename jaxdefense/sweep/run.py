@@ -86,6 +86,7 @@ from jaxdefense.sweep.cells import (
     tfds_dir,
 )
 from jaxdefense.sweep.results import write_results
+from jaxdefense.words import folded_words
 
 logger = logging.getLogger(__name__)
 
@@ -318,7 +319,9 @@ def _summary(
 ) -> CellSummary:
     """Sum up a cell."""
     gone = _measure(attack, [name for name in attack.per_identity if name in listed])
-    others = _measure(attack, [name for name in attack.per_identity if name not in listed])
+    rest = [name for name in attack.per_identity if name not in listed]
+    others, named = _measure(attack, rest), _namesakes(rest, listed)
+    namesakes = _measure(attack, named)
     assert gone
     both = isinstance(found, BothDefenseSummary)
     tower = "both" if both else "text" if found.encoder == "text" else "image"
@@ -335,7 +338,7 @@ def _summary(
         sim_clean=evaluation.image_sim_clean if tower == "image" else evaluation.sim_clean,
         image_sim_clean=evaluation.image_sim_clean if both else None,
         seconds=seconds,
-        num_others=len(attack.per_identity) - len(listed),
+        num_others=len(rest),
         removed_tpr_majority=gone["tpr_majority"],
         removed_photos_right=gone["photos_right"],
         removed_mean_templates=gone["mean_templates"],
@@ -343,7 +346,22 @@ def _summary(
         others_photos_right=others and others["photos_right"],
         others_mean_templates=others and others["mean_templates"],
         reached=found.reached,
+        num_namesakes=len(named),
+        namesakes_tpr=namesakes and namesakes["tpr"],
+        namesakes_photos_right=namesakes and namesakes["photos_right"],
     )
+
+
+def _namesakes(others: Sequence[str], removed: Collection[str]) -> list[str]:
+    """List the others who share the first or the last word of their name with somebody removed."""
+    ends = [(words[0], words[-1]) for words in map(folded_words, removed) if len(words) > 1]
+    first, last = ({pair[i] for pair in ends} for i in range(2))
+    words_of = {name: folded_words(name) for name in others}
+    return [
+        name
+        for name, words in words_of.items()
+        if len(words) > 1 and (words[0] in first or words[-1] in last)
+    ]
 
 
 def _measure(attack: AttackSummary, names: Sequence[str]) -> Measures | None:
