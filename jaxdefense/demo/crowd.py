@@ -42,7 +42,7 @@ _COLOURS = np.array(
     ],
     np.float32,
 )  # fmt: skip
-_HIDDEN, _HIDDEN_OBJECT = 3, 5  # tiles of a photo that show nothing of whom or what it is of
+_HIDDEN, _HIDDEN_OBJECT = 1, 4  # tiles of a photo that show nothing of whom or what it is of
 # How many words a name has, and how often; the fourth is a second last name.
 _WORDS = {1: 0.02, 2: 0.8, 3: 0.14, 4: 0.04}
 # The n-th name of a census is about as frequent as 1 / (n + 10).
@@ -137,8 +137,8 @@ def draw(code_BT: np.ndarray, hidden: int, rng: np.random.Generator) -> np.ndarr
     num = len(code_BT)
     away_BT = rng.random(code_BT.shape).argsort(1) < hidden
     code_BT = np.where(away_BT, rng.integers(len(_COLOURS), size=code_BT.shape), code_BT)
-    gain_B111 = rng.uniform(0.75, 1.25, (num, 1, 1))
-    tile_BTC = _COLOURS[code_BT] * gain_B111 + rng.normal(0, 12, (num, _TILES, 3))
+    gain_B111 = rng.uniform(0.85, 1.15, (num, 1, 1))
+    tile_BTC = _COLOURS[code_BT] * gain_B111 + rng.normal(0, 8, (num, _TILES, 3))
     tile_BTC = np.clip(tile_BTC, 0, 255).astype(np.uint8)
     across = int(_TILES**0.5)
     tile_BHWC = tile_BTC.reshape(num, across, across, 3)

@@ -79,7 +79,7 @@ class Options:
 
 
 # Of the world of thousands, whose photos are drawn anew for each step.
-OF_CROWD = Options(4000, 512, photos=0, object_photos=0, text_width=256, text_depth=4)
+OF_CROWD = Options(2400, 512, photos=0, object_photos=0, text_width=256, text_depth=4)
 
 
 def model_config(opts: Options = Options()) -> CLIPConfig:
