@@ -109,12 +109,22 @@ def test_training_that_was_stopped_ends_as_if_it_was_not(corpus, tmp_path, monke
         pretrain.train(corpus, TINY, tmp_path / "model", OPTIONS)
 
 
-def test_command_refuses_photos_beside_mosaics(tmp_path, monkeypatch, capsys):
-    argv = ["pretrain", "--people", "40", "--faces", "x", "--out", str(tmp_path / "out")]
-    monkeypatch.setattr("sys.argv", argv)
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--people", "40", "--faces", "x"], "give one of the two"),
+        (["--people", "0"], "`people` (=0) must be from 1 to"),
+        (["--steps", "0"], "`steps` (=0) must be above 0"),
+        (["--text-width", "100"], "must be a multiple of 32"),
+        (["--faces", "x", "--held-out", "."], "already exists"),
+    ],
+)
+def test_command_refuses_in_one_line(tmp_path, monkeypatch, capsys, flags, said):
+    monkeypatch.setattr("sys.argv", ["pretrain", *flags, "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as error:
         pretrain.main()
-    assert error.value.code == 2 and "give one of the two" in capsys.readouterr().err
+    assert error.value.code == 2 and said in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
 
 
 def test_inputs_hold_what_the_model_was_never_shown(tmp_path, monkeypatch):

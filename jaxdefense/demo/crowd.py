@@ -153,12 +153,12 @@ class Crowd:
 
         Args:
             who: the people to know.
-            num_anonymous: people without a name.
+            num_anonymous: people without a name, in hundreds.
         """
         self.names = [member.name for member in who]
         self._code_MT = _codes(_CODES, [member.number for member in who])
         self._object_OT = _codes(_OBJECTS, range(len(OBJECTS)))
-        blocks = -(-num_anonymous // 100)
+        blocks = max(1, -(-num_anonymous // 100))
         self._crowd = [x for i in range(blocks) for x in people.cast(100, world.HELD_OUT + i)]
         self._look_CT = np.stack([_looks(person) for person in self._crowd])
 

@@ -49,12 +49,14 @@ from jaxdefense.errors import InputError
 from jaxdefense.files import digest, read_json, write_json
 from jaxdefense.log import Progress, shown
 from jaxdefense.paths import check_given, check_new
+from jaxdefense.settings import check_not_negative, check_positive
 from jaxdefense.words import folded_words, some
 
 IMAGE_SIZE, PATCH, EMBED, VOCAB = 48, 8, 128, 2048
 _MARGIN = 4  # pixels a training photo may be shifted by
 _ROW_LENGTH, _NUM_SLOTS = 80, 20  # of packed captions; slots a row
 
+_HEAD = 32  # numbers of a head of attention
 _SAVE_EVERY = 250  # steps
 _CHECKPOINTS, _OPTIONS = "checkpoints", "options.json"  # of a training that goes on
 
@@ -76,6 +78,24 @@ class Options:
     text_width: int = 128
     text_depth: int = 3
     seed: int = 0
+
+    def __post_init__(self):
+        check_positive(
+            steps=self.steps,
+            batch=self.batch,
+            lr=self.lr,
+            text_width=self.text_width,
+            text_depth=self.text_depth,
+        )
+        check_not_negative(
+            weight_decay=self.weight_decay,
+            photos=self.photos,
+            object_photos=self.object_photos,
+            anonymous=self.anonymous,
+            seed=self.seed,
+        )
+        if self.text_width % _HEAD:
+            raise InputError(f"`text_width` (={self.text_width}) must be a multiple of {_HEAD}.")
 
 
 # Of the world of thousands, whose photos are drawn anew for each step.
@@ -103,7 +123,7 @@ def _config(opts: Options, vocab: int, embed: int, vision: VisionConfig) -> CLIP
         width=opts.text_width,
         depth=opts.text_depth,
         mlp_width=4 * opts.text_width,
-        num_heads=opts.text_width // 32,
+        num_heads=opts.text_width // _HEAD,
         vocab_size=vocab,
         embed=embed,
         readout="token",
@@ -182,7 +202,7 @@ def _photo_album(everyone: Sequence[Photos], held_out: Path | None) -> Album:
         train = person.files[::2] if held_out else person.files
         if held_out:
             out = held_out / person.name.replace(" ", "_")
-            out.mkdir(parents=True)
+            out.mkdir(parents=True, exist_ok=True)  # training may be resumed
             for file in person.files[1::2]:
                 (out / Path(str(file)).name).write_bytes(file.read_bytes())
         files += train
@@ -392,10 +412,15 @@ def train(corpus: Corpus, cfg: CLIPConfig, out: Path, opts: Options, strong: boo
     part.rename(out)
 
 
+def _begun(out: Path) -> Path:
+    """Give the directory of a training that is under way."""
+    return out.with_name(f".{out.name}.part")
+
+
 def _begin(corpus: Corpus, tower: TextConfig, out: Path, opts: Options) -> Path:
     """Begin a model directory beside `out`, with its tokenizer, or find the one that was begun."""
     check_new(out)
-    part = out.with_name(f".{out.name}.part")
+    part = _begun(out)
     told = dataclasses.asdict(opts) | {"names_sha256": digest(corpus.names)}
     if (part / _OPTIONS).exists():
         before = read_json(part / _OPTIONS)
@@ -433,10 +458,12 @@ def main() -> None:
         parser.error(str(error))
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Options)}
     given = {name: value for name, value in given.items() if value is not None}
-    opts = dataclasses.replace(Options() if args.people is None else OF_CROWD, **given)
     try:
+        opts = dataclasses.replace(Options() if args.people is None else OF_CROWD, **given)
         with shown("pretrain"):
             check_new(args.out)
+            if args.held_out and not _begun(args.out).exists():
+                check_new(args.held_out)
             if args.people is None:
                 corpus = _corpus(args.faces, args.held_out, args.without, opts)
                 train(corpus, model_config(opts), args.out, opts, strong=bool(args.faces))
