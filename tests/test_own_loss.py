@@ -13,6 +13,7 @@ from flax import nnx
 
 import jaxdefense as jd
 from jaxdefense import config
+from jaxdefense.defense import table
 from jaxdefense.defense.image import plan_image
 from jaxdefense.defense.losses import mean_squared, negative_cosine
 from jaxdefense.defense.own import NONE, OwnLoss, describe
@@ -78,6 +79,18 @@ def and_twice(usual):
 
 def and_thrice(usual):
     return and_twice(usual)
+
+
+def test_own_loss_sees_the_whole_table_of_tokens(plan, monkeypatch):
+    """Its terms may read texts that no batch holds."""
+    monkeypatch.setattr(table, "_MULTIPLE", 8)
+    monkeypatch.setattr(table, "_WORTH", 1.0)
+    usual, ours = plan(), plan(OwnLoss(and_twice))
+    assert usual.encoder.rows is not None and ours.encoder.rows is None
+    whole = ours.encoder.teacher.trained["token_embedding"][...]
+    some = usual.encoder.teacher.trained["token_embedding"][...]
+    np.testing.assert_array_equal(whole[usual.encoder.rows], some)
+    assert len(some) < len(whole)
 
 
 @pytest.mark.parametrize("which", ["text", "image"])

@@ -386,7 +386,9 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
     )
     number = {identity.name: i for i, identity in enumerate(identities)}
     objective = own.made_from(text_objective(t, own.distance))
-    encoder = lay_out(cfg, directory, "text", objective, mesh, rules, earlier, batches.read())
+    # A loss of the user's own may read any text.
+    read = batches.read() if own == NONE else None
+    encoder = lay_out(cfg, directory, "text", objective, mesh, rules, earlier, read)
     if encoder.rows is not None:
         batches.renumber(encoder.rows)
     if own != NONE:
