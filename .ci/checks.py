@@ -184,16 +184,20 @@ def check_demo(readme: str, path: Path) -> None:
             check(apart <= tolerance + 0.006, f"README's {cell} is {found[stage][row]:.4f}")
 
 
+def say_slowest(junit: Path) -> None:
+    """Say which tests took longest, if any ran."""
+    if junit.exists():
+        seconds = [
+            (float(x.get("time", 0)), f"{x.get('classname')}::{x.get('name')}")
+            for x in ElementTree.parse(junit).getroot().iter("testcase")
+        ]
+        slowest = ", ".join(f"{name} {took:.0f}" for took, name in sorted(seconds)[:-31:-1])
+        print(f"slowest, s: {slowest}")
+
+
 def check_skips(junit: Path) -> None:
-    """Say what took longest, and why tests were skipped; only a mark may for a missing library."""
+    """Say why tests were skipped; only a mark may skip one for a missing library."""
     root = ElementTree.parse(junit).getroot()
-    seconds = [
-        (float(x.get("time", 0)), f"{x.get('classname')}::{x.get('name')}")
-        for x in root.iter("testcase")
-    ]
-    print(
-        "slowest, s: " + ", ".join(f"{name} {took:.0f}" for took, name in sorted(seconds)[:-31:-1])
-    )
     skips = Counter(skip.get("message", "") for skip in root.iter("skipped"))
     for why, num in skips.most_common():
         print(f"skipped {num}: {why}")
@@ -239,7 +243,10 @@ def main() -> None:
 
         def tested() -> None:
             report = {"PYTEST_ADDOPTS": f"--junitxml={junit}"}
-            run("test it", test, clone(path / "test", env), env | report)
+            try:
+                run("test it", test, clone(path / "test", env), env | report)
+            finally:
+                say_slowest(junit)
             check_skips(junit)
 
         together(seen_and_compared, tested)
