@@ -78,10 +78,8 @@ def _measure(
     data = TextDataConfig(str(path / "names.txt"), str(path / "captions.txt"))
     defense = defend_text(DefendTextConfig(str(out), model, data, train, optimizer))
     defended = dataclasses.replace(model, path=f"{out}/model")
-    faces, names = str(path / "faces"), str(path / "names.txt")
-    attack = run_attack(
-        AttackConfig(f"{out}-attack", defended, faces, names=names, num_photos=photos)
-    )
+    faces = str(path / "faces")
+    attack = run_attack(AttackConfig(f"{out}-attack", defended, faces, num_photos=photos))
     captions = str(path / "held_out.txt")
     evaluation = run_evaluate(
         EvaluateConfig(f"{out}-evaluation", defended, model.path, captions=captions)
