@@ -394,7 +394,7 @@ def train(corpus: Corpus, cfg: CLIPConfig, out: Path, opts: Options, strong: boo
         for i in range(start, opts.steps):
             images, captions = corpus.batch(opts.batch, np.random.default_rng((opts.seed, 3, i)))
             tokens = tokenizer.encode(captions)
-            text, _ = pack_text(tokens, cfg.text, _ROW_LENGTH)
+            text, _ = pack_text(tokens, cfg.text, _ROW_LENGTH, 0, _NUM_SLOTS)
             # Rows never shrink: few shapes, few compilations.
             num_rows = max(num_rows, -(-len(text.tokens_RT) // 8) * 8)
             text, layout = pack_text(tokens, cfg.text, _ROW_LENGTH, num_rows, _NUM_SLOTS)
