@@ -214,6 +214,7 @@ def test_losses_are_those_of_one_device(whole, shape, half):
     assert apart < 1e-5
 
 
+@pytest.mark.slow
 def test_a_run_that_follows_another_is_that_of_one_device(inputs):
     """From its weights, with its people."""
     alone(inputs, 1, text_command("first", "optimizer.lr=0.003"))

@@ -93,7 +93,7 @@ def test_own_loss_sees_the_whole_table_of_tokens(plan, monkeypatch):
     assert len(some) < len(whole)
 
 
-@pytest.mark.parametrize("which", ["text", "image"])
+@pytest.mark.parametrize("which", ["text", pytest.param("image", marks=pytest.mark.slow)])
 def test_own_loss_does_as_the_settings_would(plan, which):
     usual, squared = values(plan(which=which)), values(plan(which=which, distance="mse"))
     assert usual["utility"] != squared["utility"]
