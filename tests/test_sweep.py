@@ -521,6 +521,7 @@ def test_report_draws_means_and_deviations_of_the_table(tmp_path, monkeypatch):
     labels = {
         "people: removed, w = {}": "removed_tpr",
         "people: others, w = {}": "others_tpr",
+        "namesakes: namesakes of the removed, w = {}": "namesakes_tpr",
         "photos: removed, w = {}": "removed_photos_right",
         "photos: others, w = {}": "others_photos_right",
         "objects: top-1, w = {}": "top1",
@@ -529,7 +530,7 @@ def test_report_draws_means_and_deviations_of_the_table(tmp_path, monkeypatch):
         "similarity: photos, w = {}": "image_sim_clean",
     }
     found = {line.label: line for lines, _ in drawn.values() for line in lines}
-    assert len(found) == 16
+    assert len(found) == 18
     for label, rate in labels.items():
         for weight in ("0", "0.001"):
             line = found[label.format(weight)]
@@ -547,6 +548,7 @@ def test_report_draws_means_and_deviations_of_the_table(tmp_path, monkeypatch):
             assert list(line.xs) == ([1, 2] if rate.startswith("others_") else [1, 2, 64])
     assert {name: before for name, (_, before) in drawn.items()} == {
         "people": 0.75,
+        "namesakes": 0.75,
         "photos": 0.6,
         "objects": 0.9,
         "similarity": None,
@@ -579,7 +581,7 @@ def test_report_is_self_contained_and_escaped(tmp_path):
     assert "<script" not in page and "<i>x</i>" not in page and "&lt;i&gt;x&lt;/i&gt;" in page
     assert not re.findall(r'(?:src|xlink:href|href)="(?!#|https://arxiv.org/)', page)
     ids = re.findall(r' id="([^"]+)"', page)
-    assert len(ids) == len(set(ids)) and page.count("<svg") == 4
+    assert len(ids) == len(set(ids)) and page.count("<svg") == 5
 
 
 def test_report_gives_no_percentage_of_fewer_than_5_removed(tmp_path):

@@ -21,6 +21,7 @@ from jaxdefense.results import CellSummary, UndefendedSummary, read_settings
 from jaxdefense.sweep.results import GROUPS, RATES, Finished, collect
 
 _PEOPLE = {"removed_tpr": "removed", "others_tpr": "others"}
+_NAMESAKES = {"namesakes_tpr": "namesakes of the removed"}
 _RIGHT = {"removed_photos_right": "removed", "others_photos_right": "others"}
 _OBJECTS = {"top1": "top-1", "top5": "top-5"}
 _HEADS = {
@@ -174,6 +175,7 @@ def _tiles(found: Finished) -> Iterable[tuple[str, str, str]]:
 def _figures(points: Sequence[Point], before: UndefendedSummary | None) -> Markup:
     figures = [
         ("people", "Recognised by the attack", _PEOPLE, "tpr"),
+        ("namesakes", "Who shares a name with them recognised", _NAMESAKES, "tpr"),
         ("photos", "Their photos named right", _RIGHT, "photos_right"),
         ("objects", "Objects classified correctly", _OBJECTS, "top1"),
         ("similarity", "Similarity to the original", _SIMILARITY, ""),
