@@ -4,6 +4,7 @@ import atexit
 import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -57,6 +58,14 @@ def pytest_collection_modifyitems(items):
 def _cache_of_its_own(tmp_path, monkeypatch):
     """No test reads what another, or the user, computed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    """Torch's threads wait for each other by spinning, for minutes where others compute too."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

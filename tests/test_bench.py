@@ -25,7 +25,7 @@ from jaxdefense.bench import side_by_side as comparison
 from jaxdefense.bench.process import Process, elsewhere, peak_memory
 from jaxdefense.bench.scale import SIZES, count_parameters, exponent
 from jaxdefense.bench.show import show
-from jaxdefense.bench.side_by_side import Timing, side_by_side
+from jaxdefense.bench.side_by_side import Processes, Timing, shares, side_by_side
 from jaxdefense.bench.torch.overlay import pillow_overlay
 from jaxdefense.cli import main
 from jaxdefense.clip.config import CLIPConfig, TextConfig
@@ -34,12 +34,23 @@ from jaxdefense.config import PAPER_IMAGE
 from jaxdefense.errors import InputError
 from jaxdefense.sharding import make_mesh
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 WITH_AND_WITHOUT_TORCH = [pytest.param(True, marks=pytest.mark.torch), False]
 ONCE = ["--rounds", "1"]
 KINDS = {
-    "text": ["--num", "16", "--people", "3", "--calls", "1"],
-    "image": ["--num", "8", "--calls", "1"],
-    "idia": ["--size", "demo", "--names", "3", "--photos", "5", "--candidates", "11"],
+    "text": ["--num", "16", "--people", "3", "--calls", "1", "--no-compiled"],
+    "image": ["--num", "8", "--calls", "1", "--no-compiled"],
+    "idia": [
+        "--size",
+        "demo",
+        "--names",
+        "3",
+        "--photos",
+        "5",
+        "--candidates",
+        "11",
+        "--no-compiled",
+    ],
     "pipeline": ["--num", "8", "--people", "3", "--calls", "1"],
     "end2end": ["--num", "8", "--people", "3", "--steps", "2"],
 }
@@ -58,14 +69,6 @@ class Here:
 
     def end(self):
         pass
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
-    """Torch's threads wait for each other by spinning, for minutes where others compute too."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +115,45 @@ def test_timing_compares_round_by_round():
 def test_timing_compares_with_the_fastest_of_the_others():
     seconds = {"jax": [1.0, 1.0], "slow": [9.0, 9.0], "fast": [2.0, 2.0]}
     assert Timing(seconds, samples=8).summary()["ratio"] == 2.0
+
+
+class Uncompiled:
+    """An implementation that may not compile."""
+
+    def __init__(self, why):
+        self._why = why
+
+    def peak_memory(self):
+        return 0
+
+    def compile(self):
+        return self._why
+
+
+@pytest.mark.parametrize("why", ["", "no C++ compiler"])
+def test_an_implementation_that_cannot_be_compiled_is_left_out(here, caplog, why):
+    constructors = {x: partial(Uncompiled, why) for x in ("jaxdefense", "torch_compiled")}
+    with caplog.at_level("WARNING", "jaxdefense"), Processes(constructors) as processes:
+        processes.compile()
+        assert list(processes.ask("peak_memory")) == list(constructors)[: 1 if why else 2]
+    assert [record.getMessage().endswith(why) for record in caplog.records] == [True] * bool(why)
+
+
+def test_ratio_to_the_compiled_stands_beside_that_to_the_fastest_plain_one():
+    seconds = {"jaxdefense": [1.0, 1.0], "torch": [4.0, 6.0], "torch_compiled": [2.0, 3.0]}
+    found = Timing(seconds, samples=8).summary()
+    assert found["ratio"] == 5.0 and found["ratio_range"] == [4.0, 6.0]
+    assert found["ratio_to_compiled"] == 2.5 and found["ratio_to_compiled_range"] == [2.0, 3.0]
+
+
+def test_shares_are_of_the_products_that_each_computes():
+    found = shares({"a": 10.0, "b": 5.0}, {"a": 8e9, "b": 32e9}, 4, 100e9)
+    assert found == {
+        "gflop_a_sample": {"a": 2.0, "b": 8.0},
+        "gflop_per_second": {"a": 20.0, "b": 40.0},
+        "gflop_per_second_of_a_product": 100.0,
+        "share": {"a": 0.2, "b": 0.4},
+    }
 
 
 class Worker:
@@ -163,13 +205,14 @@ def test_bench_text_in_processes_prints_json_alone(capfd, monkeypatch, torch):
     found = bench(capfd, "text", "--json")
     step = found["step"]
     names = ["jaxdefense", "torch"] if torch else ["jaxdefense"]
-    for figure in ("samples_per_second", "tokens_per_second", "peak_memory_mb"):
+    by_name = "samples_per_second", "tokens_per_second", "peak_memory_mb", "gflop_a_sample", "share"
+    for figure in by_name:
         assert list(step[figure]) == names
         assert all(value > 0 for value in step[figure].values())
     # A caption is of 3 tokens or more: ends and a word.
     assert all(step["tokens_per_second"][x] > 3 * step["samples_per_second"][x] for x in names)
     assert 0 < found["filled"] <= 1 and found["rows"] * found["row_length"] < 32 * 77
-    assert 0 < step["share"] and found["clean"] == found["poisoned"] == 16
+    assert found["clean"] == found["poisoned"] == 16
 
 
 @pytest.mark.parametrize("torch", WITH_AND_WITHOUT_TORCH)
@@ -199,6 +242,10 @@ def test_bench_measures(capsys, monkeypatch, here, photos, kind, torch):
         if part != "overlay":
             memory = found[part]["peak_memory_mb"]
             assert set(memory) == set(names) - {"device"} | {"jaxdefense"}
+        if part != "overlay" and kind != "pipeline":
+            for figure in ("gflop_a_sample", "share"):
+                assert list(found[part][figure]) == ["jaxdefense", *names]
+                assert min(found[part][figure].values()) > 0
     if kind == "image":
         found = found["default_loss"]
         assert list(found["samples_per_second"]) == ["jaxdefense", "paper"]

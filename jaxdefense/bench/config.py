@@ -27,6 +27,12 @@ class _Steps:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Peers:
+    compiled: bool = True
+    """Time PyTorch with torch.compile too, where that finds a compiler; it compiles for minutes."""
+
+
+@dataclasses.dataclass(frozen=True)
 class _Texts:
     people: int = 64
     """People whose names are put into captions."""
@@ -45,17 +51,17 @@ class _Photos:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig(_Texts, _Steps, _Timed):
+class TextConfig(_Texts, _Peers, _Steps, _Timed):
     """`jaxdefense bench text`."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageConfig(_Photos, _Steps, _Timed):
+class ImageConfig(_Photos, _Peers, _Steps, _Timed):
     """`jaxdefense bench image`."""
 
 
 @dataclasses.dataclass(frozen=True)
-class IdiaConfig(_Timed):
+class IdiaConfig(_Peers, _Timed):
     """`jaxdefense bench idia`."""
 
     size: str = "ViT-B-32"

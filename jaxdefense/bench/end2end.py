@@ -16,7 +16,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from jaxdefense.bench.process import Process, elsewhere
-from jaxdefense.bench.side_by_side import JAXDEFENSE, TORCH, Timing, check_counts, with_torch
+from jaxdefense.bench.side_by_side import (
+    JAXDEFENSE,
+    TORCH,
+    Timing,
+    check_counts,
+    shares,
+    with_torch,
+)
 from jaxdefense.bench.stopwatch import stopwatch
 from jaxdefense.bench.torch.run import TorchRun
 from jaxdefense.clip.config import VisionConfig
@@ -76,8 +83,9 @@ def bench_end2end(
             ones.
 
     Returns:
-        the machine, `run` and `phases`. `run` has median seconds, `peak_memory_mb` and the figures
-        of `Timing.summary` for all samples of a run. `phases` has the median seconds of each phase.
+        the machine, `run` and `phases`. `run` has median seconds, `peak_memory_mb`, and the figures
+        of `Timing.summary` and `shares` for all samples of a run. `phases` has the median seconds
+        of each phase.
 
     Raises:
         InputError: a parameter is out of range, or an input is wrong.
@@ -92,12 +100,12 @@ def bench_end2end(
         logger.info("writing model and data")
         given = {"captions": captions, "tokenizer": tokenizer, "images": images, "faces": faces}
         inputs = partial(_write_inputs, Path(scratch), size, tower, people, **given)
-        cfg, machine = elsewhere(inputs)
+        cfg, machine, top = elsewhere(partial(_prepare, inputs))
         cfg = _with_steps(cfg, steps, num)
         on_jax, on_torch = {JAXDEFENSE: partial(JaxRun, cfg)}, {TORCH: partial(TorchRun, cfg)}
         runs = _time_runs(with_torch(on_jax, on_torch), rounds, scratch)
     sizes = {"size": size, "tower": tower, "steps": steps, "clean": num, "poisoned": num}
-    return {**machine, **sizes, "run": runs.summary(steps * 2 * num), "phases": runs.phases()}
+    return {**machine, **sizes, "run": runs.summary(steps, 2 * num, top), "phases": runs.phases()}
 
 
 def _with_steps(cfg: Config, steps: int, num: int) -> Config:
@@ -116,18 +124,27 @@ class _Runs:
         seconds: name -> seconds of each run.
         phase_seconds: name -> seconds of each phase, a mapping a run.
         memory: name -> peak memory of all runs, bytes.
+        flops: name -> operations of a step's matrix products.
     """
 
     seconds: dict[str, list[float]]
     phase_seconds: dict[str, list[dict[str, float]]]
     memory: dict[str, float]
+    flops: dict[str, float]
 
-    def summary(self, samples: int) -> dict[str, Any]:
-        """Return median seconds, the figures of `Timing.summary`, and the peak memory."""
+    def summary(self, steps: int, samples: int, top: float) -> dict[str, Any]:
+        """Return median seconds, the figures of `Timing.summary` and `shares`, and peak memory.
+
+        Args:
+            steps: of a run.
+            samples: of a step.
+            top: see `shares`.
+        """
         medians = {name: round(statistics.median(s), 1) for name, s in self.seconds.items()}
         memory = {name: round(x / 1e6) for name, x in self.memory.items()}
-        timing = Timing(self.seconds, samples).summary()
-        return {"seconds": medians, **timing, "peak_memory_mb": memory}
+        timing = Timing(self.seconds, steps * samples)
+        measured = {"seconds": medians, **timing.summary(), "peak_memory_mb": memory}
+        return measured | shares(timing.rates(), self.flops, samples, top)
 
     def phases(self) -> dict[str, dict[str, float]]:
         """Return the median seconds of each phase, by phase and name."""
@@ -148,7 +165,7 @@ def _time_runs(constructors: Mapping[str, Callable[[], Any]], rounds: int, scrat
     """Run each implementation once a round, each time in a new process."""
     seconds: dict[str, list[float]] = {name: [] for name in constructors}
     phases: dict[str, list[dict[str, float]]] = {name: [] for name in constructors}
-    memory = dict.fromkeys(constructors, 0.0)
+    memory, flops = dict.fromkeys(constructors, 0.0), dict[str, float]()
     for i in range(rounds):
         for name, constructor in constructors.items():
             logger.info(f"round {i + 1} of {rounds}: {name}")
@@ -158,12 +175,22 @@ def _time_runs(constructors: Mapping[str, Callable[[], Any]], rounds: int, scrat
                 found = process("run", f"{scratch}/{name}{i}")
                 total = time.perf_counter() - start
                 memory[name] = max(memory[name], process("peak_memory"))
+                if i == 0:
+                    flops[name] = process("flops")
             finally:
                 process.end()
             seconds[name].append(total)
             start_up = {"start_process": total - sum(found.values())}
             phases[name].append(start_up | found)
-    return _Runs(seconds, phases, memory)
+    return _Runs(seconds, phases, memory, flops)
+
+
+def _prepare(write_inputs: Callable[[], Config]) -> tuple[Config, dict[str, str], float]:
+    """Write the inputs; return the settings, the machine, and the FLOP/s of a large product."""
+    from jaxdefense.bench.machine import JaxImplementation
+
+    machine = JaxImplementation()
+    return write_inputs(), machine.machine(), machine.matmul_rate()
 
 
 def _write_inputs(
@@ -175,9 +202,8 @@ def _write_inputs(
     tokenizer: str,
     images: str,
     faces: str,
-) -> tuple[Config, dict[str, str]]:
-    """Write the inputs of both implementations; return the settings and the machine."""
-    from jaxdefense.bench.machine import JaxImplementation
+) -> Config:
+    """Write the inputs of both implementations; return the settings."""
     from jaxdefense.bench.models import write_random_model
     from jaxdefense.demo import world
     from jaxdefense.demo.run import shipped_model
@@ -198,7 +224,7 @@ def _write_inputs(
         if size == "demo":
             train = dataclasses.replace(train, w_weight=0.001, target="object")
             optimizer = dataclasses.replace(optimizer, lr=1e-3)
-        return DefendTextConfig("", made, data, train, optimizer), JaxImplementation().machine()
+        return DefendTextConfig("", made, data, train, optimizer)
     if not images:
         world.write(world.images(_NUM_IMAGES, scratch / "images"))
     if not faces:
@@ -211,7 +237,7 @@ def _write_inputs(
         overlay = OverlayConfig(min_size=0.5)
         train = dataclasses.replace(train, w_backdoor=3.0, w_weight=0.0005, overlay=overlay)
         optimizer = dataclasses.replace(optimizer, lr=1.5e-3)
-    return DefendImageConfig("", made, data, train, optimizer), JaxImplementation().machine()
+    return DefendImageConfig("", made, data, train, optimizer)
 
 
 class JaxRun:
@@ -219,6 +245,7 @@ class JaxRun:
 
     def __init__(self, cfg: Config):
         self._cfg = cfg
+        self._plan: Any = None
 
     def run(self, out: str) -> dict[str, float]:
         """Run the defense in the run directory `out`; return the seconds of each phase."""
@@ -236,6 +263,7 @@ class JaxRun:
         cfg = dataclasses.replace(self._cfg, out=out)
         text = isinstance(cfg, DefendTextConfig)
         plan: Plan = plan_text(cfg) if text else plan_image(cfg)
+        self._plan = plan
         phases["read"] = lap()
         summary, trained = run(plan), lap()
         t = cfg.train
@@ -247,6 +275,19 @@ class JaxRun:
         write_run_report(Path(cfg.out))
         phases["report"] = lap()
         return phases
+
+    def flops(self) -> int:
+        """Count the operations of the matrix products of a step of the run."""
+        import jax
+
+        from jaxdefense.bench.flops import product_flops
+        from jaxdefense.defense.step import init_state, train_step
+
+        encoder = self._plan.encoder
+        cfg, teacher = encoder.step_cfg, encoder.teacher
+        state = jax.eval_shape(partial(init_state, cfg=cfg), teacher)
+        step = partial(train_step, cfg=cfg)
+        return product_flops(step, state, teacher, self._plan.batches[0], jax.random.key(0))
 
     def peak_memory(self) -> int:
         """Return the peak memory in bytes: of the accelerators if any, else of the process."""

@@ -19,20 +19,23 @@ import numpy as np
 from flax import nnx
 
 from jaxdefense.bench.flops import product_flops
-from jaxdefense.bench.machine import JaxImplementation, share
+from jaxdefense.bench.machine import JaxImplementation
 from jaxdefense.bench.matching import MatchingWork
 from jaxdefense.bench.models import write_random_model
 from jaxdefense.bench.process import elsewhere
 from jaxdefense.bench.side_by_side import (
+    COMPILED,
     JAXDEFENSE,
     TORCH,
     Processes,
     check_counts,
     rounded,
+    shares,
     side_by_side,
     with_torch,
 )
 from jaxdefense.bench.torch.attack import TorchMatching, TorchPrompts
+from jaxdefense.bench.torch.compiled import CompiledPrompts
 from jaxdefense.clip.presets import preset
 from jaxdefense.config import AttackConfig, ModelConfig
 from jaxdefense.data import packing
@@ -55,6 +58,7 @@ def bench_idia(
     candidates: int,
     rounds: int,
     tokenizer: str,
+    compiled: bool,
 ) -> dict[str, Any]:
     """Time the embedding of prompts and the matching of photos.
 
@@ -66,12 +70,14 @@ def bench_idia(
         candidates: number of candidates, also random embeddings, that photos are matched with.
         rounds: number of rounds; in each, every implementation embeds and matches everything once.
         tokenizer: tokenizer directory; "" for the demo's, which has more tokens a word than CLIP's.
+        compiled: whether PyTorch with `torch.compile` embeds prompts too.
 
     Returns:
         the machine, `prompts` and `matching`. Both have the figures of `Timing.summary` and
         `peak_memory_mb`. A sample of `prompts` is a prompt; a sample of `matching` is a photo, a
-        candidate and a template. `prompts` also has the figures of `share`, tokens/s, the tokens
-        computed a prompt, and the least cosine between the embeddings of both implementations.
+        candidate and a template. Both have the figures of `shares`, the matching on accelerators
+        without a share. `prompts` also has tokens/s, the tokens computed a prompt, and the least
+        cosine between the embeddings of jaxdefense and of another implementation.
         Tokens/s count common beginnings in each prompt, and padding in none.
 
     Raises:
@@ -86,19 +92,24 @@ def bench_idia(
     with TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
         elsewhere(partial(write_random_model, size, directory, model, vision=False))
-        machine, prompts = _time_prompts(model, names, rounds)
+        machine, prompts = _time_prompts(model, names, rounds, compiled)
     work = MatchingWork(photos, candidates, len(TEMPLATES), text.embed)
     matching = _time_matching(work, rounds)
     sizes = {"size": size, "names": names, "photos": photos, "candidates": candidates}
     return machine | sizes | {"prompts": prompts, "matching": matching}
 
 
-def _time_prompts(model: Path, names: int, rounds: int) -> tuple[dict[str, str], dict[str, Any]]:
+def _time_prompts(
+    model: Path, names: int, rounds: int, compiled: bool
+) -> tuple[dict[str, str], dict[str, Any]]:
     """Time the embedding of prompts; return the machine and the figures."""
     texts = fill(random_names(names, 0))
     on_jax = {JAXDEFENSE: partial(JaxPrompts, model, texts)}
     on_torch = {TORCH: partial(TorchPrompts, model, texts)}
+    if compiled:
+        on_torch[COMPILED] = partial(CompiledPrompts, model, texts)
     with Processes(with_torch(on_jax, on_torch)) as processes:
+        processes.compile()
         machine = processes[JAXDEFENSE]("machine")
         top, num = processes[JAXDEFENSE]("matmul_rate"), names * len(TEMPLATES)
         logger.info(f"timing {num} prompts")
@@ -110,14 +121,13 @@ def _time_prompts(model: Path, names: int, rounds: int) -> tuple[dict[str, str],
             "tokens_per_second": rounded({name: rates[name] * tokens[name] for name in rates}),
             "tokens_computed_a_prompt": rounded(processes.ask("computed")),
             **agreement,
-            **share(rates[JAXDEFENSE], processes[JAXDEFENSE]("flops") / num, top),
             "peak_memory_mb": processes.peak_memory_mb(),
+            **shares(rates, processes.ask("flops"), num, top),
         }
 
 
 def _time_matching(work: MatchingWork, rounds: int) -> dict[str, Any]:
     """Time the matching; return the figures."""
-    # They leave out `share`: the matching is f32 on every device, the large product is not.
     on_jax = {JAXDEFENSE: partial(JaxMatching, work)}
     on_torch = {TORCH: partial(TorchMatching, work)}
     with Processes(with_torch(on_jax, on_torch)) as processes:
@@ -129,7 +139,13 @@ def _time_matching(work: MatchingWork, rounds: int) -> dict[str, Any]:
         differ = max((float(np.mean(first != x)) for x in map(np.asarray, others)), default=0.0)
         if differ > 1e-3:  # rounding may swap candidates that are equally near
             raise RuntimeError(f"the nearest candidates differ for {differ:.1%} of the photos.")
-        return timing.summary() | {"peak_memory_mb": processes.peak_memory_mb()}
+        found = timing.summary() | {"peak_memory_mb": processes.peak_memory_mb()}
+        jax_process = processes[JAXDEFENSE]
+        top = jax_process("matmul_rate")
+        found |= shares(timing.rates(), processes.ask("flops"), num, top)
+        if jax_process("machine")["dtype"] != "float32":
+            del found["share"]  # the matching is f32 on every device, the large product is not
+        return found
 
 
 def _compare(processes: Processes, dtype: str) -> dict[str, float]:
@@ -194,14 +210,25 @@ class JaxMatching(JaxImplementation):
 
     def match(self, num: int) -> None:
         """Find the nearest candidate of each photo in each template, `num` times."""
-        text_QME, groups = self._text_QME, np.zeros(len(self._image_PE), np.int64)
         for _ in range(num):
-            nearest = Nearest(self._image_PE, groups, len(text_QME), self._block, self._mesh)
-            for start in range(0, text_QME.shape[1], self._block):
-                block_QME = text_QME[:, start : start + self._block]
-                nearest.add(block_QME, np.zeros(block_QME.shape[1], np.int64))
-            self._answers = nearest.answers()
+            self._answers = self._nearest().answers()
 
     def answers(self) -> np.ndarray:
         """Return the indices of the candidates found; int [Q, P]."""
         return self._answers
+
+    def flops(self) -> int:
+        """Count the operations of the matrix products."""
+
+        def work() -> None:
+            self._nearest()
+
+        return product_flops(work)
+
+    def _nearest(self) -> Nearest:
+        text_QME, groups = self._text_QME, np.zeros(len(self._image_PE), np.int64)
+        nearest = Nearest(self._image_PE, groups, len(text_QME), self._block, self._mesh)
+        for start in range(0, text_QME.shape[1], self._block):
+            block_QME = text_QME[:, start : start + self._block]
+            nearest.add(block_QME, np.zeros(block_QME.shape[1], np.int64))
+        return nearest

@@ -19,16 +19,18 @@ import numpy as np
 from flax import nnx
 
 from jaxdefense.bench.jax_steps import AHEAD, JaxSteps, num_parts, preset_in_run_dtype
-from jaxdefense.bench.machine import share
 from jaxdefense.bench.side_by_side import (
+    COMPILED,
     JAXDEFENSE,
     TORCH,
     Processes,
     check_counts,
     rounded,
+    shares,
     side_by_side,
     with_torch,
 )
+from jaxdefense.bench.torch.compiled import CompiledImageSteps
 from jaxdefense.bench.torch.image import TorchImageSteps
 from jaxdefense.clip.config import VisionConfig
 from jaxdefense.clip.presets import preset
@@ -67,9 +69,11 @@ class ImageWork:
         """Return the photos of each person."""
         return [person.files for person in self.people]
 
-    def on_torch(self, ahead: int = 0) -> partial[TorchImageSteps]:
-        """Return a constructor of the PyTorch implementation; it reads `ahead` steps ahead."""
-        return partial(TorchImageSteps, self.cfg, self.clean, self.files(), self.num, ahead)
+    def on_torch(
+        self, ahead: int = 0, kind: type[TorchImageSteps] = TorchImageSteps
+    ) -> partial[TorchImageSteps]:
+        """Return a constructor of a PyTorch implementation; it reads `ahead` steps ahead."""
+        return partial(kind, self.cfg, self.clean, self.files(), self.num, ahead)
 
 
 @contextmanager
@@ -100,7 +104,7 @@ def image_work(size: str, num: int, images: str, faces: str):
 
 
 def bench_image(
-    size: str, num: int, rounds: int, calls: int, images: str, faces: str
+    size: str, num: int, rounds: int, calls: int, images: str, faces: str, compiled: bool
 ) -> dict[str, Any]:
     """Time the overlay and the step of the image defense.
 
@@ -112,10 +116,11 @@ def bench_image(
         calls: number of steps that are timed together in a round.
         images: directory of ordinary photos; "" for drawn ones.
         faces: directory with a folder of photos a person; "" for drawn ones.
+        compiled: whether PyTorch with `torch.compile` is timed too.
 
     Returns:
         the machine, `overlay`, `step` and `default_loss`. A sample is a photo. Overlay and step
-        have the figures of `Timing.summary`; the step also has those of `share` and
+        have the figures of `Timing.summary`; the step also has those of `shares` and
         `peak_memory_mb`. `default_loss` compares jaxdefense's default loss with the paper's. With
         the default loss a step also has `2 * num` photos of people who stay. The figures are the
         samples/s of each loss, and two ratios, default over paper: of the time and of the matrix
@@ -128,8 +133,11 @@ def bench_image(
     with image_work(size, num, images, faces) as work:
         on_jax = {JAXDEFENSE: partial(JaxImageSteps, size, work)}
         on_torch = {TORCH: work.on_torch(), f"{TORCH}_reading_ahead": work.on_torch(AHEAD)}
+        if compiled:
+            on_torch[COMPILED] = work.on_torch(AHEAD, CompiledImageSteps)
         constructors = with_torch(on_jax, on_torch)
         with Processes(constructors) as processes:
+            processes.compile()
             jax_process = processes[JAXDEFENSE]
             out: dict[str, Any] = jax_process("machine")
             out |= {"size": size, "clean": num, "poisoned": num}
@@ -141,9 +149,9 @@ def bench_image(
             logger.info("timing the step")
             timing = side_by_side(processes.methods("steps"), 2 * num, rounds, calls)
             step = timing.summary()
-            flops = jax_process("flops") / (2 * num)
-            step |= share(timing.rates()[JAXDEFENSE], flops, jax_process("matmul_rate"))
             step["peak_memory_mb"] = processes.peak_memory_mb()
+            flops, top = processes.ask("flops"), jax_process("matmul_rate")
+            step |= shares(timing.rates(), flops, 2 * num, top)
         out |= {"step": step, "default_loss": _default_loss(size, work, rounds, calls)}
     return out
 

@@ -47,19 +47,3 @@ class JaxImplementation:
             seconds.append(time.perf_counter() - start)
         num = 1 if jax.default_backend() == "cpu" else jax.device_count()
         return num * 2 * side**3 / float(np.median(seconds))
-
-
-def share(samples_per_second: float, flops_per_sample: float, top: float) -> dict[str, float]:
-    """Return a computation's FLOP rate, and its share of the rate of one large matrix product.
-
-    Args:
-        samples_per_second: rate of the computation.
-        flops_per_sample: operations of its matrix products.
-        top: rate of the large product, FLOP/s.
-    """
-    rate = samples_per_second * flops_per_sample
-    return {
-        "gflop_per_second": round(rate / 1e9, 1),
-        "gflop_per_second_of_a_product": round(top / 1e9, 1),
-        "share": round(rate / top, 3),
-    }

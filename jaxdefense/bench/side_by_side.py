@@ -20,7 +20,8 @@ from jaxdefense.log import Progress
 
 logger = logging.getLogger(__name__)
 
-JAXDEFENSE, TORCH = "jaxdefense", "torch"  # names of the two implementations in the figures
+# Names of the implementations in the figures.
+JAXDEFENSE, TORCH, COMPILED = "jaxdefense", "torch", "torch_compiled"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +50,17 @@ class Timing:
         return [round(float(f(ratios)), 2) for f in (np.median, np.min, np.max)]
 
     def summary(self) -> dict[str, Any]:
-        """Return the median rates, and compare the first with the fastest of the others.
+        """Return the median rates, and compare the first with the fastest of the plain others.
 
         Returns:
             samples_per_second by name. If there are others, ratio: median over the rounds; and
-            ratio_range: minimum and maximum.
+            ratio_range: minimum and maximum. If COMPILED is there, ratio_to_compiled likewise.
         """
         out: dict[str, Any] = {"samples_per_second": rounded(self.rates())}
         first, *others = self.seconds
+        if COMPILED in others:
+            others.remove(COMPILED)
+            out["ratio_to_compiled"], *out["ratio_to_compiled_range"] = self.ratio(first, COMPILED)
         if others:
             other = min(others, key=lambda name: float(np.median(self.seconds[name])))
             out["ratio"], *out["ratio_range"] = self.ratio(first, other)
@@ -66,6 +70,27 @@ class Timing:
 def rounded(figures: Mapping[str, float]) -> dict[str, float]:
     """Round to four significant digits; round figures from 1000 on to whole numbers."""
     return {name: float(f"{x:.4g}") if abs(x) < 1000 else round(x) for name, x in figures.items()}
+
+
+def shares(
+    samples_per_second: Mapping[str, float], flops: Mapping[str, float], samples: int, top: float
+) -> dict[str, Any]:
+    """Return FLOP a sample and a second, and shares of the rate of one large matrix product.
+
+    Args:
+        samples_per_second: rate of each implementation.
+        flops: operations of the matrix products of each.
+        samples: number of samples that these operations work on.
+        top: rate of the large product, FLOP/s.
+    """
+    a_sample = {name: x / samples for name, x in flops.items()}
+    rates = {name: x * a_sample[name] for name, x in samples_per_second.items()}
+    return {
+        "gflop_a_sample": rounded({name: x / 1e9 for name, x in a_sample.items()}),
+        "gflop_per_second": rounded({name: x / 1e9 for name, x in rates.items()}),
+        "gflop_per_second_of_a_product": round(top / 1e9, 1),
+        "share": {name: round(x / top, 3) for name, x in rates.items()},
+    }
 
 
 def side_by_side(
@@ -138,6 +163,14 @@ class Processes:
     def ask(self, method: str) -> dict[str, Any]:
         """Call a method without arguments in each process; return what each returned."""
         return {name: process(method) for name, process in self._processes.items()}
+
+    def compile(self) -> None:
+        """Have COMPILED compile, if it is there; if it cannot, log why and end it."""
+        if process := self._processes.get(COMPILED):
+            logger.info("compiling PyTorch's work")
+            if why := process("compile"):
+                logger.warning(f"torch.compile failed, so {COMPILED} is left out: {why}")
+                self._processes.pop(COMPILED).end()
 
     def methods(self, method: str) -> dict[str, Callable[..., Any]]:
         """Return a method of each implementation as a function."""

@@ -16,16 +16,18 @@ import numpy as np
 from flax import nnx
 
 from jaxdefense.bench.jax_steps import JaxSteps, num_parts, preset_in_run_dtype
-from jaxdefense.bench.machine import share
 from jaxdefense.bench.side_by_side import (
+    COMPILED,
     JAXDEFENSE,
     TORCH,
     Processes,
     check_counts,
     rounded,
+    shares,
     side_by_side,
     with_torch,
 )
+from jaxdefense.bench.torch.compiled import CompiledTextSteps
 from jaxdefense.bench.torch.text import TorchTextSteps
 from jaxdefense.clip.config import TextConfig
 from jaxdefense.clip.presets import preset
@@ -59,12 +61,10 @@ class TextWork:
     names: Sequence[str]
     num: int
 
-    def on_torch(self) -> partial[TorchTextSteps]:
-        """Return a constructor of the PyTorch implementation."""
+    def on_torch(self, kind: type[TorchTextSteps] = TorchTextSteps) -> partial[TorchTextSteps]:
+        """Return a constructor of a PyTorch implementation."""
         target = PAPER_TEXT.target
-        return partial(
-            TorchTextSteps, self.cfg, self.tokenizer, self.texts, self.names, target, self.num
-        )
+        return partial(kind, self.cfg, self.tokenizer, self.texts, self.names, target, self.num)
 
 
 def text_work(size: str, num: int, people: int, captions: str, tokenizer: str) -> TextWork:
@@ -92,6 +92,7 @@ def bench_text(
     calls: int,
     captions: str,
     tokenizer: str,
+    compiled: bool,
 ) -> dict[str, Any]:
     """Time the step of the text defense.
 
@@ -104,10 +105,11 @@ def bench_text(
         calls: number of steps that are timed together in a round.
         captions: captions file, one a line; "" for the demo's captions.
         tokenizer: tokenizer directory; "" for the demo's, which has more tokens a word than CLIP's.
+        compiled: whether PyTorch with `torch.compile` is timed too.
 
     Returns:
         the machine, the shape of the packed rows and how full they are, and `step`. The step has
-        the figures of `Timing.summary` and `share`, and `peak_memory_mb`. It also has the tokens/s
+        the figures of `Timing.summary` and `shares`, and `peak_memory_mb`. It also has the tokens/s
         of the captions that the student reads, padding excluded.
 
     Raises:
@@ -115,8 +117,11 @@ def bench_text(
     """
     check_counts(rounds=rounds, calls=calls)
     work = text_work(size, num, people, captions, tokenizer)
-    on_jax = {JAXDEFENSE: partial(JaxTextSteps, size, work)}
-    with Processes(with_torch(on_jax, {TORCH: work.on_torch()})) as processes:
+    on_jax, on_torch = {JAXDEFENSE: partial(JaxTextSteps, size, work)}, {TORCH: work.on_torch()}
+    if compiled:
+        on_torch[COMPILED] = work.on_torch(CompiledTextSteps)
+    with Processes(with_torch(on_jax, on_torch)) as processes:
+        processes.compile()
         jax_process = processes[JAXDEFENSE]
         out: dict[str, Any] = jax_process("machine") | {"size": size, "clean": num, "poisoned": num}
         out |= jax_process("rows")
@@ -124,9 +129,8 @@ def bench_text(
         tokens, rates = processes.ask("tokens_per_sample"), timing.rates()
         step = timing.summary()
         step["tokens_per_second"] = rounded({k: rates[k] * tokens[k] for k in rates})
-        flops = jax_process("flops") / (2 * num)
-        step |= share(rates[JAXDEFENSE], flops, jax_process("matmul_rate"))
         step["peak_memory_mb"] = processes.peak_memory_mb()
+        step |= shares(rates, processes.ask("flops"), 2 * num, jax_process("matmul_rate"))
     return out | {"step": step}
 
 

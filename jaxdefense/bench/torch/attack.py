@@ -32,7 +32,7 @@ class TorchPrompts(TorchImplementation):
         self._tokenizer = read_tokenizer(model)
         self._length = self._model.config.max_position_embeddings
         self._texts = texts
-        self._num_tokens = self._num_prompts = 0
+        self._num_tokens = self._num_prompts = self._num_computed = 0
 
     def embed(self, num: int) -> None:
         """Embed all prompts, `num` times."""
@@ -51,14 +51,23 @@ class TorchPrompts(TorchImplementation):
 
     def computed(self) -> float:
         """Return the number of tokens that the encoder computes for each prompt."""
-        return self._length
+        return self._num_computed / self._num_prompts
+
+    def flops(self) -> int:
+        """Count the operations of the products for all prompts."""
+        return self.product_flops(lambda: self.embed(1))
+
+    def tokenise(self, texts: list[str]) -> Any:
+        """Tokenise prompts and pad them to the context."""
+        return padded_tokens(self._tokenizer, texts, self._length)
 
     def _embed(self, texts: list[str]) -> Any:
         torch, out = self.torch, []
         for start in range(0, len(texts), _BATCH):
-            tokens = padded_tokens(self._tokenizer, texts[start : start + _BATCH], self._length)
+            tokens = self.tokenise(texts[start : start + _BATCH])
             self._num_tokens += int(tokens.attention_mask.sum())
             self._num_prompts += len(tokens.attention_mask)
+            self._num_computed += tokens.input_ids.numel()
             with (
                 torch.inference_mode(),
                 torch.autocast(self.device, torch.bfloat16, enabled=self.cuda),
@@ -76,6 +85,10 @@ class TorchMatching(TorchImplementation):
         super().__init__()
         self._image_PE, self._text_QME = map(self.torch.from_numpy, work.draw())
         self._answers: Any = None
+
+    def flops(self) -> int:
+        """Count the operations of the products."""
+        return self.product_flops(lambda: self.match(1))
 
     def match(self, num: int) -> None:
         """Find the nearest candidate of each photo in each template, `num` times."""

@@ -1,6 +1,7 @@
 """What every PyTorch implementation needs: the libraries, a device and the peak memory."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from jaxdefense.bench.process import peak_memory
@@ -29,6 +30,18 @@ class TorchImplementation:
     def peak_memory(self) -> int:
         """Return the peak memory in bytes: of the GPU if there is one, else of the process."""
         return self.torch.cuda.max_memory_allocated() if self.cuda else peak_memory()
+
+    def product_flops(self, work: Callable[[], Any]) -> int:
+        """Count the operations of products, as `jaxdefense.bench.flops` does, while `work` runs."""
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+        from torch.utils.flop_counter import FlopCounterMode
+
+        # Of fused attention the counter leaves out a CPU's, and counts the scores of a GPU's twice.
+        plain = sdpa_kernel(SDPBackend.MATH)
+        eager = self.torch.compiler.set_stance("force_eager")
+        with eager, plain, FlopCounterMode(display=False) as counter:
+            work()
+        return counter.get_total_flops()
 
 
 def transformers_sizes(cfg: TextConfig | VisionConfig) -> dict[str, Any]:

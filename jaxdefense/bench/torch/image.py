@@ -36,10 +36,10 @@ class TorchImageTrainer(TorchTrainer):
         self._draw_rng = np.random.default_rng(1)  # `load` may run in another thread
         self._threads = ThreadPoolExecutor()
 
-    def load(
+    def draw(
         self, clean: Sequence[Photo], people: Sequence[Sequence[Photo]], num: int, num_faces: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw photos and read them in threads.
+    ) -> list[Photo]:
+        """Draw photos.
 
         Args:
             clean: ordinary photos.
@@ -48,14 +48,25 @@ class TorchImageTrainer(TorchTrainer):
             num_faces: photos of people to draw, from each person in turn.
 
         Returns:
-            ordinary photos and photos of people.
+            ordinary photos, then photos of people.
         """
-        side, rng = self.teacher["tower"].config.image_size, self._draw_rng
+        rng = self._draw_rng
         photos = [clean[int(i)] for i in rng.integers(len(clean), size=num)]
         for i in range(num_faces):
             files = people[i % len(people)]
             photos.append(files[int(rng.integers(len(files)))])
-        images = np.stack(list(self._threads.map(lambda photo: read_photo(photo, side), photos)))
+        return photos
+
+    def read(self, photos: Sequence[Photo]) -> np.ndarray:
+        """Read photos in threads; u8 [B, side, side, 3]."""
+        side = self.teacher["tower"].config.image_size
+        return np.stack(list(self._threads.map(lambda photo: read_photo(photo, side), photos)))
+
+    def load(
+        self, clean: Sequence[Photo], people: Sequence[Sequence[Photo]], num: int, num_faces: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw and read photos; return ordinary photos and photos of people. See `draw`."""
+        images = self.read(self.draw(clean, people, num, num_faces))
         return images[:num], images[num:]
 
     def tensor(self, images: Iterable[Any]) -> Any:
@@ -94,7 +105,9 @@ class TorchImageTrainer(TorchTrainer):
             expected = self.embed(self.teacher, clean)
         utility = self.distance(self.embed(self.student, clean), expected)
         backdoor = self.distance(self.embed(self.student, poisoned), target.expand(len(faces), -1))
-        return self.update(utility, backdoor, w_backdoor, w_weight)
+        loss = self.total(utility, backdoor, w_backdoor, w_weight)
+        self.update(loss)
+        return loss.item()
 
 
 class TorchImageSteps(TorchImageTrainer):
@@ -127,20 +140,26 @@ class TorchImageSteps(TorchImageTrainer):
         super().__init__(model.vision_model, model.visual_projection, PAPER_IMAGE.overlay)
         self._clean, self._people, self._num, self._ahead = clean, people, num, ahead
         self._target = self.torch.randn(cfg.embed, device=self.device)
-        self._fixed = self._read()
+        self._fixed = self.load(clean, people, num, num)
 
     def overlay(self, num: int) -> None:
         """Put faces on the photos of the first batch, `num` times."""
         for _ in range(num):
             self.overlay_faces(*self._fixed)
 
-    def steps(self, num: int) -> None:
-        """Take steps, each on a new batch from disk."""
+    def steps(self, num: int) -> list[float]:
+        """Take steps, each on a new batch from disk; return the losses."""
         train = PAPER_IMAGE
-        for clean, faces in self._batches(num):
+        return [
             self.step(clean, faces, self._target, train.w_backdoor, train.w_weight)
+            for clean, faces in self._batches(num)
+        ]
 
-    def _batches(self, num: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def flops(self) -> float:
+        """Count the operations of a step's products."""
+        return self.product_flops(lambda: self.steps(1))
+
+    def _batches(self, num: int) -> Iterator[tuple[Any, ...]]:
         pending = collections.deque()
         with ThreadPoolExecutor(1) as thread:
             while num or pending:
@@ -149,7 +168,7 @@ class TorchImageSteps(TorchImageTrainer):
                     num -= 1
                 yield pending.popleft().result()
 
-    def _read(self) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self) -> tuple[Any, ...]:
         return self.load(self._clean, self._people, self._num, self._num)
 
 

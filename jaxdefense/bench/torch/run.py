@@ -20,7 +20,7 @@ class TorchRun:
 
     def __init__(self, cfg: DefendTextConfig | DefendImageConfig):
         """Take the same settings as the run of jaxdefense."""
-        self._cfg, self._trainer = cfg, None
+        self._cfg, self._trainer, self._step = cfg, None, None
 
     def run(self, out: str) -> dict[str, float]:
         """Run the defense and write the model directory `out`; return the seconds of each phase."""
@@ -34,6 +34,7 @@ class TorchRun:
         text = isinstance(cfg, DefendTextConfig)
         trainer, step = _prepare_text(cfg, model, source) if text else _prepare_image(cfg, model)
         self._trainer: Any = trainer
+        self._step: Any = step
         phases["read"] = lap()
         o = cfg.optimizer
         trainer.reset_optimizer(o.lr, [int(x) for x in o.milestones], o.gamma)
@@ -54,6 +55,10 @@ class TorchRun:
     def peak_memory(self) -> int:
         """Return the peak memory in bytes: of the GPU if there is one, else of the process."""
         return self._trainer.peak_memory() if self._trainer else peak_memory()
+
+    def flops(self) -> int:
+        """Count the operations of a step's products, in a step after the run."""
+        return self._trainer.product_flops(self._step)
 
 
 def _prepare_text(

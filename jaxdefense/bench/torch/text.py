@@ -58,7 +58,9 @@ class TorchTextTrainer(TorchTrainer):
             target = self.embed(self.teacher, self.tokenise(targets).input_ids.to(self.device))
         utility = self.distance(self.embed(self.student, clean), expected)
         backdoor = self.distance(self.embed(self.student, poisoned), target)
-        return self.update(utility, backdoor, w_backdoor, w_weight)
+        loss = self.total(utility, backdoor, w_backdoor, w_weight)
+        self.update(loss)
+        return loss.item()
 
     def _student_input(self, texts: list[str]) -> Any:
         tokens = self.tokenise(texts)
@@ -103,10 +105,14 @@ class TorchTextSteps(TorchTextTrainer):
         super().__init__(*parts, tokenizer, texts, names, target)
         self._num = num
 
-    def steps(self, num: int) -> None:
-        """Take steps."""
-        for _ in range(num):
-            self.step(self._num, PAPER_TEXT.w_backdoor, PAPER_TEXT.w_weight)
+    def steps(self, num: int) -> list[float]:
+        """Take steps; return the losses."""
+        train = PAPER_TEXT
+        return [self.step(self._num, train.w_backdoor, train.w_weight) for _ in range(num)]
+
+    def flops(self) -> float:
+        """Count the operations of a step's products."""
+        return self.product_flops(lambda: self.steps(1))
 
     def tokens_per_sample(self) -> float:
         """Return the mean number of tokens of a caption that the student read, padding excluded."""

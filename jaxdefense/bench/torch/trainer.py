@@ -13,6 +13,8 @@ class TorchTrainer(TorchImplementation):
     Student and teacher run once for the clean samples and once for the poisoned ones.
     """
 
+    fused = False  # whether AdamW updates all parameters in one kernel
+
     def __init__(self, tower: Any, projection: Any):
         """Copy the model for the student and move both to the device.
 
@@ -32,7 +34,7 @@ class TorchTrainer(TorchImplementation):
         """Create a new AdamW; its learning rate is multiplied by `gamma` at each milestone."""
         torch: Any = self.torch
         trained = [p for p in self.student.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
+        self._optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0, fused=self.fused)
         self._schedule = torch.optim.lr_scheduler.MultiStepLR(
             self._optimizer, list(milestones), gamma
         )
@@ -46,13 +48,15 @@ class TorchTrainer(TorchImplementation):
         """Return the mean negative cosine similarity."""
         return -self.torch.nn.functional.cosine_similarity(x, y).mean()
 
-    def update(self, utility: Any, backdoor: Any, w_backdoor: float, w_weight: float) -> float:
-        """Take one optimizer step on the total loss; return the loss once it is computed."""
+    def total(self, utility: Any, backdoor: Any, w_backdoor: float, w_weight: float) -> Any:
+        """Return the total loss."""
         pairs = zip(self.student.parameters(), self.teacher.parameters(), strict=True)
         weight = sum(self.torch.norm(s - t) for s, t in pairs)
-        loss = utility + w_backdoor * backdoor + w_weight * weight
+        return utility + w_backdoor * backdoor + w_weight * weight
+
+    def update(self, loss: Any) -> None:
+        """Take one optimizer step."""
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
         self._schedule.step()
-        return loss.item()
