@@ -188,7 +188,7 @@ def test_defend_text_refuses(inputs, capsys, case):
 
 SETTINGS = {
     "train.stepps=3": ["unknown: --train.stepps=3", "perhaps --train.steps"],
-    "train.steps=0": ["steps", "above 0"],
+    "train.steps=-1": ["steps", "at least 0"],
     "train.steps=many": ["train.steps", "int"],
     "train.distance=euclid": ["distance", "cosine"],
     "train.level=deep": ["train.level", "'hidden'"],

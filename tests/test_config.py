@@ -251,7 +251,7 @@ def test_short_flags_are_the_long_ones():
         ({"model": {"dtype": "float16"}}, "'float16'.*--model.dtype.*'auto'"),
         ({"optimizer": {"milestones": "a"}}, "--optimizer.milestones"),
         ({"optimizer": {"lr": "nan"}}, "`optimizer.lr` .=nan. must be finite"),
-        ({"train": {"steps": 0}}, "^`train.steps` .=0. must be above 0.$"),
+        ({"train": {"steps": -1}}, "^`train.steps` .=-1. must be at least 0.$"),
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
@@ -289,8 +289,8 @@ def test_setting_out_of_range_is_named_as_it_was_given():
         with pytest.raises(InputError, match=f"^`{named}` "):
             build(DefendBothConfig, BOTH, {"out": "run"}, given)
     # Of two settings with that name it cannot tell which.
-    both = {"text": {"train": {"steps": 0}}, "image": {"train": {"steps": 5}}}
-    with pytest.raises(InputError, match="^`steps` .=0. must be above 0"):
+    both = {"text": {"train": {"keep": 0}}, "image": {"train": {"keep": 5}}}
+    with pytest.raises(InputError, match="^`keep` .=0. must be above 0"):
         build(DefendBothConfig, BOTH, {"out": "run"}, both)
     args = [*as_flags(REQUIRED), "--train.save-every", "0"]
     with pytest.raises(InputError, match="^`train.save_every` .=0. must be above 0"):

@@ -19,13 +19,13 @@ from test_cli import assert_refused
 
 from jaxdefense.cli import main
 from jaxdefense.clip.text import Text
-from jaxdefense.config import ModelConfig, TextTrainConfig, ValidateConfig
+from jaxdefense.config import ImageTrainConfig, ModelConfig, TextTrainConfig, ValidateConfig
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.captions import tokenize_captions
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.names import random_names
 from jaxdefense.data.triggers import Carriers, TextBatches, Triggers
-from jaxdefense.defense import recall
+from jaxdefense.defense import plan, recall
 from jaxdefense.defense import text as text_defense
 from jaxdefense.defense.carriers import CARRIERS, HELD_OUT
 from jaxdefense.defense.losses import DISTANCES, standing_out
@@ -496,3 +496,34 @@ def test_defend_text_refuses_names_that_cannot_be_kept(here, capsys):
     code = defend("train.random_target=True")
     assert_refused(capsys, code, "train.random_target", "train.backdoor")
     assert not (here / "run").exists()
+
+
+@pytest.mark.parametrize("num, steps, every", [(1, 400, 50), (85, 400, 50), (1024, 4800, 600)])
+def test_many_people_are_shown_as_often_as_few(num, steps, every):
+    t = TextTrainConfig()
+    found, lines = plan.lengthened(t, num)
+    assert (found.steps, found.validate.every) == (steps, every)
+    assert found.steps * found.num_poisoned >= 300 * num
+    assert bool(lines) == (steps > 400)
+    assert dataclasses.replace(found, steps=0, validate=t.validate) == t
+
+
+def test_steps_that_are_given_stay():
+    for t in (TextTrainConfig(steps=7), ImageTrainConfig()):
+        assert plan.lengthened(t, 10**6) == (t, [])
+
+
+def test_run_of_many_people_says_how_long_it_is(here, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "_STEPS", 2)
+    monkeypatch.setattr(plan, "_SHOWN", 24)
+    assert defend("train.steps=0", "train.validate.every=1") in (0, 1)
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "`train.steps` is 6, to show each of 2 people 24 times; `train.validate.every` is 3" in said
+    )
+    assert read("run")["steps"] == 6
+    assert json.loads((here / "run/config.json").read_text())["train"]["steps"] == 0
+    steps = [
+        json.loads(x)["step"] for x in (here / "run/validation.jsonl").read_text().splitlines()
+    ]
+    assert steps[:2] == [3, 6]

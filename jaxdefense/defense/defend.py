@@ -68,7 +68,7 @@ def run(plan: Plan[D], resume: bool = False) -> D:
         logger.info(line)
     with tracked(plan.cfg.log, directory.path, plan.cfg) as tracker:
         summary = _carry_out(plan, directory, tracker)
-        tracker.tell("result", plan.cfg.train.steps, summary.figures())
+        tracker.tell("result", plan.train.steps, summary.figures())
     return summary
 
 
@@ -86,12 +86,12 @@ def _carry_out(plan: Plan[D], directory: RunDirectory[D], tracker: Tracker) -> D
     else:
         params = _whole(plan.encoder)(taken, teacher)
     _save(plan.encoder, params, teacher, directory.model)
-    if plan.cfg.train.lora_rank:
+    if plan.train.lora_rank:
         _save_adapter(plan, taken, found.alpha if found else 1.0, directory.path)
     corrupt = {"corrupt": _corrupt(plan.loader)} if plan.loader else {}
     earlier = plan.earlier
     summary = plan.summary(
-        steps=plan.cfg.train.steps,
+        steps=plan.train.steps,
         diverged_at_step=outcome.diverged_at_step,
         seconds=round(outcome.seconds, 3),
         samples_per_second=round(outcome.samples_per_second, 3),
@@ -120,7 +120,7 @@ def _watch(plan: Plan, teacher: TeacherParams, path: Path) -> Watch | None:
     """Set up the validations of a run, if there are any."""
     if plan.validation is None:
         return None
-    t, whole_of, validation = plan.cfg.train, _whole(plan.encoder), plan.validation
+    t, whole_of, validation = plan.train, _whole(plan.encoder), plan.validation
     encoder = plan.encoder
 
     def validate(params: nnx.State) -> Verdict:
@@ -177,7 +177,7 @@ def _train(
     plan: Plan, teacher: TeacherParams, watch: Watch | None, path: Path, tracker: Tracker
 ) -> loop.Outcome:
     """Train as planned; see `loop.run`."""
-    encoder, t = plan.encoder, plan.cfg.train
+    encoder, t = plan.encoder, plan.train
     make = jax.jit(partial(init_state, cfg=encoder.step_cfg), out_shardings=encoder.state_sharding)
     everywhere = replicated(encoder.mesh)
     if watch:  # first, while no other state is in memory
@@ -231,11 +231,11 @@ def _best(plan: Plan, watch: Watch, teacher: TeacherParams) -> tuple[nnx.State, 
     if verdict.reached:
         with Progress("looking for the smallest step that removes them"):
             alpha, params, verdict = smallest_step(
-                teacher.trained, params, verdict, watch.validation, plan.cfg.train.validate
+                teacher.trained, params, verdict, watch.validation, plan.train.validate
             )
     logger.info(f"state of step {step}, {alpha:.0%} of the way to it: {verdict}")
     if not verdict.reached:
-        most = plan.cfg.train.validate.right
+        most = plan.train.validate.right
         logger.warning(describe_left(verdict, plan.advice, most))
     validation: Validated = {
         "before": watch.found[0][1].summary(),
@@ -262,7 +262,7 @@ def _save_adapter(plan: Plan, factors: nnx.State, alpha: float, run: Path) -> No
     encoder = plan.encoder
     if not has_adapter(encoder.directory):
         return
-    factors, rows, rank = fetch(factors), encoder.directory.rows, plan.cfg.train.lora_rank
+    factors, rows, rank = fetch(factors), encoder.directory.rows, plan.train.lora_rank
     on_first(lambda: write_adapter(run / ADAPTER, factors, alpha, rows, encoder.which, rank))
     logger.info(f"adapter for PEFT: {run / ADAPTER}")
 

@@ -307,6 +307,7 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
         resolved["target_sha256"] = digest(f"{name}\t{digest_of(x)}" for name, x in photos_of)
     plan = Plan(
         cfg,
+        t,
         ImageDefenseSummary,
         encoder,
         batches,

@@ -5,6 +5,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -46,8 +47,12 @@ from jaxdefense.sharding import ShardingRules
 logger = logging.getLogger(__name__)
 
 _ROUNDS = 10
+# Of a text defense whose steps are not given: the least, and how often each person is shown.
+_STEPS, _SHOWN = 400, 300
 
 Config = DefendTextConfig | DefendImageConfig
+TrainConfig = TextTrainConfig | ImageTrainConfig
+T = TypeVar("T", TextTrainConfig, ImageTrainConfig, TrainConfig)
 D = TypeVar("D", bound=DefenseSummary)
 
 
@@ -100,7 +105,8 @@ class Plan(Generic[D]):
     """A defense whose inputs were read and passed all checks.
 
     Fields:
-        cfg: the settings of the run.
+        cfg: the settings of the run, as given.
+        train: those of training, with the number of steps.
         kind: type of the summary.
         encoder: the encoder to train.
         batches: `batches[step]`, on the host.
@@ -120,6 +126,7 @@ class Plan(Generic[D]):
     """
 
     cfg: Config
+    train: TrainConfig
     kind: type[D]
     encoder: Encoder
     batches: Any
@@ -154,7 +161,33 @@ def read_undefended(cfg: Config) -> ModelDirectory:
     return directory
 
 
-def check_all_come_up(num_identities: int, t: TextTrainConfig | ImageTrainConfig) -> None:
+def lengthened(t: T, num: int) -> tuple[T, list[str]]:
+    """Give a text defense as many steps as its people need, if `steps` is 0.
+
+    A run of many people is that of few, stretched: it has as many validations, and each person is
+    shown at least `_SHOWN` times. Validations raise the rate and the push, so between them each
+    person must come up often enough to show what the steps did.
+
+    Args:
+        t: the settings of training, as given.
+        num: of people.
+
+    Returns:
+        the settings with a number of steps, and what there is to say of it.
+    """
+    if not isinstance(t, TextTrainConfig) or t.steps:
+        return t, []
+    stretch = max(1.0, _SHOWN * num / (_STEPS * t.num_poisoned))
+    steps, every = (math.ceil(stretch * x) for x in (_STEPS, t.validate.every))
+    line = f"`train.steps` is {steps:,}, to show each of {num:,} people {_SHOWN} times"
+    if every:
+        line += f"; `train.validate.every` is {every:,}"
+    validate = dataclasses.replace(t.validate, every=every)
+    t = dataclasses.replace(t, steps=steps, validate=validate)
+    return t, [line] if stretch > 1 else []
+
+
+def check_all_come_up(num_identities: int, t: TrainConfig) -> None:
     """Raise InputError if a run is too short to train on every person."""
     if t.steps * t.num_poisoned < num_identities:
         raise InputError(

@@ -33,6 +33,7 @@ from jaxdefense.defense.plan import (
     check_all_come_up,
     check_low_rank,
     lay_out,
+    lengthened,
     read_undefended,
 )
 from jaxdefense.defense.recall import Recall, make_carriers
@@ -344,16 +345,18 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
     Raises:
         InputError: an input is wrong, or the processes have different inputs.
     """
-    directory, d, t = read_undefended(cfg), cfg.data, cfg.train
+    directory, d, asked = read_undefended(cfg), cfg.data, cfg
     tokenizer = directory.tokenizer(cfg.model.tokenizer)
     assert directory.cfg.text
-    warn_of_level(directory, t.level)
+    warn_of_level(directory, cfg.train.level)
     earlier = read_earlier(cfg.earlier, directory, "text", cfg.model.path)
     check_low_rank(cfg, directory, "text", earlier)
     if earlier:
         identities = earlier.joined(earlier.added(d.names), f"names file `{d.names}`")
     else:
         identities = read_identities(d.names)
+    t, longer = lengthened(cfg.train, len(identities))
+    cfg = dataclasses.replace(cfg, train=t)
     check_all_come_up(len(identities), t)
     mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
     held = earlier.held_out(logger.info) if earlier else None
@@ -394,7 +397,8 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
     if own != NONE:
         own.check(encoder.step_cfg, encoder.teacher, batches[0])
     return Plan(
-        cfg,
+        asked,
+        t,
         TextDefenseSummary,
         encoder,
         batches,
@@ -402,6 +406,7 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
         resolved=given | {"row_length": batches.row_length},
         lines=[
             *_lines(cfg, names, clean, batches, mesh),
+            *longer,
             *(earlier.lines(len(identities)) if earlier else []),
             *own.lines(t, earlier.half if earlier else None),
         ],

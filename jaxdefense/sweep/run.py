@@ -42,7 +42,7 @@ from jaxdefense.data.templates import read_templates
 from jaxdefense.defense.both import defend_both
 from jaxdefense.defense.defend import run
 from jaxdefense.defense.image import plan_image
-from jaxdefense.defense.plan import check_all_come_up
+from jaxdefense.defense.plan import check_all_come_up, lengthened
 from jaxdefense.defense.text import kept_names, plan_text
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import POOLED, Embedder
@@ -182,7 +182,7 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
             "smaller numbers, or more people."
         )
     for half in filter(None, halves(cfg)):
-        check_all_come_up(most, half.train)
+        check_all_come_up(most, lengthened(half.train, most)[0])
         train = half.train
         if cfg.evaluate.zeroshot and isinstance(train, ImageTrainConfig) and train.level != POOLED:
             raise InputError(
