@@ -308,6 +308,9 @@ class TextTrainConfig:
     """Steps between checkpoints."""
     keep: int = how(2)
     """Newest checkpoints to keep."""
+    keep_teacher_mb: int = how(1024)
+    """MiB of host memory for the original's embeddings of what several steps show; 0 computes them
+    in each step."""
 
     def __post_init__(self):
         _check_train(self)
@@ -419,6 +422,9 @@ class ImageTrainConfig:
     """Steps between checkpoints."""
     keep: int = how(2)
     """Newest checkpoints to keep."""
+    keep_teacher_mb: int = how(1024)
+    """MiB of host memory for the original's embeddings of what several steps show; 0 computes them
+    in each step."""
 
     def __post_init__(self):
         _check_train(self)
@@ -454,7 +460,11 @@ def _check_train(t: TextTrainConfig | ImageTrainConfig) -> None:
         keep=t.keep,
     )
     check_not_negative(
-        w_backdoor=t.w_backdoor, w_weight=t.w_weight, seed=t.seed, lora_rank=t.lora_rank
+        w_backdoor=t.w_backdoor,
+        w_weight=t.w_weight,
+        seed=t.seed,
+        lora_rank=t.lora_rank,
+        keep_teacher_mb=t.keep_teacher_mb,
     )
 
 

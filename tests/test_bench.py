@@ -247,6 +247,10 @@ def test_bench_measures(capsys, monkeypatch, here, photos, kind, torch):
                 assert list(found[part][figure]) == ["jaxdefense", *names]
                 assert min(found[part][figure].values()) > 0
     if kind == "image":
+        kept = found["kept"]
+        assert list(kept["samples_per_second"]) == ["kept", "jaxdefense"] and kept["ratio"] > 0
+        gflop = kept["gflop_a_sample"]
+        assert gflop["kept"] == pytest.approx(gflop["jaxdefense"] * 6 / 7, rel=0.03)
         found = found["default_loss"]
         assert list(found["samples_per_second"]) == ["jaxdefense", "paper"]
         # 4 student forwards and backwards and 3 of the teacher, where the paper has 2 and 1; and

@@ -28,6 +28,7 @@ from jaxdefense.bench.side_by_side import (
     rounded,
     shares,
     side_by_side,
+    with_kept,
     with_torch,
 )
 from jaxdefense.bench.torch.compiled import CompiledImageSteps
@@ -41,6 +42,7 @@ from jaxdefense.data.images import ImageProcessor, Loader, Photos, read_folders
 from jaxdefense.data.overlay import overlay
 from jaxdefense.data.sources import Photo, read_images
 from jaxdefense.defense.image import image_objective
+from jaxdefense.defense.kept import keep_photos
 from jaxdefense.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -119,12 +121,12 @@ def bench_image(
         compiled: whether PyTorch with `torch.compile` is timed too.
 
     Returns:
-        the machine, `overlay`, `step` and `default_loss`. A sample is a photo. Overlay and step
-        have the figures of `Timing.summary`; the step also has those of `shares` and
-        `peak_memory_mb`. `default_loss` compares jaxdefense's default loss with the paper's. With
-        the default loss a step also has `2 * num` photos of people who stay. The figures are the
-        samples/s of each loss, and two ratios, default over paper: of the time and of the matrix
-        products a step.
+        the machine, `overlay`, `step`, `kept` and `default_loss`. A sample is a photo. Overlay and
+        step have the figures of `Timing.summary`; the step also has those of `shares` and
+        `peak_memory_mb`, and `kept` those of `with_kept`. `default_loss` compares jaxdefense's
+        default loss with the paper's. With the default loss a step also has `2 * num` photos of
+        people who stay. The figures are the samples/s of each loss, and two ratios, default over
+        paper: of the time and of the matrix products a step.
 
     Raises:
         InputError: a parameter is out of range, or a directory cannot be read.
@@ -152,7 +154,9 @@ def bench_image(
             step["peak_memory_mb"] = processes.peak_memory_mb()
             flops, top = processes.ask("flops"), jax_process("matmul_rate")
             step |= shares(timing.rates(), flops, 2 * num, top)
-        out |= {"step": step, "default_loss": _default_loss(size, work, rounds, calls)}
+        plain, kept = (partial(JaxImageSteps, size, work, kept=kept) for kept in (False, True))
+        out |= {"step": step, "kept": with_kept(plain, kept, 2 * num, rounds, calls)}
+        out["default_loss"] = _default_loss(size, work, rounds, calls)
     return out
 
 
@@ -179,10 +183,11 @@ def _default_loss(size: str, work: ImageWork, rounds: int, calls: int) -> dict[s
 class JaxImageSteps(JaxSteps):
     """Steps of the image defense in jaxdefense, from photos on disk to updated weights.
 
-    The loss is the paper's, or the default one if `default` is set. The overlay can run alone.
+    The loss is the paper's, or the default one if `default` is set. The overlay can run alone. With
+    `kept`, the teacher embeds the clean photos before the first step.
     """
 
-    def __init__(self, size: str, work: ImageWork, default: bool = False):
+    def __init__(self, size: str, work: ImageWork, default: bool = False, kept: bool = False):
         cfg, num, train = preset_in_run_dtype(size).vision, work.num, PAPER_IMAGE
         assert isinstance(cfg, VisionConfig)
         processor = ImageProcessor(cfg.image_size, cfg.image_size)
@@ -206,7 +211,8 @@ class JaxImageSteps(JaxSteps):
             num_keep=2 * num * default,
         )
         objective = image_objective(train, processor, num_parts())
-        super().__init__(VisionTower(cfg, nnx.Rngs(0)), objective, batches)
+        keep = partial(keep_photos, batches, processor) if kept else None
+        super().__init__(VisionTower(cfg, nnx.Rngs(0)), objective, batches, keep=keep)
         self._overlay = jax.jit(partial(overlay, cfg=train.overlay))
 
     def overlay(self, num: int) -> None:

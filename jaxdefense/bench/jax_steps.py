@@ -1,5 +1,6 @@
 """The training step of jaxdefense on random weights, as a run takes it."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxdefense.clip.config import CLIPConfig
 from jaxdefense.clip.presets import preset
 from jaxdefense.config import PAPER_TEXT, PAPER_TEXT_OPTIMIZER
 from jaxdefense.convert.directory import resolve_dtype
+from jaxdefense.defense.kept import Teacher
 from jaxdefense.defense.loop import read_ahead
 from jaxdefense.defense.step import (
     Objective,
@@ -54,6 +56,7 @@ class JaxSteps(JaxImplementation):
         objective: Objective,
         batches: Any,
         rows: np.ndarray | None = None,
+        keep: Callable[[Teacher], None] | None = None,
     ):
         """Place the state on a mesh of all devices.
 
@@ -62,6 +65,7 @@ class JaxSteps(JaxImplementation):
             objective: loss of the step.
             batches: `batches[step]` is a batch on the host.
             rows: of the token table, those that the step works on; None for all.
+            keep: has the teacher embed what several steps show; None to do so in each step.
         """
         mesh, rules = make_mesh(), ShardingRules()
         graphdef, teacher = split_tower(tower)
@@ -72,6 +76,8 @@ class JaxSteps(JaxImplementation):
             self._cfg, mesh, rules, teacher
         )
         self._teacher = jax.device_put(teacher, teacher_sharding)
+        if keep:
+            keep(Teacher(graphdef, self._teacher, mesh, rules))
         init = jax.jit(partial(init_state, cfg=self._cfg), out_shardings=state_sharding)
         self._state = jax.block_until_ready(init(self._teacher))
         self._place = batch_sharding(mesh, rules)

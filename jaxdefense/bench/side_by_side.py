@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 # Names of the implementations in the figures.
 JAXDEFENSE, TORCH, COMPILED = "jaxdefense", "torch", "torch_compiled"
+_KEPT = "kept"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +180,28 @@ class Processes:
     def peak_memory_mb(self) -> dict[str, int]:
         """Return the peak memory of each in 10^6 bytes, of the GPU if it computes there."""
         return {name: round(x / 1e6) for name, x in self.ask("peak_memory").items()}
+
+
+def with_kept(
+    plain: Callable[[], Any], kept: Callable[[], Any], samples: int, rounds: int, calls: int
+) -> dict[str, Any]:
+    """Time steps beside the same steps with the teacher's embeddings of clean inputs kept.
+
+    Args:
+        plain, kept: constructors of `JaxSteps`.
+        samples: of a step.
+        rounds, calls: see `side_by_side`.
+
+    Returns:
+        `samples_per_second` and `gflop_a_sample`, of matrix products, of each; how many times as
+        fast the kept steps are: `ratio` and `ratio_range`.
+    """
+    logger.info("timing the step with the teacher's embeddings of clean inputs kept")
+    with Processes({_KEPT: kept, JAXDEFENSE: plain}) as processes:
+        timing = side_by_side(processes.methods("steps"), samples, rounds, calls)
+        flops = processes.ask("flops")
+    gflop = {name: x / samples / 1e9 for name, x in flops.items()}
+    return timing.summary() | {"gflop_a_sample": rounded(gflop)}
 
 
 def check_counts(**counts: int) -> None:

@@ -51,6 +51,7 @@ class ImageBatch(NamedTuple):
         keep_BHWC: u8, photos of people who must stay.
         keep_B: f32, the weight of each of these in the keep loss; sums to 1 likewise.
         target_BHWC: u8, the face of another person in place of each face, to which it must lead.
+        teacher_clean_BE: f32, the teacher's embeddings of the clean photos, where these are kept.
     """
 
     clean_BHWC: Array
@@ -62,6 +63,7 @@ class ImageBatch(NamedTuple):
     keep_BHWC: Array | None = None
     keep_B: Array | None = None
     target_BHWC: Array | None = None
+    teacher_clean_BE: Array | None = None
 
 
 class ImageBatches:
@@ -105,6 +107,7 @@ class ImageBatches:
         self._num_clean, self._num_poisoned = num_clean, num_poisoned
         self._keep, self._num_keep = keep, num_keep
         self._num_mined, self._mined = num_mined, np.zeros(0, np.int64)
+        self._local, self._kept_NE = local, None
         self._clean_here, self._faces_here = local(num_clean), local(num_poisoned)
         self._keep_here = local(num_keep)
         self._clean = Shuffle(len(images), seed, _CLEAN)
@@ -123,6 +126,29 @@ class ImageBatches:
         A resumed run gives the same people before the same step.
         """
         self._mined = np.array(keep, np.int64)
+
+    @property
+    def num_images(self) -> int:
+        """Number of clean photos."""
+        return len(self._images)
+
+    def photos(self, start: int, num: int) -> np.ndarray:
+        """Decode clean photos from number `start` on, as steps show them.
+
+        Returns:
+            u8 [num, crop, crop, 3]; black after the last, and where another process decodes.
+        """
+        chosen = range(start, min(start + num, len(self._images)))
+        here = self._local(num) & (np.arange(num) < len(chosen))
+        return self._load([starting_at(self._images, i) for i in chosen], here)
+
+    def keep(self, teacher_NE: np.ndarray) -> None:
+        """Give batches the teacher's embeddings of their clean photos from now on.
+
+        Args:
+            teacher_NE: f32, of all clean photos, not normalised.
+        """
+        self._kept_NE = teacher_NE
 
     def __getitem__(self, step: int) -> ImageBatch:
         """Make the batch of a step; it is always the same.
@@ -168,6 +194,7 @@ class ImageBatches:
             keep_BHWC,
             keep_B,
             target_BHWC,
+            None if self._kept_NE is None else self._kept_NE[clean],
         )
 
     def _put_in_forms(self, face_BHWC: np.ndarray, rng: np.random.Generator) -> None:

@@ -18,6 +18,7 @@ from flax import nnx
 from jaxdefense.convert.directory import read_model_directory
 from jaxdefense.data.images import Loader
 from jaxdefense.defense import loop
+from jaxdefense.defense.kept import Teacher
 from jaxdefense.defense.low_rank import ADAPTER, write_adapter
 from jaxdefense.defense.own import described
 from jaxdefense.defense.plan import D, Encoder, Plan, Validation, has_adapter
@@ -183,6 +184,8 @@ def _train(
     if watch:  # first, while no other state is in memory
         with Progress("validating the undefended model"):
             watch.begin(teacher.trained)
+    if plan.keep:
+        plan.keep(Teacher(encoder.step_cfg.graphdef, teacher, encoder.mesh, encoder.rules))
 
     def init() -> TrainState:
         if encoder.start is None:

@@ -33,6 +33,7 @@ from jaxdefense.defense.earlier import (
     read_earlier,
     to_follow,
 )
+from jaxdefense.defense.kept import PHOTO_ROUNDS, keep_photos, num_to_keep
 from jaxdefense.defense.losses import DISTANCES, Distance, beyond
 from jaxdefense.defense.own import NONE, OwnLoss
 from jaxdefense.defense.people import (
@@ -110,9 +111,9 @@ def image_terms(
     """Give the terms of the image loss, each the weighted sum over its photos.
 
     The student embeds all photos in one forward pass. The teacher embeds only the photos that must
-    stay: the clean ones, and those with the face of a person who is not listed. Faces are pasted on
-    the step's clean photos, spread evenly over them, as in the source. Faces that must stay go on
-    the same photos.
+    stay: the clean ones, and those with the face of a person who is not listed. It embeds no clean
+    ones if the batch has the embeddings. Faces are pasted on the step's clean photos, spread evenly
+    over them, as in the source. Faces that must stay go on the same photos.
 
     The average person's embedding is no target for patches: it would wipe out the photo around the
     face. There the teacher gives the target, of the same photo with another person's face in the
@@ -133,7 +134,9 @@ def image_terms(
     shown = _shown(photos, overlays, cfg, parts)
     embed = partial(_embedded, processor=processor, level=level)
     of_student = embed(student, {name: x for name, x in shown.items() if name != "target"})
-    of_teacher = embed(teacher, {name: x for name, x in shown.items() if name != "face"})
+    kept = {"clean": photos["teacher_clean_BE"]} if "teacher_clean_BE" in photos else {}
+    unread = {"face", *kept}
+    of_teacher = kept | embed(teacher, {name: x for name, x in shown.items() if name not in unread})
 
     def apart(x: jax.Array, y: jax.Array) -> jax.Array:
         return distance(x, y).reshape(len(x), -1).mean(-1)
@@ -187,10 +190,12 @@ def _embedded(
     tower: VisionTower, shown: Mapping[str, jax.Array], *, processor: ImageProcessor, level: str
 ) -> dict[str, jax.Array]:
     """Embed several kinds of cut photos in one forward pass; join each kind again."""
+    if not shown:
+        return {}
     at = [0, *np.cumsum([x.shape[1] for x in shown.values()]).tolist()]
     read = tower if level == "pooled" else tower.penultimate
     whole = read(processor.normalise(_joined(jnp.concatenate([*shown.values()], axis=1))))
-    cut = _cut(whole, len(shown["clean"]))
+    cut = _cut(whole, len(next(iter(shown.values()))))
     parts = zip(shown, itertools.pairwise(at), strict=True)
     return {kind: _joined(cut[:, start:stop]) for kind, (start, stop) in parts}
 
@@ -298,6 +303,7 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
     batches = batches_now()
     if own != NONE:
         own.check(encoder.step_cfg, encoder.teacher, batches[0])
+    keeps = bool(num_to_keep([(len(images), t.num_clean)], PHOTO_ROUNDS, t, vision, own))
     files: dict[str, Any] = {TRAINED_ON: photos, HELD_OUT: held_out}
     if isinstance(target, np.ndarray):
         files[TARGET] = target
@@ -331,6 +337,7 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
         loader=loader,
         follows=follows,
         earlier=earlier,
+        keep=partial(keep_photos, batches, processor) if keeps else None,
     )
 
     def beside(model: Path) -> Plan[ImageDefenseSummary]:
@@ -347,6 +354,7 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
             draw=lambda verdict: batches.mine(verdict.mined),
             resolved=resolved | text,
             beside=None,
+            keep=partial(keep_photos, batches, processor) if keeps else None,
         )
 
     return dataclasses.replace(plan, beside=beside)

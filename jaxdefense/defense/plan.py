@@ -26,6 +26,7 @@ from jaxdefense.convert.directory import (
 )
 from jaxdefense.data.images import Loader
 from jaxdefense.defense.earlier import Earlier, Which
+from jaxdefense.defense.kept import Teacher
 from jaxdefense.defense.step import (
     Objective,
     StepConfig,
@@ -117,6 +118,7 @@ class Plan(Generic[D]):
         advice: says what may help if people are still recognised.
         validation: how to validate; None to train all steps and take the last state.
         draw: see `Watch`.
+        keep: embeds what several steps show, before the first one; None to keep nothing.
         files: files to write at the start, by name: an array, or a value for JSON.
         loader: decodes the batches' photos; the summary lists those it could not read.
         follows: the ledgers that the run goes on from.
@@ -138,6 +140,7 @@ class Plan(Generic[D]):
     follows: Followed
     validation: Validation | None = None
     draw: Draw = lambda verdict: None
+    keep: Callable[[Teacher], None] | None = None
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     loader: Loader | None = None
     earlier: Earlier | None = None

@@ -518,20 +518,43 @@ class Embedder:
     def _blocks(
         self, dispatch: Callable[[int, int], Any], num: int, what: str, num_inputs: int
     ) -> Generator[Any]:
-        """Run over `num` rows in blocks; the device computes one while the host makes the next."""
-        assert num, "nothing to embed"
-        batch = min(self._batch, _round_up(num))
-        batch = -(-batch // self._parts) * self._parts
-        pending: Any = None
-        with Progress(f"embedding {what}", num_inputs) as progress:
-            for start in range(0, num, batch):
-                block = dispatch(start, batch)
-                if pending is not None:
-                    yield jax.device_get(pending)
-                    progress.update(num_inputs * start // num)
-                pending = block
-            assert pending is not None
-            yield jax.device_get(pending)
+        return in_blocks(dispatch, num, what, num_inputs, self._batch, self._parts)
+
+
+def in_blocks(
+    dispatch: Callable[[int, int], Any],
+    num: int,
+    what: str,
+    num_inputs: int,
+    batch: int,
+    parts: int,
+) -> Generator[Any]:
+    """Run over rows in blocks; the device computes one while the host makes the next.
+
+    Args:
+        dispatch: takes the first row of a block and the size of all blocks; gives arrays.
+        num: rows, above 0.
+        what: name of the inputs in messages.
+        num_inputs: inputs in these rows.
+        batch: rows at a time; rounded up to a multiple of `parts`, down if there are fewer.
+        parts: into which the mesh cuts a block.
+
+    Yields:
+        what `dispatch` gave, on the host.
+    """
+    assert num, "nothing to embed"
+    batch = min(batch, _round_up(num))
+    batch = -(-batch // parts) * parts
+    pending: Any = None
+    with Progress(f"embedding {what}", num_inputs) as progress:
+        for start in range(0, num, batch):
+            block = dispatch(start, batch)
+            if pending is not None:
+                yield jax.device_get(pending)
+                progress.update(num_inputs * start // num)
+            pending = block
+        assert pending is not None
+        yield jax.device_get(pending)
 
 
 def check_embeddings(x_BE: np.ndarray, what: str) -> None:

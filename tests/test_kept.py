@@ -1,0 +1,262 @@
+"""The teacher's embeddings that are kept: the same losses as without, from fewer products."""
+
+import dataclasses
+import json
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import test_image_step
+from factories import logged, write_faces, write_model_directory, write_photos
+from flax import nnx
+from test_image_step import PROCESSOR, run_steps, worst
+from test_loop import assert_same_run
+
+from jaxdefense.bench.flops import product_flops
+from jaxdefense.clip.config import VisionConfig
+from jaxdefense.clip.presets import preset
+from jaxdefense.clip.vision import VisionTower
+from jaxdefense.config import (
+    PAPER_IMAGE,
+    PAPER_IMAGE_OPTIMIZER,
+    DefendImageConfig,
+    ImageDataConfig,
+    ImageTrainConfig,
+    MeshConfig,
+    ModelConfig,
+)
+from jaxdefense.convert.directory import read_model_directory
+from jaxdefense.data.faces import ImageBatch
+from jaxdefense.data.images import ImageProcessor
+from jaxdefense.data.people import read_people
+from jaxdefense.defense.defend import run
+from jaxdefense.defense.image import image_objective, plan_image
+from jaxdefense.defense.kept import PHOTO_ROUNDS, Teacher, keep_photos, num_to_keep
+from jaxdefense.defense.own import OwnLoss
+from jaxdefense.defense.step import StepConfig, init_state, make_optimizer, split_tower, train_step
+from jaxdefense.errors import InputError
+from jaxdefense.sharding import AXES, ShardingRules, sharding_tree
+
+STEPS = 6
+VISION = VisionConfig(12, 20, 3, 2, embed=10, image_size=16, patch_size=4)
+
+
+def on_devices(cfg, teacher, shape=(1, 1, 1)):
+    """The teacher on a mesh of this shape."""
+    devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
+    mesh, rules = jax.sharding.Mesh(devices, AXES), ShardingRules()
+    placed = jax.device_put(teacher, sharding_tree(teacher, mesh, rules))
+    return Teacher(cfg.graphdef, placed, mesh, rules)
+
+
+def step_config(objective, tower, accumulate=1):
+    graphdef, teacher = split_tower(tower)
+    # AdamW's first steps turn rounding of gradients near 0 into whole steps; so the rate is low.
+    tx = make_optimizer(
+        1e-4, warmup=2, milestones=(0.5,), gamma=0.3, weight_decay=0.0,
+        b1=0.9, b2=0.999, eps=1e-8, steps=STEPS,
+    )  # fmt: skip
+    return StepConfig(graphdef, objective, tx, accumulate), teacher
+
+
+def flops(cfg, teacher, batch):
+    """Operations of the products of a step."""
+    step = partial(train_step, cfg=cfg)
+    state = jax.eval_shape(partial(init_state, cfg=cfg), teacher)
+    return product_flops(step, state, teacher, batch, jax.random.key(0))
+
+
+# Photos
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Photos, faces, a model, and the run that nothing is kept of."""
+    path = tmp_path_factory.mktemp("photos")
+    write_model_directory(
+        path / "model", architecture="CLIPVisionModelWithProjection", vision=test_image_step.SIZES
+    )
+    write_faces(path / "others", ["Bo Ek", "Cy Li"], 3)
+    test_image_step.make_batches(path)  # writes the photos
+    return path
+
+
+def image_case(path, t, mesh=(1, 1, 1), kept=True, accumulate=1):
+    """The parts of an image step, with the terms that these settings ask for."""
+    keep: Any = read_people(str(path / "others")) if t.num_keep else ()
+    batches = test_image_step.make_batches(
+        path, t.num_clean, t.num_poisoned, keep=keep, num_keep=t.num_keep
+    )
+    tower = read_model_directory(path / "model").load().vision
+    objective = image_objective(t, PROCESSOR, mesh[0] * mesh[1])
+    cfg, teacher = step_config(objective, tower, accumulate)
+    if kept:
+        keep_photos(batches, PROCESSOR, on_devices(cfg, teacher, mesh))
+    return cfg, teacher, batches
+
+
+KEEPING = dataclasses.replace(
+    PAPER_IMAGE, num_clean=8, num_poisoned=16, num_keep=8, w_keep=3.0, steps=STEPS
+)
+
+
+def image_losses(path, t, mesh=(1, 1, 1), **options):
+    return run_steps(*image_case(path, t, mesh, **options), STEPS, mesh)[0]
+
+
+@pytest.mark.parametrize(
+    "num_keep, accumulate, mesh", [(8, 1, (1, 1, 1)), (8, 2, (2, 2, 2)), (0, 2, (2, 2, 2))]
+)
+def test_image_losses_are_those_without(photos, num_keep, accumulate, mesh):
+    t = dataclasses.replace(KEEPING, num_keep=num_keep, w_keep=3.0 * bool(num_keep))
+    ours = image_losses(photos, t, mesh, accumulate=accumulate)
+    theirs = image_losses(photos, t, kept=False)
+    for name in ["utility", "backdoor", "total"] + ["keep"] * bool(num_keep):
+        assert worst(ours, theirs, name) < 1e-5, name
+    assert ours[-1]["weight"] > 0.01  # the student did move
+
+
+def test_image_losses_are_others_with_the_embeddings_of_other_photos(photos):
+    cfg, teacher, batches = image_case(photos, KEEPING)
+    assert batches._kept_NE is not None
+    batches.keep(np.roll(batches._kept_NE, 1, 0))
+    theirs = image_losses(photos, KEEPING, kept=False)
+    assert worst(run_steps(cfg, teacher, batches, STEPS)[0], theirs, "utility") > 1e-3
+
+
+def shapes_of_photos(t, cfg, kept):
+    """A batch of shapes alone, with the terms that these settings ask for."""
+    shape = jax.ShapeDtypeStruct
+
+    def photos(num):
+        return shape((num, cfg.image_size, cfg.image_size, 3), np.uint8)
+
+    def floats(*shape_of):
+        return shape(shape_of, np.float32)
+
+    bounded = t.backdoor == "bounded"
+    batch: Any = {
+        "clean_BHWC": photos(t.num_clean),
+        "face_BHWC": photos(t.num_poisoned),
+        "utility_B": floats(t.num_clean),
+        "backdoor_B": floats(t.num_poisoned),
+        "target_BE": floats(t.num_poisoned, *[16] * bounded, cfg.embed),
+    }
+    if bounded:
+        batch |= {"limit_BP": floats(t.num_poisoned, 16)}
+        batch |= {"keep_BHWC": photos(t.num_keep), "keep_B": floats(t.num_keep)}
+    if kept:
+        batch["teacher_clean_BE"] = floats(t.num_clean, cfg.embed)
+    return ImageBatch(**batch)
+
+
+@pytest.mark.parametrize(
+    ("t", "least", "most"),
+    # A pass of the student costs three of the teacher: 32 of 3 * 64 + 32, 64 of 3 * 256 + 192.
+    [
+        (dataclasses.replace(PAPER_IMAGE, num_clean=32, num_poisoned=32), 0.12, 1 / 7),
+        (ImageTrainConfig(), 0.04, 1 / 15),
+    ],
+)
+def test_image_step_computes_less_by_the_teachers_clean_photos(t, least, most):
+    cfg = preset("ViT-B-32").vision
+    assert isinstance(cfg, VisionConfig)
+    tower = nnx.eval_shape(lambda: VisionTower(cfg, nnx.Rngs(0)))
+    processor = ImageProcessor(cfg.image_size, cfg.image_size)
+    step, teacher = step_config(image_objective(t, processor, 1), tower)
+    kept, plain = (flops(step, teacher, shapes_of_photos(t, cfg, kept)) for kept in (True, False))
+    assert least < 1 - kept / plain < most
+
+
+@pytest.mark.parametrize(
+    ("change", "num"),
+    [
+        ({"steps": 9}, 90),
+        ({"steps": 8}, 0),  # two rounds and a bit
+        ({"keep_teacher_mb": 0}, 0),
+        ({"level": "penultimate"}, 0),
+    ],
+)
+def test_photos_are_kept_where_it_pays(change, num):
+    t = dataclasses.replace(PAPER_IMAGE, num_clean=30, **({"steps": 9} | change))
+    assert num_to_keep([(90, t.num_clean)], PHOTO_ROUNDS, t, VISION) == num
+    own = OwnLoss(distance=lambda x, y: ((x - y) ** 2).sum(-1))
+    assert num_to_keep([(90, t.num_clean)], PHOTO_ROUNDS, t, VISION, own) == 0
+
+
+def test_memory_bounds_what_is_kept():
+    t = dataclasses.replace(PAPER_IMAGE, steps=10**6, keep_teacher_mb=1)
+    fit = 2**20 // (4 * VISION.embed)
+    for groups, num in (
+        ([fit], fit),
+        ([fit + 1], 0),
+        ([fit - 9, 9], fit),
+        ([fit - 9, 10], fit - 9),
+        ([fit + 1, 9], 0),  # the second group is kept only with the first
+    ):
+        assert num_to_keep([(x, 30) for x in groups], PHOTO_ROUNDS, t, VISION) == num
+
+
+def image_config(path, out, mesh=None, **train):
+    sizes: dict[str, Any] = {"num_clean": 8, "num_poisoned": 8, "steps": 9, "save_every": 3}
+    return DefendImageConfig(
+        str(path / out),
+        ModelConfig(str(path / "model")),
+        ImageDataConfig(
+            str(path / "faces"), str(path / "images"), max_corrupt=1, cache_dir=str(path / "cache")
+        ),
+        dataclasses.replace(PAPER_IMAGE, **(sizes | train)),
+        PAPER_IMAGE_OPTIMIZER,
+        mesh=mesh or MeshConfig(),
+    )
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    write_model_directory(tmp_path / "model")
+    write_photos(tmp_path / "images", 11)
+    write_faces(tmp_path / "faces", ["Joe Cool", "Ada King"], 4)
+    return tmp_path
+
+
+def total_losses(path):
+    return [json.loads(x)["total"] for x in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_image_run_keeps_what_it_shows_often_and_resumes_bit_for_bit(inputs):
+    (inputs / "images" / "004.png").write_bytes(b"broken")
+    with logged() as said:
+        whole = run(plan_image(image_config(inputs, "whole")))
+    assert "the original's embeddings of 11 clean photos are kept: 0.0 MiB" in said.getvalue()
+    assert len(whole.corrupt) == 1
+    stopped = plan_image(image_config(inputs, "stopped"))
+    taken = stopped.batches.__getitem__
+
+    class Stops:
+        def __getitem__(self, step):
+            if step == 5:
+                raise InputError("here")
+            return taken(step)
+
+    with pytest.raises(InputError, match="here"):
+        run(dataclasses.replace(stopped, batches=Stops()))
+    with logged() as said:
+        run(plan_image(image_config(inputs, "stopped")))
+    assert "resuming at step 3" in said.getvalue()
+    assert_same_run(inputs / "stopped", inputs / "whole", 9)
+    with logged() as said:
+        run(plan_image(image_config(inputs, "plain", keep_teacher_mb=0)))
+    assert "are kept" not in said.getvalue()
+    plain = total_losses(inputs / "plain")
+    np.testing.assert_allclose(total_losses(inputs / "whole"), plain, rtol=1e-5)
+    assert np.ptp(plain) > 0.01
+
+
+def test_image_run_that_another_loss_or_a_short_run_leaves_nothing_to_keep(inputs):
+    assert plan_image(image_config(inputs, "run")).keep is not None
+    assert plan_image(image_config(inputs, "run", steps=4)).keep is None
+    own = OwnLoss(distance=lambda x, y: abs(x - y).mean(-1))
+    assert plan_image(image_config(inputs, "run"), own).keep is None
+    assert ImageTrainConfig().keep_teacher_mb > 0
