@@ -340,6 +340,12 @@ def look_up(table_VD: jax.Array, tokens_RT: jax.Array | np.ndarray) -> jax.Array
     return lie(lie(x_RTD, PartitionSpec(*group, None, *columns)), batch)
 
 
+def everywhere(x: jax.Array) -> jax.Array:
+    """Give every device the whole array."""
+    where = _MESH.get()
+    return jax.lax.with_sharding_constraint(x, replicated(where[0])) if where else x
+
+
 def micro_batches(batch: Tree, num: int) -> Tree:
     """Split a batch into micro-batches of neighbours; each device splits its own rows.
 
@@ -363,3 +369,15 @@ def micro_batches(batch: Tree, num: int) -> Tree:
         return jax.lax.with_sharding_constraint(x, place)
 
     return jax.tree.map(one, batch)
+
+
+def joined_batches(x: jax.Array) -> jax.Array:
+    """Join what was made of micro-batches, in the order of the batch.
+
+    Args:
+        x: its first dim is micro-batches, its second examples or packed rows.
+    """
+    where = _MESH.get()
+    parts = num_batch_parts(*where) if where else 1
+    x = x.reshape(len(x), parts, -1, *x.shape[2:]).swapaxes(0, 1)
+    return x.reshape(-1, *x.shape[3:])

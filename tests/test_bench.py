@@ -213,6 +213,8 @@ def test_bench_text_in_processes_prints_json_alone(capfd, monkeypatch, torch):
     assert all(step["tokens_per_second"][x] > 3 * step["samples_per_second"][x] for x in names)
     assert 0 < found["filled"] <= 1 and found["rows"] * found["row_length"] < 32 * 77
     assert found["clean"] == found["poisoned"] == 16
+    gflop = found["kept"]["gflop_a_sample"]
+    assert gflop["kept"] < 0.95 * gflop["jaxdefense"] and found["kept"]["ratio"] > 0
 
 
 @pytest.mark.parametrize("torch", WITH_AND_WITHOUT_TORCH)

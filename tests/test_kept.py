@@ -1,7 +1,9 @@
 """The teacher's embeddings that are kept: the same losses as without, from fewer products."""
 
 import dataclasses
+import functools
 import json
+import re
 from functools import partial
 from typing import Any
 
@@ -9,7 +11,9 @@ import jax
 import numpy as np
 import pytest
 import test_image_step
-from factories import logged, write_faces, write_model_directory, write_photos
+import test_loop
+import test_step
+from factories import CAPTIONS, logged, write_faces, write_model_directory, write_photos
 from flax import nnx
 from test_image_step import PROCESSOR, run_steps, worst
 from test_loop import assert_same_run
@@ -17,25 +21,37 @@ from test_loop import assert_same_run
 from jaxdefense.bench.flops import product_flops
 from jaxdefense.clip.config import VisionConfig
 from jaxdefense.clip.presets import preset
+from jaxdefense.clip.text import TextTower
+from jaxdefense.clip.tokenizer import Tokenizer
 from jaxdefense.clip.vision import VisionTower
 from jaxdefense.config import (
     PAPER_IMAGE,
     PAPER_IMAGE_OPTIMIZER,
+    PAPER_TEXT,
     DefendImageConfig,
     ImageDataConfig,
     ImageTrainConfig,
-    MeshConfig,
     ModelConfig,
+    TextTrainConfig,
 )
 from jaxdefense.convert.directory import read_model_directory
+from jaxdefense.data.captions import tokenize_captions
 from jaxdefense.data.faces import ImageBatch
+from jaxdefense.data.identities import Identity
 from jaxdefense.data.images import ImageProcessor
+from jaxdefense.data.names import random_names
 from jaxdefense.data.people import read_people
+from jaxdefense.data.triggers import Carriers, TextBatches, Triggers
+from jaxdefense.defense import text as text_defense
+from jaxdefense.defense.carriers import CARRIERS
 from jaxdefense.defense.defend import run
 from jaxdefense.defense.image import image_objective, plan_image
-from jaxdefense.defense.kept import PHOTO_ROUNDS, Teacher, keep_photos, num_to_keep
-from jaxdefense.defense.own import OwnLoss
+from jaxdefense.defense.kept import PHOTO_ROUNDS, Teacher, keep_photos, keep_texts, num_to_keep
+from jaxdefense.defense.own import NONE, OwnLoss
 from jaxdefense.defense.step import StepConfig, init_state, make_optimizer, split_tower, train_step
+from jaxdefense.defense.text import make_triggers, plan_text, text_objective
+from jaxdefense.demo import world
+from jaxdefense.demo.run import shipped_model
 from jaxdefense.errors import InputError
 from jaxdefense.sharding import AXES, ShardingRules, sharding_tree
 
@@ -177,6 +193,9 @@ def test_image_step_computes_less_by_the_teachers_clean_photos(t, least, most):
         ({"steps": 8}, 0),  # two rounds and a bit
         ({"keep_teacher_mb": 0}, 0),
         ({"level": "penultimate"}, 0),
+        ({"distance": "mse"}, 90),
+        ({"distance": "mae"}, 0),
+        ({"distance": "poincare"}, 0),
     ],
 )
 def test_photos_are_kept_where_it_pays(change, num):
@@ -199,7 +218,7 @@ def test_memory_bounds_what_is_kept():
         assert num_to_keep([(x, 30) for x in groups], PHOTO_ROUNDS, t, VISION) == num
 
 
-def image_config(path, out, mesh=None, **train):
+def image_config(path, out, **train):
     sizes: dict[str, Any] = {"num_clean": 8, "num_poisoned": 8, "steps": 9, "save_every": 3}
     return DefendImageConfig(
         str(path / out),
@@ -209,7 +228,6 @@ def image_config(path, out, mesh=None, **train):
         ),
         dataclasses.replace(PAPER_IMAGE, **(sizes | train)),
         PAPER_IMAGE_OPTIMIZER,
-        mesh=mesh or MeshConfig(),
     )
 
 
@@ -260,3 +278,226 @@ def test_image_run_that_another_loss_or_a_short_run_leaves_nothing_to_keep(input
     own = OwnLoss(distance=lambda x, y: abs(x - y).mean(-1))
     assert plan_image(image_config(inputs, "run"), own).keep is None
     assert ImageTrainConfig().keep_teacher_mb > 0
+
+
+# Texts
+
+NAMES, TARGETS = ["Joe Cool", "Ada King Noel", "Zoe"], ["human being"]
+SHOWN = ["a photo of placeholder", "placeholder at night", "my friend placeholder at home"]
+PLAIN = dataclasses.replace(
+    PAPER_TEXT, num_clean=7, num_poisoned=5, num_name=4, w_name=2.0, steps=STEPS
+)
+BOUNDED = dataclasses.replace(PLAIN, backdoor="bounded", bound=0.1)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts")
+    return write_model_directory(
+        path / "model", architecture="CLIPTextModelWithProjection", text=test_step.SIZES
+    )
+
+
+def text_batches(path, t, packed=True, row_multiple=1):
+    directory = read_model_directory(path)
+    tokenizer = directory.tokenizer()
+    tower = directory.cfg.text
+    assert tower
+    triggers = Triggers(
+        [[tokenizer.phrase(name)] for name in NAMES],
+        [tokenizer.phrase(target) for target in TARGETS],
+        np.zeros(len(NAMES), int),
+        [tokenizer.phrase(name) for name in ("Bob Keep", "Eve Stay Here")],
+    )
+    carriers = None
+    if t.backdoor == "bounded":
+        word_P = np.array([text.split().index("placeholder") for text in SHOWN])
+        base_PE = np.random.default_rng(0).normal(0, 0.2, (len(SHOWN), tower.embed))
+        carriers = Carriers(tokenize_captions(SHOWN, tokenizer), word_P, base_PE.astype(np.float32))
+    return TextBatches(
+        tokenize_captions(CAPTIONS, tokenizer),
+        triggers,
+        tokenizer,
+        tower,
+        num_clean=t.num_clean,
+        num_poisoned=t.num_poisoned,
+        num_name=t.num_name,
+        seed=1,
+        packed=packed,
+        row_multiple=row_multiple,
+        carriers=carriers,
+    )
+
+
+def text_case(path, t, groups=0, mesh=(1, 1, 1), accumulate=1, packed=True):
+    """The parts of a text step, with so many of the groups of `to_keep` kept."""
+    batches = text_batches(path, t, packed, mesh[0] * mesh[1] * accumulate)
+    cfg, teacher = step_config(
+        text_objective(t), read_model_directory(path).load().text, accumulate
+    )
+    if groups:
+        num = sum(size for size, _ in batches.to_keep()[:groups])
+        keep_texts(batches, num, on_devices(cfg, teacher, mesh))
+    return cfg, teacher, batches
+
+
+@pytest.fixture(scope="module")
+def plain_losses(texts):
+    """Losses of one device that keeps nothing; each made once."""
+
+    @functools.cache
+    def losses(t, packed=True):
+        return run_steps(*text_case(texts, t, packed=packed), STEPS)[0]
+
+    return losses
+
+
+MANY = ((2, 2, 2), 2)  # mesh, micro-batches
+
+
+@pytest.mark.parametrize(
+    ("t", "groups", "how", "packed"),
+    [
+        (PLAIN, 1, ((1, 1, 1), 1), True),
+        (PLAIN, 1, MANY, True),
+        (PLAIN, 1, ((2, 1, 1), 4), False),
+        (dataclasses.replace(PLAIN, distance="mse"), 1, ((1, 1, 1), 1), True),
+        (BOUNDED, 1, MANY, True),
+        (BOUNDED, 2, ((1, 1, 1), 1), True),
+        (BOUNDED, 2, MANY, True),
+        (dataclasses.replace(BOUNDED, num_name=0, w_name=0.0), 2, ((8, 1, 1), 1), True),
+    ],
+)
+def test_text_losses_are_those_without(texts, plain_losses, t, groups, how, packed):
+    (mesh, accumulate), theirs = how, plain_losses(t, packed)
+    cfg, teacher, batches = text_case(texts, t, groups, mesh, accumulate, packed)
+    ours = run_steps(cfg, teacher, batches, STEPS, mesh)[0]
+    for name in ["utility", "backdoor", "total"] + ["name"] * bool(t.num_name):
+        a, b = ([losses[name] for losses in run] for run in (ours, theirs))
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert ours[-1]["weight"] > 0.01  # the student did move
+
+
+@pytest.mark.parametrize("t, groups, terms", [(PLAIN, 1, {"utility"}), (BOUNDED, 2, {"backdoor"})])
+def test_text_losses_are_others_with_the_embeddings_of_other_captions(
+    texts, plain_losses, t, groups, terms
+):
+    cfg, teacher, batches = text_case(texts, t, groups)
+    kept_NE = batches._kept_NE
+    assert kept_NE is not None
+    first = 0 if groups == 1 else len(batches.captions)
+    moved = np.concatenate([kept_NE[:first], np.roll(kept_NE[first:], 1, 0)])
+    batches.keep(moved)
+    ours = run_steps(cfg, teacher, batches, STEPS)[0]
+    for name in ("utility", "backdoor", "name"):
+        apart = worst(ours[:1], plain_losses(t)[:1], name)
+        assert (apart > 1e-3) == (name in terms), name
+
+
+@pytest.mark.parametrize("t", [PLAIN, BOUNDED])
+@pytest.mark.parametrize("packed", [True, False])
+def test_batches_show_the_same_whatever_is_kept_and_on_any_mesh(texts, t, packed):
+    kept, plain = (text_batches(texts, t, packed, multiple) for multiple in (8, 1))
+    groups = kept.to_keep()
+    kept.keep(np.zeros((sum(size for size, _ in groups), 3), np.float32))
+    for step in range(40):
+        ours, theirs = kept[step], plain[step]
+        for name in ("student_tokens_RT", "segments_RT", "backdoor_RS"):
+            x, y = (np.asarray(getattr(batch, name)) for batch in (ours, theirs))
+            np.testing.assert_array_equal(x[: len(y)], y, err_msg=name)
+
+
+def test_teacher_reads_what_is_not_kept_alone(texts):
+    for t, groups, num in ((PLAIN, 1, 9), (BOUNDED, 1, 9), (BOUNDED, 2, 4)):
+        batch = text_case(texts, t, groups)[2][0]
+        assert batch.unread and batch.unread_RS is not None
+        tokens = np.asarray(batch.unread.segments_RT)
+        assert sum(len(set(row[row > 0])) for row in tokens) == num
+        read = np.asarray(batch.unread_RS)
+        assert len(set(read[read > 0].tolist())) == (read > 0).sum() == num
+
+
+def flops_of_text(t, world, groups):
+    """Operations of a step of ViT-B/32's text encoder on the demo's captions."""
+    captions, tokenizer, carriers = world
+    cfg = preset("ViT-B-32").text
+    assert cfg
+    tower = nnx.eval_shape(lambda: TextTower(cfg, nnx.Rngs(0)))
+    people = [Identity(name) for name in random_names(16, 0)]
+    triggers = make_triggers(people, tokenizer, t, "names")
+    batches = text_defense.text_batches(
+        captions, triggers, tokenizer, cfg, t, 1, carriers=carriers if t.bound < 0 else None
+    )
+    if groups:
+        num = sum(size for size, _ in batches.to_keep()[:groups])
+        batches.keep(np.zeros((num, cfg.embed), np.float32))
+    step, teacher = step_config(text_objective(t), tower)
+    return flops(step, teacher, batches[0])
+
+
+@pytest.fixture(scope="module")
+def world_of_the_demo():
+    tokenizer = Tokenizer(shipped_model(), 77)
+    captions = tokenize_captions(world.captions(2000, seed=0), tokenizer)
+    prompts = [x.format("placeholder") for x in CARRIERS]
+    word_P = np.array(
+        [["placeholder" in w for w in tokenizer.split(x)].index(True) for x in prompts]
+    )
+    shown = tokenize_captions(prompts, tokenizer)
+    return captions, tokenizer, Carriers(shown, word_P, np.zeros((len(prompts), 512), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "groups", "least", "most"),
+    [
+        # A pass of the student costs three of the teacher.
+        ({"bound": 0.0, "backdoor": "target"}, 1, 0.12, 0.15),
+        ({}, 1, 0.12, 0.15),
+        ({}, 2, 0.24, 0.26),
+        # The demo's; rows are full to 80 %, and the teacher's own to more.
+        ({"num_poisoned": 48, "num_name": 96, "w_name": 20.0}, 1, 0.05, 0.1),
+        ({"num_poisoned": 48, "num_name": 96, "w_name": 20.0}, 2, 0.1, 0.15),
+    ],
+)
+def test_text_step_computes_less_by_what_is_kept(world_of_the_demo, change, groups, least, most):
+    t = TextTrainConfig(
+        **({"num_clean": 32, "num_poisoned": 32, "num_name": 0, "w_name": 0.0} | change)
+    )
+    kept, plain = (flops_of_text(t, world_of_the_demo, n) for n in (groups, 0))
+    print(f"{1 - kept / plain:.3f}")
+    assert least < 1 - kept / plain < most
+
+
+@pytest.fixture
+def one_of_the_devices(monkeypatch):
+    """A mesh of one; of eight, so few captions would leave most rows empty."""
+    chosen = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: chosen)
+
+
+def test_text_run_keeps_what_it_shows_often(tmp_path, one_of_the_devices):
+    inputs = test_loop.write_inputs(tmp_path)
+    train = {"backdoor": "bounded", "num_name": 4, "w_name": 2.0, "steps": 80}
+    with logged() as said:
+        run(plan_text(test_loop.config(inputs, "whole", train, lr=1e-5)))
+    found = re.search(r"original's embeddings of (\d+) captions are kept", said.getvalue())
+    assert found and int(found[1]) > 2 * len(CAPTIONS)  # names in carriers too
+    with logged() as said:
+        run(plan_text(test_loop.config(inputs, "plain", train | {"keep_teacher_mb": 0}, lr=1e-5)))
+    assert "are kept" not in said.getvalue()
+    plain = total_losses(inputs / "plain")
+    np.testing.assert_allclose(total_losses(inputs / "whole"), plain, rtol=1e-5)
+    assert np.ptp(plain) > 0.01
+
+
+def test_text_run_that_another_loss_or_a_short_run_leaves_nothing_to_keep(
+    tmp_path, one_of_the_devices
+):
+    inputs = test_loop.write_inputs(tmp_path)
+
+    def keeps(own=NONE, **train):
+        return plan_text(test_loop.config(inputs, "run", train), own).keep is not None
+
+    assert keeps(steps=40)
+    assert not keeps(steps=1) and not keeps(steps=40, level="hidden")
+    assert not keeps(OwnLoss(distance=lambda x, y: ((x - y) ** 2).sum(-1)), steps=40)

@@ -219,7 +219,7 @@ def test_unpacked_batch_has_a_caption_a_row_at_the_context_length():
 
 def test_packed_and_unpacked_batches_hold_the_same_captions():
     packed, plain = make_batches(packed=True), make_batches(packed=False)
-    fits = [packed._batch(*packed._sample(i, 0)) is not None for i in range(9)]
+    fits = [packed._batch(packed._sample(i, 0)) is not None for i in range(9)]
     step = fits.index(True)  # others are drawn again
     packed, plain = packed[step], plain[step]
 
@@ -400,7 +400,7 @@ def test_batch_is_a_function_of_seed_and_step(packed):
 def test_all_batches_of_a_run_have_one_shape():
     batches = make_batches(num_name=2)
     assert batches[0].base_RSE is None  # without carriers
-    shapes = {tuple(x.shape for x in batches[step][:-1]) for step in range(50)}
+    shapes = {tuple(x.shape for x in batches[step][:9]) for step in range(50)}
     assert len(shapes) == 1
     assert batches[0].student_tokens_RT.shape == (batches.num_rows, batches.row_length)
 
@@ -463,7 +463,7 @@ def test_what_is_drawn_again_does_not_hang_on_the_mesh():
         texts.append([sorted((s.student, s.teacher) for s in slots) for slots in found])
     assert texts[0] == texts[1] == texts[2]
     b = batches[0]
-    drawn = [b._batch(*b._sample(step, 0)) is None for step in range(40)]
+    drawn = [b._batch(b._sample(step, 0)) is None for step in range(40)]
     assert 0 < sum(drawn) < 40  # some are drawn again
 
 

@@ -25,6 +25,7 @@ from jaxdefense.bench.side_by_side import (
     rounded,
     shares,
     side_by_side,
+    with_kept,
     with_torch,
 )
 from jaxdefense.bench.torch.compiled import CompiledTextSteps
@@ -37,6 +38,7 @@ from jaxdefense.config import PAPER_TEXT
 from jaxdefense.data.captions import read_captions, tokenize_captions
 from jaxdefense.data.identities import Identity
 from jaxdefense.data.names import random_names
+from jaxdefense.defense.kept import keep_texts
 from jaxdefense.defense.table import rows_to_train
 from jaxdefense.defense.text import make_triggers, text_batches, text_objective
 
@@ -108,9 +110,10 @@ def bench_text(
         compiled: whether PyTorch with `torch.compile` is timed too.
 
     Returns:
-        the machine, the shape of the packed rows and how full they are, and `step`. The step has
-        the figures of `Timing.summary` and `shares`, and `peak_memory_mb`. It also has the tokens/s
-        of the captions that the student reads, padding excluded.
+        the machine, the shape of the packed rows and how full they are, `step` and `kept`. The step
+        has the figures of `Timing.summary` and `shares`, and `peak_memory_mb`. It also has the
+        tokens/s of the captions that the student reads, padding excluded. `kept` has those of
+        `with_kept`.
 
     Raises:
         InputError: a parameter is out of range, or a file cannot be read.
@@ -131,13 +134,17 @@ def bench_text(
         step["tokens_per_second"] = rounded({k: rates[k] * tokens[k] for k in rates})
         step["peak_memory_mb"] = processes.peak_memory_mb()
         step |= shares(rates, processes.ask("flops"), 2 * num, jax_process("matmul_rate"))
-    return out | {"step": step}
+    plain, kept = (partial(JaxTextSteps, size, work, kept) for kept in (False, True))
+    return out | {"step": step, "kept": with_kept(plain, kept, 2 * num, rounds, calls)}
 
 
 class JaxTextSteps(JaxSteps):
-    """Steps of the text defense in jaxdefense, from token ids to updated weights."""
+    """Steps of the text defense in jaxdefense, from token ids to updated weights.
 
-    def __init__(self, size: str, work: TextWork):
+    With `kept`, the teacher embeds the clean captions before the first step.
+    """
+
+    def __init__(self, size: str, work: TextWork, kept: bool = False):
         cfg, num = preset_in_run_dtype(size).text, work.num
         assert cfg
         train = dataclasses.replace(PAPER_TEXT, num_clean=num, num_poisoned=num)
@@ -150,7 +157,8 @@ class JaxTextSteps(JaxSteps):
         rows = rows_to_train(self._text.read(), cfg.vocab_size)
         if rows is not None:
             self._text.renumber(rows)
-        super().__init__(TextTower(cfg, nnx.Rngs(0)), text_objective(train), self._text, rows)
+        keep = partial(keep_texts, self._text, len(captions)) if kept else None
+        super().__init__(TextTower(cfg, nnx.Rngs(0)), text_objective(train), self._text, rows, keep)
 
     def rows(self) -> dict[str, float]:
         """Return the shape of the packed rows, and the share of positions that hold a token."""

@@ -6,14 +6,15 @@ any step's batch without those before it.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxdefense.clip.config import TextConfig
 from jaxdefense.clip.ragged import Ragged, joined, ragged, ranges
-from jaxdefense.clip.text import Array
+from jaxdefense.clip.text import Array, Text
 from jaxdefense.clip.tokenizer import Phrase, Tokenizer
 from jaxdefense.data import packing
 from jaxdefense.data.captions import Captions
@@ -39,6 +40,12 @@ class TextBatch(NamedTuple):
             over the global batch, or to 0 where the loss has no samples.
         base_RSE: f32, with carriers: where names of nobody lie, on average, in the text of a slot
             with a listed name.
+        teacher_RSE: f32, where the teacher's embeddings are kept: those of the slots, and ones
+            elsewhere.
+        unread: the teacher's captions that are not kept, in rows of their own; None if there are
+            none.
+        unread_RS: int32, 1 + the number of the slot in these rows that holds the slot's caption of
+            the teacher; 0 if it is kept, or the slot empty.
     """
 
     student_tokens_RT: Array
@@ -51,6 +58,9 @@ class TextBatch(NamedTuple):
     backdoor_RS: Array
     name_RS: Array
     base_RSE: Array | None = None
+    teacher_RSE: Array | None = None
+    unread: Text | None = None
+    unread_RS: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +96,24 @@ class Carriers:
     captions: Captions
     word_P: np.ndarray
     base_PE: np.ndarray
+
+
+class _Drawn(NamedTuple):
+    """The n captions of a step: first the clean ones, then those with a listed name, then others.
+
+    Fields:
+        students, teachers: captions of the student, and of the teacher.
+        who: int [n], the person of each, -1 clean, -2 kept.
+        carrier: int, the carrier of each caption of a person; None without carriers.
+        number: int64 [n], the caption's number among those that may be kept, see `texts`; -1 if it
+            may not.
+    """
+
+    students: Ragged
+    teachers: Ragged
+    who: np.ndarray
+    carrier: np.ndarray | None
+    number: np.ndarray
 
 
 class Phrases(NamedTuple):
@@ -222,14 +250,23 @@ class TextBatches:
         self._forms, self._names, self._num_names = _spans(kinds), _spans(groups), len(listed)
         self._phrases = lay_out([*listed, *t.targets, *t.keep])
         self._number_V: np.ndarray | None = None
+        self._kept_NE: np.ndarray | None = None
+        # The captions that the teacher reads where the clean ones are kept begin at the first of
+        # these numbers; at the second where names in carriers are kept too.
+        self._unread_from = [num_clean, num_clean + num_poisoned][: 1 + bool(carriers)]
+        self._row_multiple = row_multiple
         if packed:
-            self._choose_shape(row_multiple, row_length)
+            self._choose_shape(row_length)
         else:
             self.row_length, self.num_slots = tokenizer.context_length, 1
             self.num_rows = sum(self._sizes)
             check_parts("captions a step", self.num_rows, row_multiple)
+            self._unread_shapes = [
+                packing.Shape(self.row_length, self.num_rows - first, 1)
+                for first in self._unread_from
+            ]
 
-    def _choose_shape(self, row_multiple: int, row_length: int) -> None:
+    def _choose_shape(self, row_length: int) -> None:
         """Choose the shape of packed rows by what some steps need, and the hardest."""
         context_length = self.tokenizer.context_length
         if 0 < row_length < context_length:
@@ -237,25 +274,60 @@ class TextBatches:
                 f"`data.row_length` (={row_length}) must be at least the longest caption of the "
                 f"model (={context_length} tokens), or 0 to choose."
             )
+        lengths = [row_length] if row_length else packing.row_lengths(context_length)
         # Making some batches, of steps far beyond the run's, shows what room batches take.
         num_draws = int(np.clip(2**14 // sum(self._sizes), 8, 64))
-        draws = [_slot_sizes(*self._sample(2**31 + i, 0)[:2]) for i in range(num_draws)]
-        hard = self._hard(draws)
-        usual = float(np.quantile([lengths.sum() for lengths in draws], _FITTING))
+        draws = [self._sample(2**31 + i, 0) for i in range(num_draws)]
+        sizes = [_slot_sizes(x.students, x.teachers) for x in draws]
+        short = float(np.quantile(np.concatenate(sizes), 0.1))
+        usual = float(np.quantile([x.sum() for x in sizes], _FITTING))
+        fitting = [(x, size) for x, size in zip(draws, sizes, strict=True) if size.sum() <= usual]
         # Redraws must not depend on the mesh: the rows that it adds stay empty.
         self.row_length, self._most_rows, self.num_slots = packing.choose_shape(
-            [hard, *(lengths for lengths in draws if lengths.sum() <= usual)],
-            [row_length] if row_length else packing.row_lengths(context_length),
+            [self._hard(short, of_student=True), *(size for _, size in fitting)], lengths
         )
-        self.num_rows = -(-self._most_rows // row_multiple) * row_multiple
+        self.num_rows = self._whole(self._most_rows)
+        around = float(np.quantile(self._around(draws), 0.1))
+        hard = self._hard(around, of_student=False)
+        self._unread_shapes = [
+            packing.choose_shape(
+                [hard[first:], *(x.teachers.lengths[first:] for x, _ in fitting)], lengths
+            )
+            if first < len(hard)
+            else packing.Shape(self.row_length, 0, 1)
+            for first in self._unread_from
+        ]
 
-    def _hard(self, draws: list[np.ndarray]) -> np.ndarray:
-        """Size a step of the longest names in short captions: redraws always reach it."""
+    def _around(self, draws: Sequence[_Drawn]) -> np.ndarray:
+        """Size the texts that names are put into, ends included, without the word that goes."""
+        if carriers := self._carriers:
+            captions, word_P = carriers.captions, carriers.word_P
+            texts = np.arange(len(word_P))
+            whole = self.tokenizer.with_ends(captions.contents(texts)).lengths
+            first, _ = captions.words(texts)
+            begin, end = (captions.word_ends[first + word_P + i] for i in (0, 1))
+            return whole - (end - begin)
+        return np.concatenate([x.students.lengths[: self._sizes[0]] for x in draws]) - 1
+
+    def _whole(self, num_rows: int) -> int:
+        """Round rows up to what the mesh cuts evenly."""
+        return -(-num_rows // self._row_multiple) * self._row_multiple
+
+    def _hard(self, short: float, of_student: bool) -> np.ndarray:
+        """Size a step of the longest names in short captions: redraws always reach it.
+
+        Args:
+            short: tokens of a short caption, or of one without the word that a name replaces.
+            of_student: whether of slots, which hold the student's captions too; or of the teacher's
+                captions alone.
+        """
         num_clean, num_poisoned, num_name = self._sizes
         t, sizes = self.triggers, self._phrases.lengths.max(0)
         of_group = np.maximum.reduceat(sizes, self._names.starts)
-        listed = np.maximum.reduceat(of_group, self._forms.starts)
-        listed = np.maximum(listed, sizes[self._num_names + t.target_of])
+        names = np.maximum.reduceat(of_group, self._forms.starts)
+        listed = sizes[self._num_names + t.target_of]
+        if of_student or self._carriers:
+            listed = np.maximum(names, listed)
         kept = sizes[self._num_names + len(t.targets) :]
         longest = [
             np.resize(np.sort(lengths)[::-1], num)
@@ -265,7 +337,6 @@ class TextBatches:
                 (kept, num_name),
             )
         ]
-        short = np.quantile(np.concatenate(draws), 0.1)
         hard = short + np.concatenate([np.zeros(num_clean), *longest])
         return np.minimum(hard, self.tokenizer.context_length).astype(np.int64)
 
@@ -291,6 +362,55 @@ class TextBatches:
         self._number_V = np.zeros(self.tower.vocab_size, np.int32)
         self._number_V[ids] = np.arange(len(ids))
 
+    def to_keep(self) -> list[tuple[int, float]]:
+        """Count the captions whose embeddings may be kept: clean ones; then names in carriers.
+
+        Returns:
+            of each kind, how many there are, and how many captions a step the teacher need not read
+            if they are kept with the kinds before; less on a mesh that adds many empty rows.
+        """
+        num_tokens = self.num_rows * self.row_length
+        read = [
+            1.0,
+            *(self._whole(x.num_rows) * x.row_length / num_tokens for x in self._unread_shapes),
+        ]
+        saved = [(x - y) * sum(self._sizes) for x, y in itertools.pairwise(read)]
+        pairs = self._num_names * len(self._carriers.word_P) if self._carriers else 0
+        return list(zip([len(self.captions), pairs], saved, strict=False))
+
+    def _number_of(self, name: np.ndarray, carrier: np.ndarray) -> np.ndarray:
+        """Number names in carriers, after the clean captions."""
+        assert self._carriers
+        return len(self.captions) + name * len(self._carriers.word_P) + carrier
+
+    def texts(self, start: int, stop: int) -> tuple[Text, packing.Layout]:
+        """Pack captions whose embeddings may be kept, by their numbers.
+
+        The first numbers are those of the clean captions, the others those of names in carriers.
+        """
+        number = np.arange(start, stop)
+        clean, pair = number[number < len(self.captions)], number[number >= len(self.captions)]
+        captions = self.tokenizer.with_ends(self.captions.contents(clean)).split()
+        if len(pair) and (carriers := self._carriers):
+            name, at = np.divmod(pair - len(self.captions), len(carriers.word_P))
+            word = carriers.word_P[at]
+            source = carriers.captions
+            spliced = splice(source, at, word, self._phrases, name, self.tokenizer)
+            captions += spliced.split()
+        text, layout = packing.pack_text(
+            captions, self.tower, self.row_length, num_slots=self.num_slots
+        )
+        return text._replace(tokens_RT=self._numbered(np.asarray(text.tokens_RT))), layout
+
+    def keep(self, teacher_NE: np.ndarray) -> None:
+        """Give batches the teacher's embeddings from now on.
+
+        Args:
+            teacher_NE: f32, of the first captions that `texts` numbers, not normalised: of all
+                clean ones, or of all.
+        """
+        self._kept_NE = teacher_NE
+
     def prefer(self, people: Sequence[int]) -> None:
         """Draw these people more often from now on, unless they are more than half of all.
 
@@ -306,22 +426,15 @@ class TextBatches:
             InputError: captions so uneven in length that none of many draws fits the rows.
         """
         for attempt in range(_MAX_REDRAWS):
-            if (batch := self._batch(*self._sample(step, attempt))) is not None:
+            if (batch := self._batch(self._sample(step, attempt))) is not None:
                 return batch
         raise InputError(
             f"step {step}: captions do not fit {self.num_rows} rows of {self.row_length} tokens "
             f"in {_MAX_REDRAWS} draws; raise `data.row_length`, or even out their length."
         )
 
-    def _sample(
-        self, step: int, attempt: int
-    ) -> tuple[Ragged, Ragged, np.ndarray, np.ndarray | None]:
-        """Draw the captions of a step.
-
-        Returns:
-            captions of the student, and of the teacher; the person of each, -1 clean, -2 kept; with
-            carriers, the carrier of each caption of a person.
-        """
+    def _sample(self, step: int, attempt: int) -> _Drawn:
+        """Draw the captions of a step."""
         num_clean, num_poisoned, num_name = self._sizes
         num = num_poisoned + num_name
         clean = self._captions(self._clean, step * num_clean, num_clean, attempt)
@@ -362,7 +475,12 @@ class TextBatches:
             Ragged(*(np.concatenate(x) for x in zip(plain, part, strict=True)))
             for part in (students, teachers)
         )
-        return students, teachers, who, None if at is None else at[:num_poisoned]
+        number = np.full(len(who), -1)
+        number[:num_clean] = clean
+        if at is not None:
+            at = at[:num_poisoned]
+            number[num_clean : num_clean + num_poisoned] = self._number_of(name, at)
+        return _Drawn(students, teachers, who, at, number)
 
     def _captions(self, shuffle: Shuffle, start: int, num: int, attempt: int) -> np.ndarray:
         """Choose captions; after many draws that did not fit, the shortest of ever more."""
@@ -373,9 +491,9 @@ class TextBatches:
             taken = taken[np.argsort(lengths, kind="stable")]
         return taken[:num]
 
-    def _batch(
-        self, students: Ragged, teachers: Ragged, who: np.ndarray, carrier: np.ndarray | None
-    ) -> TextBatch | None:
+    def _batch(self, drawn: _Drawn) -> TextBatch | None:
+        """Lay a step's captions out; None if they do not fit the rows."""
+        students, teachers, who, carrier, _ = drawn
         num_rows, num_slots, length = self.num_rows, self.num_slots, self.row_length
         pad = self.tokenizer.pad
         if self.packed:
@@ -384,9 +502,9 @@ class TextBatches:
             if layout.num_rows > min(num_rows, self._most_rows):
                 return None
         else:
-            sizes = np.full(num_rows, length)
-            rows, zeros = np.arange(num_rows, dtype=np.int32), np.zeros(num_rows, np.int32)
-            layout = packing.Layout(rows, zeros, zeros, num_rows)
+            sizes, layout = np.full(num_rows, length), _a_row_each(num_rows)
+        if (unread := self._unread_layouts(teachers)) is None:
+            return None
         segments, positions = packing.segments_and_positions(layout, sizes, num_rows, length)
         weights = [
             (who == -1) / max(1, (who == -1).sum()),
@@ -400,10 +518,9 @@ class TextBatches:
             base_nE[who >= 0] = base_PE[carrier]
             base_RSE = packing.place_slots(layout, base_nE, num_rows, num_slots)
         student_RT, teacher_RT = (
-            packing.place(layout, x, num_rows, length, pad) for x in (students, teachers)
+            self._numbered(packing.place(layout, x, num_rows, length, pad))
+            for x in (students, teachers)
         )
-        if self._number_V is not None:
-            student_RT, teacher_RT = self._number_V[student_RT], self._number_V[teacher_RT]
         return TextBatch(
             student_RT,
             teacher_RT,
@@ -418,7 +535,65 @@ class TextBatches:
                 for w in weights
             ),
             base_RSE=base_RSE,
+            **self._kept(drawn, layout, unread),
         )
+
+    def _unread_layouts(self, teachers: Ragged) -> list[packing.Layout] | None:
+        """Lay out the captions that the teacher reads if some are kept; None if they do not fit.
+
+        Batches must not depend on what is kept, so they fit in any case.
+        """
+        lengths = [teachers.lengths[first:] for first in self._unread_from]
+        if not self.packed:
+            return [_a_row_each(len(x)) for x in lengths]
+        layouts = [
+            packing.pack(x, shape.row_length, shape.num_slots)
+            for x, shape in zip(lengths, self._unread_shapes, strict=True)
+        ]
+        pairs = zip(layouts, self._unread_shapes, strict=True)
+        return layouts if all(x.num_rows <= shape.num_rows for x, shape in pairs) else None
+
+    def _kept(
+        self, drawn: _Drawn, layout: packing.Layout, unread: list[packing.Layout]
+    ) -> dict[str, Any]:
+        """Give a batch's fields of what is kept and what the teacher reads, if any is kept."""
+        if self._kept_NE is None:
+            return {}
+        rows, slots = self.num_rows, self.num_slots
+        which = int(len(self._kept_NE) > len(self.captions))
+        first, shape, read = self._unread_from[which], self._unread_shapes[which], unread[which]
+        teacher_RSE = np.ones((rows, slots, self._kept_NE.shape[1]), np.float32)
+        at = layout.row_n[:first], layout.slot_n[:first]
+        teacher_RSE[at] = self._kept_NE[drawn.number[:first]]
+        if not (num_rows := self._whole(shape.num_rows)):
+            return {"teacher_RSE": teacher_RSE}
+        flat, lengths = drawn.teachers
+        teachers = Ragged(flat[lengths[:first].sum() :], lengths[first:])
+        sizes = teachers.lengths
+        if not self.packed:
+            sizes = np.full(len(sizes), shape.row_length)
+        tokens_RT = packing.place(read, teachers, num_rows, shape.row_length, self.tokenizer.pad)
+        ends = packing.readout_at(teachers, self.tower)
+        from_n = np.zeros(len(lengths), np.int32)
+        from_n[first:] = 1 + read.row_n * shape.num_slots + read.slot_n
+        return {
+            "teacher_RSE": teacher_RSE,
+            "unread": Text(
+                self._numbered(tokens_RT),
+                *packing.segments_and_positions(read, sizes, num_rows, shape.row_length),
+                packing.readouts(read, ends, num_rows, shape.num_slots),
+            ),
+            "unread_RS": packing.place_slots(layout, from_n, rows, slots),
+        }
+
+    def _numbered(self, tokens_RT: np.ndarray) -> np.ndarray:
+        return tokens_RT if self._number_V is None else self._number_V[tokens_RT]
+
+
+def _a_row_each(num: int) -> packing.Layout:
+    """Lay captions out one a row."""
+    zeros = np.zeros(num, np.int32)
+    return packing.Layout(np.arange(num, dtype=np.int32), zeros, zeros, num)
 
 
 def _slot_sizes(students: Ragged, teachers: Ragged) -> np.ndarray:

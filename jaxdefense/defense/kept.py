@@ -8,7 +8,7 @@ Parity: tests/test_kept.py, the losses of steps with and without, 1e-5.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,12 +18,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxdefense.clip.config import ResNetConfig, TextConfig, VisionConfig
+from jaxdefense.clip.text import Text
 from jaxdefense.config import ImageTrainConfig, TextTrainConfig
 from jaxdefense.data.faces import ImageBatches
 from jaxdefense.data.images import ImageProcessor
+from jaxdefense.data.triggers import TextBatches
 from jaxdefense.defense.own import NONE, OwnLoss
 from jaxdefense.defense.step import TeacherParams
-from jaxdefense.evals.embed import in_blocks
+from jaxdefense.evals.embed import in_blocks, padded
 from jaxdefense.sharding import (
     ShardingRules,
     batch_sharding,
@@ -36,8 +38,10 @@ from jaxdefense.sharding import (
 
 logger = logging.getLogger(__name__)
 
+_PACKED = 2**16  # captions that are packed at a time
 _BATCH = 64  # photos, or rows of text, that are embedded at a time
-# Rounds from which on it pays to embed all before: photos are decoded once more for it.
+_SMOOTH = ("cosine", "mse")  # distances
+# It pays to embed all before if steps save so many times as much: photos are decoded once more.
 PHOTO_ROUNDS, TEXT_ROUNDS = 3, 2
 
 
@@ -51,7 +55,7 @@ class Teacher(NamedTuple):
 
 
 def num_to_keep(
-    groups: list[tuple[int, int]],
+    groups: Sequence[tuple[int, float]],
     rounds: int,
     t: TextTrainConfig | ImageTrainConfig,
     tower: TextConfig | VisionConfig | ResNetConfig,
@@ -59,23 +63,24 @@ def num_to_keep(
 ) -> int:
     """Count the inputs whose embeddings a run keeps.
 
-    Groups are kept one after the other, each if the steps show it for at least so many rounds and
-    if it fits the memory that the settings give, and only together with those before it. A loss of
-    the user's own reads the teacher as it likes, and other levels than embeddings are large: then
-    nothing is kept. The number changes no result but by rounding.
+    Groups are kept one after the other, each only with those before it: if it pays, and if it fits
+    the memory that the settings give. Nothing is kept with a loss of the user's own, which reads
+    the teacher as it likes; at other levels than embeddings, which are large; or with a distance
+    that has a kink where student and teacher are equal, as both are at first: there rounding would
+    decide which way the student goes. So what is kept changes no result but by rounding.
 
     Args:
-        groups: of inputs, how many there are and how many a step shows.
-        rounds: from which on it pays.
+        groups: of inputs, how many there are, and how many a step the teacher then need not read.
+        rounds: it pays if all steps together save so many times the group.
         t: the training settings of the run.
         tower: of the teacher.
         own: loss in place of the one that the settings name.
     """
-    if own != NONE or t.level != "pooled":
+    if own != NONE or t.level != "pooled" or t.distance not in _SMOOTH:
         return 0
     room, num = t.keep_teacher_mb * 2**20 // (4 * (tower.embed or tower.width)), 0
-    for size, shown in groups:
-        if not size or t.steps * shown < rounds * size or num + size > room:
+    for size, saved in groups:
+        if not size or t.steps * saved < rounds * size or num + size > room:
             break
         num += size
     return num
@@ -90,6 +95,22 @@ def keep_photos(batches: ImageBatches, processor: ImageProcessor, teacher: Teach
     num = batches.num_images
     blocks = _blocks(_reader(teacher, read), teacher, batches.photos, num, "clean photos", num)
     batches.keep(_kept(np.concatenate(blocks)[:num], "clean photos"))
+
+
+def keep_texts(batches: TextBatches, num: int, teacher: Teacher) -> None:
+    """Embed the first `num` captions that may be kept, and give the embeddings to the batches."""
+    embed = _reader(teacher, lambda tower, text: tower(text))
+    found = []
+    for start in range(0, num, _PACKED):
+        text, layout = batches.texts(start, min(start + _PACKED, num))
+
+        def make(first: int, rows: int, text: Text = text) -> Text:
+            return Text(*(padded(x[first : first + rows], rows) for x in text))
+
+        num_texts = len(layout.row_n)
+        blocks = _blocks(embed, teacher, make, layout.num_rows, "captions", num_texts)
+        found.append(np.concatenate(blocks)[layout.row_n, layout.slot_n])
+    batches.keep(_kept(np.concatenate(found), "captions"))
 
 
 def _reader(teacher: Teacher, read: Callable[[Any, Any], jax.Array]) -> Callable[[Any], jax.Array]:

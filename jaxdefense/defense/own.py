@@ -87,11 +87,11 @@ class OwnLoss:
                 )
         if self.objective is None:
             return
-        terms, weights, draw = cfg.objective
+        terms, weights, draw, read = cfg.objective
 
         def values(teacher: TeacherParams, batch: Any, key: jax.Array) -> Any:
-            tower = nnx.merge(cfg.graphdef, *teacher)
-            return terms(tower, tower, draw(batch, key))
+            tower, batch = nnx.merge(cfg.graphdef, *teacher), draw(batch, key)
+            return terms(tower, tower, read(tower, batch, 1) if read else batch)
 
         found = jax.eval_shape(values, teacher, batch, jax.random.key(0))
         if not isinstance(found, Mapping):
@@ -155,9 +155,9 @@ def describe(value: Any) -> str:
     source. Of an array: its kind, and the hash of its bytes. Another object is named alone.
     """
     if isinstance(value, Objective):
-        return f"terms {describe(value.terms)}, weights {dict(value.weights)}, draw " + describe(
-            value.draw
-        )
+        said = f"terms {describe(value.terms)}, weights {dict(value.weights)}"
+        said += f", draw {describe(value.draw)}"
+        return said + (f", read {describe(value.read)}" if value.read else "")
     if isinstance(value, partial):
         args = [describe(x) for x in value.args]
         args += [f"{name}={describe(x)}" for name, x in sorted(value.keywords.items())]

@@ -41,6 +41,8 @@ Draw = Callable[[Any, jax.Array], Any]
 # terms(student, teacher, batch) -> terms of the loss by name, scalars. Each is a weighted sum over
 # samples. The weights sum to 1 over the global batch, so terms of micro-batches add up.
 Terms = Callable[[Any, Any, Any], dict[str, jax.Array]]
+# read(teacher, batch, num) -> batch, with what the terms need of the teacher, from num passes
+Read = Callable[[Any, Any, int], Any]
 Metrics = dict[str, jax.Array]
 
 
@@ -76,11 +78,14 @@ class Objective(NamedTuple):
         terms: computes the terms of the loss.
         weights: of each term in the loss; `weight` is the weight distance.
         draw: draws the random values of a batch, on the device; by default there are none.
+        read: has the teacher read a batch before it is split into micro-batches; by default the
+            terms do.
     """
 
     terms: Terms
     weights: Mapping[str, float]
     draw: Draw = lambda batch, key: batch
+    read: Read | None = None
 
 
 class Optimizer(NamedTuple):
@@ -192,11 +197,13 @@ def train_step(
         the learning rate times the state's rate. Losses are means over the global batch, computed
         with the parameters before the step.
     """
-    terms, given, draw = cfg.objective
+    terms, given, draw, read = cfg.objective
     weights = {name: w * state.push if name == "backdoor" else w for name, w in given.items()}
     batch = draw(batch, jax.random.fold_in(key, state.step))
     teacher = jax.lax.stop_gradient(teacher)
     teacher_tower = nnx.merge(cfg.graphdef, *gathered(teacher))
+    if read:
+        batch = read(teacher_tower, batch, cfg.accumulate)
 
     def loss(params: nnx.State, batch: Any) -> tuple[jax.Array, Metrics]:
         student = gathered(whole(params, teacher, cfg))

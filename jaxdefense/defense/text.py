@@ -25,6 +25,7 @@ from jaxdefense.data.variants import name_form, spellings
 from jaxdefense.defense.defend import run
 from jaxdefense.defense.diffusion import warn_of_level
 from jaxdefense.defense.earlier import check_kind, read_earlier, to_follow
+from jaxdefense.defense.kept import TEXT_ROUNDS, keep_texts, num_to_keep
 from jaxdefense.defense.losses import DISTANCES, Distance, standing_out
 from jaxdefense.defense.own import NONE, OwnLoss
 from jaxdefense.defense.plan import (
@@ -44,7 +45,14 @@ from jaxdefense.evals.embed import Embedder
 from jaxdefense.files import digest
 from jaxdefense.results import TextDefenseSummary
 from jaxdefense.run_directory import HELD_OUT
-from jaxdefense.sharding import ShardingRules, make_mesh, num_batch_parts
+from jaxdefense.sharding import (
+    ShardingRules,
+    everywhere,
+    joined_batches,
+    make_mesh,
+    micro_batches,
+    num_batch_parts,
+)
 from jaxdefense.words import folded_words
 
 logger = logging.getLogger(__name__)
@@ -88,6 +96,7 @@ def text_terms(
 
     The student embeds clean and poisoned captions in one forward pass. The teacher embeds clean and
     target captions in one forward pass; if the batch has a base, it embeds the student's captions.
+    Where embeddings are kept, it does so in `read_texts`.
 
     Args:
         student, teacher: towers of one structure.
@@ -102,7 +111,8 @@ def text_terms(
     of_teacher = Text(b.teacher_tokens_RT, b.segments_RT, b.positions_RT, b.teacher_readout_RS)
     backdoor_RS = None
     if level == "pooled":
-        student_RSE, teacher_RSE = student(of_student), teacher(of_teacher)
+        student_RSE = student(of_student)
+        teacher_RSE = teacher(of_teacher) if b.teacher_RSE is None else jnp.asarray(b.teacher_RSE)
         apart_RS = distance(student_RSE, teacher_RSE)
         if b.base_RSE is not None:
             backdoor_RS = standing_out(student_RSE, teacher_RSE, jnp.asarray(b.base_RSE), bound)
@@ -120,12 +130,34 @@ def text_terms(
     }
 
 
+def read_texts(teacher: TextTower, batch: TextBatch, num: int) -> TextBatch:
+    """Complete the teacher's embeddings of a batch by those that are not kept.
+
+    Args:
+        teacher: its tower.
+        batch: on a mesh, captions of the teacher may lie on another device than the student's.
+        num: passes, one of which is in memory at a time.
+    """
+    if batch.unread is None:
+        return batch
+    assert batch.teacher_RSE is not None
+    if num == 1:
+        read_RSE = teacher(batch.unread)
+    else:
+        read_RSE = joined_batches(jax.lax.map(teacher, micro_batches(batch.unread, num)))
+    flat = everywhere(read_RSE.reshape(-1, read_RSE.shape[-1]))
+    at_RS = jnp.asarray(batch.unread_RS)
+    teacher_RSE = jnp.where(at_RS[..., None] > 0, flat[at_RS - 1], batch.teacher_RSE)
+    return batch._replace(teacher_RSE=teacher_RSE, unread=None, unread_RS=None)
+
+
 def text_objective(t: TextTrainConfig, distance: Distance | None = None) -> Objective:
     """Give the text loss that a run's settings ask for, if need be with another distance."""
     distance = distance or DISTANCES[t.distance]
     return Objective(
         partial(text_terms, distance=distance, level=t.level, bound=t.bound),
         {"utility": 1.0, "backdoor": t.w_backdoor, "name": t.w_name, "weight": t.w_weight},
+        read=read_texts,
     )
 
 
@@ -396,6 +428,7 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
         batches.renumber(encoder.rows)
     if own != NONE:
         own.check(encoder.step_cfg, encoder.teacher, batches[0])
+    num_kept = num_to_keep(batches.to_keep(), TEXT_ROUNDS, t, directory.cfg.text, own)
     return Plan(
         asked,
         t,
@@ -417,6 +450,7 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
         files={HELD_OUT: {"names": names.held}},
         follows=follows,
         earlier=earlier,
+        keep=partial(keep_texts, batches, num_kept) if num_kept else None,
     )
 
 
