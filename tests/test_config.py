@@ -48,6 +48,7 @@ WHICH = {
     "sweep_text": (SweepTextConfig, NEEDED["text"] | {"attack": {"faces": "f"}}),
     "sweep_image": (SweepImageConfig, NEEDED["image"]),
     "sweep_both": (SweepBothConfig, BOTH),
+    "crowd": (SweepTextConfig, NEEDED["text"] | {"attack": {"faces": "f"}}),
     "paper/names": (SweepTextConfig, NEEDED["text"] | {"attack": {"faces": "f"}}),
     "paper/faces": (SweepImageConfig, NEEDED["image"]),
     "paper/names_and_faces": (SweepBothConfig, BOTH),
