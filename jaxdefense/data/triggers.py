@@ -279,16 +279,14 @@ class TextBatches:
         num_draws = int(np.clip(2**14 // sum(self._sizes), 8, 64))
         draws = [self._sample(2**31 + i, 0) for i in range(num_draws)]
         sizes = [_slot_sizes(x.students, x.teachers) for x in draws]
-        short = float(np.quantile(np.concatenate(sizes), 0.1))
         usual = float(np.quantile([x.sum() for x in sizes], _FITTING))
         fitting = [(x, size) for x, size in zip(draws, sizes, strict=True) if size.sum() <= usual]
         # Redraws must not depend on the mesh: the rows that it adds stay empty.
         self.row_length, self._most_rows, self.num_slots = packing.choose_shape(
-            [self._hard(short, of_student=True), *(size for _, size in fitting)], lengths
+            [self._hard(draws, of_student=True), *(size for _, size in fitting)], lengths
         )
         self.num_rows = self._whole(self._most_rows)
-        around = float(np.quantile(self._around(draws), 0.1))
-        hard = self._hard(around, of_student=False)
+        hard = self._hard(draws, of_student=False)
         self._unread_shapes = [
             packing.choose_shape(
                 [hard[first:], *(x.teachers.lengths[first:] for x, _ in fitting)], lengths
@@ -298,8 +296,12 @@ class TextBatches:
             for first in self._unread_from
         ]
 
-    def _around(self, draws: Sequence[_Drawn]) -> np.ndarray:
-        """Size the texts that names are put into, ends included, without the word that goes."""
+    def _around(self, clean: np.ndarray) -> np.ndarray:
+        """Size the texts that names are put into, ends included, without the word that goes.
+
+        Args:
+            clean: int, sizes of captions, which names are put into without carriers.
+        """
         if carriers := self._carriers:
             captions, word_P = carriers.captions, carriers.word_P
             texts = np.arange(len(word_P))
@@ -307,17 +309,17 @@ class TextBatches:
             first, _ = captions.words(texts)
             begin, end = (captions.word_ends[first + word_P + i] for i in (0, 1))
             return whole - (end - begin)
-        return np.concatenate([x.students.lengths[: self._sizes[0]] for x in draws]) - 1
+        return clean - 1
 
     def _whole(self, num_rows: int) -> int:
         """Round rows up to what the mesh cuts evenly."""
         return -(-num_rows // self._row_multiple) * self._row_multiple
 
-    def _hard(self, short: float, of_student: bool) -> np.ndarray:
+    def _hard(self, draws: Sequence[_Drawn], of_student: bool) -> np.ndarray:
         """Size a step of the longest names in short captions: redraws always reach it.
 
         Args:
-            short: tokens of a short caption, or of one without the word that a name replaces.
+            draws: some steps.
             of_student: whether of slots, which hold the student's captions too; or of the teacher's
                 captions alone.
         """
@@ -337,7 +339,9 @@ class TextBatches:
                 (kept, num_name),
             )
         ]
-        hard = short + np.concatenate([np.zeros(num_clean), *longest])
+        clean = np.concatenate([x.students.lengths[:num_clean] for x in draws])
+        short, around = (np.quantile(x, 0.1) for x in (clean, self._around(clean)))
+        hard = np.concatenate([np.full(num_clean, short), *(around + x for x in longest)])
         return np.minimum(hard, self.tokenizer.context_length).astype(np.int64)
 
     def read(self) -> np.ndarray:
