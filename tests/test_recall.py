@@ -498,12 +498,12 @@ def test_defend_text_refuses_names_that_cannot_be_kept(here, capsys):
     assert not (here / "run").exists()
 
 
-@pytest.mark.parametrize("num, steps, every", [(1, 400, 50), (85, 400, 50), (1024, 4800, 600)])
+@pytest.mark.parametrize("num, steps, every", [(1, 400, 50), (73, 400, 50), (1024, 5600, 700)])
 def test_many_people_are_shown_as_often_as_few(num, steps, every):
     t = TextTrainConfig()
     found, lines = plan.lengthened(t, num)
     assert (found.steps, found.validate.every) == (steps, every)
-    assert found.steps * found.num_poisoned >= 300 * num
+    assert found.steps * found.num_poisoned >= 350 * num
     assert bool(lines) == (steps > 400)
     assert dataclasses.replace(found, steps=0, validate=t.validate) == t
 

@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 _ROUNDS = 10
 # Of a text defense whose steps are not given: the least, and how often each person is shown.
-_STEPS, _SHOWN = 400, 300
+_STEPS, _SHOWN = 400, 350
 
 Config = DefendTextConfig | DefendImageConfig
 TrainConfig = TextTrainConfig | ImageTrainConfig
