@@ -3,7 +3,7 @@
 docs/settings.md lists all settings with their defaults.
 
 Up to 1024: as many names in `names` and folders in `faces`, `attack.num_candidates` well above
-them, such as 10000, and more `train.steps`, as each name must come up often enough.
+them, such as 10000. Steps follow the number; see docs/scale.md.
 
 Paper: Hintersdorf et al., Defending Our Privacy With Backdoors, ECAI 2024: 1 to 64 names.
 

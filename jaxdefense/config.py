@@ -265,7 +265,7 @@ class TextTrainConfig:
 
     steps: int = 0
     """Most steps; the run ends once validation finds nothing better. 0: 400, and for many people as
-    many as show each of them 350 times, with as many validations."""
+    many as show each of them 350 times, with as many validations unless their distance is given."""
     num_clean: int = 64
     """Clean captions a step."""
     num_poisoned: int = 64

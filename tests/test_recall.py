@@ -506,6 +506,8 @@ def test_many_people_are_shown_as_often_as_few(num, steps, every):
     assert found.steps * found.num_poisoned >= 350 * num
     assert bool(lines) == (steps > 400)
     assert dataclasses.replace(found, steps=0, validate=t.validate) == t
+    own = dataclasses.replace(t, validate=ValidateConfig(every=20))
+    assert plan.lengthened(own, num)[0].validate.every == 20
 
 
 def test_steps_that_are_given_stay():
@@ -516,14 +518,15 @@ def test_steps_that_are_given_stay():
 def test_run_of_many_people_says_how_long_it_is(here, monkeypatch, capsys):
     monkeypatch.setattr(plan, "_STEPS", 2)
     monkeypatch.setattr(plan, "_SHOWN", 24)
-    assert defend("train.steps=0", "train.validate.every=1") in (0, 1)
+    assert defend("train.steps=0", "train.validate.every=50") in (0, 1)
     said = " ".join(capsys.readouterr().err.split())
     assert (
-        "`train.steps` is 6, to show each of 2 people 24 times; `train.validate.every` is 3" in said
+        "`train.steps` is 6, to show each of 2 people 24 times; `train.validate.every` is 150"
+        in said
     )
     assert read("run")["steps"] == 6
     assert json.loads((here / "run/config.json").read_text())["train"]["steps"] == 0
     steps = [
         json.loads(x)["step"] for x in (here / "run/validation.jsonl").read_text().splitlines()
     ]
-    assert steps[:2] == [3, 6]
+    assert steps == [6]

@@ -53,8 +53,8 @@ class Part(NamedTuple):
 
 # What only an accelerator shows comes first. PyTorch is not compiled, which takes minutes.
 ACCELERATOR = [
-    Part("Step, names", "text --size ViT-B-32 --num 512 --rounds 3 --calls 10 --no-compiled", 75),
-    Part("Step, faces", "image --size ViT-B-32 --num 128 --rounds 3 --calls 5 --no-compiled", 90),
+    Part("Step, names", "text --size ViT-B-32 --num 512 --rounds 3 --calls 10 --no-compiled", 120),
+    Part("Step, faces", "image --size ViT-B-32 --num 128 --rounds 3 --calls 5 --no-compiled", 150),
     Part("The attack", "idia --names 512 --photos 2000 --candidates 65536 --no-compiled", 75),
     Part("Attention", "attention --num 256 --calls 20", 45),
     Part("Profile, names", "profile --step text --size ViT-B-32 --num 512", 45),
@@ -68,8 +68,8 @@ ACCELERATOR = [
     Part("Cost over captions a step", "scale batch", 60),
 ]
 PROCESSOR = [
-    Part("Step, names", "text --no-compiled", 90),
-    Part("Step, faces", "image --no-compiled", 120),
+    Part("Step, names", "text --no-compiled", 150),
+    Part("Step, faces", "image --no-compiled", 200),
     Part("The attack", "idia --size demo --no-compiled", 60),
     Part("Attention", "attention --num 4 --calls 3", 60),
     Part("Profile, names", "profile --step text", 60),

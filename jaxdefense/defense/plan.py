@@ -167,9 +167,9 @@ def read_undefended(cfg: Config) -> ModelDirectory:
 def lengthened(t: T, num: int) -> tuple[T, list[str]]:
     """Give a text defense as many steps as its people need, if `steps` is 0.
 
-    A run of many people is that of few, stretched: it has as many validations, and each person is
-    shown at least `_SHOWN` times. Validations raise the rate and the push, so between them each
-    person must come up often enough to show what the steps did.
+    A run of many people is that of few, stretched: it has as many validations unless their distance
+    is given, and each person is shown at least `_SHOWN` times. Validations raise the rate and the
+    push, so between them each person must come up often enough to show what the steps did.
 
     Args:
         t: the settings of training, as given.
@@ -181,7 +181,9 @@ def lengthened(t: T, num: int) -> tuple[T, list[str]]:
     if not isinstance(t, TextTrainConfig) or t.steps:
         return t, []
     stretch = max(1.0, _SHOWN * num / (_STEPS * t.num_poisoned))
-    steps, every = (math.ceil(stretch * x) for x in (_STEPS, t.validate.every))
+    steps, every = math.ceil(stretch * _STEPS), t.validate.every
+    if every == TextTrainConfig().validate.every:
+        every = math.ceil(stretch * every)
     line = f"`train.steps` is {steps:,}, to show each of {num:,} people {_SHOWN} times"
     if every:
         line += f"; `train.validate.every` is {every:,}"

@@ -436,7 +436,8 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
         encoder,
         batches,
         samples=t.num_clean + t.num_poisoned + t.num_name,
-        resolved=given | {"row_length": batches.row_length},
+        resolved=given
+        | {"row_length": batches.row_length, "steps": t.steps, "validate_every": t.validate.every},
         lines=[
             *_lines(cfg, names, clean, batches, mesh),
             *longer,

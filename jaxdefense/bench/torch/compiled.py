@@ -152,5 +152,5 @@ def _why_not(work: Callable[[], Any]) -> str:
     try:
         work()
     except Exception as error:  # inductor raises what its many parts do
-        return " ".join(str(error).split())[:200]
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return ""
