@@ -518,12 +518,14 @@ def test_steps_that_are_given_stay():
 def test_run_of_many_people_says_how_long_it_is(here, monkeypatch, capsys):
     monkeypatch.setattr(plan, "_STEPS", 2)
     monkeypatch.setattr(plan, "_SHOWN", 24)
-    assert defend("train.steps=0", "train.validate.every=50") in (0, 1)
+    some = ["train.validate.every=50", "optimizer.milestones=(0.5,4)"]
+    assert defend("train.steps=0", *some) in (0, 1)
     said = " ".join(capsys.readouterr().err.split())
     assert (
         "`train.steps` is 6, to show each of 2 people 24 times; `train.validate.every` is 150"
         in said
     )
+    assert "`optimizer.milestones` [4.0] are steps and stay" in said
     assert read("run")["steps"] == 6
     assert json.loads((here / "run/config.json").read_text())["train"]["steps"] == 0
     steps = [

@@ -388,6 +388,11 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
     else:
         identities = read_identities(d.names)
     t, longer = lengthened(cfg.train, len(identities))
+    if longer and (fixed := [x for x in cfg.optimizer.milestones if x >= 1]):
+        longer.append(
+            f"`optimizer.milestones` {fixed} are steps and stay where they are; values below 1 are "
+            "parts of the run"
+        )
     cfg = dataclasses.replace(cfg, train=t)
     check_all_come_up(len(identities), t)
     mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
