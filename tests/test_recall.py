@@ -532,3 +532,12 @@ def test_run_of_many_people_says_how_long_it_is(here, monkeypatch, capsys):
         json.loads(x)["step"] for x in (here / "run/validation.jsonl").read_text().splitlines()
     ]
     assert steps == [6]
+
+
+def test_run_warns_where_names_that_stay_moved_far(here, monkeypatch, capsys):
+    (here / "keep.txt").write_text("Una Ek\nMax Or\n")
+    for bound, warned in ((0.0, True), (2.0, False)):
+        monkeypatch.setattr(text_defense, "_BEARABLE", bound)
+        assert defend("optimizer.lr=0.01", out=f"run-{warned}", keep_names="keep.txt") in (0, 1)
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("names that must stay moved by" in said) is warned

@@ -237,6 +237,12 @@ def _best(plan: Plan, watch: Watch, teacher: TeacherParams) -> tuple[nnx.State, 
                 teacher.trained, params, verdict, watch.validation, plan.train.validate
             )
     logger.info(f"state of step {step}, {alpha:.0%} of the way to it: {verdict}")
+    if (moved := verdict.moved.get("kept", 0.0)) > plan.bearable:
+        logger.warning(
+            f"names that must stay moved by {moved:.2f} (1 - cosine): others may be lost whom "
+            "nothing validates; attack people who stay. What may help: a lower `optimizer.lr` with "
+            "more `train.steps`, and `data.keep_names`."
+        )
     if not verdict.reached:
         most = plan.train.validate.right
         logger.warning(describe_left(verdict, plan.advice, most))

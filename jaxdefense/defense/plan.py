@@ -116,6 +116,7 @@ class Plan(Generic[D]):
         lines: log lines for the start of the run.
         summary: makes the summary from the values that the run adds.
         advice: says what may help if people are still recognised.
+        bearable: how far those who stay may move, see `Verdict.moved`, before a line warns.
         validation: how to validate; None to train all steps and take the last state.
         draw: see `Watch`.
         keep: embeds what several steps show, before the first one; None to keep nothing.
@@ -138,6 +139,7 @@ class Plan(Generic[D]):
     summary: Callable[..., D]
     advice: str
     follows: Followed
+    bearable: float = math.inf
     validation: Validation | None = None
     draw: Draw = lambda verdict: None
     keep: Callable[[Teacher], None] | None = None

@@ -61,6 +61,9 @@ _NUM_KEPT_NAMES, _MOST_NAMESAKES = 10_000, 40_000
 _MOST_HELD, _HELD_OUT = 64, 8  # most names of a kind to validate on; stream of random numbers
 _BATCH = 64  # rows of text that are embedded at a time for a validation
 _ADVICE = "what may help: more `train.steps`, a higher `train.w_backdoor` or `optimizer.lr`"
+# Of a small CLIP that knows 4,096 people, 3 % of the others were lost where names that stay had
+# moved as far as this, and 10 to 30 % where they had moved twice as far (docs/scale.md).
+_BEARABLE = 0.06
 _KEPT_SEED = 2**34  # a seed that no attack has by default
 # Misspellings of a name, and the first of their seeds, which no attack has by default.
 _NUM_MISSPELT, _MISSPELT_SEED = 16, 2**32
@@ -451,6 +454,7 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
         ],
         summary=_summary(names, t),
         advice=_ADVICE,
+        bearable=_BEARABLE,
         validation=validation,
         draw=lambda verdict: batches.prefer([number[name] for name in verdict.left]),
         files={HELD_OUT: {"names": names.held}},
