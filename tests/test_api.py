@@ -341,7 +341,7 @@ def test_attack_evaluate_and_prove_take_the_settings_of_their_commands(monkeypat
     [
         ({"train.stepz": 3}, "perhaps --train.steps is meant"),
         ({"trains": {"steps": 3}}, "--trains.steps"),
-        ({"train.steps": 0}, "`train.steps` (=0) must be above 0"),
+        ({"train.steps": -1}, "`train.steps` (=-1) must be at least 0"),
         ({"train.steps": object()}, "`train.steps`"),
         ({"train.distance": "far"}, "distance"),
         ({"json": True}, "`json` has no effect here"),

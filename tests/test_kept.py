@@ -461,9 +461,9 @@ def world_of_the_demo():
         ({"bound": 0.0, "backdoor": "target"}, 1, 0.12, 0.15),
         ({}, 1, 0.12, 0.15),
         ({}, 2, 0.24, 0.26),
-        # The demo's; rows are full to 80 %, and the teacher's own to more.
-        ({"num_poisoned": 48, "num_name": 96, "w_name": 20.0}, 1, 0.05, 0.1),
-        ({"num_poisoned": 48, "num_name": 96, "w_name": 20.0}, 2, 0.1, 0.15),
+        # The demo's.
+        ({"num_poisoned": 48, "num_name": 96, "w_name": 20.0}, 1, 0.03, 0.06),
+        ({"num_poisoned": 48, "num_name": 96, "w_name": 20.0}, 2, 0.08, 0.11),
     ],
 )
 def test_text_step_computes_less_by_what_is_kept(world_of_the_demo, change, groups, least, most):
