@@ -780,6 +780,9 @@ class CellSummary(Summary):
         num_namesakes: of the others, those who share the first or the last word of their name with
             somebody removed.
         namesakes_tpr, namesakes_photos_right: of these.
+        num_crossed, crossed_tpr, crossed_photos_right: of the namesakes who share the first word
+            with somebody removed, and the last.
+        steps: asked of the defense; None of both encoders, which have numbers of their own.
     """
 
     kind = "sweep_cell"
@@ -811,6 +814,10 @@ class CellSummary(Summary):
     num_namesakes: int | None = None
     namesakes_tpr: float | None = None
     namesakes_photos_right: float | None = None
+    num_crossed: int | None = None
+    crossed_tpr: float | None = None
+    crossed_photos_right: float | None = None
+    steps: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from jaxdefense.config import (
     ValidateConfig,
 )
 from jaxdefense.data.identities import Identity
-from jaxdefense.data.names import census, namesakes, random_names
+from jaxdefense.data.names import census, crossings, namesakes, random_names
 from jaxdefense.data.people import read_faces, read_people
 from jaxdefense.data.sampling import evened
 from jaxdefense.defense import people as people_defense
@@ -92,6 +92,35 @@ def test_namesakes_of_many_words_are_not_the_same_person_shortened():
     assert "James Smith" not in namesakes("James Quincy Smith", 3000, 0)
 
 
+# Crossings
+
+
+def test_crossings_have_the_words_of_two_people():
+    names = ["Ann Lee", "Bo Quincy Fox", "Zoe", "Una Ek"]
+    all_of_them = {"Ann Fox", "Ann Ek", "Bo Lee", "Bo Ek", "Una Lee", "Una Fox"}
+    found = crossings(names, 99, 0)
+    assert {*found} == all_of_them and len(found) == 6
+    assert {*crossings(names, 99, 0, ["BO LEE", "Una Maria Fox"])} == all_of_them - {
+        "Bo Lee",
+        "Una Fox",  # a listed person without their middle name
+    }
+    assert crossings(names, 2, 0) == crossings(names, 2, 0)
+    assert crossings(["Zoe", "Ann Lee", ""], 9, 0) == [] == crossings([], 9, 0)
+    # What namesakes have crossed may be one of them, or the same again.
+    assert crossings(["Ann Lee", "Ann Fox", "Bo Lee", "ann lee"], 9, 0) == ["Bo Fox"]
+
+
+@given(st.integers(2, 300), st.integers(0, 400), st.integers(0, 9))
+def test_crossings_are_as_many_as_asked_none_listed(num_names, num, seed):
+    names = random_names(num_names, 3)
+    found = crossings(names, num, seed)
+    first, last = ({name.split()[i] for name in names} for i in (0, 1))
+    assert all({*x.split()[:1]} <= first and {*x.split()[1:]} <= last for x in found)
+    assert len({*found}) == len(found) <= num and not {*found} & {*names}
+    if 20 * num < num_names**2:
+        assert len(found) == num  # so few are excluded or drawn twice
+
+
 # Names that stay
 
 
@@ -114,25 +143,27 @@ def few(monkeypatch):
 def test_kept_names_are_namesakes_random_ones_and_the_users_own(few, tmp_path):
     (tmp_path / "keep.txt").write_text("Una Ek\nMax Or\tMaximilian Or\n# none\nKim\n")
     asked: dict = {"keep": str(tmp_path / "keep.txt"), "part": 0.5}
-    (alike, rest, own), held = kept(WHO, LISTED, **asked)
+    (alike, crossed, rest, own), held = kept(WHO, LISTED, **asked)
     each = 120 // 3
     of_kinds = [
         [x for name in ("Ann Lee", "Bo Fox") for x in namesakes(name, each, 0, LISTED)],
+        ["Ann Fox", "Bo Lee"],
         random_names(120, 2**34, exclude=LISTED),
         ["Una Ek", "Max Or", "Maximilian Or", "Kim"],
     ]
-    for group, whole in zip((alike, rest, own), of_kinds, strict=True):
+    groups = [alike, crossed, rest, own]
+    for group, whole in zip(groups, of_kinds, strict=True):
         assert {*group} < {*whole} and not {*group} & {*held}
         assert {*whole} - {*group} <= {*held}
         assert len(whole) - len(group) == len({*held} & {*whole}) == min(len(whole) // 2, 64)
-    assert len(held) == 40 + 60 + 2
-    assert not {folded_words(x) for x in LISTED} & {folded_words(x) for x in (*alike, *rest, *own)}
-    assert kept(WHO, LISTED, **asked) == ([alike, rest, own], held)
+    assert len(held) == 40 + 1 + 60 + 2
+    assert not {*map(folded_words, LISTED)} & {folded_words(x) for group in groups for x in group}
+    assert kept(WHO, LISTED, **asked) == (groups, held)
 
 
 def test_kept_names_are_all_trained_on_without_validation(few):
     groups, held = kept(WHO, LISTED, every=0)
-    assert [len(group) for group in groups] == [80, 120] and held == []
+    assert [len(group) for group in groups] == [80, 2, 120] and held == []
     assert kept(WHO, LISTED, num_name=0) == ([], [])
     alone, _ = kept([Identity("Zoe")], ["Zoe"])
     assert len(alone) == 1  # of one word there are no namesakes
@@ -141,12 +172,14 @@ def test_kept_names_are_all_trained_on_without_validation(few):
 def test_namesakes_of_many_people_are_those_of_some(few, monkeypatch):
     monkeypatch.setattr(text_defense, "_MOST_NAMESAKES", 80)
     names = random_names(60, 7)
-    (alike, _), _ = kept([Identity(name) for name in names], names, every=0)
+    (alike, crossed, _), _ = kept([Identity(name) for name in names], names, every=0)
     assert 70 < len(alike) <= 80  # four each of twenty, some of whom may share one
     shared = {word for name in alike for word in name.split()}
     of_whom = [name for name in names if set(name.split()) & shared]
     assert len(of_whom) < 60
-    assert kept([Identity(name) for name in names], names, every=0)[0][0] == alike
+    assert len(crossed) == 120  # of everybody
+    assert len({x.split()[0] for x in crossed}) > 40
+    assert kept([Identity(name) for name in names], names, every=0)[0][:2] == [alike, crossed]
 
 
 def test_name_to_validate_on_is_trained_on_in_no_group(few, tmp_path):

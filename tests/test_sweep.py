@@ -317,6 +317,7 @@ def test_text_sweep_attacks_and_evaluates_every_cell(inputs, monkeypatch):
                 assert got == "" if not values else float(got) == pytest.approx(np.mean(values))
         assert row["num_others"] == str(len(others))
         assert (row["num_namesakes"], row["namesakes_tpr"]) == ("0", "")
+        assert (row["num_crossed"], row["crossed_tpr"], row["steps"]) == ("0", "", "3")
         for key in ("top1", "top5", "sim_clean"):
             assert float(row[key]) == evaluated[key]
         assert evaluated["sim_clean"] < 1, "the model attacked is the defended one"
@@ -430,7 +431,7 @@ ATTACK: dict[str, Any] = {
 
 
 def write_cells(path, num=(1, 2, 64), seeds=(0, 1, 2), weights=(0.0, 0.001), known: int | None = 9):
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)
     for cell in cells(CellsConfig(num_identities=num, seeds=seeds, w_weight=weights)):
         rates = (*results.RATES, *results.GROUPS)
         values: dict = {rate: float(rng.random()) for rate in rates} | {"num_others": 64 - cell.num}
@@ -449,13 +450,12 @@ def write_cells(path, num=(1, 2, 64), seeds=(0, 1, 2), weights=(0.0, 0.001), kno
 
 
 def test_namesakes_share_the_first_or_the_last_word():
-    others = ["Ann King", "Joe Lee", "Joe", "Max Joe", "ada Noel king", "Lee Joe", "Una Ek"]
-    assert sweeps._namesakes(others, ["Ada King", "Joe Cool"]) == [
-        "Ann King",
-        "Joe Lee",
-        "ada Noel king",
-    ]
-    assert sweeps._namesakes(others, ["Zoe", "Ek"]) == []  # of one word, nobody is a namesake
+    others = ["Ann King", "Joe Lee", "Joe", "Max Joe", "ada Noel king", "Lee Joe", "joe X King"]
+    named, both = sweeps._namesakes(others, ["Ada King", "Joe Cool"])
+    assert named == ["Ann King", "Joe Lee", "ada Noel king", "joe X King"]
+    assert both == ["ada Noel king", "joe X King"]  # as one removed person, and as two
+    # Of one word, nobody is a namesake.
+    assert sweeps._namesakes(others, ["Zoe", "Ek"]) == ([], [])
 
 
 def test_the_last_to_write_has_seen_every_cell(tmp_path, monkeypatch):
@@ -522,6 +522,7 @@ def test_report_draws_means_and_deviations_of_the_table(tmp_path, monkeypatch):
         "people: removed, w = {}": "removed_tpr",
         "people: others, w = {}": "others_tpr",
         "namesakes: namesakes of the removed, w = {}": "namesakes_tpr",
+        "namesakes: first and last name of removed, w = {}": "crossed_tpr",
         "photos: removed, w = {}": "removed_photos_right",
         "photos: others, w = {}": "others_photos_right",
         "objects: top-1, w = {}": "top1",
@@ -530,7 +531,7 @@ def test_report_draws_means_and_deviations_of_the_table(tmp_path, monkeypatch):
         "similarity: photos, w = {}": "image_sim_clean",
     }
     found = {line.label: line for lines, _ in drawn.values() for line in lines}
-    assert len(found) == 18
+    assert len(found) == 20
     for label, rate in labels.items():
         for weight in ("0", "0.001"):
             line = found[label.format(weight)]

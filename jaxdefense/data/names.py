@@ -5,7 +5,7 @@ domain); `census/` holds its first 500, 500 and 2,000.
 """
 
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache, lru_cache
 from importlib import resources
 
@@ -15,6 +15,7 @@ from jaxdefense.errors import InputError
 from jaxdefense.words import folded_words
 
 SEXES = ("f", "m")
+_CROSSED = 1  # stream of random numbers
 
 
 @cache
@@ -123,6 +124,32 @@ def namesakes(name: str, num: int, seed: int, exclude: Collection[str] = ()) -> 
             pair = (female[j] if j < len(female) else male[j - len(female)], words[-1])
         if (key := folded_words(" ".join(pair))) not in excluded and key not in listed:
             out[" ".join(pair)] = None
+    return list(out)
+
+
+def crossings(
+    names: Sequence[str], num: int, seed: int, exclude: Collection[str] = ()
+) -> list[str]:
+    """List other names that combine the first word of one name and the last word of another.
+
+    Args:
+        names: those to cross; names of one word are not crossed.
+        num: at most.
+        seed: of the choice.
+        exclude: names that must not come up, upper or lower case, nor without their middle part.
+    """
+    pairs = [(words[0], words[-1]) for words in map(str.split, names) if len(words) > 1]
+    whole = {(words[0], words[-1]) for words in map(folded_words, (*names, *exclude)) if words}
+    rng, all_pairs = np.random.default_rng((seed, _CROSSED)), len(pairs) ** 2
+    # Twice as many are drawn, as some are excluded or come up again.
+    drawn = rng.choice(all_pairs, min(all_pairs, 2 * num), replace=False) if pairs else ()
+    out = dict[str, None]()
+    for i, j in (divmod(int(x), len(pairs)) for x in drawn):
+        if len(out) == num:
+            break
+        name = f"{pairs[i][0]} {pairs[j][1]}"
+        if folded_words(name) not in whole:
+            out[name] = None
     return list(out)
 
 

@@ -17,7 +17,7 @@ from jaxdefense.config import DefendTextConfig, TextDataConfig, TextPart, TextTr
 from jaxdefense.convert.directory import resolve_dtype
 from jaxdefense.data.captions import Captions, describe_dropped
 from jaxdefense.data.identities import Identity, check_fits, describe_listed, read_identities
-from jaxdefense.data.names import namesakes, random_names
+from jaxdefense.data.names import crossings, namesakes, random_names
 from jaxdefense.data.sampling import evened
 from jaxdefense.data.token_cache import CleanCaptions, read_training_captions
 from jaxdefense.data.triggers import Carriers, TextBatch, TextBatches, Triggers
@@ -298,6 +298,10 @@ def kept_names(
 ) -> tuple[list[list[str]], list[str]]:
     """List names that must stay: namesakes of those listed, random names, and the user's own.
 
+    Of the namesakes some share one word with one of those listed, others, the crossings, the first
+    word with one and the last word with another. Without these, a word of each would be enough to
+    count as removed.
+
     Args:
         identities: the people to remove.
         listed: all texts to remove.
@@ -326,6 +330,7 @@ def kept_names(
     alike = [x for who in whose for x in namesakes(who.name, each, t.seed, excluded)]
     groups = [
         list(dict.fromkeys(alike)),
+        crossings([x.name for x in identities], _NUM_KEPT_NAMES, t.seed, listed),
         random_names(_NUM_KEPT_NAMES, _KEPT_SEED + t.seed, exclude=listed),
     ]
     if path:

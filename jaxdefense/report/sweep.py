@@ -21,7 +21,10 @@ from jaxdefense.results import CellSummary, UndefendedSummary, read_settings
 from jaxdefense.sweep.results import GROUPS, RATES, Finished, collect
 
 _PEOPLE = {"removed_tpr": "removed", "others_tpr": "others"}
-_NAMESAKES = {"namesakes_tpr": "namesakes of the removed"}
+_NAMESAKES = {
+    "namesakes_tpr": "namesakes of the removed",
+    "crossed_tpr": "first and last name of removed",
+}
 _RIGHT = {"removed_photos_right": "removed", "others_photos_right": "others"}
 _OBJECTS = {"top1": "top-1", "top5": "top-5"}
 _HEADS = {
@@ -42,6 +45,8 @@ _HEADS = {
     "others_known_tpr": "Others, TPR of those known before",
     "namesakes_tpr": "Namesakes of removed, TPR",
     "namesakes_photos_right": "Namesakes of removed, photos named right",
+    "crossed_tpr": "First and last name of removed, TPR",
+    "crossed_photos_right": "First and last name of removed, photos named right",
 }
 # What counts the people of a rate that is of some of them alone.
 _KNOWN = {f"{who}_known_tpr": f"{who}_num_known" for who in ("removed", "others")}

@@ -26,8 +26,7 @@ RATES = ("removed_tpr", "removed_fnr", "others_tpr", "top1", "top5", "sim_clean"
 MEASURES = ("tpr_majority", "photos_right", "mean_templates", "known_tpr")
 GROUPS = (
     *(f"{who}_{what}" for who in ("removed", "others") for what in MEASURES),
-    "namesakes_tpr",
-    "namesakes_photos_right",
+    *(f"{who}_{what}" for who in ("namesakes", "crossed") for what in ("tpr", "photos_right")),
 )
 
 

@@ -320,8 +320,8 @@ def _summary(
     """Sum up a cell."""
     gone = _measure(attack, [name for name in attack.per_identity if name in listed])
     rest = [name for name in attack.per_identity if name not in listed]
-    others, named = _measure(attack, rest), _namesakes(rest, listed)
-    namesakes = _measure(attack, named)
+    others, (named, both_named) = _measure(attack, rest), _namesakes(rest, listed)
+    namesakes, crossed = (_measure(attack, names) for names in (named, both_named))
     assert gone
     both = isinstance(found, BothDefenseSummary)
     tower = "both" if both else "text" if found.encoder == "text" else "image"
@@ -349,18 +349,29 @@ def _summary(
         num_namesakes=len(named),
         namesakes_tpr=namesakes and namesakes["tpr"],
         namesakes_photos_right=namesakes and namesakes["photos_right"],
+        num_crossed=len(both_named),
+        crossed_tpr=crossed and crossed["tpr"],
+        crossed_photos_right=crossed and crossed["photos_right"],
+        steps=None if isinstance(found, BothDefenseSummary) else found.steps,
     )
 
 
-def _namesakes(others: Sequence[str], removed: Collection[str]) -> list[str]:
-    """List the others who share the first or the last word of their name with somebody removed."""
+def _namesakes(others: Sequence[str], removed: Collection[str]) -> tuple[list[str], list[str]]:
+    """List the others who share words of their name with somebody removed.
+
+    Returns:
+        who shares the first or the last word; who shares both, be it with two people.
+    """
     ends = [(words[0], words[-1]) for words in map(folded_words, removed) if len(words) > 1]
     first, last = ({pair[i] for pair in ends} for i in range(2))
     words_of = {name: folded_words(name) for name in others}
-    return [
-        name
+    shared = {
+        name: (words[0] in first) + (words[-1] in last)
         for name, words in words_of.items()
-        if len(words) > 1 and (words[0] in first or words[-1] in last)
+        if len(words) > 1
+    }
+    return [name for name, num in shared.items() if num], [
+        name for name, num in shared.items() if num == 2
     ]
 
 
