@@ -265,7 +265,8 @@ class TextTrainConfig:
 
     steps: int = 0
     """Most steps; the run ends once validation finds nothing better. 0: 400, and for many people as
-    many as show each of them 350 times, with as many validations unless their distance is given."""
+    many as show each of them 350 times, at a lower rate and with as many validations unless rate
+    and distance are given."""
     num_clean: int = 64
     """Clean captions a step."""
     num_poisoned: int = 64

@@ -17,7 +17,13 @@ from jax.sharding import Mesh
 
 from jaxdefense.clip.config import ResNetConfig
 from jaxdefense.clip.model import CLIP
-from jaxdefense.config import DefendImageConfig, DefendTextConfig, ImageTrainConfig, TextTrainConfig
+from jaxdefense.config import (
+    DefendImageConfig,
+    DefendTextConfig,
+    ImageTrainConfig,
+    OptimizerConfig,
+    TextTrainConfig,
+)
 from jaxdefense.convert.directory import (
     HF,
     ModelDirectory,
@@ -166,32 +172,41 @@ def read_undefended(cfg: Config) -> ModelDirectory:
     return directory
 
 
-def lengthened(t: T, num: int) -> tuple[T, list[str]]:
+def lengthened(t: T, optimizer: OptimizerConfig, num: int) -> tuple[T, OptimizerConfig, list[str]]:
     """Give a text defense as many steps as its people need, if `steps` is 0.
 
     A run of many people is that of few, stretched: it has as many validations unless their distance
     is given, and each person is shown at least `_SHOWN` times. Validations raise the rate and the
-    push, so between them each person must come up often enough to show what the steps did.
+    push, so between them each person must come up often enough to show what the steps did. The
+    learning rate, unless it is given, falls with the root of the stretch: at the rate of a short
+    run others are lost (docs/scale.md).
 
     Args:
-        t: the settings of training, as given.
+        t, optimizer: the settings of training, as given.
         num: of people.
 
     Returns:
-        the settings with a number of steps, and what there is to say of it.
+        the settings with a number of steps, those of the optimizer, and what there is to say.
     """
     if not isinstance(t, TextTrainConfig) or t.steps:
-        return t, []
+        return t, optimizer, []
     stretch = max(1.0, _SHOWN * num / (_STEPS * t.num_poisoned))
     steps, every = math.ceil(stretch * _STEPS), t.validate.every
+    said = [f"`train.steps` is {steps:,}, to show each of {num:,} people {_SHOWN} times"]
     if every == TextTrainConfig().validate.every:
         every = math.ceil(stretch * every)
-    line = f"`train.steps` is {steps:,}, to show each of {num:,} people {_SHOWN} times"
-    if every:
-        line += f"; `train.validate.every` is {every:,}"
+        said.append(f"`train.validate.every` is {every:,}")
+    if optimizer.lr == OptimizerConfig.lr:
+        optimizer = dataclasses.replace(optimizer, lr=optimizer.lr / math.sqrt(stretch))
+        said.append(f"`optimizer.lr` is {optimizer.lr:.3g}")
+    if fixed := [x for x in optimizer.milestones if x >= 1]:
+        said.append(
+            f"`optimizer.milestones` {fixed} are steps and stay where they are; values below 1 are "
+            "parts of the run"
+        )
     validate = dataclasses.replace(t.validate, every=every)
     t = dataclasses.replace(t, steps=steps, validate=validate)
-    return t, [line] if stretch > 1 else []
+    return t, optimizer, ["; ".join(said)] if stretch > 1 else []
 
 
 def check_all_come_up(num_identities: int, t: TrainConfig) -> None:

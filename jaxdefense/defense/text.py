@@ -395,13 +395,8 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
         identities = earlier.joined(earlier.added(d.names), f"names file `{d.names}`")
     else:
         identities = read_identities(d.names)
-    t, longer = lengthened(cfg.train, len(identities))
-    if longer and (fixed := [x for x in cfg.optimizer.milestones if x >= 1]):
-        longer.append(
-            f"`optimizer.milestones` {fixed} are steps and stay where they are; values below 1 are "
-            "parts of the run"
-        )
-    cfg = dataclasses.replace(cfg, train=t)
+    t, optimizer, longer = lengthened(cfg.train, cfg.optimizer, len(identities))
+    cfg = dataclasses.replace(cfg, train=t, optimizer=optimizer)
     check_all_come_up(len(identities), t)
     mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
     held = earlier.held_out(logger.info) if earlier else None
@@ -450,7 +445,12 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
         batches,
         samples=t.num_clean + t.num_poisoned + t.num_name,
         resolved=given
-        | {"row_length": batches.row_length, "steps": t.steps, "validate_every": t.validate.every},
+        | {
+            "row_length": batches.row_length,
+            "steps": t.steps,
+            "validate_every": t.validate.every,
+            "lr": optimizer.lr,
+        },
         lines=[
             *_lines(cfg, names, clean, batches, mesh),
             *longer,

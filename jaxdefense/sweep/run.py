@@ -18,6 +18,7 @@ from jaxdefense.config import (
     DefendTextConfig,
     ImageDataConfig,
     ImageTrainConfig,
+    OptimizerConfig,
     TextDataConfig,
     TextTrainConfig,
 )
@@ -182,7 +183,7 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
             "smaller numbers, or more people."
         )
     for half in filter(None, halves(cfg)):
-        check_all_come_up(most, lengthened(half.train, most)[0])
+        check_all_come_up(most, lengthened(half.train, OptimizerConfig(), most)[0])
         train = half.train
         if cfg.evaluate.zeroshot and isinstance(train, ImageTrainConfig) and train.level != POOLED:
             raise InputError(
