@@ -104,7 +104,7 @@ def bench_end2end(
         inputs = partial(_write_inputs, Path(scratch), size, tower, people, **given)
         cfg, machine, top = elsewhere(partial(_prepare, inputs))
         cfg = _with_steps(cfg, steps, num)
-        on_jax = dict.fromkeys((JAXDEFENSE, AGAIN), partial(JaxRun, cfg))
+        on_jax: dict[str, Any] = dict.fromkeys((JAXDEFENSE, AGAIN), partial(JaxRun, cfg))
         runs = _time_runs(with_torch(on_jax, {TORCH: partial(TorchRun, cfg)}), rounds, scratch)
     sizes = {"size": size, "tower": tower, "steps": steps, "clean": num, "poisoned": num}
     return {**machine, **sizes, "run": runs.summary(steps, 2 * num, top), "phases": runs.phases()}
