@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 from PIL import Image
+from test_collectives import collectives
 
 from jaxdefense.config import AttackConfig, MeshConfig, ModelConfig
 from jaxdefense.data.images import ImageProcessor, read_folders
@@ -101,11 +102,22 @@ def attacks(draw):
     return image, owner, text, num_people, draw(st.integers(1, num + 2)), group
 
 
-@given(attacks(), st.sampled_from(list(MESHES)))
+def compare_in_pieces(patch, num):
+    """Let each device compare this many of its photos at a time."""
+    for limit in ("_MOST_COSINES", "_MOST_ON_CPU"):
+        patch.setattr(f"jaxdefense.idia.nearest.{limit}", 1)
+    patch.setattr("jaxdefense.idia.nearest._LEAST_PIECE", num)
+
+
+@given(attacks(), st.sampled_from(list(MESHES)), st.sampled_from([1, 2, 3, 99]))
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
-def test_infer_matches_slow_loop(case, mesh):
+def test_infer_matches_slow_loop(case, mesh, piece):
     image, owner, text, num_people, block, group = case
-    ours = run_infer(image, owner, text, num_people, block=block, mesh=MESHES[mesh](), group=group)
+    with pytest.MonkeyPatch.context() as patch:
+        compare_in_pieces(patch, piece)
+        ours = run_infer(
+            image, owner, text, num_people, block=block, mesh=MESHES[mesh](), group=group
+        )
     want = slow_attack(image, owner, text, num_people, group)
     np.testing.assert_array_equal(ours[0], want[0])
     np.testing.assert_array_equal(ours[1], want[1])
@@ -113,10 +125,11 @@ def test_infer_matches_slow_loop(case, mesh):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("block", [1, 4, 7, 13, 20])
-def test_infer_matches_slow_loop_on_unit_vectors(block, mesh):
+@pytest.mark.parametrize("block,piece", [(1, 99), (4, 1), (7, 2), (13, 3), (20, 99)])
+def test_infer_matches_slow_loop_on_unit_vectors(block, piece, mesh, monkeypatch):
     if mesh != "one" and jax.device_count() != 8:
         pytest.skip("needs 8 devices")
+    compare_in_pieces(monkeypatch, piece)
     rng = np.random.default_rng(block)
     owner = rng.permutation(np.repeat(np.arange(5), [3, 1, 6, 2, 5]))
     image, text = unit(rng.standard_normal((17, 8))), unit(rng.standard_normal((3, 13, 8)))
@@ -147,10 +160,11 @@ def test_photos_right_counts_candidates_of_one_person_as_one(block):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("block", [1, 2, 3, 8])
-def test_of_equal_cosines_the_first_candidate_wins(block, mesh):
+@pytest.mark.parametrize("block,piece", [(1, 1), (2, 99), (3, 2), (8, 1)])
+def test_of_equal_cosines_the_first_candidate_wins(block, piece, mesh, monkeypatch):
     if mesh != "one" and jax.device_count() != 8:
         pytest.skip("needs 8 devices")
+    compare_in_pieces(monkeypatch, piece)
     image = np.eye(4, dtype=np.float32)[[0, 1, 2]]
     # Candidates 1, 3 and 6 are the first photo's, 2 and 7 the second's; the third has but -0.
     text = np.eye(4, dtype=np.float32)[[3, 0, 1, 0, 3, 3, 0, 1]][None]
@@ -173,10 +187,44 @@ def test_blocks_share_one_compiled_program():
     rng = np.random.default_rng(0)
     text = unit(rng.standard_normal((2, 37, 16)))
     owner = np.repeat(np.arange(3), 4)
-    program: Any = _compiled(make_mesh())[0]
+    program: Any = _compiled(make_mesh(), 1)[0]
     before = program._cache_size()
     run_infer(unit(rng.standard_normal((12, 16))), owner, text, 3, block=8)
     assert program._cache_size() == before + 1
+
+
+def test_memory_grows_with_photos_only_as_they_do():
+    def temporary(num):
+        image, group = np.zeros((num, 4), np.float32), np.zeros(num, np.int32)
+        program = compiled_update(Nearest(image, group, 2, 4096, one_device_mesh()), 4096)
+        return program.memory_analysis().temp_size_in_bytes
+
+    num = 2**14
+    few, many = temporary(num), temporary(4 * num)
+    assert many < 2**28  # cosines of all with a block would take a GiB
+    assert many - few < 64 * 3 * num  # bytes a photo
+
+
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices")
+@pytest.mark.parametrize("mesh", ["data", "tensor", "all"])
+def test_photos_in_pieces_stay_on_their_devices(mesh, monkeypatch):
+    compare_in_pieces(monkeypatch, 3)
+    image, group = np.zeros((120, 4), np.float32), np.zeros(120, np.int32)
+    hlo = compiled_update(Nearest(image, group, 2, 16, MESHES[mesh]()), 16).as_text()
+    # What the parts of a block found is joined: the largest cosine and the first index.
+    assert collectives(hlo) == ({} if mesh == "data" else {"all-reduce": 2})
+
+
+def compiled_update(nearest, block):
+    """The program that compares the photos with a block of candidates."""
+    text = jax.ShapeDtypeStruct(
+        (len(nearest._best.index_QP), block, nearest._image_PE.shape[1]),
+        jnp.float32,
+        sharding=nearest._place_text,
+    )
+    group = jax.ShapeDtypeStruct((block,), jnp.int32, sharding=nearest._place_group)
+    photos = nearest._best, nearest._image_PE, nearest._group_P
+    return nearest._update.lower(*photos, text, group, np.int32(0)).compile()
 
 
 def test_slow_loop_meets_ties():
