@@ -40,10 +40,14 @@ def majority(answer_QIJ: jax.Array | np.ndarray, mask_IJ: jax.Array | np.ndarray
     Returns:
         i32 [Q, I], or NO_ANSWER where several names have the most votes.
     """
-    # J votes name at most J candidates: counting equal pairs needs no room for all M.
-    equal_QIJJ = (answer_QIJ[..., :, None] == answer_QIJ[..., None, :]) & mask_IJ[:, None, :]
-    count_QIJ = equal_QIJJ.sum(-1) * mask_IJ
-    top_QIJ = (count_QIJ == count_QIJ.max(-1, keepdims=True)) & mask_IJ
-    winner_QI = jnp.where(top_QIJ, answer_QIJ, -1).max(-1)
-    unique_QI = (~top_QIJ | (answer_QIJ == winner_QI[..., None])).all(-1)
-    return jnp.where(unique_QI, winner_QI, NO_ANSWER)
+
+    def one(answer_IJ: jax.Array) -> jax.Array:
+        # J votes name at most J candidates: counting equal pairs needs no room for all M.
+        equal_IJJ = (answer_IJ[:, :, None] == answer_IJ[:, None, :]) & mask_IJ[:, None, :]
+        count_IJ = equal_IJJ.sum(-1) * mask_IJ
+        top_IJ = (count_IJ == count_IJ.max(-1, keepdims=True)) & mask_IJ
+        winner_I = jnp.where(top_IJ, answer_IJ, -1).max(-1)
+        unique_I = (~top_IJ | (answer_IJ == winner_I[:, None])).all(-1)
+        return jnp.where(unique_I, winner_I, NO_ANSWER)
+
+    return jax.lax.map(one, jnp.asarray(answer_QIJ))
