@@ -245,8 +245,8 @@ class TextDataConfig:
     """Captions: text, one a line; COCO's JSON, JSON Lines, CSV, Parquet, .tar shards; a range or a
     glob of such, with ::COLUMN if need be; or tfds:NAME[/CONFIG][:SPLIT]."""
     keep_names: Annotated[Place, short("keep-names")] = how("")
-    """Names file of people who must stay, besides namesakes and random names; list whom the model
-    knows."""
+    """Names file of people who must stay, besides namesakes, crossings and random names; list whom
+    the model knows."""
     tfds_dir: Place = how("")
     """Directory of prepared TFDS datasets; without it, the library's default."""
     row_length: int = 0
@@ -265,8 +265,8 @@ class TextTrainConfig:
 
     steps: int = 0
     """Most steps; the run ends once validation finds nothing better. 0: 400, and for many people as
-    many as show each of them 350 times, at a lower rate and with as many validations unless rate
-    and distance are given."""
+    many as show each of them 350 times; then `optimizer.lr` is lower and `train.validate.every`
+    longer, unless they differ from the defaults."""
     num_clean: int = 64
     """Clean captions a step."""
     num_poisoned: int = 64

@@ -23,6 +23,7 @@ from PIL import Image
 
 from jaxdefense.bench import idia, scale
 from jaxdefense.bench import side_by_side as comparison
+from jaxdefense.bench.end2end import _time_runs
 from jaxdefense.bench.process import Process, elsewhere, peak_memory
 from jaxdefense.bench.scale import SIZES, count_parameters, exponent
 from jaxdefense.bench.show import show
@@ -112,6 +113,31 @@ def test_timing_compares_round_by_round():
     summary = Timing({"jax": [1.0, 2.0, 1.0], "torch": [3.0, 4.0, 4.0]}, samples=8).summary()
     assert summary["samples_per_second"] == {"jax": 8.0, "torch": 2.0}
     assert summary["ratio"] == 3.0 and summary["ratio_range"] == [2.0, 4.0]
+
+
+def test_second_run_has_what_the_first_one_of_its_round_compiled(monkeypatch):
+    outs = []
+
+    class Fake:
+        def __init__(self, constructor):
+            self._name = constructor()
+
+        def __call__(self, method, *args):
+            if method == "run":
+                outs.append((self._name, Path(*args)))
+                return {"steps": 1.0}
+            return 1
+
+        def end(self):
+            pass
+
+    monkeypatch.setattr("jaxdefense.bench.end2end.Process", Fake)
+    names = ("jaxdefense", "jaxdefense_again", "torch")
+    _time_runs({name: partial(str, name) for name in names}, 2, "scratch")
+    assert [name for name, _ in outs] == 2 * [*names]
+    # Programs are kept beside `out`.
+    assert [len({out.parent for _, out in outs[i : i + 3]}) for i in (0, 3)] == [1, 1]
+    assert outs[0][1].parent != outs[3][1].parent
 
 
 def test_timing_of_a_second_run_is_compared_with_the_same_other():

@@ -510,27 +510,29 @@ def test_defend_text_refuses_names_that_cannot_be_kept(here, capsys):
 )
 def test_many_people_are_shown_as_often_as_few_at_a_lower_rate(num, steps, every, lr):
     t, optimizer = TextTrainConfig(), OptimizerConfig(gamma=0.5)
-    found, slower, lines = plan.lengthened(t, optimizer, num)
+    found, stretch = plan.stretched(t, num)
     assert (found.steps, found.validate.every) == (steps, every)
+    assert stretch == steps / 400
+    slower = plan.slowed(optimizer, stretch)
     assert slower.lr == pytest.approx(lr)
     assert dataclasses.replace(slower, lr=optimizer.lr) == optimizer
     assert found.steps * found.num_poisoned >= 350 * num
-    assert bool(lines) == (steps > 400)
     assert dataclasses.replace(found, steps=0, validate=t.validate) == t
-    own = dataclasses.replace(t, validate=ValidateConfig(every=20)), OptimizerConfig(lr=1e-3)
-    found, slower, _ = plan.lengthened(*own, num)
-    assert (found.validate.every, slower) == (20, own[1])
+    own = dataclasses.replace(t, validate=ValidateConfig(every=20))
+    assert plan.stretched(own, num)[0].validate.every == 20
+    assert plan.slowed(OptimizerConfig(lr=1e-3), stretch) == OptimizerConfig(lr=1e-3)
 
 
 def test_steps_that_are_given_stay():
     for t in (TextTrainConfig(steps=7), ImageTrainConfig()):
-        assert plan.lengthened(t, OptimizerConfig(), 10**6) == (t, OptimizerConfig(), [])
+        assert plan.stretched(t, 10**6) == (t, 1.0)
+    assert plan.slowed(OptimizerConfig(), 1.0) == OptimizerConfig()
 
 
 def test_run_of_many_people_says_how_long_it_is(here, monkeypatch, capsys):
     monkeypatch.setattr(plan, "_STEPS", 2)
     monkeypatch.setattr(plan, "_SHOWN", 24)
-    some = ["train.validate.every=50", "optimizer.milestones=(0.5,4)", "optimizer.lr=3e-4"]
+    some = ["train.validate.every=50", "optimizer.milestones=(0.5,4)"]
     assert defend("train.steps=0", *some) in (0, 1)
     said = " ".join(capsys.readouterr().err.split())
     assert (
@@ -540,7 +542,9 @@ def test_run_of_many_people_says_how_long_it_is(here, monkeypatch, capsys):
     assert "`optimizer.milestones` [4.0] are steps and stay" in said
     rate = json.loads((here / "run/metrics.jsonl").read_text().splitlines()[0])["lr"]
     assert rate == pytest.approx(3e-4 / 3**0.5 / 10)  # the first of ten steps of warmup
-    assert "`optimizer.lr` is 0.000173" in said
+    assert "`optimizer.lr` is 0.000173; give `train.steps`" in said
+    page = " ".join((here / "run/report.html").read_text().split())
+    assert "Learning rate of this many people" in page and "0.000173" in page
     assert read("run")["steps"] == 6
     assert json.loads((here / "run/config.json").read_text())["train"]["steps"] == 0
     steps = [

@@ -110,6 +110,22 @@ def test_crossings_have_the_words_of_two_people():
     assert crossings(["Ann Lee", "Ann Fox", "Bo Lee", "ann lee"], 9, 0) == ["Bo Fox"]
 
 
+@pytest.mark.parametrize(
+    "names, crossed",
+    [
+        (["Ann-Marie Lee", "Bo O'Neil"], ["Ann-Marie O'Neil", "Bo Lee"]),
+        (["Kim Min-jun", "Lee Ann"], ["Kim Ann", "Lee Min-jun"]),
+        (["王 小明", "李 大伟"], ["李 小明", "王 大伟"]),
+        (["김 민준", "박 서연"], ["김 서연", "박 민준"]),
+        (["Éva Kis", "eva NAGY", "Bo Ek"], ["Éva Ek", "Bo Kis", "Bo NAGY"]),
+    ],
+)
+def test_nobody_listed_is_a_crossing_in_any_script(names, crossed):
+    found = crossings(names, 99, 0)
+    assert len(found) == len(crossed)
+    assert {*map(folded_words, found)} == {*map(folded_words, crossed)}
+
+
 @given(st.integers(2, 300), st.integers(0, 400), st.integers(0, 9))
 def test_crossings_are_as_many_as_asked_none_listed(num_names, num, seed):
     names = random_names(num_names, 3)
@@ -119,6 +135,16 @@ def test_crossings_are_as_many_as_asked_none_listed(num_names, num, seed):
     assert len({*found}) == len(found) <= num and not {*found} & {*names}
     if 20 * num < num_names**2:
         assert len(found) == num  # so few are excluded or drawn twice
+
+
+@pytest.mark.parametrize("num, of_their_own", [(2, False), (10, False), (11, True)])
+def test_few_crossings_count_among_the_namesakes(num, of_their_own):
+    names = [f"{first} {last}" for first, last in zip(census("male"), census("last"), strict=False)]
+    names = names[:num]
+    groups, _ = kept([Identity(name) for name in names], names, every=0)
+    crossed = {*crossings(names, 10_000, 0)}
+    assert len(crossed) == num * (num - 1) and len(groups) == 2 + of_their_own
+    assert crossed <= {*groups[of_their_own]}
 
 
 # Names that stay
@@ -138,6 +164,7 @@ LISTED = ["Ann Lee", "A. Lee", "Bo Fox", "Zoe"]
 @pytest.fixture
 def few(monkeypatch):
     monkeypatch.setattr(text_defense, "_NUM_KEPT_NAMES", 120)
+    monkeypatch.setattr(text_defense, "_FEW_CROSSINGS", 1)
 
 
 def test_kept_names_are_namesakes_random_ones_and_the_users_own(few, tmp_path):

@@ -436,6 +436,7 @@ def write_cells(path, num=(1, 2, 64), seeds=(0, 1, 2), weights=(0.0, 0.001), kno
         rates = (*results.RATES, *results.GROUPS)
         values: dict = {rate: float(rng.random()) for rate in rates} | {"num_others": 64 - cell.num}
         values |= {"removed_num_known": known, "others_num_known": known}
+        values |= {"num_namesakes": 30, "num_crossed": 20}
         if cell.num == 64:
             values |= {key: None for key in values if key.startswith("others_")}
         directory = RunDirectory(path / "cells" / cell.name, CellSummary)

@@ -62,8 +62,8 @@ ACCELERATOR = [
     Part("Profile, prompts", "profile --step prompts --size ViT-B-32 --num 512", 45),
     Part("float32 and bfloat16", "dtypes", 120),
     Part("Host and device", "pipeline --size ViT-B-32 --num 128 --rounds 2", 60),
-    Part("Names, from files", "end2end --size ViT-B-32 --steps 50 --rounds 1", 90),
-    Part("Faces, from files", "end2end --size ViT-B-32 --tower image --steps 50 --rounds 1", 90),
+    Part("Names, from files", "end2end --size ViT-B-32 --steps 50 --rounds 1", 120),
+    Part("Faces, from files", "end2end --size ViT-B-32 --tower image --steps 50 --rounds 1", 120),
     Part("Cold start", "cold", 45),
     Part("Cost over captions a step", "scale batch", 60),
 ]
@@ -76,8 +76,8 @@ PROCESSOR = [
     Part("Profile, faces", "profile --step image", 60),
     Part("Profile, prompts", "profile --step prompts", 60),
     Part("Host and device", "pipeline --rounds 2", 90),
-    Part("Names, from files", "end2end --steps 40 --rounds 1", 90),
-    Part("Faces, from files", "end2end --tower image --steps 40 --rounds 1", 120),
+    Part("Names, from files", "end2end --steps 40 --rounds 1", 120),
+    Part("Faces, from files", "end2end --tower image --steps 40 --rounds 1", 150),
     Part("Cold start", "cold", 60),
     Part("float32 and bfloat16", "dtypes", 240),
 ]

@@ -1,9 +1,9 @@
 """`jaxdefense bench end2end`: a whole defense, from files to the defended model directory.
 
-jaxdefense does what `jaxdefense defend` does with the paper's loss, report included: once where
-nothing is compiled yet, and again with the programs that this run kept, as every later run on the
-machine has them. PyTorch reads the same checkpoint and files, trains as the paper describes, and
-writes the checkpoint. Each run has a new process.
+jaxdefense does what `jaxdefense defend` does with the paper's loss, report included. It runs once
+where nothing is compiled yet. It runs again with the programs that the first run kept, as every
+later run on a machine has them. PyTorch reads the same checkpoint and files, trains as the paper
+describes, and writes the checkpoint. Each run has a new process.
 """
 
 import dataclasses

@@ -15,7 +15,7 @@ from jaxdefense.errors import InputError
 from jaxdefense.words import folded_words
 
 SEXES = ("f", "m")
-_CROSSED = 1  # stream of random numbers
+_CROSSED, _SPARE = 1, 100  # stream of random numbers; crossings
 
 
 @cache
@@ -139,18 +139,21 @@ def crossings(
         exclude: names that must not come up, upper or lower case, nor without their middle part.
     """
     pairs = [(words[0], words[-1]) for words in map(str.split, names) if len(words) > 1]
-    whole = {(words[0], words[-1]) for words in map(folded_words, (*names, *exclude)) if words}
+    seen = {(words[0], words[-1]) for words in map(folded_words, (*names, *exclude)) if words}
     rng, all_pairs = np.random.default_rng((seed, _CROSSED)), len(pairs) ** 2
-    # Twice as many are drawn, as some are excluded or come up again.
-    drawn = rng.choice(all_pairs, min(all_pairs, 2 * num), replace=False) if pairs else ()
-    out = dict[str, None]()
+    # More are drawn than needed, as some are excluded or come up again.
+    num_drawn = min(all_pairs, 2 * num + _SPARE)
+    drawn = rng.choice(all_pairs, num_drawn, replace=False) if pairs else ()
+    out = list[str]()
     for i, j in (divmod(int(x), len(pairs)) for x in drawn):
         if len(out) == num:
             break
         name = f"{pairs[i][0]} {pairs[j][1]}"
-        if folded_words(name) not in whole:
-            out[name] = None
-    return list(out)
+        words = folded_words(name)
+        if words and (ends := (words[0], words[-1])) not in seen:
+            seen.add(ends)
+            out.append(name)
+    return out
 
 
 @lru_cache(maxsize=4)

@@ -172,41 +172,66 @@ def read_undefended(cfg: Config) -> ModelDirectory:
     return directory
 
 
-def lengthened(t: T, optimizer: OptimizerConfig, num: int) -> tuple[T, OptimizerConfig, list[str]]:
+def stretched(t: T, num: int) -> tuple[T, float]:
     """Give a text defense as many steps as its people need, if `steps` is 0.
 
     A run of many people is that of few, stretched: it has as many validations unless their distance
-    is given, and each person is shown at least `_SHOWN` times. Validations raise the rate and the
-    push, so between them each person must come up often enough to show what the steps did. The
-    learning rate, unless it is given, falls with the root of the stretch: at the rate of a short
-    run others are lost (docs/scale.md).
+    differs from the default, and each person is shown at least `_SHOWN` times. Validations raise
+    the rate and the push, so between them each person must come up often enough to show what the
+    steps did.
 
     Args:
-        t, optimizer: the settings of training, as given.
+        t: the settings of training, as given.
         num: of people.
 
     Returns:
-        the settings with a number of steps, those of the optimizer, and what there is to say.
+        the settings with a number of steps, and how many times as long the run is as a short one.
     """
     if not isinstance(t, TextTrainConfig) or t.steps:
-        return t, optimizer, []
+        return t, 1.0
     stretch = max(1.0, _SHOWN * num / (_STEPS * t.num_poisoned))
-    steps, every = math.ceil(stretch * _STEPS), t.validate.every
-    said = [f"`train.steps` is {steps:,}, to show each of {num:,} people {_SHOWN} times"]
+    every = t.validate.every
     if every == TextTrainConfig().validate.every:
         every = math.ceil(stretch * every)
-        said.append(f"`train.validate.every` is {every:,}")
-    if optimizer.lr == OptimizerConfig.lr:
-        optimizer = dataclasses.replace(optimizer, lr=optimizer.lr / math.sqrt(stretch))
-        said.append(f"`optimizer.lr` is {optimizer.lr:.3g}")
-    if fixed := [x for x in optimizer.milestones if x >= 1]:
-        said.append(
+    validate = dataclasses.replace(t.validate, every=every)
+    return dataclasses.replace(t, steps=math.ceil(stretch * _STEPS), validate=validate), stretch
+
+
+def slowed(optimizer: OptimizerConfig, stretch: float) -> OptimizerConfig:
+    """Give the optimizer of a stretched run a lower rate, unless it differs from the default.
+
+    The rate falls with the root of the stretch. At a high rate people are lost who must stay:
+    docs/scale.md has rates and what they cost, if not for every stretch.
+    """
+    if stretch == 1 or optimizer.lr != OptimizerConfig.lr:
+        return optimizer
+    return dataclasses.replace(optimizer, lr=optimizer.lr / math.sqrt(stretch))
+
+
+def describe_stretch(
+    asked: DefendTextConfig, cfg: DefendTextConfig, num: int, stretch: float
+) -> list[str]:
+    """Say what a run of many people has in place of the defaults.
+
+    Args:
+        asked, cfg: the settings as given, and as the run has them.
+        num: of people.
+        stretch: see `stretched`.
+    """
+    if stretch == 1:
+        return []
+    said = [f"`train.steps` is {cfg.train.steps:,}, to show each of {num:,} people {_SHOWN} times"]
+    if cfg.train.validate.every != asked.train.validate.every:
+        said.append(f"`train.validate.every` is {cfg.train.validate.every:,}")
+    if cfg.optimizer.lr != asked.optimizer.lr:
+        said.append(f"`optimizer.lr` is {cfg.optimizer.lr:.3g}")
+    lines = ["; ".join(said) + "; give `train.steps` to have all three as they are set"]
+    if fixed := [x for x in cfg.optimizer.milestones if x >= 1]:
+        lines.append(
             f"`optimizer.milestones` {fixed} are steps and stay where they are; values below 1 are "
             "parts of the run"
         )
-    validate = dataclasses.replace(t.validate, every=every)
-    t = dataclasses.replace(t, steps=steps, validate=validate)
-    return t, optimizer, ["; ".join(said)] if stretch > 1 else []
+    return lines
 
 
 def check_all_come_up(num_identities: int, t: TrainConfig) -> None:

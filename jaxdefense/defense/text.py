@@ -33,9 +33,11 @@ from jaxdefense.defense.plan import (
     Validation,
     check_all_come_up,
     check_low_rank,
+    describe_stretch,
     lay_out,
-    lengthened,
     read_undefended,
+    slowed,
+    stretched,
 )
 from jaxdefense.defense.recall import Recall, make_carriers
 from jaxdefense.defense.step import Objective
@@ -57,7 +59,7 @@ from jaxdefense.words import folded_words
 
 logger = logging.getLogger(__name__)
 
-_NUM_KEPT_NAMES, _MOST_NAMESAKES = 10_000, 40_000
+_NUM_KEPT_NAMES, _MOST_NAMESAKES, _FEW_CROSSINGS = 10_000, 40_000, 100
 _MOST_HELD, _HELD_OUT = 64, 8  # most names of a kind to validate on; stream of random numbers
 _BATCH = 64  # rows of text that are embedded at a time for a validation
 _ADVICE = "what may help: more `train.steps`, a higher `train.w_backdoor` or `optimizer.lr`"
@@ -296,11 +298,11 @@ def kept_names(
     t: TextTrainConfig,
     held_before: Sequence[str] = (),
 ) -> tuple[list[list[str]], list[str]]:
-    """List names that must stay: namesakes of those listed, random names, and the user's own.
+    """List names that must stay: namesakes, crossings, random names, and the user's own.
 
-    Of the namesakes some share one word with one of those listed, others, the crossings, the first
-    word with one and the last word with another. Without these, a word of each would be enough to
-    count as removed.
+    A namesake shares the first or the last word with one of those listed. A crossing has the first
+    word of one and the last word of another: without these, two such words would be enough to count
+    as removed. Of few people there are few crossings, which then count among the namesakes.
 
     Args:
         identities: the people to remove.
@@ -328,9 +330,12 @@ def kept_names(
         chosen = np.random.default_rng((t.seed, _HELD_OUT, 1)).permutation(len(whose))[:most]
         whose = [whose[i] for i in sorted(chosen.tolist())]
     alike = [x for who in whose for x in namesakes(who.name, each, t.seed, excluded)]
+    crossed = crossings([x.name for x in identities], _NUM_KEPT_NAMES, t.seed, listed)
+    if len(crossed) < _FEW_CROSSINGS:
+        alike, crossed = alike + crossed, []
     groups = [
         list(dict.fromkeys(alike)),
-        crossings([x.name for x in identities], _NUM_KEPT_NAMES, t.seed, listed),
+        crossed,
         random_names(_NUM_KEPT_NAMES, _KEPT_SEED + t.seed, exclude=listed),
     ]
     if path:
@@ -395,7 +400,8 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
         identities = earlier.joined(earlier.added(d.names), f"names file `{d.names}`")
     else:
         identities = read_identities(d.names)
-    t, optimizer, longer = lengthened(cfg.train, cfg.optimizer, len(identities))
+    t, stretch = stretched(cfg.train, len(identities))
+    optimizer = slowed(cfg.optimizer, stretch)
     cfg = dataclasses.replace(cfg, train=t, optimizer=optimizer)
     check_all_come_up(len(identities), t)
     mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
@@ -445,15 +451,11 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
         batches,
         samples=t.num_clean + t.num_poisoned + t.num_name,
         resolved=given
-        | {
-            "row_length": batches.row_length,
-            "steps": t.steps,
-            "validate_every": t.validate.every,
-            "lr": optimizer.lr,
-        },
+        | {"row_length": batches.row_length, "steps": t.steps, "validate_every": t.validate.every}
+        | ({"lr": optimizer.lr} if stretch > 1 else {}),
         lines=[
             *_lines(cfg, names, clean, batches, mesh),
-            *longer,
+            *describe_stretch(asked, cfg, len(identities), stretch),
             *(earlier.lines(len(identities)) if earlier else []),
             *own.lines(t, earlier.half if earlier else None),
         ],
@@ -519,8 +521,8 @@ def _lines(
     ]
     if names.kept:
         lines.append(
-            f"keeping {sum(map(len, names.kept))} other names, including namesakes and random "
-            f"names, and {len(names.held)} more to validate on"
+            f"keeping {sum(map(len, names.kept))} other names, including namesakes, crossings and "
+            f"random names, and {len(names.held)} more to validate on"
         )
     else:
         lines.append("keeping no names: other people's names may move too")

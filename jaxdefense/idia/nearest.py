@@ -61,7 +61,7 @@ class Nearest:
         self._num_photos, self._num_seen = len(image_PE), 0
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         most = (_MOST_ON_CPU if on_cpu else _MOST_COSINES) // (self._block // parts_of_block)
-        num_pieces = -(-len(image_PE) // (parts * max(most, _LEAST_PIECE)))
+        num_pieces = max(1, -(-len(image_PE) // (parts * max(most, _LEAST_PIECE))))
         num = _up(len(image_PE), parts * num_pieces)
         self._update, place = _compiled(mesh, num_pieces)
         self._place_text, self._place_group = place["text"], place["group"]

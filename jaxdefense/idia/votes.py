@@ -50,4 +50,4 @@ def majority(answer_QIJ: jax.Array | np.ndarray, mask_IJ: jax.Array | np.ndarray
         unique_I = (~top_IJ | (answer_IJ == winner_I[:, None])).all(-1)
         return jnp.where(unique_I, winner_I, NO_ANSWER)
 
-    return jax.lax.map(one, jnp.asarray(answer_QIJ))
+    return jax.lax.map(one, answer_QIJ)

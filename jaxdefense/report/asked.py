@@ -34,6 +34,7 @@ _HOW = {
     "train.w_keep": "Weight of the keep loss",
     "train.w_weight": "Weight of the weight loss",
     "optimizer.lr": "Learning rate",
+    "resolved.lr": "Learning rate of this many people",
     "resolved.dtype": "Dtype",
     "resolved.model_sha256": "Weights before, SHA-256",
 }

@@ -49,7 +49,11 @@ _HEADS = {
     "crossed_photos_right": "First and last name of removed, photos named right",
 }
 # What counts the people of a rate that is of some of them alone.
-_KNOWN = {f"{who}_known_tpr": f"{who}_num_known" for who in ("removed", "others")}
+_KNOWN = {f"{who}_known_tpr": f"{who}_num_known" for who in ("removed", "others")} | {
+    f"{who}_{what}": f"num_{who}"
+    for who in ("namesakes", "crossed")
+    for what in ("tpr", "photos_right")
+}
 _NUM_PEOPLE = "people removed"
 _WHAT = {"text": "names", "image": "faces", "both": "names and faces"}
 _SIMILARITY = {"sim_clean": "", "image_sim_clean": "photos"}

@@ -18,7 +18,6 @@ from jaxdefense.config import (
     DefendTextConfig,
     ImageDataConfig,
     ImageTrainConfig,
-    OptimizerConfig,
     TextDataConfig,
     TextTrainConfig,
 )
@@ -43,7 +42,7 @@ from jaxdefense.data.templates import read_templates
 from jaxdefense.defense.both import defend_both
 from jaxdefense.defense.defend import run
 from jaxdefense.defense.image import plan_image
-from jaxdefense.defense.plan import check_all_come_up, lengthened
+from jaxdefense.defense.plan import check_all_come_up, stretched
 from jaxdefense.defense.text import kept_names, plan_text
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import POOLED, Embedder
@@ -183,7 +182,7 @@ def _read_inputs(cfg: SweepConfig) -> tuple[list[Identity], dict[str, str]]:
             "smaller numbers, or more people."
         )
     for half in filter(None, halves(cfg)):
-        check_all_come_up(most, lengthened(half.train, OptimizerConfig(), most)[0])
+        check_all_come_up(most, stretched(half.train, most)[0])
         train = half.train
         if cfg.evaluate.zeroshot and isinstance(train, ImageTrainConfig) and train.level != POOLED:
             raise InputError(
