@@ -245,8 +245,8 @@ class TextDataConfig:
     """Captions: text, one a line; COCO's JSON, JSON Lines, CSV, Parquet, .tar shards; a range or a
     glob of such, with ::COLUMN if need be; or tfds:NAME[/CONFIG][:SPLIT]."""
     keep_names: Annotated[Place, short("keep-names")] = how("")
-    """Names file of people who must stay, besides namesakes, crossings and random names; list whom
-    the model knows."""
+    """Names file of people who must stay, besides namesakes and random names; list whom the model
+    knows."""
     tfds_dir: Place = how("")
     """Directory of prepared TFDS datasets; without it, the library's default."""
     row_length: int = 0

@@ -59,7 +59,10 @@ from jaxdefense.words import folded_words
 
 logger = logging.getLogger(__name__)
 
-_NUM_KEPT_NAMES, _MOST_NAMESAKES, _FEW_CROSSINGS = 10_000, 40_000, 100
+_NUM_KEPT_NAMES, _MOST_NAMESAKES = 10_000, 40_000
+# Of fewer people than have so many, hardly anybody else has two of their words; and to keep 240
+# crossings cost the demo's captions 0.018 of their cosine.
+_LEAST_CROSSINGS = 1000
 _MOST_HELD, _HELD_OUT = 64, 8  # most names of a kind to validate on; stream of random numbers
 _BATCH = 64  # rows of text that are embedded at a time for a validation
 _ADVICE = "what may help: more `train.steps`, a higher `train.w_backdoor` or `optimizer.lr`"
@@ -302,7 +305,7 @@ def kept_names(
 
     A namesake shares the first or the last word with one of those listed. A crossing has the first
     word of one and the last word of another: without these, two such words would be enough to count
-    as removed. Of few people there are few crossings, which then count among the namesakes.
+    as removed. There are none of few people.
 
     Args:
         identities: the people to remove.
@@ -331,11 +334,9 @@ def kept_names(
         whose = [whose[i] for i in sorted(chosen.tolist())]
     alike = [x for who in whose for x in namesakes(who.name, each, t.seed, excluded)]
     crossed = crossings([x.name for x in identities], _NUM_KEPT_NAMES, t.seed, listed)
-    if len(crossed) < _FEW_CROSSINGS:
-        alike, crossed = alike + crossed, []
     groups = [
         list(dict.fromkeys(alike)),
-        crossed,
+        crossed if len(crossed) >= _LEAST_CROSSINGS else [],
         random_names(_NUM_KEPT_NAMES, _KEPT_SEED + t.seed, exclude=listed),
     ]
     if path:
@@ -521,8 +522,8 @@ def _lines(
     ]
     if names.kept:
         lines.append(
-            f"keeping {sum(map(len, names.kept))} other names, including namesakes, crossings and "
-            f"random names, and {len(names.held)} more to validate on"
+            f"keeping {sum(map(len, names.kept))} other names, including namesakes and random "
+            f"names, and {len(names.held)} more to validate on"
         )
     else:
         lines.append("keeping no names: other people's names may move too")
