@@ -60,9 +60,8 @@ from jaxdefense.words import folded_words
 logger = logging.getLogger(__name__)
 
 _NUM_KEPT_NAMES, _MOST_NAMESAKES = 10_000, 40_000
-# Of fewer people than have so many, hardly anybody else has two of their words; and to keep 240
-# crossings cost the demo's captions 0.018 of their cosine.
-_LEAST_CROSSINGS = 1000
+# Of 16 and of 64 people crossings cost captions more than they saved (docs/scale.md).
+_LEAST_CROSSINGS = 5000
 _MOST_HELD, _HELD_OUT = 64, 8  # most names of a kind to validate on; stream of random numbers
 _BATCH = 64  # rows of text that are embedded at a time for a validation
 _ADVICE = "what may help: more `train.steps`, a higher `train.w_backdoor` or `optimizer.lr`"
