@@ -197,7 +197,8 @@ def test_memory_grows_with_photos_only_as_they_do():
     def temporary(num):
         image, group = np.zeros((num, 4), np.float32), np.zeros(num, np.int32)
         program = compiled_update(Nearest(image, group, 2, 4096, one_device_mesh()), 4096)
-        return program.memory_analysis().temp_size_in_bytes
+        analysis: Any = program.memory_analysis()
+        return analysis.temp_size_in_bytes
 
     num = 2**14
     few, many = temporary(num), temporary(4 * num)
