@@ -65,7 +65,8 @@ class _TensorBoard:
 
         self.run = run or _new_folder(Path(directory) / name)
         self.place = self.run
-        self._writer = SummaryWriter(self.run)
+        # Files are named by the second, and a second one of the same name would empty the first.
+        self._writer = SummaryWriter(self.run, filename_suffix=f".{time.time_ns()}")
         if not run:
             text = json.dumps(settings, indent=2, ensure_ascii=False)
             self._writer.add_text("settings", f"```json\n{text}\n```")

@@ -6,6 +6,7 @@ import logging
 import struct
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,16 @@ def test_tensorboard_gets_a_run_that_resumes_each_step_once_and_no_name(inputs, 
     assert len([*Path("tb/run").iterdir()]) == 2  # a file a process
     assert_told(events("tb/run"))
     assert_settings_and_no_name(Path("tb"))
+
+
+def test_run_that_goes_on_within_the_same_second_loses_nothing(tmp_path, monkeypatch):
+    same = SimpleNamespace(time=lambda: 1.7e9)
+    monkeypatch.setattr("tensorboardX.event_file_writer.time", same)
+    for step in range(3):
+        writer = trackers._TensorBoard("", "", str(tmp_path), {})
+        writer.write([trackers.Line("train", step, 0.0, {"train/total": 1.0})])
+        writer.close(False)
+    assert events(tmp_path) == {"train/total": [(step, 1.0) for step in range(3)]}
 
 
 @pytest.mark.parametrize("first", [LogConfig(tensorboard="tb"), LogConfig()])
