@@ -431,7 +431,7 @@ ATTACK: dict[str, Any] = {
 
 
 def write_cells(path, num=(1, 2, 64), seeds=(0, 1, 2), weights=(0.0, 0.001), known: int | None = 9):
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(0)
     for cell in cells(CellsConfig(num_identities=num, seeds=seeds, w_weight=weights)):
         rates = (*results.RATES, *results.GROUPS)
         values: dict = {rate: float(rng.random()) for rate in rates} | {"num_others": 64 - cell.num}
@@ -451,7 +451,8 @@ def write_cells(path, num=(1, 2, 64), seeds=(0, 1, 2), weights=(0.0, 0.001), kno
 
 
 def test_namesakes_share_the_first_or_the_last_word():
-    others = ["Ann King", "Joe Lee", "Joe", "Max Joe", "ada Noel king", "Lee Joe", "joe X King"]
+    others = ["Ann King", "Joe Lee", "Joe", "Max Joe", "ada Noel king", "Lee Joe", "Una Ek"]
+    others.append("joe X King")
     named, both = sweeps._namesakes(others, ["Ada King", "Joe Cool"])
     assert named == ["Ann King", "Joe Lee", "ada Noel king", "joe X King"]
     assert both == ["ada Noel king", "joe X King"]  # as one removed person, and as two
@@ -589,14 +590,19 @@ def test_report_is_self_contained_and_escaped(tmp_path):
 def test_report_gives_no_percentage_of_fewer_than_5_removed(tmp_path):
     path = write_cells(tmp_path)
     write_sweep_report(path, tmp_path / "report.html")
-    page = re.sub(r"<[^>]*>", " ", (tmp_path / "report.html").read_text())
+    html = (tmp_path / "report.html").read_text()
+    page = re.sub(r"<[^>]*>", " ", html)
+    lines = [re.sub(r"<[^>]*>", " ", x).split() for x in re.findall(r"(?s)<tr>.*?</tr>", html)]
     means = {(p["n"], p["w_weight"]): p for p in rows(tmp_path / "report.csv")}
     for n in ("1", "2", "64"):
+        # Other points may have the same figure by chance.
+        of_point = "  ".join(" ".join(x) for x in lines if x[:3] == [n, "0", "3"])
+        assert of_point
         point = means[n, "0.0"]
         share = f"{float(point['removed_tpr_mean']):.1%} ±"
-        assert (share in page) == (n != "1")
+        assert (share in of_point) == (n != "1")
         share = f"{float(point['removed_photos_right_mean']):.1%} ±"
-        assert (share in page) == (n != "1")
+        assert (share in of_point) == (n != "1")
         assert f"{float(point['removed_mean_templates_mean']):.1f} ±" in page
     # Of one person a seed, three seeds: how many of the three.
     assert f"{round(3 * float(means['1', '0.0']['removed_tpr_mean']))} of 3" in page

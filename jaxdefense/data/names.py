@@ -136,10 +136,10 @@ def crossings(
         names: those to cross; names of one word are not crossed.
         num: at most.
         seed: of the choice.
-        exclude: names that must not come up, upper or lower case, nor without their middle part.
+        exclude: names that must not come up, nor without their middle part; see `namesakes`.
     """
     pairs = [(words[0], words[-1]) for words in map(str.split, names) if len(words) > 1]
-    seen = {(words[0], words[-1]) for words in map(folded_words, (*names, *exclude)) if words}
+    seen = {(words[0], words[-1]) for words in _folded(frozenset(exclude).union(names)) if words}
     rng, all_pairs = np.random.default_rng((seed, _CROSSED)), len(pairs) ** 2
     # More are drawn than needed, as some are excluded or come up again.
     num_drawn = min(all_pairs, 2 * num + _SPARE)

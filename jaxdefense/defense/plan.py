@@ -225,7 +225,7 @@ def describe_stretch(
         said.append(f"`train.validate.every` is {cfg.train.validate.every:,}")
     if cfg.optimizer.lr != asked.optimizer.lr:
         said.append(f"`optimizer.lr` is {cfg.optimizer.lr:.3g}")
-    lines = ["; ".join(said) + "; give `train.steps` to have all three as they are set"]
+    lines = ["; ".join(said) + "; give `train.steps` to keep the settings as they are"]
     if fixed := [x for x in cfg.optimizer.milestones if x >= 1]:
         lines.append(
             f"`optimizer.milestones` {fixed} are steps and stay where they are; values below 1 are "

@@ -332,7 +332,7 @@ def kept_names(
         chosen = np.random.default_rng((t.seed, _HELD_OUT, 1)).permutation(len(whose))[:most]
         whose = [whose[i] for i in sorted(chosen.tolist())]
     alike = [x for who in whose for x in namesakes(who.name, each, t.seed, excluded)]
-    crossed = crossings([x.name for x in identities], _NUM_KEPT_NAMES, t.seed, listed)
+    crossed = crossings([x.name for x in identities], _NUM_KEPT_NAMES, t.seed, excluded)
     groups = [
         list(dict.fromkeys(alike)),
         crossed if len(crossed) >= _LEAST_CROSSINGS else [],
