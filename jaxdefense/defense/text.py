@@ -60,7 +60,8 @@ from jaxdefense.words import folded_words
 logger = logging.getLogger(__name__)
 
 _NUM_KEPT_NAMES, _MOST_NAMESAKES = 10_000, 40_000
-# Of 16 and of 64 people crossings cost captions more than they saved (docs/scale.md).
+# Of 16 and of 64 people crossings cost captions more than they saved, of 256 they saved others
+# (docs/scale.md); nothing between was measured.
 _LEAST_CROSSINGS = 5000
 _MOST_HELD, _HELD_OUT = 64, 8  # most names of a kind to validate on; stream of random numbers
 _BATCH = 64  # rows of text that are embedded at a time for a validation
