@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from factories import run, write_model_directory
 from flax import nnx
-from test_idia import MESHES
+from test_idia import MESHES, compare_in_pieces, one_device_mesh
 
 from jaxdefense.clip.model import CLIP
 from jaxdefense.config import ModelConfig
@@ -20,9 +20,10 @@ from jaxdefense.demo.run import shipped_model
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder, unit
 from jaxdefense.idia.attack import Evidence, gather
+from jaxdefense.idia.nearest import lengths
 from jaxdefense.proof import soft_prompts as soft
 from jaxdefense.proof.pgd import Pixels, climbed, noise, pgd
-from jaxdefense.proof.search import ranked, search
+from jaxdefense.proof.search import Ranks, _compiled, ranked, search
 from jaxdefense.proof.soft_prompts import interpolated, soft_prompts
 from jaxdefense.sharding import put, replicated
 
@@ -398,19 +399,40 @@ def test_pgd_skips_photos_that_cannot_be_read(case, tmp_path):
 # Searches for the name
 
 
+@pytest.mark.parametrize("num,piece", [(3, 99), (37, 1), (37, 3)])
 @pytest.mark.parametrize("mesh", MESHES)
-def test_ranked_matches_slow_loop(mesh):
+def test_ranked_matches_slow_loop(mesh, num, piece, monkeypatch):
     if mesh != "one" and jax.device_count() != 8:
         pytest.skip("needs 8 devices")
+    compare_in_pieces(monkeypatch, piece)
     rng = np.random.default_rng(0)  # of few values, so that cosines tie
-    mean_IE, own_IE, text_ME = (rng.integers(-1, 2, (n, 5)).astype(np.float32) for n in (3, 3, 23))
+    mean_IE, own_IE = (rng.integers(-1, 2, (num, 5)).astype(np.float32) for _ in range(2))
+    text_ME = rng.integers(-1, 2, (23, 5)).astype(np.float32)
     own_IE[0] = -mean_IE[0]  # even rows of padding would be nearer
     blocks = (text_ME[i : i + 6] for i in range(0, 23, 6))
     found = ranked(mean_IE, own_IE, blocks, 6, MESHES[mesh]())
-    for i in range(3):
+    assert len(found.count_I) == num
+    for i in range(num):
         cosines = [mean_IE[i] @ text_E for text_E in text_ME]
         assert found.count_I[i] == sum(x > mean_IE[i] @ own_IE[i] for x in cosines)
         assert found.index_I[i] == cosines.index(max(cosines))
+
+
+def test_memory_of_a_search_grows_with_people_only_as_they_do():
+    def temporary(num):
+        block, num, num_pieces = lengths(num, 4096, one_device_mesh())
+        update, _ = _compiled(one_device_mesh(), num_pieces)
+        found = Ranks(*(np.zeros(num, dtype) for dtype in (np.int32, np.float32, np.int32)))
+        image_IE, text_ME = np.zeros((num, 4), np.float32), np.zeros((block, 4), np.float32)
+        given = np.int32(0), np.int32(block)
+        program = update.lower(found, image_IE, image_IE, text_ME, given).compile()
+        analysis: Any = program.memory_analysis()
+        return analysis.temp_size_in_bytes
+
+    num = 2**14
+    few, many = temporary(num), temporary(4 * num)
+    assert many < 2**28  # cosines of all with a block would take a GiB
+    assert many - few < 64 * 3 * num  # bytes a person
 
 
 @pytest.mark.slow

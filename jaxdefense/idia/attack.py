@@ -137,6 +137,11 @@ class Evidence:
         np.add.at(sum_IE, self.owner_P, self.image_PE)
         return sum_IE / np.bincount(self.owner_P)[:, None]
 
+    def photos_of(self) -> list[np.ndarray]:
+        """List each person's photos; int each, indices into P, in order."""
+        order = np.argsort(self.owner_P, kind="stable")
+        return np.split(order, np.cumsum(np.bincount(self.owner_P, minlength=len(self.names)))[:-1])
+
     def of(self, who: Sequence[int]) -> "Evidence":
         """Return the photos of some people, in the given order."""
         at = {i: new for new, i in enumerate(who)}

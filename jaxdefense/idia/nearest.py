@@ -6,8 +6,9 @@ with the number of candidates, and with the number of photos only as the photos 
 Parity: tests/test_idia.py, identical to a loop in NumPy, on any mesh and in blocks of any size.
 """
 
+from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,9 @@ _NO_CANDIDATE = -2  # own candidate of the photos that pad a part
 _MOST_COSINES, _MOST_ON_CPU = 2**24, 2**20
 _LEAST_PIECE = 64  # photos; fewer would not be worth reading the texts of a large block again
 
+T = TypeVar("T")
+U = TypeVar("U")
+
 
 class _Best(NamedTuple):
     value_QP: jax.Array | np.ndarray  # f32, its cosine
@@ -55,14 +59,8 @@ class Nearest:
             block: at most this many candidates at a time, rounded up to fit the mesh's parts.
             mesh: photos lie along its data axes, the candidates of a block along its tensor axis.
         """
-        rules = ShardingRules()
-        parts, parts_of_block = (num_parts(mesh, rules, dim) for dim in ("photos", "candidates"))
-        self._block = _up(block, parts_of_block)
+        self._block, num, num_pieces = lengths(len(image_PE), block, mesh)
         self._num_photos, self._num_seen = len(image_PE), 0
-        on_cpu = mesh.devices.flat[0].platform == "cpu"
-        most = (_MOST_ON_CPU if on_cpu else _MOST_COSINES) // (self._block // parts_of_block)
-        num_pieces = max(1, -(-len(image_PE) // (parts * max(most, _LEAST_PIECE))))
-        num = _up(len(image_PE), parts * num_pieces)
         self._update, place = _compiled(mesh, num_pieces)
         self._place_text, self._place_group = place["text"], place["group"]
         self._image_PE = put(padded(image_PE, num), place["image"])
@@ -117,6 +115,40 @@ class Nearest:
         return np.asarray(fetch(right_P))[: self._num_photos]
 
 
+def lengths(num_photos: int, block: int, mesh: Mesh) -> tuple[int, int, int]:
+    """Give the sizes of a comparison that fits the mesh.
+
+    Args:
+        num_photos: number of photos, or of whatever else has its best candidate.
+        block: at most this many candidates at a time.
+        mesh: see `Nearest`.
+
+    Returns:
+        `block` and `num_photos`, rounded up; and into how many pieces each device cuts its photos.
+    """
+    rules = ShardingRules()
+    parts, parts_of_block = (num_parts(mesh, rules, dim) for dim in ("photos", "candidates"))
+    block = _up(block, parts_of_block)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    most = (_MOST_ON_CPU if on_cpu else _MOST_COSINES) // (block // parts_of_block)
+    num_pieces = max(1, -(-num_photos // (parts * max(most, _LEAST_PIECE))))
+    return block, _up(num_photos, parts * num_pieces), num_pieces
+
+
+def in_pieces(compare: Callable[[T], U], photos: T, num_pieces: int) -> U:
+    """Compare the photos of each device piece by piece.
+
+    Args:
+        compare: gives what a piece's comparison finds; row by row, like its argument.
+        photos: arrays whose first dim is photos.
+        num_pieces: see `lengths`.
+    """
+    if num_pieces == 1:
+        return compare(photos)
+    found = jax.lax.map(compare, micro_batches(photos, num_pieces))
+    return jax.tree.map(joined_batches, found)
+
+
 def _update(
     num_pieces: int,
     best: _Best,
@@ -129,11 +161,7 @@ def _update(
     def one(args: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         value_P, index_P, text_ME = args
         better = partial(_better, text_ME, group_M, num_seen)
-        photos = value_P, index_P, image_PE, group_P
-        if num_pieces == 1:
-            return better(photos)
-        found = jax.lax.map(better, micro_batches(photos, num_pieces))
-        return jax.tree.map(joined_batches, found)
+        return in_pieces(better, (value_P, index_P, image_PE, group_P), num_pieces)
 
     return _Best(*jax.lax.map(one, (*best, text_QME)))
 

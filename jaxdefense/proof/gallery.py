@@ -205,7 +205,7 @@ def _average(
     progress: Progress,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Average each person's values over draws; also return in how many they were, int [I]."""
-    photos_of = {i: np.flatnonzero(evidence.owner_P == i) for i in np.flatnonzero(takes_part_I)}
+    photos_of = {i: at for i, at in enumerate(evidence.photos_of()) if takes_part_I[i]}
     all_of_them = people == len(photos_of) and all(len(p) == photos for p in photos_of.values())
     owner_P = np.repeat(np.arange(people), photos)
     sums = {name: np.zeros(len(takes_part_I)) for name, n in _LEAST.items() if n <= photos}

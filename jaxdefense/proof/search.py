@@ -1,7 +1,8 @@
 """An attacker who searches for the name: of many names, how many are nearer to the person's photos.
 
-Names come in blocks, and the device holds one block and the counts, so memory does not grow with
-the number of names. The rank of an unknown person's name is uniform.
+Names come in blocks and people in pieces, as in `idia.nearest`, so memory grows neither with the
+number of names nor with its product with the number of people. The rank of an unknown person's name
+is uniform.
 
 Parity: tests/test_optimising.py, identical to a loop in NumPy, in blocks of any size.
 """
@@ -19,8 +20,9 @@ from jax.sharding import Mesh, NamedSharding
 from jaxdefense.data.names import RandomNames
 from jaxdefense.evals.embed import Embedder, padded
 from jaxdefense.idia.attack import Evidence
+from jaxdefense.idia.nearest import in_pieces, lengths
 from jaxdefense.log import Progress
-from jaxdefense.sharding import ShardingRules, fetch, num_parts, put
+from jaxdefense.sharding import ShardingRules, fetch, on_mesh, put
 from jaxdefense.words import folded_words
 
 
@@ -74,9 +76,7 @@ def search(
     """
     names = RandomNames(num_names, seed, exclude=evidence.names)
     own_IE = model.texts([prompt.format(name) for name in evidence.names])
-    mean_IE = np.stack(
-        [evidence.image_PE[evidence.owner_P == i].mean(0) for i in range(len(own_IE))]
-    )
+    mean_IE = evidence.mean_photos().astype(np.float32)
     with closing(_embedded(model, names, prompt, block)) as blocks:
         found = ranked(mean_IE, own_IE, blocks, min(block, num_names), model.mesh)
     nearest = [names[i] for i in found.index_I.tolist()]
@@ -116,11 +116,9 @@ def ranked(
         block: at most this many candidates at a time.
         mesh: the mesh of devices.
     """
-    rules, num_people = ShardingRules(), len(mean_IE)
-    num = -(-num_people // num_parts(mesh, rules, "photos")) * num_parts(mesh, rules, "photos")
-    size = -(-block // num_parts(mesh, rules, "candidates"))
-    size *= num_parts(mesh, rules, "candidates")
-    update, place = _compiled(mesh)
+    num_people = len(mean_IE)
+    size, num, num_pieces = lengths(num_people, block, mesh)
+    update, place = _compiled(mesh, num_pieces)
     image_IE, own_IE = put((padded(mean_IE, num), padded(own_IE, num)), place["image"])
     zeros_I = np.zeros(num, np.int32)
     found = put(Ranks(zeros_I, np.full(num, -np.inf, np.float32), zeros_I), place["people"])
@@ -133,14 +131,12 @@ def ranked(
     return Ranks(*(np.asarray(x)[:num_people] for x in fetch(found)))
 
 
-def _update(
-    found: Ranks,
-    image_IE: jax.Array,
-    own_IE: jax.Array,
+def _counted(
     text_ME: jax.Array,
     given: tuple[jax.Array, jax.Array],
+    people: tuple[Ranks, jax.Array, jax.Array],
 ) -> Ranks:
-    start, num = given
+    (start, num), (found, image_IE, own_IE) = given, people
     exact = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     own_I = exact("ie,ie->i", image_IE, own_IE)
     cosine_IM = exact("ie,me->im", image_IE, text_ME)
@@ -153,8 +149,16 @@ def _update(
 
 
 @cache
-def _compiled(mesh: Mesh):
+def _compiled(mesh: Mesh, num_pieces: int):
     rules = ShardingRules()
     place = {"image": ("photos", "shared"), "text": ("candidates", "shared"), "people": ("photos",)}
     place = {name: NamedSharding(mesh, rules.spec(*dims)) for name, dims in place.items()}
-    return jax.jit(_update, out_shardings=place["people"], donate_argnums=0), place
+
+    def update(
+        found: Ranks, image_IE: jax.Array, own_IE: jax.Array, text_ME: jax.Array, given: tuple
+    ) -> Ranks:
+        with on_mesh(mesh, rules):
+            compare = partial(_counted, text_ME, given)
+            return in_pieces(compare, (found, image_IE, own_IE), num_pieces)
+
+    return jax.jit(update, out_shardings=place["people"], donate_argnums=0), place

@@ -134,8 +134,7 @@ def tested(evidence: Evidence, seed: int) -> np.ndarray:
     """
     test_P = np.zeros(len(evidence.owner_P), bool)
     short = list[str]()
-    for i, name in enumerate(evidence.names):
-        at = np.flatnonzero(evidence.owner_P == i)
+    for name, at in zip(evidence.names, evidence.photos_of(), strict=True):
         if len(at) < 2:
             short.append(name)
         rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
