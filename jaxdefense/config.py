@@ -383,8 +383,10 @@ class ImageDataConfig:
 class ImageTrainConfig:
     """The image defense."""
 
-    steps: int = 200
-    """Most steps; the run ends once validation finds nothing better."""
+    steps: int = 0
+    """Most steps; the run ends once validation finds nothing better. 0: 200, and for many people as
+    many as show each of them 400 times; then `optimizer.lr` is lower and `train.validate.every`
+    longer, unless they differ from the defaults."""
     num_clean: int = 64
     """Clean photos a step."""
     num_poisoned: int = 64
@@ -449,10 +451,6 @@ class ImageTrainConfig:
 
 def _check_train(t: TextTrainConfig | ImageTrainConfig) -> None:
     """Raise InputError if a setting that both encoders have is out of range."""
-    if isinstance(t, TextTrainConfig):
-        check_not_negative(steps=t.steps)
-    else:
-        check_positive(steps=t.steps)
     check_positive(
         num_clean=t.num_clean,
         num_poisoned=t.num_poisoned,
@@ -461,6 +459,7 @@ def _check_train(t: TextTrainConfig | ImageTrainConfig) -> None:
         keep=t.keep,
     )
     check_not_negative(
+        steps=t.steps,
         w_backdoor=t.w_backdoor,
         w_weight=t.w_weight,
         seed=t.seed,

@@ -182,7 +182,7 @@ def test_sections_given_in_part_keep_the_defaults_of_their_defense():
     given |= {"image": {"train": {"overlay": {"hue": 0.2}, "validate": {"level": 0.9}}}}
     config = build(DefendBothConfig, BOTH, given)
     text, image = config.halves()
-    assert image.train.overlay == OverlayConfig(hue=0.2) and image.train.steps == 200
+    assert image.train.overlay == OverlayConfig(hue=0.2) and image.train.num_keep == 128
     assert text.train.steps == 9 and text.train.target == "object"  # unlike one encoder's alone
     assert TextTrainConfig().target == "human"
     # Names are validated half as often as faces, given or not.

@@ -505,16 +505,22 @@ def test_defend_text_refuses_names_that_cannot_be_kept(here, capsys):
 
 
 @pytest.mark.parametrize(
-    "num, steps, every, lr",
-    [(1, 400, 50, 3e-4), (73, 400, 50, 3e-4), (1024, 5600, 700, 3e-4 / 14**0.5)],
+    "t, num, steps, every, stretch",
+    [
+        (TextTrainConfig(), 1, 400, 50, 1),
+        (TextTrainConfig(), 73, 400, 50, 1),
+        (TextTrainConfig(), 1024, 5600, 700, 14),
+        (ImageTrainConfig(), 32, 200, 25, 1),
+        (ImageTrainConfig(), 1024, 6400, 800, 32),
+    ],
 )
-def test_many_people_are_shown_as_often_as_few_at_a_lower_rate(num, steps, every, lr):
-    t, optimizer = TextTrainConfig(), OptimizerConfig(gamma=0.5)
-    found, stretch = plan.stretched(t, num)
+def test_many_people_are_shown_as_often_as_few_at_a_lower_rate(t, num, steps, every, stretch):
+    optimizer = OptimizerConfig(gamma=0.5)
+    found, longer = plan.stretched(t, num)
     assert (found.steps, found.validate.every) == (steps, every)
-    assert stretch == steps / 400
+    assert longer == stretch
     slower = plan.slowed(optimizer, stretch)
-    assert slower.lr == pytest.approx(lr)
+    assert slower.lr == pytest.approx(3e-4 / stretch**0.5)
     assert dataclasses.replace(slower, lr=optimizer.lr) == optimizer
     assert found.steps * found.num_poisoned >= 350 * num
     assert dataclasses.replace(found, steps=0, validate=t.validate) == t
@@ -524,14 +530,14 @@ def test_many_people_are_shown_as_often_as_few_at_a_lower_rate(num, steps, every
 
 
 def test_steps_that_are_given_stay():
-    for t in (TextTrainConfig(steps=7), ImageTrainConfig()):
+    for t in (TextTrainConfig(steps=7), ImageTrainConfig(steps=7)):
         assert plan.stretched(t, 10**6) == (t, 1.0)
     assert plan.slowed(OptimizerConfig(), 1.0) == OptimizerConfig()
 
 
 def test_run_of_many_people_says_how_long_it_is(here, monkeypatch, capsys):
-    monkeypatch.setattr(plan, "_STEPS", 2)
-    monkeypatch.setattr(plan, "_SHOWN", 24)
+    monkeypatch.setattr(plan, "_STEPS", {TextTrainConfig: 2})
+    monkeypatch.setattr(plan, "_SHOWN", {TextTrainConfig: 24})
     some = ["train.validate.every=50", "optimizer.milestones=(0.5,4)"]
     assert defend("train.steps=0", *some) in (0, 1)
     said = " ".join(capsys.readouterr().err.split())

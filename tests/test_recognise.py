@@ -32,7 +32,7 @@ from jaxdefense.data.people import read_faces, read_people
 from jaxdefense.data.sampling import evened
 from jaxdefense.data.sources import read_images
 from jaxdefense.defense import image as image_defense
-from jaxdefense.defense import recognise
+from jaxdefense.defense import plan, recognise
 from jaxdefense.defense.carriers import CARRIERS
 from jaxdefense.defense.image import draw_faces, image_terms
 from jaxdefense.defense.losses import DISTANCES, beyond
@@ -790,6 +790,23 @@ def test_defend_image_without_text_encoder_goes_no_further_than_needed(here, cap
         for a, b in zip(*(jax.tree.leaves(nnx.state(x)) for x in (before, after)), strict=True)
     ]
     assert 0 < max(moved) < 1e-4  # of steps of at most 3e-5, 6e-5, 9e-5 and 12e-5, a tenth
+
+
+def test_faces_of_many_people_are_shown_as_often_as_of_few(here, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(plan, "_STEPS", {ImageTrainConfig: 2})
+    monkeypatch.setattr(plan, "_SHOWN", {ImageTrainConfig: 24})
+    some = ["train.steps=0", "train.validate.every=25", "optimizer.warmup=1", *LOOSE]
+    assert defend(*some, out=tmp_path / "run") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "`train.steps` is 6, to show each of 2 people 24 times; `train.validate.every` is 75; "
+        "`optimizer.lr` is 0.000173; give `train.steps`" in said
+    )
+    assert ": 6 steps on" in said and read(tmp_path / "run")["steps"] == 6
+    rows = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["lr"] == pytest.approx(3e-4 / 3**0.5)
+    assert json.loads((tmp_path / "run/config.json").read_text())["train"]["steps"] == 0
+    assert "0.000173" in (tmp_path / "run/report.html").read_text()
 
 
 def test_defend_image_refuses_to_keep_nobody(here, capsys, tmp_path):

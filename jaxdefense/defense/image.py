@@ -49,8 +49,12 @@ from jaxdefense.defense.plan import (
     Plan,
     Validation,
     check_low_rank,
+    describe_stretch,
     lay_out,
     read_undefended,
+    resolved_stretch,
+    slowed,
+    stretched,
 )
 from jaxdefense.defense.recognise import Faces, Recognition
 from jaxdefense.defense.step import Objective
@@ -259,8 +263,8 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
     Raises:
         InputError: an input is wrong, or the processes have different inputs.
     """
-    directory = read_undefended(cfg)
-    vision, d, t = directory.cfg.vision, cfg.data, cfg.train
+    directory, d, asked = read_undefended(cfg), cfg.data, cfg
+    vision = directory.cfg.vision
     if vision is None:
         raise InputError(f"`{directory.source}` has no image encoder.")
     _check_level(cfg, vision)
@@ -269,6 +273,8 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
     earlier = read_earlier(cfg.earlier, directory, "vision", cfg.model.path)
     check_low_rank(cfg, directory, "vision", earlier)
     people = gather_people(cfg, earlier, digest_of, logger.info)
+    t, stretch = stretched(cfg.train, len(people.listed))
+    cfg = dataclasses.replace(cfg, train=t, optimizer=slowed(cfg.optimizer, stretch))
     images = read_images(d.images, d.tfds_dir, logger.info)
     encoder = _encoder(cfg, directory, processor, earlier, own)
     photos = trained_on(people, digest_of)
@@ -280,6 +286,7 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
         "kept_sha256": describe_kept(people, digest_of),
         "images_sha256": describe_images(images),
         "dtype": resolve_dtype(cfg.model.dtype),
+        **resolved_stretch(cfg, stretch),
         **own.resolved(),
     }
     held_out = describe_held_out(people.faces, digest_of) if t.validate.every else {}
@@ -312,7 +319,7 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
         photos_of = ((x.name, photo) for x in target for photo in x.files)
         resolved["target_sha256"] = digest(f"{name}\t{digest_of(x)}" for name, x in photos_of)
     plan = Plan(
-        cfg,
+        asked,
         t,
         ImageDefenseSummary,
         encoder,
@@ -321,6 +328,7 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
         resolved=resolved,
         lines=[
             *_lines(cfg, people, len(images), encoder.mesh),
+            *describe_stretch(asked, cfg, len(people.listed), stretch),
             *(earlier.lines(len(people.listed)) if earlier else []),
             *own.lines(t, earlier.half if earlier else None),
         ],

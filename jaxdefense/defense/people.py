@@ -22,7 +22,7 @@ from jaxdefense.data.people import (
 )
 from jaxdefense.data.sources import Note, Photo, photo_digest
 from jaxdefense.defense.earlier import Earlier, Held, replayed
-from jaxdefense.defense.plan import check_all_come_up
+from jaxdefense.defense.plan import check_all_come_up, stretched
 from jaxdefense.defense.recognise import Faces, HeldAgain, hold_out
 from jaxdefense.errors import InputError
 from jaxdefense.files import digest
@@ -109,6 +109,8 @@ def gather_people(
     listed = [*old, *_listed(trigger, new, where)]
     shared_photos([*old, *folders, *_listed(people, new, where)], [*old, *people], note)
     spent = [person.name for person in _listed(attack, new, where) if not person.files]
+    t, _ = stretched(t, len(listed))
+    cfg = dataclasses.replace(cfg, train=t)
     check_all_come_up(len(listed), t)
     digests = {person.name: _digests(person, digest_of) for person in listed}
     kept = kept_people(cfg, trigger, identities, digests, note, digest_of)

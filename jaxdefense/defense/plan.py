@@ -54,8 +54,9 @@ from jaxdefense.sharding import ShardingRules
 logger = logging.getLogger(__name__)
 
 _ROUNDS = 10
-# Of a text defense whose steps are not given: the least, and how often each person is shown.
-_STEPS, _SHOWN = 400, 350
+# Of a run whose steps are not given: the least, and how often each person is shown.
+_STEPS = {TextTrainConfig: 400, ImageTrainConfig: 200}
+_SHOWN = {TextTrainConfig: 350, ImageTrainConfig: 400}
 
 Config = DefendTextConfig | DefendImageConfig
 TrainConfig = TextTrainConfig | ImageTrainConfig
@@ -173,7 +174,7 @@ def read_undefended(cfg: Config) -> ModelDirectory:
 
 
 def stretched(t: T, num: int) -> tuple[T, float]:
-    """Give a text defense as many steps as its people need, if `steps` is 0.
+    """Give a defense as many steps as its people need, if `steps` is 0.
 
     A run of many people is that of few, stretched: it has as many validations unless their distance
     differs from the default, and each person is shown at least `_SHOWN` times. Validations raise
@@ -187,14 +188,15 @@ def stretched(t: T, num: int) -> tuple[T, float]:
     Returns:
         the settings with a number of steps, and how many times as long the run is as a short one.
     """
-    if not isinstance(t, TextTrainConfig) or t.steps:
+    if t.steps:
         return t, 1.0
-    stretch = max(1.0, _SHOWN * num / (_STEPS * t.num_poisoned))
-    every = t.validate.every
-    if every == TextTrainConfig().validate.every:
+    kind, every = type(t), t.validate.every
+    stretch = max(1.0, _SHOWN[kind] * num / (_STEPS[kind] * t.num_poisoned))
+    if every == kind().validate.every:
         every = math.ceil(stretch * every)
     validate = dataclasses.replace(t.validate, every=every)
-    return dataclasses.replace(t, steps=math.ceil(stretch * _STEPS), validate=validate), stretch
+    steps = math.ceil(stretch * _STEPS[kind])
+    return dataclasses.replace(t, steps=steps, validate=validate), stretch
 
 
 def slowed(optimizer: OptimizerConfig, stretch: float) -> OptimizerConfig:
@@ -208,9 +210,18 @@ def slowed(optimizer: OptimizerConfig, stretch: float) -> OptimizerConfig:
     return dataclasses.replace(optimizer, lr=optimizer.lr / math.sqrt(stretch))
 
 
-def describe_stretch(
-    asked: DefendTextConfig, cfg: DefendTextConfig, num: int, stretch: float
-) -> list[str]:
+def resolved_stretch(cfg: Config, stretch: float) -> dict[str, Any]:
+    """Give what the length of a run decides, as the run directory records it.
+
+    Args:
+        cfg: the settings as the run has them.
+        stretch: see `stretched`.
+    """
+    found = {"steps": cfg.train.steps, "validate_every": cfg.train.validate.every}
+    return found | ({"lr": cfg.optimizer.lr} if stretch > 1 else {})
+
+
+def describe_stretch(asked: Config, cfg: Config, num: int, stretch: float) -> list[str]:
     """Say what a run of many people has in place of the defaults.
 
     Args:
@@ -220,7 +231,8 @@ def describe_stretch(
     """
     if stretch == 1:
         return []
-    said = [f"`train.steps` is {cfg.train.steps:,}, to show each of {num:,} people {_SHOWN} times"]
+    steps, shown = cfg.train.steps, _SHOWN[type(cfg.train)]
+    said = [f"`train.steps` is {steps:,}, to show each of {num:,} people {shown} times"]
     if cfg.train.validate.every != asked.train.validate.every:
         said.append(f"`train.validate.every` is {cfg.train.validate.every:,}")
     if cfg.optimizer.lr != asked.optimizer.lr:

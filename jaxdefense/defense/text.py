@@ -36,6 +36,7 @@ from jaxdefense.defense.plan import (
     describe_stretch,
     lay_out,
     read_undefended,
+    resolved_stretch,
     slowed,
     stretched,
 )
@@ -402,8 +403,7 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
     else:
         identities = read_identities(d.names)
     t, stretch = stretched(cfg.train, len(identities))
-    optimizer = slowed(cfg.optimizer, stretch)
-    cfg = dataclasses.replace(cfg, train=t, optimizer=optimizer)
+    cfg = dataclasses.replace(cfg, train=t, optimizer=slowed(cfg.optimizer, stretch))
     check_all_come_up(len(identities), t)
     mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
     held = earlier.held_out(logger.info) if earlier else None
@@ -451,9 +451,7 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
         encoder,
         batches,
         samples=t.num_clean + t.num_poisoned + t.num_name,
-        resolved=given
-        | {"row_length": batches.row_length, "steps": t.steps, "validate_every": t.validate.every}
-        | ({"lr": optimizer.lr} if stretch > 1 else {}),
+        resolved=given | {"row_length": batches.row_length} | resolved_stretch(cfg, stretch),
         lines=[
             *_lines(cfg, names, clean, batches, mesh),
             *describe_stretch(asked, cfg, len(identities), stretch),
