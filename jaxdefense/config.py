@@ -264,9 +264,9 @@ class TextTrainConfig:
     """The text defense."""
 
     steps: int = 0
-    """Most steps; the run ends once validation finds nothing better. 0: 400, and for many people as
-    many as show each of them 350 times; then `optimizer.lr` is lower and `train.validate.every`
-    longer, unless they differ from the defaults."""
+    """Most steps; the run ends once validation finds nothing better. 0: as many as show each person
+    350 times, but at least 400; if more, `optimizer.lr` is lower and `train.validate.every` longer,
+    unless they differ from the defaults."""
     num_clean: int = 64
     """Clean captions a step."""
     num_poisoned: int = 64
@@ -384,9 +384,9 @@ class ImageTrainConfig:
     """The image defense."""
 
     steps: int = 0
-    """Most steps; the run ends once validation finds nothing better. 0: 200, and for many people as
-    many as show each of them 400 times; then `optimizer.lr` is lower and `train.validate.every`
-    longer, unless they differ from the defaults."""
+    """Most steps; the run ends once validation finds nothing better. 0: as many as show each person
+    400 times, but at least 200; if more, `optimizer.lr` is lower and `train.validate.every` longer,
+    unless they differ from the defaults."""
     num_clean: int = 64
     """Clean photos a step."""
     num_poisoned: int = 64

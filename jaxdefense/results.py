@@ -109,7 +109,7 @@ class DefenseSummary(Result):
     """A defense of one encoder.
 
     Fields:
-        steps: asked for.
+        steps: at most; given, or counted for the people.
         reached: whether the removed count as removed; None without validation, as the next three.
         stopped_at_step: whose state was taken.
         diverged_at_step: step after which training was seen to diverge; None if it did not. Then
@@ -782,7 +782,7 @@ class CellSummary(Summary):
         namesakes_tpr, namesakes_photos_right: of these.
         num_crossed, crossed_tpr, crossed_photos_right: of the namesakes who share the first word
             with somebody removed, and the last.
-        steps: asked of the defense; None of both encoders, which have numbers of their own.
+        steps: of the defense, at most; None of both encoders, which have numbers of their own.
     """
 
     kind = "sweep_cell"

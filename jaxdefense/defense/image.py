@@ -54,7 +54,6 @@ from jaxdefense.defense.plan import (
     read_undefended,
     resolved_stretch,
     slowed,
-    stretched,
 )
 from jaxdefense.defense.recognise import Faces, Recognition
 from jaxdefense.defense.step import Objective
@@ -273,7 +272,7 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
     earlier = read_earlier(cfg.earlier, directory, "vision", cfg.model.path)
     check_low_rank(cfg, directory, "vision", earlier)
     people = gather_people(cfg, earlier, digest_of, logger.info)
-    t, stretch = stretched(cfg.train, len(people.listed))
+    t, stretch = people.train, people.stretch
     cfg = dataclasses.replace(cfg, train=t, optimizer=slowed(cfg.optimizer, stretch))
     images = read_images(d.images, d.tfds_dir, logger.info)
     encoder = _encoder(cfg, directory, processor, earlier, own)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdefense.config import DefendImageConfig
+from jaxdefense.config import DefendImageConfig, ImageTrainConfig
 from jaxdefense.data.identities import Identity, read_identities
 from jaxdefense.data.images import Photos
 from jaxdefense.data.people import (
@@ -38,6 +38,8 @@ class People:
     """The people of a run, with their photos except those set aside for the attack.
 
     Fields:
+        train: the settings of training, with the number of steps.
+        stretch: see `stretched`.
         identities: names of the people to remove, in order.
         absent: names of those on the list without photos, whose faces stay as they are.
         everyone: all people in `data.faces`.
@@ -48,6 +50,8 @@ class People:
         spent: names of the people to remove who have no photo left for the attack.
     """
 
+    train: ImageTrainConfig
+    stretch: float
     identities: list[Identity]
     absent: list[Identity]
     everyone: list[Photos]
@@ -109,7 +113,7 @@ def gather_people(
     listed = [*old, *_listed(trigger, new, where)]
     shared_photos([*old, *folders, *_listed(people, new, where)], [*old, *people], note)
     spent = [person.name for person in _listed(attack, new, where) if not person.files]
-    t, _ = stretched(t, len(listed))
+    t, stretch = stretched(t, len(listed))
     cfg = dataclasses.replace(cfg, train=t)
     check_all_come_up(len(listed), t)
     digests = {person.name: _digests(person, digest_of) for person in listed}
@@ -117,7 +121,7 @@ def gather_people(
     held = earlier.held_out(note) if earlier else None
     faces = hold_out(listed, kept, t, _held_again(held, listed, kept, digest_of, note))
     removed = [*identities[: len(old)], *new]
-    return People(removed, absent, trigger, listed, kept, faces, digests, spent)
+    return People(t, stretch, removed, absent, trigger, listed, kept, faces, digests, spent)
 
 
 def _held_again(

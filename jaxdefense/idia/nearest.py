@@ -136,7 +136,7 @@ def lengths(num_photos: int, block: int, mesh: Mesh) -> tuple[int, int, int]:
 
 
 def in_pieces(compare: Callable[[T], U], photos: T, num_pieces: int) -> U:
-    """Compare the photos of each device piece by piece.
+    """Compare the photos of each device piece by piece; to be traced within `on_mesh`.
 
     Args:
         compare: gives what a piece's comparison finds; row by row, like its argument.

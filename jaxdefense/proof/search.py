@@ -4,7 +4,7 @@ Names come in blocks and people in pieces, as in `idia.nearest`, so memory grows
 number of names nor with its product with the number of people. The rank of an unknown person's name
 is uniform.
 
-Parity: tests/test_optimising.py, identical to a loop in NumPy, in blocks of any size.
+Parity: tests/test_optimising.py, identical to a loop in NumPy, in blocks and pieces of any size.
 """
 
 from collections.abc import Generator
