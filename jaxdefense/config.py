@@ -385,8 +385,8 @@ class ImageTrainConfig:
 
     steps: int = 0
     """Most steps; the run ends once validation finds nothing better. 0: as many as show each person
-    400 times, but at least 200; if more, `optimizer.lr` is lower and `train.validate.every` longer,
-    unless they differ from the defaults."""
+    400 times, but at least 200; if more, `train.validate.every` is longer, unless it differs from
+    the default."""
     num_clean: int = 64
     """Clean photos a step."""
     num_poisoned: int = 64

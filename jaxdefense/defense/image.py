@@ -52,8 +52,7 @@ from jaxdefense.defense.plan import (
     describe_stretch,
     lay_out,
     read_undefended,
-    resolved_stretch,
-    slowed,
+    resolved_length,
 )
 from jaxdefense.defense.recognise import Faces, Recognition
 from jaxdefense.defense.step import Objective
@@ -272,8 +271,8 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
     earlier = read_earlier(cfg.earlier, directory, "vision", cfg.model.path)
     check_low_rank(cfg, directory, "vision", earlier)
     people = gather_people(cfg, earlier, digest_of, logger.info)
-    t, stretch = people.train, people.stretch
-    cfg = dataclasses.replace(cfg, train=t, optimizer=slowed(cfg.optimizer, stretch))
+    t = people.train
+    cfg = dataclasses.replace(cfg, train=t)
     images = read_images(d.images, d.tfds_dir, logger.info)
     encoder = _encoder(cfg, directory, processor, earlier, own)
     photos = trained_on(people, digest_of)
@@ -285,7 +284,7 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
         "kept_sha256": describe_kept(people, digest_of),
         "images_sha256": describe_images(images),
         "dtype": resolve_dtype(cfg.model.dtype),
-        **resolved_stretch(cfg, stretch),
+        **resolved_length(t),
         **own.resolved(),
     }
     held_out = describe_held_out(people.faces, digest_of) if t.validate.every else {}
@@ -327,7 +326,7 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
         resolved=resolved,
         lines=[
             *_lines(cfg, people, len(images), encoder.mesh),
-            *describe_stretch(asked, cfg, len(people.listed), stretch),
+            *describe_stretch(asked, cfg, len(people.listed), people.stretch),
             *(earlier.lines(len(people.listed)) if earlier else []),
             *own.lines(t, earlier.half if earlier else None),
         ],

@@ -200,25 +200,20 @@ def stretched(t: T, num: int) -> tuple[T, float]:
 
 
 def slowed(optimizer: OptimizerConfig, stretch: float) -> OptimizerConfig:
-    """Give the optimizer of a stretched run a lower rate, unless it differs from the default.
+    """Give a stretched text defense a lower rate, unless it differs from the default.
 
     The rate falls with the root of the stretch. At a high rate people are lost who must stay:
-    docs/scale.md has rates and what they cost, if not for every stretch.
+    docs/scale.md has rates and what they cost, if not for every stretch. Faces are no better at a
+    lower rate, by the same page.
     """
     if stretch == 1 or optimizer.lr != OptimizerConfig.lr:
         return optimizer
     return dataclasses.replace(optimizer, lr=optimizer.lr / math.sqrt(stretch))
 
 
-def resolved_stretch(cfg: Config, stretch: float) -> dict[str, Any]:
-    """Give what the length of a run decides, as the run directory records it.
-
-    Args:
-        cfg: the settings as the run has them.
-        stretch: see `stretched`.
-    """
-    found = {"steps": cfg.train.steps, "validate_every": cfg.train.validate.every}
-    return found | ({"lr": cfg.optimizer.lr} if stretch > 1 else {})
+def resolved_length(t: TrainConfig) -> dict[str, int]:
+    """Give how long a run is, as the run directory records it."""
+    return {"steps": t.steps, "validate_every": t.validate.every}
 
 
 def describe_stretch(asked: Config, cfg: Config, num: int, stretch: float) -> list[str]:

@@ -36,7 +36,7 @@ from jaxdefense.defense.plan import (
     describe_stretch,
     lay_out,
     read_undefended,
-    resolved_stretch,
+    resolved_length,
     slowed,
     stretched,
 )
@@ -451,7 +451,9 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
         encoder,
         batches,
         samples=t.num_clean + t.num_poisoned + t.num_name,
-        resolved=given | {"row_length": batches.row_length} | resolved_stretch(cfg, stretch),
+        resolved=given
+        | {"row_length": batches.row_length, **resolved_length(t)}
+        | ({"lr": cfg.optimizer.lr} if stretch > 1 else {}),
         lines=[
             *_lines(cfg, names, clean, batches, mesh),
             *describe_stretch(asked, cfg, len(identities), stretch),

@@ -111,7 +111,7 @@ def model_config(opts: Options = Options()) -> CLIPConfig:
 
 
 def crowd_config(opts: Options = OF_CROWD) -> CLIPConfig:
-    """Return the sizes of a CLIP for thousands of people: 4.9 million parameters."""
+    """Return the sizes of a CLIP for thousands of people: 4.8 million parameters."""
     return _config(opts, 2 * VOCAB, 2 * EMBED, VisionConfig(
         width=128, depth=2, mlp_width=512, num_heads=4,
         image_size=crowd.SIDE, patch_size=PATCH, embed=2 * EMBED,
