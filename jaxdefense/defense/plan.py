@@ -203,8 +203,8 @@ def slowed(optimizer: OptimizerConfig, stretch: float) -> OptimizerConfig:
     """Give a stretched text defense a lower rate, unless it differs from the default.
 
     The rate falls with the root of the stretch. At a high rate people are lost who must stay:
-    docs/scale.md has rates and what they cost, if not for every stretch. Faces are no better at a
-    lower rate, by the same page.
+    docs/scale.md has rates and what they cost, if not for every stretch. That of faces stays, as by
+    the same page 256 people were not removed at a lower one.
     """
     if stretch == 1 or optimizer.lr != OptimizerConfig.lr:
         return optimizer
