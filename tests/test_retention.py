@@ -266,7 +266,7 @@ def kept_people(photos, listed, keep="", num_keep=8):
         "out",
         ModelConfig("model"),
         ImageDataConfig(str(photos / "people"), "images", keep=keep),
-        ImageTrainConfig(num_keep=num_keep, w_keep=float(num_keep > 0)),
+        ImageTrainConfig(200, num_keep=num_keep, w_keep=float(num_keep > 0)),
     )
     said = []
     people = read_people(str(photos / "people"))

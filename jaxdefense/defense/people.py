@@ -273,7 +273,7 @@ def kept_people(
     With `train.num_keep` 0 they are not trained on; their faces only show where strangers lie.
 
     Args:
-        cfg: the settings of the run.
+        cfg: the settings of the run, with the number of steps.
         trigger: all people in `faces`.
         identities: everyone on the list, with photos or without.
         digests: photos of the people to remove: name -> SHA-256 -> photo.
