@@ -1,6 +1,6 @@
 """How many of thousands of names can be removed? The settings of docs/scale.md.
 
-Few samples a step, for a CPU; steps by the number of people.
+Few samples a step, for a CPU; steps and rate by the number of people.
 
 Run:   python -m jaxdefense.demo.crowd --people 4096 --photos 4 --out inputs
        python -m jaxdefense.demo.pretrain --people 4096 --out crowd
@@ -18,6 +18,5 @@ def get_config() -> ConfigDict:
             "sweep": {"num_identities": (1, 4, 16, 64, 256, 1024), "w_weight": (0.001,)},
             "attack": {"num_candidates": 6000, "num_photos": 4},
             "train": {"num_clean": 32, "num_poisoned": 48, "num_name": 96},
-            "optimizer": {"lr": 1e-4},
         }
     )

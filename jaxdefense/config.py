@@ -265,7 +265,7 @@ class TextTrainConfig:
 
     steps: int = 0
     """Most steps; the run ends once validation finds nothing better. 0: as many as show each person
-    350 times, but at least 400; if more, `optimizer.lr` is lower and `train.validate.every` longer,
+    560 times, but at least 400; if more, `optimizer.lr` is lower and `train.validate.every` longer,
     unless they differ from the defaults."""
     num_clean: int = 64
     """Clean captions a step."""

@@ -508,9 +508,9 @@ def test_defend_text_refuses_names_that_cannot_be_kept(here, capsys):
     "t, num, steps, every, stretch",
     [
         (TextTrainConfig(), 1, 400, 50, 1),
-        (TextTrainConfig(), 73, 400, 50, 1),
-        (TextTrainConfig(), 74, 405, 51, 350 * 74 / 64 / 400),
-        (TextTrainConfig(), 1024, 5600, 700, 14),
+        (TextTrainConfig(), 45, 400, 50, 1),
+        (TextTrainConfig(), 46, 403, 51, 560 * 46 / 64 / 400),
+        (TextTrainConfig(), 1024, 8960, 1120, 22.4),
         (ImageTrainConfig(), 32, 200, 25, 1),
         (ImageTrainConfig(), 33, 207, 26, 33 / 32),
         (ImageTrainConfig(), 1024, 6400, 800, 32),

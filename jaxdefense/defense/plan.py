@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 _ROUNDS = 10
 # Of a run whose steps are not given: the least, and how often each person is shown.
 _STEPS = {TextTrainConfig: 400, ImageTrainConfig: 200}
-_SHOWN = {TextTrainConfig: 350, ImageTrainConfig: 400}
+_SHOWN = {TextTrainConfig: 560, ImageTrainConfig: 400}
 
 Config = DefendTextConfig | DefendImageConfig
 TrainConfig = TextTrainConfig | ImageTrainConfig
