@@ -194,10 +194,18 @@ def test_blocks_share_one_compiled_program():
 
 
 def test_memory_grows_with_photos_only_as_they_do():
-    def temporary(num):
+    def compiled(num):
         image, group = np.zeros((num, 4), np.float32), np.zeros(num, np.int32)
-        program = compiled_update(Nearest(image, group, 2, 4096, one_device_mesh()), 4096)
-        analysis: Any = program.memory_analysis()
+        return compiled_update(Nearest(image, group, 2, 4096, one_device_mesh()), 4096)
+
+    assert_memory_is_of_pieces(compiled)
+
+
+def assert_memory_is_of_pieces(compiled):
+    """`compiled(num)` is the program that compares `num` photos with a block of 4,096."""
+
+    def temporary(num):
+        analysis: Any = compiled(num).memory_analysis()
         return analysis.temp_size_in_bytes
 
     num = 2**14
