@@ -57,6 +57,7 @@ _ROUNDS = 10
 # Of a run whose steps are not given: the least, and how often each person is shown.
 _STEPS = {TextTrainConfig: 400, ImageTrainConfig: 200}
 _SHOWN = {TextTrainConfig: 560, ImageTrainConfig: 400}
+_HARD = 0.5  # `train.hard` of a text defense that such a run makes longer
 
 Config = DefendTextConfig | DefendImageConfig
 TrainConfig = TextTrainConfig | ImageTrainConfig
@@ -179,7 +180,8 @@ def stretched(t: T, num: int) -> tuple[T, float]:
     A run of many people is that of few, stretched: it has as many validations unless their distance
     differs from the default, and each person is shown at least `_SHOWN` times. Validations raise
     the rate and the push, so between them each person must come up often enough to show what the
-    steps did.
+    steps did. A text defense shows whom validation still finds more often, unless `hard` differs
+    from the default.
 
     Args:
         t: the settings of training, as given.
@@ -196,7 +198,10 @@ def stretched(t: T, num: int) -> tuple[T, float]:
         every = math.ceil(stretch * every)
     validate = dataclasses.replace(t.validate, every=every)
     steps = math.ceil(stretch * _STEPS[kind])
-    return dataclasses.replace(t, steps=steps, validate=validate), stretch
+    t = dataclasses.replace(t, steps=steps, validate=validate)
+    if isinstance(t, TextTrainConfig) and stretch > 1 and t.hard == TextTrainConfig.hard:
+        t = dataclasses.replace(t, hard=_HARD)
+    return t, stretch
 
 
 def slowed(optimizer: OptimizerConfig, stretch: float) -> OptimizerConfig:
@@ -232,6 +237,8 @@ def describe_stretch(asked: Config, cfg: Config, num: int, stretch: float) -> li
         said.append(f"`train.validate.every` is {cfg.train.validate.every:,}")
     if cfg.optimizer.lr != asked.optimizer.lr:
         said.append(f"`optimizer.lr` is {cfg.optimizer.lr:.3g}")
+    if isinstance(cfg.train, TextTrainConfig) and cfg.train.hard != vars(asked.train)["hard"]:
+        said.append(f"`train.hard` is {cfg.train.hard:g}")
     lines = ["; ".join(said) + "; give `train.steps` to keep the settings as they are"]
     if fixed := [x for x in cfg.optimizer.milestones if x >= 1]:
         lines.append(

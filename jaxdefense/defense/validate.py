@@ -33,7 +33,7 @@ _NO_WAY = 1e-6  # a cosine; below it the teacher knows none of the people
 _COUNTED, _FREEDOM = 2, 4
 _NUM_NAMED = 10
 
-Draw = Callable[["Verdict"], object]
+Draw = Callable[["Verdict"], bool | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,24 +164,31 @@ def expected_part(lead_QI: np.ndarray, num: int) -> float:
 
 
 def adapted(
-    rate: float, push: float, before: Verdict, after: Verdict, part: float
+    rate: float,
+    push: float,
+    before: Verdict,
+    after: Verdict,
+    part: float,
+    oftener: bool | None = False,
 ) -> tuple[float, float]:
     """Give the rate and the push to continue with.
 
     If the removed people are far from strangers and hardly move, the rate doubles. If they are near
     strangers and some are still left, the push grows by half: those who must stay hold them back.
+    It stays where those left are drawn more often instead, which costs others less.
 
     Args:
         rate, push: of the state; see `TrainState`.
         before, after: verdicts of the previous validation and of this one.
         part: part of the run that is done, in [0, 1].
+        oftener: whether those left are drawn more often from now on.
     """
     if after.reached:
         return rate, push
     if after.gap > _FAR:
         slow = before.gap - after.gap < _SLOW
         return (min(2 * rate, _MOST) if slow else rate), push
-    return rate, (min(1.5 * push, _MOST) if part >= _EARLY else push)
+    return rate, (min(1.5 * push, _MOST) if part >= _EARLY and not oftener else push)
 
 
 def describe_left(verdict: Verdict, advice: str, right: float) -> str:
@@ -224,7 +231,8 @@ class Watch:
             steps: of the run.
             directory: of the run.
             moved_most: gives `mined` for trained parameters, the same on every process.
-            draw: takes each verdict that training continues from; who is drawn may hang on it.
+            draw: takes each verdict that training continues from, as who is drawn may hang on it;
+                tells whether those left are drawn more often.
         """
         self.validation, self._cfg, self._steps = validation, cfg, steps
         self._moved_most, self._draw = moved_most, draw
@@ -283,17 +291,17 @@ class Watch:
         """Validate a state, save it if it is the best, and give it with its next rate and push."""
         mined = self._moved_most(state.params)
         verdict = dataclasses.replace(self.validation(state.params), mined=mined)
+        oftener = self._draw(verdict)
         if done < self._steps:
             rate, push = (float(x) for x in jax.device_get((state.rate, state.push)))
             part = done / self._steps
-            rate, push = adapted(rate, push, self.found[-1][1], verdict, part)
+            rate, push = adapted(rate, push, self.found[-1][1], verdict, part, oftener)
             state = state._replace(
                 rate=put(np.float32(rate), state.rate.sharding),
                 push=put(np.float32(push), state.push.sharding),
             )
         better = all(verdict.badness < old.badness for _, old in self.found[1:])
         self.found.append((done, verdict))
-        self._draw(verdict)
         self._write()  # before the state that the verdict is about
         if better:
             self._best.save(done, state, verdict.badness)

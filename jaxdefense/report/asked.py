@@ -35,6 +35,7 @@ _HOW = {
     "train.w_weight": "Weight of the weight loss",
     "optimizer.lr": "Learning rate",
     "resolved.lr": "Learning rate of this many people",
+    "resolved.hard": "Part of the texts that show whom validation still found",
     "resolved.dtype": "Dtype",
     "resolved.model_sha256": "Weights before, SHA-256",
 }
