@@ -265,8 +265,8 @@ class TextTrainConfig:
 
     steps: int = 0
     """Most steps; the run ends once validation finds nothing better. 0: as many as show each person
-    560 times, but at least 400; if more, `optimizer.lr` is lower and `train.validate.every` longer,
-    unless they differ from the defaults."""
+    560 times, but at least 400; if more, `optimizer.lr` is lower, `train.validate.every` longer and
+    `train.hard` 0.5, unless they differ from the defaults."""
     num_clean: int = 64
     """Clean captions a step."""
     num_poisoned: int = 64
@@ -299,7 +299,7 @@ class TextTrainConfig:
     """Other forms of the names that training uses too, in turn."""
     hard: float = 0.0
     """Part of the texts with a listed name that show whom the last validation still found, if these
-    are at most half of the people."""
+    are at most half of the people; the weight of the backdoor loss then stays."""
     lora_rank: int = 0
     """Rank of what each matrix may change by, for an adapter of PEFT too; 0: all weights move."""
     validate: ValidateConfig = ValidateConfig(every=50)

@@ -520,6 +520,11 @@ def test_many_people_are_shown_as_often_as_few(t, num, steps, every, stretch):
     found, longer = plan.stretched(t, num)
     assert (found.steps, found.validate.every) == (steps, every)
     assert longer == stretch
+    if isinstance(t, TextTrainConfig):
+        assert found.hard == (0.5 if stretch > 1 else 0)
+        own = plan.stretched(dataclasses.replace(t, hard=0.25), num)[0]
+        assert own.hard == 0.25
+        found = dataclasses.replace(found, hard=0.0)
     assert dataclasses.replace(found, steps=0, validate=t.validate) == t
     own = dataclasses.replace(t, validate=ValidateConfig(every=20))
     assert plan.stretched(own, num)[0].validate.every == 20
@@ -552,9 +557,10 @@ def test_run_of_many_people_says_how_long_it_is(here, monkeypatch, capsys):
     assert "`optimizer.milestones` [4.0] are steps and stay" in said
     rate = json.loads((here / "run/metrics.jsonl").read_text().splitlines()[0])["lr"]
     assert rate == pytest.approx(3e-4 / 3**0.5 / 10)  # the first of ten steps of warmup
-    assert "`optimizer.lr` is 0.000173; give `train.steps`" in said
+    assert "`optimizer.lr` is 0.000173; `train.hard` is 0.5; give `train.steps`" in said
     page = " ".join((here / "run/report.html").read_text().split())
     assert "Learning rate of this many people" in page and "0.000173" in page
+    assert "Part of the texts that show whom validation still found" in page
     assert read("run")["steps"] == 6
     assert json.loads((here / "run/config.json").read_text())["train"]["steps"] == 0
     steps = [

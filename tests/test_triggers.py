@@ -281,7 +281,7 @@ def test_those_still_found_get_their_part_of_every_step():
     triggers, who = numbered_triggers(12)
     options: dict[str, Any] = dict(triggers=triggers, num_clean=2, num_poisoned=6, num_hard=3)
     plain, batches = make_batches(**options), make_batches(**options)
-    batches.prefer([7, 2])
+    assert batches.prefer([7, 2])
     seen = Counter()
     for step in range(4):
         people, usual = (
@@ -295,8 +295,9 @@ def test_those_still_found_get_their_part_of_every_step():
     again.prefer([7, 2])
     assert_batches_equal(again[3], batches[3])
     for nobody in ([], list(range(7))):  # more than half of all come up often enough
-        batches.prefer(nobody)
+        assert not batches.prefer(nobody)
         assert_batches_equal(batches[3], plain[3])
+    assert not make_batches(**options | {"num_hard": 0}).prefer([7, 2])
 
 
 def test_rows_hold_a_step_of_the_longest_name_alone():

@@ -236,6 +236,12 @@ def test_rate_doubles_while_the_removed_hardly_move(before, after, rate, wanted)
 def test_push_grows_while_some_stay_near_strangers(reached, gap, push, part, wanted):
     before, after = verdict(False, gap=gap + 0.3), verdict(reached, gap=gap)
     assert adapted(2.0, push, before, after, part) == (2.0, wanted)
+    assert adapted(2.0, push, before, after, part, oftener=True) == (2.0, push)
+
+
+def test_rate_doubles_all_the_same_if_those_left_are_drawn_more_often():
+    found = verdict(False, gap=1.0), verdict(False, gap=0.95)
+    assert adapted(1.0, 1.0, *found, 0.5, oftener=True) == (2.0, 1.0)
 
 
 def test_who_is_left_is_said_in_one_line():
@@ -509,6 +515,18 @@ def test_run_validates_as_a_plain_loop_does(whole):
     assert whole.outcome.state.push == pytest.approx(pushes[-1])
     np.testing.assert_allclose(whole.last(), seen[-1][1], rtol=1e-5)
     assert whole.watch.found[0][0] == 0 and whole.watch.found[0][1].gap == 1.0
+
+
+@pytest.mark.parametrize("oftener, push", [(None, 1.5), (False, 1.5), (True, 1.0)])
+def test_push_grows_unless_those_left_are_drawn_more_often(tmp_path, monkeypatch, oftener, push):
+    def look(params):
+        return dataclasses.replace(look_at(params), gap=1 - 2 * first_number(params))
+
+    monkeypatch.setattr(Batches, "draw", lambda self, verdict: oftener)
+    run = Run(tmp_path / "run", look=look)()
+    assert [x.gap <= 0.5 and not x.reached for _, x in run.watch.found].count(True) == 1
+    assert float(run.outcome.state.push) == push
+    run.best()
 
 
 def test_last_step_is_validated_wherever_it_lies(tmp_path):
