@@ -524,6 +524,8 @@ def test_many_people_are_shown_as_often_as_few(t, num, steps, every, stretch):
         assert found.hard == (0.5 if stretch > 1 else 0)
         own = plan.stretched(dataclasses.replace(t, hard=0.25), num)[0]
         assert own.hard == 0.25
+        never = dataclasses.replace(t, validate=ValidateConfig(every=0))
+        assert plan.stretched(never, num)[0].hard == 0  # nobody finds who is left
         found = dataclasses.replace(found, hard=0.0)
     assert dataclasses.replace(found, steps=0, validate=t.validate) == t
     own = dataclasses.replace(t, validate=ValidateConfig(every=20))

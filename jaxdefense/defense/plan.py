@@ -199,7 +199,8 @@ def stretched(t: T, num: int) -> tuple[T, float]:
     validate = dataclasses.replace(t.validate, every=every)
     steps = math.ceil(stretch * _STEPS[kind])
     t = dataclasses.replace(t, steps=steps, validate=validate)
-    if isinstance(t, TextTrainConfig) and stretch > 1 and t.hard == TextTrainConfig.hard:
+    by_rule = stretch > 1 and every > 0  # without validations nobody knows whom
+    if by_rule and isinstance(t, TextTrainConfig) and t.hard == TextTrainConfig.hard:
         t = dataclasses.replace(t, hard=_HARD)
     return t, stretch
 
