@@ -415,17 +415,12 @@ class TextBatches:
         """
         self._kept_NE = teacher_NE
 
-    def prefer(self, people: Sequence[int]) -> bool:
-        """Draw these people more often from now on, unless they are more than half of all.
+    def prefer(self, people: Sequence[int]) -> None:
+        """Draw these people more often from now on, and the more so the oftener they are listed.
 
         A resumed run gives the same people before the same step.
-
-        Returns:
-            whether any are drawn more often.
         """
-        few = 2 * len(people) <= len(self.triggers.names)
-        self._preferred = np.array(people if few else [], np.int64)
-        return self._num_hard > 0 and len(self._preferred) > 0
+        self._preferred = np.array(people, np.int64)
 
     def __getitem__(self, step: int) -> TextBatch:
         """Make the batch of a step; it is always the same.

@@ -22,6 +22,7 @@ from jaxdefense.data.sampling import evened
 from jaxdefense.data.token_cache import CleanCaptions, read_training_captions
 from jaxdefense.data.triggers import Carriers, TextBatch, TextBatches, Triggers
 from jaxdefense.data.variants import name_form, spellings
+from jaxdefense.defense.carriers import HELD_OUT as HELD_OUT_PROMPTS
 from jaxdefense.defense.defend import run
 from jaxdefense.defense.diffusion import warn_of_level
 from jaxdefense.defense.earlier import check_kind, read_earlier, to_follow
@@ -42,6 +43,7 @@ from jaxdefense.defense.plan import (
 )
 from jaxdefense.defense.recall import Recall, make_carriers
 from jaxdefense.defense.step import Objective
+from jaxdefense.defense.validate import Verdict
 from jaxdefense.distributed import agree
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder
@@ -67,6 +69,9 @@ _LEAST_CROSSINGS = 5000
 _MOST_HELD, _HELD_OUT = 64, 8  # most names of a kind to validate on; stream of random numbers
 _BATCH = 64  # rows of text that are embedded at a time for a validation
 _ADVICE = "what may help: more `train.steps`, a higher `train.w_backdoor` or `optimizer.lr`"
+# Where at most this part of the pairs is left, texts of those whom validation finds are enough, and
+# the weight of the backdoor loss need not grow (docs/scale.md).
+_LITTLE = 0.25
 # Of a small CLIP that knows 4,096 people, 3 % of the others were lost where names that stay had
 # moved as far as this, and 10 to 30 % where they had moved twice as far (docs/scale.md).
 _BEARABLE = 0.06
@@ -435,6 +440,12 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
         carriers=carriers,
     )
     number = {identity.name: i for i, identity in enumerate(identities)}
+
+    def draw(verdict: Verdict) -> bool:
+        left = {number[name]: len(HELD_OUT_PROMPTS) * part for name, part in verdict.left.items()}
+        batches.prefer([who for who, times in left.items() for _ in range(max(1, round(times)))])
+        return t.hard > 0 and verdict.right <= _LITTLE
+
     objective = own.made_from(text_objective(t, own.distance))
     # A loss of the user's own may read any text.
     read = batches.read() if own == NONE else None
@@ -464,7 +475,7 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
         advice=_ADVICE,
         bearable=_BEARABLE,
         validation=validation,
-        draw=lambda verdict: batches.prefer([number[name] for name in verdict.left]),
+        draw=draw,
         files={HELD_OUT: {"names": names.held}},
         follows=follows,
         earlier=earlier,

@@ -175,13 +175,13 @@ def adapted(
 
     If the removed people are far from strangers and hardly move, the rate doubles. If they are near
     strangers and some are still left, the push grows by half: those who must stay hold them back.
-    It stays where those left are drawn more often instead, which costs others less.
+    It stays where it is enough that those left are drawn more often, which costs others less.
 
     Args:
         rate, push: of the state; see `TrainState`.
         before, after: verdicts of the previous validation and of this one.
         part: part of the run that is done, in [0, 1].
-        oftener: whether those left are drawn more often from now on.
+        oftener: whether it is enough that those left are drawn more often.
     """
     if after.reached:
         return rate, push
@@ -232,7 +232,7 @@ class Watch:
             directory: of the run.
             moved_most: gives `mined` for trained parameters, the same on every process.
             draw: takes each verdict that training continues from, as who is drawn may hang on it;
-                tells whether those left are drawn more often.
+                tells whether that is enough, see `adapted`.
         """
         self.validation, self._cfg, self._steps = validation, cfg, steps
         self._moved_most, self._draw = moved_most, draw
