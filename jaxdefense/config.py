@@ -299,7 +299,7 @@ class TextTrainConfig:
     """Other forms of the names that training uses too, in turn."""
     hard: float = 0.0
     """Part of the texts with a listed name that show whom the last validation still found, the more
-    often the more it found; once it is a quarter, the weight of the backdoor loss stays."""
+    often the more it found; once it is an eighth, the weight of the backdoor loss stays."""
     lora_rank: int = 0
     """Rank of what each matrix may change by, for an adapter of PEFT too; 0: all weights move."""
     validate: ValidateConfig = ValidateConfig(every=50)

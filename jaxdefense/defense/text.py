@@ -71,7 +71,7 @@ _BATCH = 64  # rows of text that are embedded at a time for a validation
 _ADVICE = "what may help: more `train.steps`, a higher `train.w_backdoor` or `optimizer.lr`"
 # Where at most this part of the pairs is left, texts of those whom validation finds are enough, and
 # the weight of the backdoor loss need not grow (docs/scale.md).
-_LITTLE = 0.25
+_LITTLE = 0.125
 # Of a small CLIP that knows 4,096 people, 3 % of the others were lost where names that stay had
 # moved as far as this, and 10 to 30 % where they had moved twice as far (docs/scale.md).
 _BEARABLE = 0.06
