@@ -277,27 +277,26 @@ def test_ten_thousand_identities_are_each_drawn_once():
     assert len(seen) == 10_000 and set(seen.values()) == {1}
 
 
-def test_those_still_found_get_their_part_of_every_step():
+@pytest.mark.parametrize("people, ratio", [([7, 2], 1), ([7, 7, 7, 2], 3)])
+def test_those_still_found_get_their_part_of_every_step(people, ratio):
     triggers, who = numbered_triggers(12)
     options: dict[str, Any] = dict(triggers=triggers, num_clean=2, num_poisoned=6, num_hard=3)
     plain, batches = make_batches(**options), make_batches(**options)
-    assert batches.prefer([7, 2])
+    batches.prefer(people)
     seen = Counter()
     for step in range(4):
-        people, usual = (
+        shown, usual = (
             [who(slot.student) for slot in slots_of(x[step]) if slot.backdoor]
             for x in (batches, plain)
         )
-        assert len(people) == 6
-        seen.update((Counter(people) - Counter(usual)).elements())
-    assert set(seen) == {2, 7} and abs(seen[2] - seen[7]) <= 1  # in turn
+        assert len(shown) == 6
+        seen.update((Counter(shown) - Counter(usual)).elements())
+    assert set(seen) == {2, 7} and abs(ratio * seen[2] - seen[7]) <= ratio  # in turn
     again = make_batches(**options)
-    again.prefer([7, 2])
+    again.prefer(people)
     assert_batches_equal(again[3], batches[3])
-    for nobody in ([], list(range(7))):  # more than half of all come up often enough
-        assert not batches.prefer(nobody)
-        assert_batches_equal(batches[3], plain[3])
-    assert not make_batches(**options | {"num_hard": 0}).prefer([7, 2])
+    batches.prefer([])
+    assert_batches_equal(batches[3], plain[3])
 
 
 def test_rows_hold_a_step_of_the_longest_name_alone():
