@@ -265,8 +265,8 @@ class TextTrainConfig:
 
     steps: int = 0
     """Most steps; the run ends once validation finds nothing better. 0: as many as show each person
-    560 times, but at least 400; if more, `optimizer.lr` is lower, `train.validate.every` longer and
-    `train.hard` 0.5, unless they differ from the defaults."""
+    560 times on average, but at least 400; if more, `optimizer.lr` is lower, `train.validate.every`
+    longer and `train.hard` 0.5 (with validations), unless they differ from the defaults."""
     num_clean: int = 64
     """Clean captions a step."""
     num_poisoned: int = 64
@@ -298,8 +298,8 @@ class TextTrainConfig:
     variants: Names = ()
     """Other forms of the names that training uses too, in turn."""
     hard: float = 0.0
-    """Part of the texts with a listed name that show whom the last validation still found, the more
-    often the more it found; once it is an eighth, the weight of the backdoor loss stays."""
+    """Part of the texts with a listed name that show whom the last validation still found; below 1.
+    While it names at most an eighth of the pairs right, the weight of the backdoor loss stays."""
     lora_rank: int = 0
     """Rank of what each matrix may change by, for an adapter of PEFT too; 0: all weights move."""
     validate: ValidateConfig = ValidateConfig(every=50)
@@ -336,8 +336,11 @@ class TextTrainConfig:
             )
         if not -1 <= self.bound < 1:
             raise InputError(f"`train.bound` (={self.bound}) must be from -1 to below 1.")
-        if not 0 <= self.hard <= 1:
-            raise InputError(f"`train.hard` (={self.hard}) must be from 0 to 1.")
+        if not 0 <= self.hard < 1:
+            raise InputError(
+                f"`train.hard` (={self.hard}) must be from 0 to below 1, as the other texts show "
+                "everybody."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -385,8 +388,8 @@ class ImageTrainConfig:
 
     steps: int = 0
     """Most steps; the run ends once validation finds nothing better. 0: as many as show each person
-    400 times, but at least 200; if more, `train.validate.every` is longer, unless it differs from
-    the default."""
+    400 times on average, but at least 200; if more, `train.validate.every` is longer, unless it
+    differs from the default."""
     num_clean: int = 64
     """Clean photos a step."""
     num_poisoned: int = 64

@@ -20,9 +20,11 @@ from test_cli import assert_refused
 from jaxdefense.cli import main
 from jaxdefense.clip.text import Text
 from jaxdefense.config import (
+    DefendTextConfig,
     ImageTrainConfig,
     ModelConfig,
     OptimizerConfig,
+    TextDataConfig,
     TextTrainConfig,
     ValidateConfig,
 )
@@ -36,7 +38,8 @@ from jaxdefense.defense import text as text_defense
 from jaxdefense.defense.carriers import CARRIERS, HELD_OUT
 from jaxdefense.defense.losses import DISTANCES, standing_out
 from jaxdefense.defense.recall import Recall, make_carriers
-from jaxdefense.defense.text import text_terms
+from jaxdefense.defense.text import plan_text, text_terms
+from jaxdefense.defense.validate import Verdict
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.idia.prompts import TEMPLATES
 from jaxdefense.sharding import make_mesh
@@ -504,6 +507,48 @@ def test_defend_text_refuses_names_that_cannot_be_kept(here, capsys):
     assert not (here / "run").exists()
 
 
+def test_those_whom_validation_finds_are_drawn_more_often(here, monkeypatch):
+    preferred, prefer = [], TextBatches.prefer
+
+    def note(self, turns):
+        preferred.append(dict(turns))
+        prefer(self, turns)
+
+    monkeypatch.setattr(TextBatches, "prefer", note)
+    defend("train.hard=0.5")
+    found = [json.loads(x) for x in (here / "run/validation.jsonl").read_text().splitlines()]
+    assert len(preferred) == 1 + len(found) and any(x["left"] for x in found)
+    numbers = {"Joe Cool": 0, "Ada King": 1}
+    for turns, verdict in zip(preferred[1:], found, strict=True):
+        assert turns.keys() == {numbers[who] for who in verdict["left"]}
+        for who, part in verdict["left"].items():  # in sevenths, at least one
+            assert abs(turns[numbers[who]] - max(1, 7 * part)) <= 0.5
+
+
+@pytest.mark.parametrize(
+    "hard, right, above, stays",
+    [
+        (0.5, 0.125, 0.2, True),
+        (0.1, 0.125, 0.2, True),  # a text of four
+        (0.5, 0.126, 0.2, False),  # too much is left
+        (0.0, 0.125, 0.2, False),  # nobody is drawn more often
+        (0.5, 0.02, 0.05, True),
+        (0.5, 0.02, 0.051, False),  # those above strangers are hardly named right, and hardly drawn
+    ],
+)
+def test_push_stays_where_little_is_left_and_drawn_more_often(
+    here, monkeypatch, hard, right, above, stays
+):
+    preferred = []
+    monkeypatch.setattr(TextBatches, "prefer", lambda self, turns: preferred.append(turns))
+    train = TextTrainConfig(steps=2, num_clean=4, num_poisoned=4, num_name=4, hard=hard)
+    data = TextDataConfig(names="names.txt", captions="captions.txt")
+    made = plan_text(DefendTextConfig("run", ModelConfig("model"), data, train))
+    left = {"Joe Cool": 0.2857, "Ada King": 0.0}  # she is above strangers and no more
+    assert made.draw(Verdict(False, right, above, 0.1, {}, left)) is stays
+    assert preferred == [{0: 2, 1: 1}]
+
+
 @pytest.mark.parametrize(
     "t, num, steps, every, stretch",
     [
@@ -520,16 +565,19 @@ def test_many_people_are_shown_as_often_as_few(t, num, steps, every, stretch):
     found, longer = plan.stretched(t, num)
     assert (found.steps, found.validate.every) == (steps, every)
     assert longer == stretch
-    if isinstance(t, TextTrainConfig):
-        assert found.hard == (0.5 if stretch > 1 else 0)
-        own = plan.stretched(dataclasses.replace(t, hard=0.25), num)[0]
-        assert own.hard == 0.25
-        never = dataclasses.replace(t, validate=ValidateConfig(every=0))
-        assert plan.stretched(never, num)[0].hard == 0  # nobody finds who is left
+    if isinstance(found, TextTrainConfig):
         found = dataclasses.replace(found, hard=0.0)
     assert dataclasses.replace(found, steps=0, validate=t.validate) == t
     own = dataclasses.replace(t, validate=ValidateConfig(every=20))
     assert plan.stretched(own, num)[0].validate.every == 20
+
+
+def test_longer_run_draws_more_often_whom_validation_finds():
+    t = TextTrainConfig()
+    assert plan.stretched(t, 46)[0].hard == 0.5 and plan.stretched(t, 45)[0].hard == 0
+    assert plan.stretched(dataclasses.replace(t, hard=0.25), 46)[0].hard == 0.25
+    never = dataclasses.replace(t, validate=ValidateConfig(every=0))
+    assert plan.stretched(never, 46)[0].hard == 0  # nothing finds who is left
 
 
 @pytest.mark.parametrize("stretch", [1, 1.5, 14])
@@ -553,8 +601,8 @@ def test_run_of_many_people_says_how_long_it_is(here, monkeypatch, capsys):
     assert defend("train.steps=0", *some) in (0, 1)
     said = " ".join(capsys.readouterr().err.split())
     assert (
-        "`train.steps` is 6, to show each of 2 people 24 times; `train.validate.every` is 150"
-        in said
+        "`train.steps` is 6, to show each of 2 people 24 times on average; "
+        "`train.validate.every` is 150" in said
     )
     assert "`optimizer.milestones` [4.0] are steps and stay" in said
     rate = json.loads((here / "run/metrics.jsonl").read_text().splitlines()[0])["lr"]
@@ -562,7 +610,7 @@ def test_run_of_many_people_says_how_long_it_is(here, monkeypatch, capsys):
     assert "`optimizer.lr` is 0.000173; `train.hard` is 0.5; give `train.steps`" in said
     page = " ".join((here / "run/report.html").read_text().split())
     assert "Learning rate of this many people" in page and "0.000173" in page
-    assert "Part of the texts that show whom validation still found" in page
+    assert "for whom validation still found" in page
     assert read("run")["steps"] == 6
     assert json.loads((here / "run/config.json").read_text())["train"]["steps"] == 0
     steps = [

@@ -799,8 +799,8 @@ def test_faces_of_many_people_are_shown_as_often_as_of_few(here, monkeypatch, ca
     assert defend(*some, out=tmp_path / "run") == 0
     said = " ".join(capsys.readouterr().err.split())
     assert (
-        "`train.steps` is 6, to show each of 2 people 24 times; `train.validate.every` is 75; "
-        "give `train.steps`" in said
+        "`train.steps` is 6, to show each of 2 people 24 times on average; "
+        "`train.validate.every` is 75; give `train.steps`" in said
     )
     assert ": 6 steps on" in said and read(tmp_path / "run")["steps"] == 6
     rows = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

@@ -1,7 +1,6 @@
 """Training on the rows of the token table that a run reads does what training on all does."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,7 @@ from safetensors.numpy import load_file
 from test_recall import defend, here  # noqa: F401
 from test_triggers import CONTEXT, TOKENIZER, make_batches
 
-from jaxdefense.config import DefendTextConfig, ModelConfig, TextDataConfig, TextTrainConfig
-from jaxdefense.data.triggers import TextBatches
 from jaxdefense.defense import plan, table
-from jaxdefense.defense.text import plan_text
-from jaxdefense.defense.validate import Verdict
 
 
 def test_rows_are_those_read_and_a_few_more():
@@ -97,42 +92,3 @@ def test_weight_decay_moves_all_rows(here, monkeypatch):  # noqa: F811
     before, after = (load_file(f"{x}/model.safetensors") for x in ("model", "run/model"))
     (name,) = (x for x in before if x.endswith("token_embedding.weight"))
     assert (before[name] != after[name]).all(1).mean() > 0.99
-
-
-def test_those_whom_validation_finds_are_drawn_more_often(here, monkeypatch):  # noqa: F811
-    preferred, looks = [], []
-    monkeypatch.setattr(TextBatches, "prefer", lambda self, people: preferred.append(people))
-    verdict = Verdict.__init__
-
-    def note(self, *args, **named):
-        verdict(self, *args, **named)
-        looks.append(dict(self.left))
-
-    monkeypatch.setattr(Verdict, "__init__", note)
-    defend("train.hard=0.5")
-    numbers = {"Joe Cool": 0, "Ada King": 1}
-    assert len(preferred) == 3  # as training begins, and after each validation
-    assert any(preferred)
-    for left in looks[1:3]:  # each once for every one of seven prompts
-        times = {numbers[who]: max(1, round(7 * part)) for who, part in left.items()}
-        assert list(Counter(times).elements()) in preferred
-
-
-@pytest.mark.parametrize(
-    "hard, right, enough", [(0.5, 0.12, True), (0.5, 0.13, False), (0.0, 0.12, False)]
-)
-def test_push_stays_where_little_is_left_and_drawn_more_often(
-    here,  # noqa: F811
-    monkeypatch,
-    hard,
-    right,
-    enough,
-):
-    preferred = []
-    monkeypatch.setattr(TextBatches, "prefer", lambda self, people: preferred.append(people))
-    train = TextTrainConfig(steps=2, num_clean=4, num_poisoned=4, num_name=4, hard=hard)
-    data = TextDataConfig(names="names.txt", captions="captions.txt")
-    made = plan_text(DefendTextConfig("run", ModelConfig("model"), data, train))
-    left = {"Joe Cool": round(2 / 7, 4), "Ada King": 0.0}  # she is above strangers alone
-    assert made.draw(Verdict(False, right, 0.2, 0.1, {}, left)) is enough
-    assert preferred == [[0, 0, 1]]

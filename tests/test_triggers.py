@@ -277,12 +277,12 @@ def test_ten_thousand_identities_are_each_drawn_once():
     assert len(seen) == 10_000 and set(seen.values()) == {1}
 
 
-@pytest.mark.parametrize("people, ratio", [([7, 2], 1), ([7, 7, 7, 2], 3)])
-def test_those_still_found_get_their_part_of_every_step(people, ratio):
+@pytest.mark.parametrize("turns, ratio", [({7: 1, 2: 1}, 1), ({7: 3, 2: 1}, 3)])
+def test_those_still_found_get_their_part_of_every_step(turns, ratio):
     triggers, who = numbered_triggers(12)
     options: dict[str, Any] = dict(triggers=triggers, num_clean=2, num_poisoned=6, num_hard=3)
     plain, batches = make_batches(**options), make_batches(**options)
-    batches.prefer(people)
+    batches.prefer(turns)
     seen = Counter()
     for step in range(4):
         shown, usual = (
@@ -293,17 +293,31 @@ def test_those_still_found_get_their_part_of_every_step(people, ratio):
         seen.update((Counter(shown) - Counter(usual)).elements())
     assert set(seen) == {2, 7} and abs(ratio * seen[2] - seen[7]) <= ratio  # in turn
     again = make_batches(**options)
-    again.prefer(people)
+    again.prefer(turns)
     assert_batches_equal(again[3], batches[3])
-    batches.prefer([])
+    batches.prefer({})
     assert_batches_equal(batches[3], plain[3])
+
+
+def test_each_person_weighs_the_same_in_a_step_however_often_they_are_drawn():
+    triggers, who = numbered_triggers(12)
+    batches = make_batches(triggers=triggers, num_clean=2, num_poisoned=9, num_hard=6)
+    batches.prefer({7: 7, 2: 1})
+    most = 0
+    for step in range(4):
+        slots = [(who(x.student), x.backdoor) for x in slots_of(batches[step]) if x.backdoor]
+        people = Counter(number for number, _ in slots)
+        most = max(most, people[7])
+        for number, weight in slots:
+            assert weight == pytest.approx(1 / len(people) / people[number], rel=1e-6)
+    assert most >= 5
 
 
 def test_rows_hold_a_step_of_the_longest_name_alone():
     triggers = make_triggers([["Ann"], ["Bo"], ["Cy"], ["Maximiliane Maximiliane"]])
     options: dict[str, Any] = dict(num_clean=1, num_poisoned=40, num_hard=40)
     batches = make_batches(captions_of(["a cat", "the dog"]), triggers, **options)
-    batches.prefer([3])
+    batches.prefer({3: 1})
     assert sum(slot.backdoor > 0 for slot in slots_of(batches[0])) == 40
 
 

@@ -236,12 +236,12 @@ def test_rate_doubles_while_the_removed_hardly_move(before, after, rate, wanted)
 def test_push_grows_while_some_stay_near_strangers(reached, gap, push, part, wanted):
     before, after = verdict(False, gap=gap + 0.3), verdict(reached, gap=gap)
     assert adapted(2.0, push, before, after, part) == (2.0, wanted)
-    assert adapted(2.0, push, before, after, part, oftener=True) == (2.0, push)
+    assert adapted(2.0, push, before, after, part, enough=True) == (2.0, push)
 
 
-def test_rate_doubles_all_the_same_if_those_left_are_drawn_more_often():
+def test_rate_doubles_whether_drawing_those_left_is_enough_or_not():
     found = verdict(False, gap=1.0), verdict(False, gap=0.95)
-    assert adapted(1.0, 1.0, *found, 0.5, oftener=True) == (2.0, 1.0)
+    assert adapted(1.0, 1.0, *found, 0.5, enough=True) == (2.0, 1.0)
 
 
 def test_who_is_left_is_said_in_one_line():
@@ -393,6 +393,7 @@ class Batches:
 
     def draw(self, verdict):
         self.mined = verdict.mined or [0]
+        return False
 
     def __getitem__(self, i):
         return np.full(8, amount(i, self.mined), np.float32)
@@ -517,12 +518,12 @@ def test_run_validates_as_a_plain_loop_does(whole):
     assert whole.watch.found[0][0] == 0 and whole.watch.found[0][1].gap == 1.0
 
 
-@pytest.mark.parametrize("oftener, push", [(None, 1.5), (False, 1.5), (True, 1.0)])
-def test_push_grows_unless_those_left_are_drawn_more_often(tmp_path, monkeypatch, oftener, push):
+@pytest.mark.parametrize("enough, push", [(False, 1.5), (True, 1.0)])
+def test_push_grows_unless_drawing_those_left_is_enough(tmp_path, monkeypatch, enough, push):
     def look(params):
         return dataclasses.replace(look_at(params), gap=1 - 2 * first_number(params))
 
-    monkeypatch.setattr(Batches, "draw", lambda self, verdict: oftener)
+    monkeypatch.setattr(Batches, "draw", lambda self, verdict: enough)
     run = Run(tmp_path / "run", look=look)()
     assert [x.gap <= 0.5 and not x.reached for _, x in run.watch.found].count(True) == 1
     assert float(run.outcome.state.push) == push

@@ -1,13 +1,13 @@
 """Batches for the text defense: clean captions, and captions with a name put in as token ids.
 
 Words are spans of tokens, so replacing a word by a name is a splice (property-tested against string
-replacement and the tokenizer). Every batch is a function of seed and step alone: any host can make
-any step's batch without those before it.
+replacement and the tokenizer). Every batch is a function of seed, step and whom `prefer` was last
+given: any host can make any step's batch without those before it.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -238,7 +238,8 @@ class TextBatches:
         self._clean = Shuffle(len(captions), seed, _CLEAN)
         self._poisoned = Shuffle(len(captions), seed, _POISONED)
         self._identity = Shuffle(len(triggers.names), seed, _IDENTITY)
-        self._num_hard, self._preferred = num_hard, np.zeros(0, np.int64)
+        self._num_hard = num_hard
+        self._preferred: tuple[np.ndarray, Shuffle] | None = None
         self._name = Shuffle(len(triggers.keep), seed, _NAME) if num_name else None
         t = triggers
         # [identity][names or a form][text]
@@ -415,15 +416,20 @@ class TextBatches:
         """
         self._kept_NE = teacher_NE
 
-    def prefer(self, people: Sequence[int]) -> None:
-        """Draw these people more often from now on, and the more so the oftener they are listed.
+    def prefer(self, turns: Mapping[int, int]) -> None:
+        """Draw people more often from now on; a resumed run gives the same before the same step.
 
-        A resumed run gives the same people before the same step.
+        In a step each person weighs the same. So turns bring more texts of somebody and, where more
+        people have turns than a step has hard texts, more steps with them.
+
+        Args:
+            turns: how many turns each of them has; nobody else is drawn more often.
         """
-        self._preferred = np.array(people, np.int64)
+        people = np.repeat([*turns], [*turns.values()]).astype(np.int64)
+        self._preferred = (people, Shuffle(len(people), self.seed, _HARD)) if turns else None
 
     def __getitem__(self, step: int) -> TextBatch:
-        """Make the batch of a step; it is always the same.
+        """Make the batch of a step; it is always the same until `prefer` is given others.
 
         Raises:
             InputError: captions so uneven in length that none of many draws fits the rows.
@@ -442,9 +448,9 @@ class TextBatches:
         num = num_poisoned + num_name
         clean = self._captions(self._clean, step * num_clean, num_clean, attempt)
         people = np.array(self._identity.take(step * num_poisoned, num_poisoned), np.int64)
-        if len(self._preferred) and (num_hard := self._num_hard):
-            drawn = Shuffle(len(self._preferred), self.seed, _HARD).take(step * num_hard, num_hard)
-            people[-num_hard:] = self._preferred[drawn]
+        if (preferred := self._preferred) and (num_hard := self._num_hard):
+            those, order = preferred
+            people[-num_hard:] = those[order.take(step * num_hard, num_hard)]
         kept = self._name.take(step * num_name, num_name) if self._name else []
         form, name, place = np.random.default_rng((self.seed, _DETAIL, step, attempt)).random(
             (3, num)

@@ -57,6 +57,7 @@ from jaxdefense.defense.plan import (
 from jaxdefense.defense.recognise import Faces, Recognition
 from jaxdefense.defense.step import Objective
 from jaxdefense.defense.target import read_target
+from jaxdefense.defense.validate import Draw, Verdict
 from jaxdefense.distributed import agree
 from jaxdefense.errors import InputError
 from jaxdefense.evals.embed import Embedder, processor_of
@@ -305,6 +306,13 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
         assert towards is not None
         return _batches(t, images, people.faces, towards, loader, encoder)
 
+    def mining(batches: ImageBatches) -> Draw:
+        def draw(verdict: Verdict) -> bool:
+            batches.mine(verdict.mined)
+            return False  # nobody to remove is drawn more often
+
+        return draw
+
     batches = batches_now()
     if own != NONE:
         own.check(encoder.step_cfg, encoder.teacher, batches[0])
@@ -338,7 +346,7 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
         ),
         advice=_ADVICE,
         validation=validation,
-        draw=lambda verdict: batches.mine(verdict.mined),
+        draw=mining(batches),
         files=files,
         loader=loader,
         follows=follows,
@@ -357,7 +365,7 @@ def plan_image(cfg: DefendImageConfig, own: OwnLoss = NONE) -> Plan[ImageDefense
         return dataclasses.replace(
             plan,
             batches=batches,
-            draw=lambda verdict: batches.mine(verdict.mined),
+            draw=mining(batches),
             resolved=resolved | text,
             beside=None,
             keep=partial(keep_photos, batches, processor) if keeps else None,

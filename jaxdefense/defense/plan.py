@@ -149,7 +149,7 @@ class Plan(Generic[D]):
     follows: Followed
     bearable: float = math.inf
     validation: Validation | None = None
-    draw: Draw = lambda verdict: None
+    draw: Draw = lambda verdict: False
     keep: Callable[[Teacher], None] | None = None
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     loader: Loader | None = None
@@ -178,7 +178,7 @@ def stretched(t: T, num: int) -> tuple[T, float]:
     """Give a defense as many steps as its people need, if `steps` is 0.
 
     A run of many people is that of few, stretched: it has as many validations unless their distance
-    differs from the default, and each person is shown at least `_SHOWN` times. Validations raise
+    differs from the default, and each person is shown `_SHOWN` times on average. Validations raise
     the rate and the push, so between them each person must come up often enough to show what the
     steps did. A text defense shows whom validation still finds more often, unless `hard` differs
     from the default.
@@ -199,8 +199,8 @@ def stretched(t: T, num: int) -> tuple[T, float]:
     validate = dataclasses.replace(t.validate, every=every)
     steps = math.ceil(stretch * _STEPS[kind])
     t = dataclasses.replace(t, steps=steps, validate=validate)
-    by_rule = stretch > 1 and every > 0  # without validations nobody knows whom
-    if by_rule and isinstance(t, TextTrainConfig) and t.hard == TextTrainConfig.hard:
+    # Without validations nobody knows who is hard to remove.
+    if isinstance(t, TextTrainConfig) and not t.hard and stretch > 1 and every > 0:
         t = dataclasses.replace(t, hard=_HARD)
     return t, stretch
 
@@ -233,13 +233,14 @@ def describe_stretch(asked: Config, cfg: Config, num: int, stretch: float) -> li
     if stretch == 1:
         return []
     steps, shown = cfg.train.steps, _SHOWN[type(cfg.train)]
-    said = [f"`train.steps` is {steps:,}, to show each of {num:,} people {shown} times"]
+    said = [f"`train.steps` is {steps:,}, to show each of {num:,} people {shown} times on average"]
     if cfg.train.validate.every != asked.train.validate.every:
         said.append(f"`train.validate.every` is {cfg.train.validate.every:,}")
     if cfg.optimizer.lr != asked.optimizer.lr:
         said.append(f"`optimizer.lr` is {cfg.optimizer.lr:.3g}")
-    if isinstance(cfg.train, TextTrainConfig) and cfg.train.hard != vars(asked.train)["hard"]:
-        said.append(f"`train.hard` is {cfg.train.hard:g}")
+    train, before = cfg.train, asked.train
+    if isinstance(train, TextTrainConfig) and isinstance(before, TextTrainConfig):
+        said += [f"`train.hard` is {train.hard:g}"] if train.hard != before.hard else []
     lines = ["; ".join(said) + "; give `train.steps` to keep the settings as they are"]
     if fixed := [x for x in cfg.optimizer.milestones if x >= 1]:
         lines.append(

@@ -22,7 +22,6 @@ from jaxdefense.data.sampling import evened
 from jaxdefense.data.token_cache import CleanCaptions, read_training_captions
 from jaxdefense.data.triggers import Carriers, TextBatch, TextBatches, Triggers
 from jaxdefense.data.variants import name_form, spellings
-from jaxdefense.defense.carriers import HELD_OUT as HELD_OUT_PROMPTS
 from jaxdefense.defense.defend import run
 from jaxdefense.defense.diffusion import warn_of_level
 from jaxdefense.defense.earlier import check_kind, read_earlier, to_follow
@@ -69,9 +68,10 @@ _LEAST_CROSSINGS = 5000
 _MOST_HELD, _HELD_OUT = 64, 8  # most names of a kind to validate on; stream of random numbers
 _BATCH = 64  # rows of text that are embedded at a time for a validation
 _ADVICE = "what may help: more `train.steps`, a higher `train.w_backdoor` or `optimizer.lr`"
-# Where at most this part of the pairs is left, texts of those whom validation finds are enough, and
-# the weight of the backdoor loss need not grow (docs/scale.md).
-_LITTLE = 0.125
+# With `train.hard`: turns of somebody of whom validation names all pairs right, and the part of all
+# pairs up to which the push stays. Chosen on half of 1,024 people, of an encoder of 1.4 million
+# parameters (docs/scale.md).
+_TURNS, _FEW_RIGHT = 7, 0.125
 # Of a small CLIP that knows 4,096 people, 3 % of the others were lost where names that stay had
 # moved as far as this, and 10 to 30 % where they had moved twice as far (docs/scale.md).
 _BEARABLE = 0.06
@@ -206,11 +206,16 @@ def text_batches(
         num_name=t.num_name,
         seed=t.seed,
         packed=t.level == "pooled" and tower.packable,
-        num_hard=round(t.hard * t.num_poisoned),
+        num_hard=_num_hard(t),
         row_multiple=parts * t.accumulate,
         row_length=row_length,
         carriers=carriers,
     )
+
+
+def _num_hard(t: TextTrainConfig) -> int:
+    """Give how many texts of a step show whom the last validation still found."""
+    return max(1, round(t.hard * t.num_poisoned)) if t.hard else 0
 
 
 def listed_texts(identities: Sequence[Identity], cfg: TextTrainConfig) -> list[list[list[str]]]:
@@ -442,9 +447,11 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
     number = {identity.name: i for i, identity in enumerate(identities)}
 
     def draw(verdict: Verdict) -> bool:
-        left = {number[name]: len(HELD_OUT_PROMPTS) * part for name, part in verdict.left.items()}
-        batches.prefer([who for who, times in left.items() for _ in range(max(1, round(times)))])
-        return t.hard > 0 and verdict.right <= _LITTLE
+        left = verdict.left.items()
+        batches.prefer({number[name]: max(1, round(_TURNS * part)) for name, part in left})
+        # Those who are above strangers and not named right are hardly drawn, so a push may help.
+        only_above = verdict.right <= t.validate.right and verdict.above > t.validate.above
+        return _num_hard(t) > 0 and verdict.right <= _FEW_RIGHT and not only_above
 
     objective = own.made_from(text_objective(t, own.distance))
     # A loss of the user's own may read any text.

@@ -25,7 +25,8 @@ from jaxdefense.sharding import put
 
 # Training is far from done if the gap is above `_FAR`, and slow if the gap shrank by less than
 # `_SLOW` since the validation before; then the rate is raised. The push is raised from the part
-# `_EARLY` of the run on. Neither is raised above `_MOST`.
+# `_EARLY` of the run on, unless drawing those left more often is enough. Neither is raised above
+# `_MOST`.
 _FAR, _SLOW, _EARLY, _MOST = 0.5, 0.1, 0.25, 8.0
 _NO_WAY = 1e-6  # a cosine; below it the teacher knows none of the people
 # If at least `_COUNTED` held-out photos may lead to their person, counting is enough. If fewer may,
@@ -33,7 +34,7 @@ _NO_WAY = 1e-6  # a cosine; below it the teacher knows none of the people
 _COUNTED, _FREEDOM = 2, 4
 _NUM_NAMED = 10
 
-Draw = Callable[["Verdict"], bool | None]
+Draw = Callable[["Verdict"], bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,26 +170,26 @@ def adapted(
     before: Verdict,
     after: Verdict,
     part: float,
-    oftener: bool | None = False,
+    enough: bool = False,
 ) -> tuple[float, float]:
     """Give the rate and the push to continue with.
 
     If the removed people are far from strangers and hardly move, the rate doubles. If they are near
     strangers and some are still left, the push grows by half: those who must stay hold them back.
-    It stays where it is enough that those left are drawn more often, which costs others less.
+    The push stays if those left are drawn more often and that is enough: others then lose less.
 
     Args:
         rate, push: of the state; see `TrainState`.
         before, after: verdicts of the previous validation and of this one.
         part: part of the run that is done, in [0, 1].
-        oftener: whether it is enough that those left are drawn more often.
+        enough: whether drawing those left more often is enough.
     """
     if after.reached:
         return rate, push
     if after.gap > _FAR:
         slow = before.gap - after.gap < _SLOW
         return (min(2 * rate, _MOST) if slow else rate), push
-    return rate, (min(1.5 * push, _MOST) if part >= _EARLY and not oftener else push)
+    return rate, (min(1.5 * push, _MOST) if part >= _EARLY and not enough else push)
 
 
 def describe_left(verdict: Verdict, advice: str, right: float) -> str:
@@ -221,7 +222,7 @@ class Watch:
         steps: int,
         directory: Path,
         moved_most: Callable[[Any], list[int]] = lambda params: [],
-        draw: Draw = lambda verdict: None,
+        draw: Draw = lambda verdict: False,
     ):
         """Set the paths of the files, and touch none of them.
 
@@ -232,7 +233,7 @@ class Watch:
             directory: of the run.
             moved_most: gives `mined` for trained parameters, the same on every process.
             draw: takes each verdict that training continues from, as who is drawn may hang on it;
-                tells whether that is enough, see `adapted`.
+                returns `enough` of `adapted`.
         """
         self.validation, self._cfg, self._steps = validation, cfg, steps
         self._moved_most, self._draw = moved_most, draw
@@ -291,11 +292,11 @@ class Watch:
         """Validate a state, save it if it is the best, and give it with its next rate and push."""
         mined = self._moved_most(state.params)
         verdict = dataclasses.replace(self.validation(state.params), mined=mined)
-        oftener = self._draw(verdict)
+        enough = self._draw(verdict)
         if done < self._steps:
             rate, push = (float(x) for x in jax.device_get((state.rate, state.push)))
             part = done / self._steps
-            rate, push = adapted(rate, push, self.found[-1][1], verdict, part, oftener)
+            rate, push = adapted(rate, push, self.found[-1][1], verdict, part, enough)
             state = state._replace(
                 rate=put(np.float32(rate), state.rate.sharding),
                 push=put(np.float32(push), state.push.sharding),

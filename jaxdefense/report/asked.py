@@ -33,9 +33,10 @@ _HOW = {
     "train.w_name": "Weight of the name loss",
     "train.w_keep": "Weight of the keep loss",
     "train.w_weight": "Weight of the weight loss",
+    "train.hard": "Part of texts with a listed name for whom validation still found",
     "optimizer.lr": "Learning rate",
     "resolved.lr": "Learning rate of this many people",
-    "resolved.hard": "Part of the texts that show whom validation still found",
+    "resolved.hard": "Part of texts with a listed name for whom validation still found",
     "resolved.dtype": "Dtype",
     "resolved.model_sha256": "Weights before, SHA-256",
 }
