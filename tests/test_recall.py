@@ -5,6 +5,8 @@ References embed each text whole, as the tokenizer gives it, and count in loops,
 
 import dataclasses
 import json
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ from jaxdefense.defense.carriers import CARRIERS, HELD_OUT
 from jaxdefense.defense.losses import DISTANCES, standing_out
 from jaxdefense.defense.recall import Recall, make_carriers
 from jaxdefense.defense.text import plan_text, text_terms
-from jaxdefense.defense.validate import Verdict
+from jaxdefense.defense.validate import Verdict, Watch
 from jaxdefense.evals.embed import Embedder
 from jaxdefense.idia.prompts import TEMPLATES
 from jaxdefense.sharding import make_mesh
@@ -523,6 +525,27 @@ def test_those_whom_validation_finds_are_drawn_more_often(here, monkeypatch):
         assert turns.keys() == {numbers[who] for who in verdict["left"]}
         for who, part in verdict["left"].items():  # in sevenths, at least one
             assert abs(turns[numbers[who]] - max(1, 7 * part)) <= 0.5
+
+
+def test_interrupted_run_draws_the_same_people_once_resumed(here, monkeypatch):
+    settings = ("train.hard=0.5", "train.steps=8", "train.validate.every=2")
+    defend(*settings, out="whole")
+    look = Watch.look
+
+    def look_and_stop(self, done, state):
+        if done == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return look(self, done, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "look", look_and_stop)
+        assert defend(*settings, out="stopped") == 128 + signal.SIGINT
+    assert defend(*settings, out="stopped") in (0, 1)
+    a, b = (
+        [json.loads(x) for x in (here / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("whole", "stopped")
+    )
+    assert [x["total"] for x in a] == [x["total"] for x in b] and len(a) == 8
 
 
 @pytest.mark.parametrize(
