@@ -25,7 +25,7 @@ from jaxdefense.sharding import put
 
 # Training is far from done if the gap is above `_FAR`, and slow if the gap shrank by less than
 # `_SLOW` since the validation before; then the rate is raised. The push is raised from the part
-# `_EARLY` of the run on, unless drawing those left more often is enough. Neither is raised above
+# `_EARLY` of the run on, unless drawing those left more often does enough. Neither is raised above
 # `_MOST`.
 _FAR, _SLOW, _EARLY, _MOST = 0.5, 0.1, 0.25, 8.0
 _NO_WAY = 1e-6  # a cosine; below it the teacher knows none of the people
@@ -176,20 +176,23 @@ def adapted(
 
     If the removed people are far from strangers and hardly move, the rate doubles. If they are near
     strangers and some are still left, the push grows by half: those who must stay hold them back.
-    The push stays if those left are drawn more often and that is enough: others then lose less.
+    The push stays while drawing those left more often is enough and fewer pairs are named right than
+    before: others then lose less.
 
     Args:
         rate, push: of the state; see `TrainState`.
         before, after: verdicts of the previous validation and of this one.
         part: part of the run that is done, in [0, 1].
-        enough: whether drawing those left more often is enough.
+        enough: whether drawing those left more often is enough while it helps.
     """
     if after.reached:
         return rate, push
     if after.gap > _FAR:
         slow = before.gap - after.gap < _SLOW
         return (min(2 * rate, _MOST) if slow else rate), push
-    return rate, (min(1.5 * push, _MOST) if part >= _EARLY and not enough else push)
+    if part < _EARLY or (enough and after.right < before.right):
+        return rate, push
+    return rate, min(1.5 * push, _MOST)
 
 
 def describe_left(verdict: Verdict, advice: str, right: float) -> str:
