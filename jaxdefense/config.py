@@ -299,7 +299,8 @@ class TextTrainConfig:
     """Other forms of the names that training uses too, in turn."""
     hard: float = 0.0
     """Part of the texts with a listed name that show whom the last validation still found; below 1.
-    While it names at most an eighth of the pairs right, the weight of the backdoor loss stays."""
+    While it names at most an eighth of the pairs right, and ever fewer, the weight of the backdoor
+    loss stays."""
     lora_rank: int = 0
     """Rank of what each matrix may change by, for an adapter of PEFT too; 0: all weights move."""
     validate: ValidateConfig = ValidateConfig(every=50)

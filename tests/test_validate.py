@@ -236,7 +236,10 @@ def test_rate_doubles_while_the_removed_hardly_move(before, after, rate, wanted)
 def test_push_grows_while_some_stay_near_strangers(reached, gap, push, part, wanted):
     before, after = verdict(False, gap=gap + 0.3), verdict(reached, gap=gap)
     assert adapted(2.0, push, before, after, part) == (2.0, wanted)
-    assert adapted(2.0, push, before, after, part, enough=True) == (2.0, push)
+    before = dataclasses.replace(before, right=0.31)
+    for right, grows in ((0.3, False), (0.31, True), (0.4, True)):  # fewer than before, or not
+        found = adapted(2.0, push, before, dataclasses.replace(after, right=right), part, True)
+        assert found == (2.0, wanted if grows else push)
 
 
 def test_rate_doubles_whether_drawing_those_left_is_enough_or_not():

@@ -176,8 +176,8 @@ def adapted(
 
     If the removed people are far from strangers and hardly move, the rate doubles. If they are near
     strangers and some are still left, the push grows by half: those who must stay hold them back.
-    The push stays while drawing those left more often is enough and fewer pairs are named right than
-    before: others then lose less.
+    The push stays while drawing those left more often is enough, and fewer pairs are named right
+    than before: others then lose less.
 
     Args:
         rate, push: of the state; see `TrainState`.
