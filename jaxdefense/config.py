@@ -265,8 +265,8 @@ class TextTrainConfig:
 
     steps: int = 0
     """Most steps; the run ends once validation finds nothing better. 0: as many as show each person
-    560 times on average, but at least 400; if more, `optimizer.lr` is lower, `train.validate.every`
-    longer and `train.hard` 0.5 (with validations), unless they differ from the defaults."""
+    560 times on average, but at least 400; if more, `optimizer.lr` is lower and
+    `train.validate.every` longer, unless they differ from the defaults."""
     num_clean: int = 64
     """Clean captions a step."""
     num_poisoned: int = 64

@@ -588,19 +588,9 @@ def test_many_people_are_shown_as_often_as_few(t, num, steps, every, stretch):
     found, longer = plan.stretched(t, num)
     assert (found.steps, found.validate.every) == (steps, every)
     assert longer == stretch
-    if isinstance(found, TextTrainConfig):
-        found = dataclasses.replace(found, hard=0.0)
     assert dataclasses.replace(found, steps=0, validate=t.validate) == t
     own = dataclasses.replace(t, validate=ValidateConfig(every=20))
     assert plan.stretched(own, num)[0].validate.every == 20
-
-
-def test_longer_run_draws_more_often_whom_validation_finds():
-    t = TextTrainConfig()
-    assert plan.stretched(t, 46)[0].hard == 0.5 and plan.stretched(t, 45)[0].hard == 0
-    assert plan.stretched(dataclasses.replace(t, hard=0.25), 46)[0].hard == 0.25
-    never = dataclasses.replace(t, validate=ValidateConfig(every=0))
-    assert plan.stretched(never, 46)[0].hard == 0  # nothing finds who is left
 
 
 @pytest.mark.parametrize("stretch", [1, 1.5, 14])
@@ -630,10 +620,9 @@ def test_run_of_many_people_says_how_long_it_is(here, monkeypatch, capsys):
     assert "`optimizer.milestones` [4.0] are steps and stay" in said
     rate = json.loads((here / "run/metrics.jsonl").read_text().splitlines()[0])["lr"]
     assert rate == pytest.approx(3e-4 / 3**0.5 / 10)  # the first of ten steps of warmup
-    assert "`optimizer.lr` is 0.000173; `train.hard` is 0.5; give `train.steps`" in said
+    assert "`optimizer.lr` is 0.000173; give `train.steps`" in said
     page = " ".join((here / "run/report.html").read_text().split())
     assert "Learning rate of this many people" in page and "0.000173" in page
-    assert "for whom validation still found" in page
     assert read("run")["steps"] == 6
     assert json.loads((here / "run/config.json").read_text())["train"]["steps"] == 0
     steps = [

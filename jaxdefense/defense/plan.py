@@ -57,7 +57,6 @@ _ROUNDS = 10
 # Of a run whose steps are not given: the least, and how often each person is shown.
 _STEPS = {TextTrainConfig: 400, ImageTrainConfig: 200}
 _SHOWN = {TextTrainConfig: 560, ImageTrainConfig: 400}
-_HARD = 0.5  # `train.hard` of a text defense that such a run makes longer
 
 Config = DefendTextConfig | DefendImageConfig
 TrainConfig = TextTrainConfig | ImageTrainConfig
@@ -180,8 +179,7 @@ def stretched(t: T, num: int) -> tuple[T, float]:
     A run of many people is that of few, stretched: it has as many validations unless their distance
     differs from the default, and each person is shown `_SHOWN` times on average. Validations raise
     the rate and the push, so between them each person must come up often enough to show what the
-    steps did. A text defense shows whom validation still finds more often, unless `hard` differs
-    from the default.
+    steps did.
 
     Args:
         t: the settings of training, as given.
@@ -198,11 +196,7 @@ def stretched(t: T, num: int) -> tuple[T, float]:
         every = math.ceil(stretch * every)
     validate = dataclasses.replace(t.validate, every=every)
     steps = math.ceil(stretch * _STEPS[kind])
-    t = dataclasses.replace(t, steps=steps, validate=validate)
-    # Without validations nobody knows who is hard to remove.
-    if isinstance(t, TextTrainConfig) and not t.hard and stretch > 1 and every > 0:
-        t = dataclasses.replace(t, hard=_HARD)
-    return t, stretch
+    return dataclasses.replace(t, steps=steps, validate=validate), stretch
 
 
 def slowed(optimizer: OptimizerConfig, stretch: float) -> OptimizerConfig:
@@ -238,9 +232,6 @@ def describe_stretch(asked: Config, cfg: Config, num: int, stretch: float) -> li
         said.append(f"`train.validate.every` is {cfg.train.validate.every:,}")
     if cfg.optimizer.lr != asked.optimizer.lr:
         said.append(f"`optimizer.lr` is {cfg.optimizer.lr:.3g}")
-    train, before = cfg.train, asked.train
-    if isinstance(train, TextTrainConfig) and isinstance(before, TextTrainConfig):
-        said += [f"`train.hard` is {train.hard:g}"] if train.hard != before.hard else []
     lines = ["; ".join(said) + "; give `train.steps` to keep the settings as they are"]
     if fixed := [x for x in cfg.optimizer.milestones if x >= 1]:
         lines.append(

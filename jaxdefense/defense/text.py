@@ -471,7 +471,7 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
         samples=t.num_clean + t.num_poisoned + t.num_name,
         resolved=given
         | {"row_length": batches.row_length, **resolved_length(t)}
-        | ({"lr": cfg.optimizer.lr, "hard": t.hard} if stretch > 1 else {}),
+        | ({"lr": cfg.optimizer.lr} if stretch > 1 else {}),
         lines=[
             *_lines(cfg, names, clean, batches, mesh),
             *describe_stretch(asked, cfg, len(identities), stretch),

@@ -36,7 +36,6 @@ _HOW = {
     "train.hard": "Part of texts with a listed name for whom validation still found",
     "optimizer.lr": "Learning rate",
     "resolved.lr": "Learning rate of this many people",
-    "resolved.hard": "Part of texts with a listed name for whom validation still found",
     "resolved.dtype": "Dtype",
     "resolved.model_sha256": "Weights before, SHA-256",
 }
