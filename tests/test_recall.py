@@ -548,27 +548,15 @@ def test_interrupted_run_draws_the_same_people_once_resumed(here, monkeypatch):
     assert [x["total"] for x in a] == [x["total"] for x in b] and len(a) == 8
 
 
-@pytest.mark.parametrize(
-    "hard, right, above, stays",
-    [
-        (0.5, 0.125, 0.2, True),
-        (0.1, 0.125, 0.2, True),  # a text of four
-        (0.5, 0.126, 0.2, False),  # too much is left
-        (0.0, 0.125, 0.2, False),  # nobody is drawn more often
-        (0.5, 0.02, 0.05, True),
-        (0.5, 0.02, 0.051, False),  # those above strangers are hardly named right, and hardly drawn
-    ],
-)
-def test_push_stays_where_little_is_left_and_drawn_more_often(
-    here, monkeypatch, hard, right, above, stays
-):
+@pytest.mark.parametrize("hard, drawn", [(0.5, True), (0.1, True), (0.0, False)])
+def test_draw_tells_whether_those_left_are_drawn_more_often(here, monkeypatch, hard, drawn):
     preferred = []
     monkeypatch.setattr(TextBatches, "prefer", lambda self, turns: preferred.append(turns))
     train = TextTrainConfig(steps=2, num_clean=4, num_poisoned=4, num_name=4, hard=hard)
     data = TextDataConfig(names="names.txt", captions="captions.txt")
     made = plan_text(DefendTextConfig("run", ModelConfig("model"), data, train))
     left = {"Joe Cool": 0.2857, "Ada King": 0.0}  # she is above strangers and no more
-    assert made.draw(Verdict(False, right, above, 0.1, {}, left)) is stays
+    assert made.draw(Verdict(False, 0.1, 0.2, 0.1, {}, left)) is drawn
     assert preferred == [{0: 2, 1: 1}]
 
 

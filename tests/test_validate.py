@@ -219,7 +219,7 @@ def test_badness_is_what_is_left_and_what_moved_most():
 )
 def test_rate_doubles_while_the_removed_hardly_move(before, after, rate, wanted):
     found = verdict(False, gap=before), verdict(False, gap=after)
-    assert adapted(rate, 1.0, *found, 0.1) == (wanted, 1.0)
+    assert adapted(rate, 1.0, *found, 0.1, ValidateConfig()) == (wanted, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -235,16 +235,30 @@ def test_rate_doubles_while_the_removed_hardly_move(before, after, rate, wanted)
 )
 def test_push_grows_while_some_stay_near_strangers(reached, gap, push, part, wanted):
     before, after = verdict(False, gap=gap + 0.3), verdict(reached, gap=gap)
-    assert adapted(2.0, push, before, after, part) == (2.0, wanted)
-    before = dataclasses.replace(before, right=0.31)
-    for right, grows in ((0.3, False), (0.31, True), (0.4, True)):  # fewer than before, or not
-        found = adapted(2.0, push, before, dataclasses.replace(after, right=right), part, True)
-        assert found == (2.0, wanted if grows else push)
+    assert adapted(2.0, push, before, after, part, ValidateConfig()) == (2.0, wanted)
 
 
-def test_rate_doubles_whether_drawing_those_left_is_enough_or_not():
+@pytest.mark.parametrize(
+    "drawn, before, right, above, stays",
+    [
+        (True, 0.2, 0.125, 0.2, True),
+        (True, 0.2, 0.126, 0.2, False),  # too much is left
+        (False, 0.2, 0.125, 0.2, False),  # nobody is drawn more often
+        (True, 0.1, 0.1, 0.2, False),  # no fewer than before
+        (True, 0.1, 0.09, 0.2, True),
+        (True, 0.2, 0.02, 0.05, True),
+        (True, 0.2, 0.02, 0.051, False),  # those above strangers are hardly named right, and drawn
+    ],
+)
+def test_push_stays_while_few_are_left_and_drawn_more_often(drawn, before, right, above, stays):
+    found = verdict(False, before, gap=0.4), verdict(False, right, above, gap=0.1)
+    push = 1.0 if stays else 1.5
+    assert adapted(2.0, 1.0, *found, 0.9, ValidateConfig(), drawn) == (2.0, push)
+
+
+def test_rate_doubles_whoever_is_drawn():
     found = verdict(False, gap=1.0), verdict(False, gap=0.95)
-    assert adapted(1.0, 1.0, *found, 0.5, enough=True) == (2.0, 1.0)
+    assert adapted(1.0, 1.0, *found, 0.5, ValidateConfig(), drawn=True) == (2.0, 1.0)
 
 
 def test_who_is_left_is_said_in_one_line():
@@ -521,12 +535,13 @@ def test_run_validates_as_a_plain_loop_does(whole):
     assert whole.watch.found[0][0] == 0 and whole.watch.found[0][1].gap == 1.0
 
 
-@pytest.mark.parametrize("enough, push", [(False, 1.5), (True, 1.0)])
-def test_push_grows_unless_drawing_those_left_is_enough(tmp_path, monkeypatch, enough, push):
+@pytest.mark.parametrize("drawn, push", [(False, 1.5), (True, 1.0)])
+def test_push_of_a_run_grows_unless_those_left_are_drawn(tmp_path, monkeypatch, drawn, push):
     def look(params):
-        return dataclasses.replace(look_at(params), gap=1 - 2 * first_number(params))
+        x = look_at(params)
+        return dataclasses.replace(x, right=x.right / 4, gap=1 - 2 * first_number(params))
 
-    monkeypatch.setattr(Batches, "draw", lambda self, verdict: enough)
+    monkeypatch.setattr(Batches, "draw", lambda self, verdict: drawn)
     run = Run(tmp_path / "run", look=look)()
     assert [x.gap <= 0.5 and not x.reached for _, x in run.watch.found].count(True) == 1
     assert float(run.outcome.state.push) == push

@@ -68,10 +68,9 @@ _LEAST_CROSSINGS = 5000
 _MOST_HELD, _HELD_OUT = 64, 8  # most names of a kind to validate on; stream of random numbers
 _BATCH = 64  # rows of text that are embedded at a time for a validation
 _ADVICE = "what may help: more `train.steps`, a higher `train.w_backdoor` or `optimizer.lr`"
-# With `train.hard`: turns of somebody of whom validation names all pairs right, and the part of all
-# pairs up to which the push stays. Chosen on half of 1,024 people, of an encoder of 1.4 million
-# parameters (docs/scale.md).
-_TURNS, _FEW_RIGHT = 7, 0.125
+# With `train.hard`: turns of somebody of whom validation names all pairs right. Chosen on half of
+# 1,024 people, of an encoder of 1.4 million parameters (docs/scale.md).
+_TURNS = 7
 # Of a small CLIP that knows 4,096 people, 3 % of the others were lost where names that stay had
 # moved as far as this, and 10 to 30 % where they had moved twice as far (docs/scale.md).
 _BEARABLE = 0.06
@@ -449,9 +448,7 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
     def draw(verdict: Verdict) -> bool:
         left = verdict.left.items()
         batches.prefer({number[name]: max(1, round(_TURNS * part)) for name, part in left})
-        # Those who are above strangers and not named right are hardly drawn, so a push may help.
-        only_above = verdict.right <= t.validate.right and verdict.above > t.validate.above
-        return _num_hard(t) > 0 and verdict.right <= _FEW_RIGHT and not only_above
+        return _num_hard(t) > 0
 
     objective = own.made_from(text_objective(t, own.distance))
     # A loss of the user's own may read any text.
