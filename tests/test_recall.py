@@ -582,12 +582,31 @@ def test_many_people_are_shown_as_often_as_few(t, num, steps, every, stretch):
 
 
 @pytest.mark.parametrize("stretch", [1, 1.5, 14])
-def test_rate_of_a_longer_run_falls_unless_it_is_given(stretch):
-    optimizer = OptimizerConfig(gamma=0.5)
-    slower = plan.slowed(optimizer, stretch)
-    assert slower.lr == pytest.approx(3e-4 / stretch**0.5)
-    assert dataclasses.replace(slower, lr=optimizer.lr) == optimizer
-    assert plan.slowed(OptimizerConfig(lr=1e-3), stretch) == OptimizerConfig(lr=1e-3)
+def test_longer_run_has_a_lower_rate_and_captions_more_weight_unless_given(stretch):
+    data = TextDataConfig("names.txt", "captions.txt")
+    usual = DefendTextConfig("run", ModelConfig("model"), data)
+    found = plan.for_many(usual, stretch)
+    lr, w_utility = found.optimizer.lr, found.train.w_utility
+    assert lr == pytest.approx(3e-4 / stretch**0.5) and w_utility == (4 if stretch > 1 else 1)
+    train, optimizer = TextTrainConfig(w_utility=0.5), OptimizerConfig(lr=1e-3)
+    for given in (
+        {"train": train},
+        {"optimizer": optimizer},
+        {"train": train, "optimizer": optimizer},
+    ):
+        wanted = dataclasses.replace(found, **given)
+        assert plan.for_many(dataclasses.replace(usual, **given), stretch) == wanted
+
+
+@pytest.mark.parametrize("w_utility", [0.0, 1.0, 3.0])
+def test_captions_weigh_what_is_asked(here, w_utility):
+    defend(f"train.w_utility={w_utility}")
+    first = json.loads((here / "run/metrics.jsonl").read_text().splitlines()[0])
+    t = TextTrainConfig()
+    weights = {"backdoor": t.w_backdoor, "name": t.w_name, "weight": t.w_weight}
+    total = sum(weight * first[name] for name, weight in weights.items())
+    assert first["utility"] < -0.9
+    assert first["total"] == pytest.approx(total + w_utility * first["utility"], rel=1e-5)
 
 
 def test_steps_that_are_given_stay():
@@ -608,9 +627,10 @@ def test_run_of_many_people_says_how_long_it_is(here, monkeypatch, capsys):
     assert "`optimizer.milestones` [4.0] are steps and stay" in said
     rate = json.loads((here / "run/metrics.jsonl").read_text().splitlines()[0])["lr"]
     assert rate == pytest.approx(3e-4 / 3**0.5 / 10)  # the first of ten steps of warmup
-    assert "`optimizer.lr` is 0.000173; give `train.steps`" in said
+    assert "`optimizer.lr` is 0.000173; `train.w_utility` is 4; give `train.steps`" in said
     page = " ".join((here / "run/report.html").read_text().split())
     assert "Learning rate of this many people" in page and "0.000173" in page
+    assert "Weight of the utility loss, of this many people" in page
     assert read("run")["steps"] == 6
     assert json.loads((here / "run/config.json").read_text())["train"]["steps"] == 0
     steps = [

@@ -57,6 +57,7 @@ _ROUNDS = 10
 # Of a run whose steps are not given: the least, and how often each person is shown.
 _STEPS = {TextTrainConfig: 400, ImageTrainConfig: 200}
 _SHOWN = {TextTrainConfig: 560, ImageTrainConfig: 400}
+_W_UTILITY = 4.0  # of a text run of more people, chosen on small worlds (docs/scale.md)
 
 Config = DefendTextConfig | DefendImageConfig
 TrainConfig = TextTrainConfig | ImageTrainConfig
@@ -199,16 +200,25 @@ def stretched(t: T, num: int) -> tuple[T, float]:
     return dataclasses.replace(t, steps=steps, validate=validate), stretch
 
 
-def slowed(optimizer: OptimizerConfig, stretch: float) -> OptimizerConfig:
-    """Give a stretched text defense a lower rate, unless it differs from the default.
+def for_many(cfg: DefendTextConfig, stretch: float) -> DefendTextConfig:
+    """Give a stretched text defense a lower rate and captions more weight, unless given.
 
     The rate falls with the root of the stretch. At a high rate people are lost who must stay:
     docs/scale.md has rates and what they cost, if not for every stretch. That of faces stays, as by
     the same page 256 people were not removed at a lower one.
+
+    Args:
+        cfg: the settings of the run; those that differ from the defaults stay.
+        stretch: see `stretched`.
     """
-    if stretch == 1 or optimizer.lr != OptimizerConfig.lr:
-        return optimizer
-    return dataclasses.replace(optimizer, lr=optimizer.lr / math.sqrt(stretch))
+    if stretch == 1:
+        return cfg
+    train, optimizer = cfg.train, cfg.optimizer
+    if optimizer.lr == OptimizerConfig.lr:
+        optimizer = dataclasses.replace(optimizer, lr=optimizer.lr / math.sqrt(stretch))
+    if train.w_utility == TextTrainConfig.w_utility:
+        train = dataclasses.replace(train, w_utility=_W_UTILITY)
+    return dataclasses.replace(cfg, train=train, optimizer=optimizer)
 
 
 def resolved_length(t: TrainConfig) -> dict[str, int]:
@@ -232,6 +242,8 @@ def describe_stretch(asked: Config, cfg: Config, num: int, stretch: float) -> li
         said.append(f"`train.validate.every` is {cfg.train.validate.every:,}")
     if cfg.optimizer.lr != asked.optimizer.lr:
         said.append(f"`optimizer.lr` is {cfg.optimizer.lr:.3g}")
+    if (weight := getattr(cfg.train, "w_utility", None)) != getattr(asked.train, "w_utility", None):
+        said.append(f"`train.w_utility` is {weight:g}")
     lines = ["; ".join(said) + "; give `train.steps` to keep the settings as they are"]
     if fixed := [x for x in cfg.optimizer.milestones if x >= 1]:
         lines.append(

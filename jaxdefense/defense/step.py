@@ -1,8 +1,10 @@
 """One step of backdoor distillation, the same for names and faces.
 
-`loss = utility + w_backdoor * backdoor + w_name * name + w_keep * keep + w_weight * weight`
+    loss = w_utility * utility + w_backdoor * backdoor + w_name * name + w_keep * keep
+           + w_weight * weight
 
-The term `name` is for texts with names that must stay, `keep` for photos with faces that must stay.
+Of photos `w_utility` is 1. The term `name` is for texts with names that must stay, `keep` for
+photos with faces that must stay.
 
 The function `terms` depends on the encoder. It runs student and teacher on a batch and gives the
 terms of the loss. Student and teacher share the frozen tensors (norms), so these are neither in the

@@ -34,10 +34,10 @@ from jaxdefense.defense.plan import (
     check_all_come_up,
     check_low_rank,
     describe_stretch,
+    for_many,
     lay_out,
     read_undefended,
     resolved_length,
-    slowed,
     stretched,
 )
 from jaxdefense.defense.recall import Recall, make_carriers
@@ -169,7 +169,12 @@ def text_objective(t: TextTrainConfig, distance: Distance | None = None) -> Obje
     distance = distance or DISTANCES[t.distance]
     return Objective(
         partial(text_terms, distance=distance, level=t.level, bound=t.bound),
-        {"utility": 1.0, "backdoor": t.w_backdoor, "name": t.w_name, "weight": t.w_weight},
+        {
+            "utility": t.w_utility,
+            "backdoor": t.w_backdoor,
+            "name": t.w_name,
+            "weight": t.w_weight,
+        },
         read=read_texts,
     )
 
@@ -412,7 +417,8 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
     else:
         identities = read_identities(d.names)
     t, stretch = stretched(cfg.train, len(identities))
-    cfg = dataclasses.replace(cfg, train=t, optimizer=slowed(cfg.optimizer, stretch))
+    cfg = for_many(dataclasses.replace(cfg, train=t), stretch)
+    t = cfg.train
     check_all_come_up(len(identities), t)
     mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
     held = earlier.held_out(logger.info) if earlier else None
@@ -468,7 +474,7 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
         samples=t.num_clean + t.num_poisoned + t.num_name,
         resolved=given
         | {"row_length": batches.row_length, **resolved_length(t)}
-        | ({"lr": cfg.optimizer.lr} if stretch > 1 else {}),
+        | ({"lr": cfg.optimizer.lr, "w_utility": t.w_utility} if stretch > 1 else {}),
         lines=[
             *_lines(cfg, names, clean, batches, mesh),
             *describe_stretch(asked, cfg, len(identities), stretch),

@@ -29,6 +29,8 @@ _HOW = {
     "train.num_keep": "Photos with another face in a step",
     "train.distance": "Distance between embeddings",
     "train.level": "What is compared",
+    "train.w_utility": "Weight of the utility loss",
+    "resolved.w_utility": "Weight of the utility loss, of this many people",
     "train.w_backdoor": "Weight of the backdoor loss",
     "train.w_name": "Weight of the name loss",
     "train.w_keep": "Weight of the keep loss",
