@@ -1,6 +1,6 @@
 """How many of thousands of names can be removed? The settings of docs/scale.md.
 
-Few samples a step, for a CPU; steps and rate by the number of people.
+Few samples a step, for a CPU; steps, rate and the weight of captions by the number of people.
 
 Run:   python -m jaxdefense.demo.crowd --people 4096 --photos 4 --out inputs
        python -m jaxdefense.demo.pretrain --people 4096 --out crowd

@@ -266,7 +266,8 @@ class TextTrainConfig:
     steps: int = 0
     """Most steps; the run ends once validation finds nothing better. 0: as many as show each person
     560 times on average, but at least 400; if more, `optimizer.lr` is lower, `train.w_utility` 4
-    and `train.validate.every` longer, unless they differ from the defaults."""
+    (with `backdoor` bounded) and `train.validate.every` longer, unless they differ from the
+    defaults."""
     num_clean: int = 64
     """Clean captions a step."""
     num_poisoned: int = 64
@@ -275,8 +276,9 @@ class TextTrainConfig:
     """Texts a step with a name that must stay, for the name loss."""
     accumulate: int = how(1)
     """Micro-batches in which a step is computed, one in memory at a time."""
-    w_utility: float = 1.0
-    """Weight of the utility loss; higher: ordinary captions move less."""
+    w_utility: float = 0.0
+    """Weight of the utility loss; higher: ordinary captions move less. 0: 1, but 4 where the run is
+    longer for many people, see `steps`."""
     w_backdoor: float = 3.0
     """Weight of the backdoor loss; higher: names go sooner, and more goes with them."""
     w_name: float = 20.0

@@ -192,6 +192,7 @@ SETTINGS = {
     "train.steps=many": ["train.steps", "int"],
     "train.distance=euclid": ["distance", "cosine"],
     "train.level=deep": ["train.level", "'hidden'"],
+    "train.w_utility=-1": ["w_utility", "at least 0"],
     "train.w_name=1.0": ["train.num_name", "only together"],
     "train": ["key=value"],
     "train=3": ["unknown: --train=3"],

@@ -583,30 +583,44 @@ def test_many_people_are_shown_as_often_as_few(t, num, steps, every, stretch):
 
 @pytest.mark.parametrize("stretch", [1, 1.5, 14])
 def test_longer_run_has_a_lower_rate_and_captions_more_weight_unless_given(stretch):
-    data = TextDataConfig("names.txt", "captions.txt")
-    usual = DefendTextConfig("run", ModelConfig("model"), data)
-    found = plan.for_many(usual, stretch)
-    lr, w_utility = found.optimizer.lr, found.train.w_utility
-    assert lr == pytest.approx(3e-4 / stretch**0.5) and w_utility == (4 if stretch > 1 else 1)
-    train, optimizer = TextTrainConfig(w_utility=0.5), OptimizerConfig(lr=1e-3)
-    for given in (
-        {"train": train},
-        {"optimizer": optimizer},
-        {"train": train, "optimizer": optimizer},
-    ):
-        wanted = dataclasses.replace(found, **given)
-        assert plan.for_many(dataclasses.replace(usual, **given), stretch) == wanted
+    t, optimizer = TextTrainConfig(seed=1), OptimizerConfig(gamma=0.5)
+    found, slower = plan.for_many(t, optimizer, stretch)
+    assert slower.lr == pytest.approx(3e-4 / stretch**0.5)
+    assert dataclasses.replace(slower, lr=optimizer.lr) == optimizer
+    assert found == dataclasses.replace(t, w_utility=4.0 if stretch > 1 else 0.0)
+    given = TextTrainConfig(w_utility=1.0), OptimizerConfig(lr=1e-3)
+    assert plan.for_many(*given, stretch) == given
+    # It was measured with the bounded loss alone, and has no effect on a loss of one's own.
+    towards = TextTrainConfig(backdoor="target")
+    assert plan.for_many(towards, optimizer, stretch) == (towards, slower)
+    assert plan.for_many(t, optimizer, stretch, weighs=False) == (t, slower)
 
 
-@pytest.mark.parametrize("w_utility", [0.0, 1.0, 3.0])
-def test_captions_weigh_what_is_asked(here, w_utility):
-    defend(f"train.w_utility={w_utility}")
-    first = json.loads((here / "run/metrics.jsonl").read_text().splitlines()[0])
+def check_weight_of_captions(w_utility):
+    """Check the first losses of a run against the weight of one of them."""
+    first = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[0])
     t = TextTrainConfig()
     weights = {"backdoor": t.w_backdoor, "name": t.w_name, "weight": t.w_weight}
-    total = sum(weight * first[name] for name, weight in weights.items())
+    rest = sum(weight * first[name] for name, weight in weights.items())
     assert first["utility"] < -0.9
-    assert first["total"] == pytest.approx(total + w_utility * first["utility"], rel=1e-5)
+    assert first["total"] == pytest.approx(rest + w_utility * first["utility"], rel=1e-5)
+
+
+@pytest.mark.parametrize("given, weight", [(0, 1), (1, 1), (3, 3)])
+def test_captions_weigh_what_is_asked(here, given, weight):
+    defend(f"train.w_utility={given}.0")
+    check_weight_of_captions(weight)
+    assert "w_utility" not in json.loads(Path("run/config.json").read_text())["resolved"]
+
+
+@pytest.mark.parametrize("given, weight", [(0, 4), (1, 1)])
+def test_captions_weigh_more_in_a_run_of_many_people_unless_given(here, monkeypatch, given, weight):
+    monkeypatch.setattr(plan, "_STEPS", {TextTrainConfig: 2})
+    monkeypatch.setattr(plan, "_SHOWN", {TextTrainConfig: 24})
+    defend("train.steps=0", f"train.w_utility={given}.0")
+    check_weight_of_captions(weight)
+    resolved = json.loads(Path("run/config.json").read_text())["resolved"]
+    assert resolved.get("w_utility") == (4 if given == 0 else None)
 
 
 def test_steps_that_are_given_stay():

@@ -256,6 +256,13 @@ def test_push_stays_while_few_are_left_and_drawn_more_often(drawn, before, right
     assert adapted(2.0, 1.0, *found, 0.9, ValidateConfig(), drawn) == (2.0, push)
 
 
+def test_push_stays_by_the_limits_that_are_asked():
+    found = verdict(False, 0.2, gap=0.4), verdict(False, 0.04, 0.06, gap=0.1)
+    for right, above, push in ((0.02, 0.05, 1.0), (0.05, 0.05, 1.5), (0.05, 0.07, 1.0)):
+        cfg = ValidateConfig(right=right, above=above)
+        assert adapted(2.0, 1.0, *found, 0.9, cfg, drawn=True) == (2.0, push)
+
+
 def test_rate_doubles_whoever_is_drawn():
     found = verdict(False, gap=1.0), verdict(False, gap=0.95)
     assert adapted(1.0, 1.0, *found, 0.5, ValidateConfig(), drawn=True) == (2.0, 1.0)

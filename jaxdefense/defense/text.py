@@ -170,7 +170,7 @@ def text_objective(t: TextTrainConfig, distance: Distance | None = None) -> Obje
     return Objective(
         partial(text_terms, distance=distance, level=t.level, bound=t.bound),
         {
-            "utility": t.w_utility,
+            "utility": t.w_utility or 1.0,
             "backdoor": t.w_backdoor,
             "name": t.w_name,
             "weight": t.w_weight,
@@ -417,8 +417,9 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
     else:
         identities = read_identities(d.names)
     t, stretch = stretched(cfg.train, len(identities))
-    cfg = for_many(dataclasses.replace(cfg, train=t), stretch)
-    t = cfg.train
+    weighs = not isinstance(own.objective, Objective)
+    t, optimizer = for_many(t, cfg.optimizer, stretch, weighs)
+    cfg = dataclasses.replace(cfg, train=t, optimizer=optimizer)
     check_all_come_up(len(identities), t)
     mesh, rules = make_mesh(**vars(cfg.mesh), devices=jax.devices()), ShardingRules()
     held = earlier.held_out(logger.info) if earlier else None
@@ -474,7 +475,8 @@ def plan_text(cfg: DefendTextConfig, own: OwnLoss = NONE) -> Plan[TextDefenseSum
         samples=t.num_clean + t.num_poisoned + t.num_name,
         resolved=given
         | {"row_length": batches.row_length, **resolved_length(t)}
-        | ({"lr": cfg.optimizer.lr, "w_utility": t.w_utility} if stretch > 1 else {}),
+        | ({"lr": cfg.optimizer.lr} if stretch > 1 else {})
+        | ({"w_utility": t.w_utility} if t.w_utility != asked.train.w_utility else {}),
         lines=[
             *_lines(cfg, names, clean, batches, mesh),
             *describe_stretch(asked, cfg, len(identities), stretch),

@@ -25,9 +25,9 @@ from jaxdefense.sharding import put
 
 # Training is far from done if the gap is above `_FAR`, and slow if the gap shrank by less than
 # `_SLOW` since the validation before; then the rate is raised. The push is raised from the part
-# `_EARLY` of the run on, unless those left are drawn more often and at most `_FEW_RIGHT` of all
-# pairs are named right. Neither is raised above `_MOST`. `_FEW_RIGHT` was chosen on half of 1,024
-# people, of an encoder of 1.4 million parameters (docs/scale.md).
+# `_EARLY` of the run on; `adapted` says when it stays, with at most `_FEW_RIGHT` of all pairs named
+# right. Neither is raised above `_MOST`. `_FEW_RIGHT` was chosen on half of 1,024 people, of an
+# encoder of 1.4 million parameters (docs/scale.md).
 _FAR, _SLOW, _EARLY, _MOST = 0.5, 0.1, 0.25, 8.0
 _FEW_RIGHT = 0.125
 _NO_WAY = 1e-6  # a cosine; below it the teacher knows none of the people
@@ -180,8 +180,8 @@ def adapted(
     If the removed people are far from strangers and hardly move, the rate doubles. If they are near
     strangers and some are still left, the push grows by half: those who must stay hold them back.
     The push stays while those left are drawn more often, few pairs are named right, and fewer than
-    before: others then lose less. It grows all the same if only strangers' level is missed, as who
-    is above it and not named right is hardly drawn.
+    before: others then lose less. It grows all the same if few enough pairs are named right and
+    strangers' level is missed, as who is above it and not named right is hardly drawn.
 
     Args:
         rate, push: of the state; see `TrainState`.
