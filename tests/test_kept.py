@@ -69,10 +69,11 @@ def on_devices(cfg, teacher, shape=(1, 1, 1)):
 
 def step_config(objective, tower, accumulate=1):
     graphdef, teacher = split_tower(tower)
-    # AdamW's first steps turn rounding of gradients near 0 into whole steps; so the rate is low.
+    # AdamW's first steps turn rounding of gradients near 0 into whole steps; so the rate is low and
+    # epsilon high.
     tx = make_optimizer(
         1e-4, warmup=2, milestones=(0.5,), gamma=0.3, weight_decay=0.0,
-        b1=0.9, b2=0.999, eps=1e-8, steps=STEPS,
+        b1=0.9, b2=0.999, eps=1e-5, steps=STEPS,
     )  # fmt: skip
     return StepConfig(graphdef, objective, tx, accumulate), teacher
 
