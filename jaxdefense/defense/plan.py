@@ -209,7 +209,7 @@ def for_many(
     The rate falls with the root of the stretch. At a high rate people are lost who must stay:
     docs/scale.md has rates and what they cost, if not for every stretch. That of faces stays, as by
     the same page 256 people were not removed at a lower one. By the same page captions of more
-    weight move less, and nothing else changes; this was measured with the bounded loss alone.
+    weight move less, at no cost that was measured, if with the bounded loss alone.
 
     Args:
         t, optimizer: the settings of the run; a rate that differs from the default is given.
