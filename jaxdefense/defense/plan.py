@@ -216,9 +216,11 @@ def for_many(
         stretch: see `stretched`.
         weighs: whether the weight of captions has an effect.
     """
-    if stretch > 1 and optimizer.lr == OptimizerConfig.lr:
+    if stretch == 1:
+        return t, optimizer
+    if optimizer.lr == OptimizerConfig.lr:
         optimizer = dataclasses.replace(optimizer, lr=optimizer.lr / math.sqrt(stretch))
-    if stretch > 1 and not t.w_utility and weighs and t.backdoor == "bounded":
+    if not t.w_utility and weighs and t.backdoor == "bounded":
         t = dataclasses.replace(t, w_utility=_W_UTILITY)
     return t, optimizer
 
