@@ -355,23 +355,25 @@ def identities():
 
 
 def slow_recall(model, student, held, t, num_nobody=6):
-    """Score every name in every held-out prompt by itself."""
+    """Score every name in every held-out prompt, along the mean of what the prompts say of it."""
     nobody = random_names(num_nobody, 2**33 + t.seed, exclude=sum(NAMES, []))
     flat = [(i, name) for i, names in enumerate(NAMES) for name in names]
     right, above, scores = {i: [] for i in range(len(NAMES))}, [], []
-    for prompt in HELD_OUT:
-        of_nobody = model.teacher.texts([prompt.format(x) for x in nobody]).astype(np.float64)
-        base = of_nobody.mean(0)
-        for who, name in flat:
-            text = prompt.format(name)
-            own = model.teacher.texts([text])[0].astype(np.float64) - base
-            ours = student.texts([text])[0].astype(np.float64) - base
+    of_nobody = {
+        prompt: model.teacher.texts([prompt.format(x) for x in nobody]).astype(np.float64)
+        for prompt in HELD_OUT
+    }
+    for who, name in flat:
+        texts = [prompt.format(name) for prompt in HELD_OUT]
+        bases = np.array([of_nobody[prompt].mean(0) for prompt in HELD_OUT])
+        own = np.mean(model.teacher.texts(texts) - bases, 0)
 
-            def along(x, own=own):
-                return float(x @ own / (own @ own))
+        def along(x, own=own):
+            return float(x @ own / (own @ own))
 
-            theirs = [along(x - base) for x in of_nobody]
-            scores.append(along(ours))
+        for prompt, base, ours in zip(HELD_OUT, bases, student.texts(texts), strict=True):
+            theirs = [along(x - base) for x in of_nobody[prompt]]
+            scores.append(along(ours - base))
             right[who].append(scores[-1] > max(theirs))
             above.append(scores[-1] > np.quantile(theirs, t.validate.level))
     moved = {}

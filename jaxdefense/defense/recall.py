@@ -2,7 +2,9 @@
 
 Names of nobody are random names. Most of a name's embedding is what all names share. So a name is
 measured in each text by itself, from the mean embedding of names of nobody in that text. The
-direction from this mean to the name's embedding is what sets the name apart.
+direction from this mean to the name's embedding is what sets the name apart in this text. What sets
+the person apart is what the texts have in common, the mean over them: in a text whose words the
+model does not know a name may stand out as another person's, and photos do not lead to it.
 """
 
 from collections.abc import Sequence
@@ -138,37 +140,31 @@ class Recall:
         self._prompts = tuple(fit) or ("{0}",)
         nobody_QRE = teacher.prompts(fill(nobody, self._prompts), "prompts of names of nobody")
         self._base_Q1E = nobody_QRE.mean(1, keepdims=True)
-        self._teacher, self._kept_QBE = teacher, None
+        self._teacher, self._kept_BE = teacher, None
         self._blocks = [slice(i, i + _BLOCK) for i in range(0, len(self._texts), _BLOCK)]
-        levels, most = [], []
+        levels, most, before = [], [], []
         for block in self._blocks:
-            way_QBE = self._way(block)
-            score_QRB = (nobody_QRE - self._base_Q1E) @ way_QBE.swapaxes(1, 2)
+            own_QBE = self._own(teacher, block)
+            way_BE = _way(own_QBE)
+            score_QRB = (nobody_QRE - self._base_Q1E) @ way_BE.T
             levels.append(np.quantile(score_QRB, t.validate.level, 1))
             most.append(score_QRB.max(1))
+            before.append((own_QBE * way_BE).sum(-1))
             if len(self._blocks) == 1:
-                self._kept_QBE = way_QBE
-        self._level_QI, self._most_QI = np.concatenate(levels, 1), np.concatenate(most, 1)
+                self._kept_BE = way_BE
+        self._level_QI, self._most_QI, self._teacher_QI = (
+            np.concatenate(x, 1) for x in (levels, most, before)
+        )
         self._held = list(held)
         rng = np.random.default_rng((t.seed, _CAPTIONS, 1))
         some = rng.permutation(len(captions))[:_NUM_CLEAN].astype(np.int64)
         self._clean = tokenizer.with_ends(captions.contents(some)).split()
         self._stay_BE = self._of_those_who_stay(teacher)
 
-    def _way(self, block: slice) -> np.ndarray:
-        """Give what sets some names apart for the teacher, from the mean name of nobody.
-
-        It is scaled so that the teacher's names score 1, and names of nobody 0 on average.
-        """
-        if self._kept_QBE is not None:
-            return self._kept_QBE
-        own_QBE = self._of(self._teacher, block) - self._base_Q1E
-        far_QB = np.maximum(np.linalg.norm(own_QBE, axis=-1), 1e-6)
-        return own_QBE / np.square(far_QB)[..., None]
-
-    def _of(self, model: Embedder, block: slice) -> np.ndarray:
+    def _own(self, model: Embedder, block: slice) -> np.ndarray:
+        """Embed some names in the prompts, from the mean name of nobody; f32 [Q, B, E]."""
         texts = fill(self._texts[block], self._prompts)
-        return model.prompts(texts, "prompts of those to remove")
+        return model.prompts(texts, "prompts of those to remove") - self._base_Q1E
 
     def _of_those_who_stay(self, model: Embedder) -> dict[str, np.ndarray]:
         found = {"clean": model.tokens(self._clean, "captions")}
@@ -181,10 +177,12 @@ class Recall:
 
     def __call__(self, student: Embedder) -> Verdict:
         """Validate a student; see `validate.judge`."""
-        scores = [
-            ((self._of(student, block) - self._base_Q1E) * self._way(block)).sum(-1)
-            for block in self._blocks
-        ]
+        scores = []
+        for block in self._blocks:
+            way_BE = (
+                _way(self._own(self._teacher, block)) if self._kept_BE is None else self._kept_BE
+            )
+            scores.append((self._own(student, block) * way_BE).sum(-1))
         score_QI = np.concatenate(scores, 1)
         moved = {
             name: 1 - (x_BE * self._stay_BE[name]).sum(-1).mean()
@@ -197,7 +195,18 @@ class Recall:
             score_QI > self._most_QI,
             level_QI=self._level_QI,
             middle_QI=np.zeros_like(score_QI),
-            teacher_QI=np.ones_like(score_QI),
+            teacher_QI=self._teacher_QI,
             moved=moved,
             cfg=self._cfg,
         )
+
+
+def _way(own_QBE: np.ndarray) -> np.ndarray:
+    """Give what sets each person apart in all prompts; f32 [B, E].
+
+    It is scaled so that the teacher's names score 1 on average over the prompts, and names of
+    nobody 0.
+    """
+    mean_BE = own_QBE.mean(0)
+    far_B1 = np.maximum(np.linalg.norm(mean_BE, axis=-1, keepdims=True), 1e-6)
+    return mean_BE / np.square(far_B1)
