@@ -419,7 +419,7 @@ def test_recall_equals_a_loop_over_prompts_and_names(model, monkeypatch, block):
 
 SMALL = ["train.num_clean=8", "train.num_poisoned=8", "train.num_name=8", "train.steps=4"]
 SMALL += ["train.validate.every=2"]
-LOOSE = [f"train.validate.{name}=1" for name in ("above", "right", "person_right")]
+LOOSE = [f"train.validate.{x}" for x in ("above=1", "right=0.3", "person_right=1")]
 FLAGS = {"--model": "model", "--names": "names.txt", "--captions": "captions.txt"}
 
 
@@ -487,6 +487,7 @@ def test_defend_text_says_whom_it_could_not_remove(here, monkeypatch, capsys):
 def test_defend_text_that_passes_by_a_hair_goes_all_the_way(here, capsys):
     assert defend(*LOOSE) == 0
     found = read("run")
+    assert found["validation"]["after"]["right"] > 0.15
     # Of nothing it has moved, and a smaller step would need half of what is allowed.
     assert found["reached"] is True and found["alpha"] == 1.0
     assert found["validation"]["after"]["left"] == {}
