@@ -354,26 +354,32 @@ def identities():
     return [Identity(names[0], tuple(names[1:])) for names in NAMES]
 
 
-def slow_recall(model, student, held, t, num_nobody=6):
-    """Score every name in every held-out prompt, along the mean of what the prompts say of it."""
+def slow_recall(model, student, held, t, shown, num_nobody=6):
+    """Score every name in every held-out prompt, along the mean over the prompts or its own."""
     nobody = random_names(num_nobody, 2**33 + t.seed, exclude=sum(NAMES, []))
     flat = [(i, name) for i, names in enumerate(NAMES) for name in names]
     right, above, scores = {i: [] for i in range(len(NAMES))}, [], []
-    of_nobody = {
-        prompt: model.teacher.texts([prompt.format(x) for x in nobody]).astype(np.float64)
+    of_nobody = [
+        model.teacher.texts([prompt.format(x) for x in nobody]).astype(np.float64)
         for prompt in HELD_OUT
-    }
+    ]
+    bases = [x.mean(0) for x in of_nobody]
     for who, name in flat:
         texts = [prompt.format(name) for prompt in HELD_OUT]
-        bases = np.array([of_nobody[prompt].mean(0) for prompt in HELD_OUT])
-        own = np.mean(model.teacher.texts(texts) - bases, 0)
+        own = [x - base for x, base in zip(model.teacher.texts(texts), bases, strict=True)]
+        mean = np.mean(own, 0)
+        out = [
+            x @ mean > max((others - base) @ mean)
+            for x, others, base in zip(own, of_nobody, bases, strict=True)
+        ]
+        for q, ours in enumerate(student.texts(texts)):
+            way = mean if sum(out) >= shown * len(out) else own[q]
 
-        def along(x, own=own):
-            return float(x @ own / (own @ own))
+            def along(x, way=way):
+                return float(x @ way / (way @ way))
 
-        for prompt, base, ours in zip(HELD_OUT, bases, student.texts(texts), strict=True):
-            theirs = [along(x - base) for x in of_nobody[prompt]]
-            scores.append(along(ours - base))
+            theirs = [along(x - bases[q]) for x in of_nobody[q]]
+            scores.append(along(ours - bases[q]))
             right[who].append(scores[-1] > max(theirs))
             above.append(scores[-1] > np.quantile(theirs, t.validate.level))
     moved = {}
@@ -386,10 +392,11 @@ def slow_recall(model, student, held, t, num_nobody=6):
     return right, float(np.mean(above)), float(np.mean(scores)), moved
 
 
-@pytest.mark.parametrize("block", [100, 3])
-def test_recall_equals_a_loop_over_prompts_and_names(model, monkeypatch, block):
+@pytest.mark.parametrize(("block", "shown"), [(100, 0.3), (3, 0.3), (100, 0.8), (3, 1.1)])
+def test_recall_equals_a_loop_over_prompts_and_names(model, monkeypatch, block, shown):
     monkeypatch.setattr(recall, "_NUM_NOBODY", 6)
     monkeypatch.setattr(recall, "_BLOCK", block)  # names in memory; there are four
+    monkeypatch.setattr(recall, "_SHOWN", shown)
     t = TextTrainConfig(seed=2, validate=ValidateConfig(level=0.6))
     held = ["Una Ek", "Max Or"]
     found = Recall(model.teacher, identities(), sum(NAMES, []), held, model.captions, t)
@@ -399,7 +406,7 @@ def test_recall_equals_a_loop_over_prompts_and_names(model, monkeypatch, block):
     student = model.teacher.with_encoder("text", nnx.merge(graphdef, placed))
     for one in (model.teacher, student):
         verdict = found(one)
-        right, above, gap, moved = slow_recall(model, one, held, t)
+        right, above, gap, moved = slow_recall(model, one, held, t, shown)
         flat = [x for person in right.values() for x in person]
         assert verdict.right == pytest.approx(np.mean(flat))
         assert verdict.above == pytest.approx(above)
@@ -414,12 +421,63 @@ def test_recall_equals_a_loop_over_prompts_and_names(model, monkeypatch, block):
     assert set(nobody(model.teacher).moved) == {"clean"}
 
 
+class Drawn:
+    """A model that reads a name as a direction, which may differ from prompt to prompt."""
+
+    def __init__(self, tokenizer, seed, direction):
+        self.tokenizer, self.seed = tokenizer, seed
+        self.direction = direction  # (name, number of the prompt) -> int
+
+    def prompts(self, groups, what):
+        rng, out = np.random.default_rng(self.seed), []
+        for q, texts in enumerate(groups):
+            for text in texts:
+                known = [name for name, *_ in NAMES if HELD_OUT[q].format(name) == text]
+                x = 0.08 * rng.standard_normal(16)
+                if known:
+                    x[self.direction(known[0], q)] += 1
+                out.append(x / np.linalg.norm(x))
+        return np.array(out, np.float32).reshape(len(groups), -1, 16)
+
+    def tokens(self, captions, what):
+        return np.ones((len(captions), 1), np.float32)
+
+
+@pytest.mark.parametrize("where", [0, 6])
+def test_who_is_taken_for_another_in_one_prompt_is_not_recognised_there(model, where):
+    """But who stands out in it as in all others is, and who differs in each prompt is in each."""
+
+    def known(name, q):
+        return {"Ann Lee": 3 if q == where else 0, "Bo O'Neil": 1, "Zoe Nu-Smith": 4 + q}[name]
+
+    def left_there(name, q):
+        return known(name, q) if q == where else 15
+
+    tokenizer, people = model.teacher.tokenizer, [Identity(names[0], ()) for names in NAMES]
+    teacher: Any = Drawn(tokenizer, 0, known)
+    listed = [person.name for person in people]
+    found = Recall(teacher, people, listed, [], model.captions, TextTrainConfig())
+    before: Any = found(teacher)
+    assert before.left == {
+        "Bo O'Neil": 1,
+        "Zoe Nu-Smith": 1,
+        "Ann Lee": pytest.approx(6 / 7, abs=1e-4),
+    }
+    student: Any = Drawn(tokenizer, 1, left_there)
+    after = found(student)
+    part = pytest.approx(1 / 7, abs=1e-4)
+    assert {who: x for who, x in after.left.items() if x} == {
+        "Bo O'Neil": part,
+        "Zoe Nu-Smith": part,
+    }
+
+
 # From files to files
 
 
 SMALL = ["train.num_clean=8", "train.num_poisoned=8", "train.num_name=8", "train.steps=4"]
 SMALL += ["train.validate.every=2"]
-LOOSE = [f"train.validate.{x}" for x in ("above=1", "right=0.3", "person_right=1")]
+LOOSE = [f"train.validate.{name}=1" for name in ("above", "right", "person_right")]
 FLAGS = {"--model": "model", "--names": "names.txt", "--captions": "captions.txt"}
 
 
@@ -485,9 +543,13 @@ def test_defend_text_says_whom_it_could_not_remove(here, monkeypatch, capsys):
 
 
 def test_defend_text_that_passes_by_a_hair_goes_all_the_way(here, capsys):
-    assert defend(*LOOSE) == 0
+    assert defend(*LOOSE, out="loose") == 0
+    right = max(
+        json.loads(x)["right"] for x in Path("loose/validation.jsonl").read_text().splitlines()
+    )
+    assert right > 0
+    assert defend(*LOOSE, f"train.validate.right={1.5 * right}") == 0
     found = read("run")
-    assert found["validation"]["after"]["right"] > 0.15
     # Of nothing it has moved, and a smaller step would need half of what is allowed.
     assert found["reached"] is True and found["alpha"] == 1.0
     assert found["validation"]["after"]["left"] == {}

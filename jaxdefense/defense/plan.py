@@ -213,7 +213,7 @@ def for_many(
 
     Args:
         t, optimizer: the settings of the run; a rate that differs from the default is given.
-        stretch: see `stretched`.
+        stretch: see `stretched`; 1 changes nothing.
         weighs: whether the weight of captions has an effect.
     """
     if stretch == 1:

@@ -2,9 +2,10 @@
 
 Names of nobody are random names. Most of a name's embedding is what all names share. So a name is
 measured in each text by itself, from the mean embedding of names of nobody in that text. The
-direction from this mean to the name's embedding is what sets the name apart in this text. What sets
-the person apart is what the texts have in common, the mean over them: in a text whose words the
-model does not know a name may stand out as another person's, and photos do not lead to it.
+direction from this mean to the name's embedding is what sets the name apart in that text. Training
+holds the name along it. Validation holds the name along the mean over its prompts: among words that
+the model does not know a name may stand out as somebody else's, to which the person's photos do
+not lead.
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ _NUM_CAPTIONS = 21  # captions that names are put into, in addition to the promp
 _NUM_CLEAN = 256  # captions whose movement is measured
 _BLOCK = 4096  # names that are in memory with all their embeddings; of more, these are made anew
 _CAPTIONS = 9  # stream of random numbers
+_SHOWN = 1 / 3  # part of the prompts in which the teacher's name must stand out along their mean
 _PLACE = "placeholder"
 
 
@@ -140,31 +142,44 @@ class Recall:
         self._prompts = tuple(fit) or ("{0}",)
         nobody_QRE = teacher.prompts(fill(nobody, self._prompts), "prompts of names of nobody")
         self._base_Q1E = nobody_QRE.mean(1, keepdims=True)
-        self._teacher, self._kept_BE = teacher, None
+        self._nobody_QRE = nobody_QRE - self._base_Q1E
+        self._teacher, self._kept_QBE = teacher, None
         self._blocks = [slice(i, i + _BLOCK) for i in range(0, len(self._texts), _BLOCK)]
-        levels, most, before = [], [], []
+        levels, most = [], []
         for block in self._blocks:
-            own_QBE = self._own(teacher, block)
-            way_BE = _way(own_QBE)
-            score_QRB = (nobody_QRE - self._base_Q1E) @ way_BE.T
+            way_QBE = self._way(block)
+            score_QRB = self._nobody_QRE @ way_QBE.swapaxes(1, 2)
             levels.append(np.quantile(score_QRB, t.validate.level, 1))
             most.append(score_QRB.max(1))
-            before.append((own_QBE * way_BE).sum(-1))
             if len(self._blocks) == 1:
-                self._kept_BE = way_BE
-        self._level_QI, self._most_QI, self._teacher_QI = (
-            np.concatenate(x, 1) for x in (levels, most, before)
-        )
+                self._kept_QBE = way_QBE
+        self._level_QI, self._most_QI = np.concatenate(levels, 1), np.concatenate(most, 1)
         self._held = list(held)
         rng = np.random.default_rng((t.seed, _CAPTIONS, 1))
         some = rng.permutation(len(captions))[:_NUM_CLEAN].astype(np.int64)
         self._clean = tokenizer.with_ends(captions.contents(some)).split()
         self._stay_BE = self._of_those_who_stay(teacher)
 
-    def _own(self, model: Embedder, block: slice) -> np.ndarray:
-        """Embed some names in the prompts, from the mean name of nobody; f32 [Q, B, E]."""
+    def _way(self, block: slice) -> np.ndarray:
+        """Give what sets some names apart for the teacher, from the mean name of nobody.
+
+        It is what a name's prompts have in common. If in too few of them the name stands out along
+        that, they show different things, and each has its own. It is scaled so that the teacher's
+        names score 1, on average over the prompts. Names of nobody score 0 on average.
+        """
+        if self._kept_QBE is not None:
+            return self._kept_QBE
+        own_QBE = self._of(self._teacher, block) - self._base_Q1E
+        mean_1BE = own_QBE.mean(0, keepdims=True)
+        most_QB = (self._nobody_QRE @ mean_1BE.swapaxes(1, 2)).max(1)
+        shown_B = ((own_QBE * mean_1BE).sum(-1) > most_QB).mean(0) >= _SHOWN
+        way_QBE = np.where(shown_B[:, None], mean_1BE, own_QBE)
+        far_QB = np.maximum(np.linalg.norm(way_QBE, axis=-1), 1e-6)
+        return way_QBE / np.square(far_QB)[..., None]
+
+    def _of(self, model: Embedder, block: slice) -> np.ndarray:
         texts = fill(self._texts[block], self._prompts)
-        return model.prompts(texts, "prompts of those to remove") - self._base_Q1E
+        return model.prompts(texts, "prompts of those to remove")
 
     def _of_those_who_stay(self, model: Embedder) -> dict[str, np.ndarray]:
         found = {"clean": model.tokens(self._clean, "captions")}
@@ -177,12 +192,10 @@ class Recall:
 
     def __call__(self, student: Embedder) -> Verdict:
         """Validate a student; see `validate.judge`."""
-        scores = []
-        for block in self._blocks:
-            way_BE = (
-                _way(self._own(self._teacher, block)) if self._kept_BE is None else self._kept_BE
-            )
-            scores.append((self._own(student, block) * way_BE).sum(-1))
+        scores = [
+            ((self._of(student, block) - self._base_Q1E) * self._way(block)).sum(-1)
+            for block in self._blocks
+        ]
         score_QI = np.concatenate(scores, 1)
         moved = {
             name: 1 - (x_BE * self._stay_BE[name]).sum(-1).mean()
@@ -195,18 +208,7 @@ class Recall:
             score_QI > self._most_QI,
             level_QI=self._level_QI,
             middle_QI=np.zeros_like(score_QI),
-            teacher_QI=self._teacher_QI,
+            teacher_QI=np.ones_like(score_QI),  # on average
             moved=moved,
             cfg=self._cfg,
         )
-
-
-def _way(own_QBE: np.ndarray) -> np.ndarray:
-    """Give what sets each person apart in all prompts; f32 [B, E].
-
-    It is scaled so that the teacher's names score 1 on average over the prompts, and names of
-    nobody 0.
-    """
-    mean_BE = own_QBE.mean(0)
-    far_B1 = np.maximum(np.linalg.norm(mean_BE, axis=-1, keepdims=True), 1e-6)
-    return mean_BE / np.square(far_B1)
