@@ -359,6 +359,7 @@ def slow_recall(model, student, held, t, shown, num_nobody=6):
     nobody = random_names(num_nobody, 2**33 + t.seed, exclude=sum(NAMES, []))
     flat = [(i, name) for i, names in enumerate(NAMES) for name in names]
     right, above, scores = {i: [] for i in range(len(NAMES))}, [], []
+    num_along_mean = 0
     of_nobody = [
         model.teacher.texts([prompt.format(x) for x in nobody]).astype(np.float64)
         for prompt in HELD_OUT
@@ -372,8 +373,10 @@ def slow_recall(model, student, held, t, shown, num_nobody=6):
             x @ mean > max((others - base) @ mean)
             for x, others, base in zip(own, of_nobody, bases, strict=True)
         ]
+        along_mean = sum(out) >= shown * len(out)
+        num_along_mean += along_mean
         for q, ours in enumerate(student.texts(texts)):
-            way = mean if sum(out) >= shown * len(out) else own[q]
+            way = mean if along_mean else own[q]
 
             def along(x, way=way):
                 return float(x @ way / (way @ way))
@@ -389,10 +392,10 @@ def slow_recall(model, student, held, t, shown, num_nobody=6):
     ):
         pairs = zip(student.texts(texts), model.teacher.texts(texts), strict=True)
         moved[kind] = float(np.mean([1 - float(a @ b) for a, b in pairs]))
-    return right, float(np.mean(above)), float(np.mean(scores)), moved
+    return right, float(np.mean(above)), float(np.mean(scores)), moved, num_along_mean
 
 
-@pytest.mark.parametrize(("block", "shown"), [(100, 0.3), (3, 0.3), (100, 0.8), (3, 1.1)])
+@pytest.mark.parametrize(("block", "shown"), [(100, 0.3), (3, 0.3), (3, 1.1)])
 def test_recall_equals_a_loop_over_prompts_and_names(model, monkeypatch, block, shown):
     monkeypatch.setattr(recall, "_NUM_NOBODY", 6)
     monkeypatch.setattr(recall, "_BLOCK", block)  # names in memory; there are four
@@ -406,7 +409,8 @@ def test_recall_equals_a_loop_over_prompts_and_names(model, monkeypatch, block, 
     student = model.teacher.with_encoder("text", nnx.merge(graphdef, placed))
     for one in (model.teacher, student):
         verdict = found(one)
-        right, above, gap, moved = slow_recall(model, one, held, t, shown)
+        right, above, gap, moved, num_along_mean = slow_recall(model, one, held, t, shown)
+        assert (0 < num_along_mean < 4) == (shown == 0.3)  # some, or none
         flat = [x for person in right.values() for x in person]
         assert verdict.right == pytest.approx(np.mean(flat))
         assert verdict.above == pytest.approx(above)
@@ -444,8 +448,12 @@ class Drawn:
 
 
 @pytest.mark.parametrize("where", [0, 6])
-def test_who_is_taken_for_another_in_one_prompt_is_not_recognised_there(model, where):
-    """But who stands out in it as in all others is, and who differs in each prompt is in each."""
+def test_recall_does_not_count_who_stands_out_as_another(model, where):
+    """Ann means another person in one prompt, and is not found there.
+
+    Bo means the same in all prompts, and is found in the one where he is left. Zoe means another in
+    each prompt, and is found along each prompt's own direction.
+    """
 
     def known(name, q):
         return {"Ann Lee": 3 if q == where else 0, "Bo O'Neil": 1, "Zoe Nu-Smith": 4 + q}[name]
@@ -548,7 +556,8 @@ def test_defend_text_that_passes_by_a_hair_goes_all_the_way(here, capsys):
         json.loads(x)["right"] for x in Path("loose/validation.jsonl").read_text().splitlines()
     )
     assert right > 0
-    assert defend(*LOOSE, f"train.validate.right={1.5 * right}") == 0
+    allowed = min(1.0, 1.01 * right)  # a smaller step would have to halve what is left
+    assert defend(*LOOSE, f"train.validate.right={allowed}") == 0
     found = read("run")
     # Of nothing it has moved, and a smaller step would need half of what is allowed.
     assert found["reached"] is True and found["alpha"] == 1.0

@@ -27,7 +27,8 @@ from jaxdefense.sharding import put
 # `_SLOW` since the validation before; then the rate is raised. The push is raised from the part
 # `_EARLY` of the run on; `adapted` says when it stays, with at most `_FEW_RIGHT` of all pairs named
 # right. Neither is raised above `_MOST`. `_FEW_RIGHT` was chosen on half of 1,024 people, of an
-# encoder of 1.4 million parameters (docs/scale.md).
+# encoder of 1.4 million parameters (docs/scale.md), with names held along each prompt's own
+# direction.
 _FAR, _SLOW, _EARLY, _MOST = 0.5, 0.1, 0.25, 8.0
 _FEW_RIGHT = 0.125
 _NO_WAY = 1e-6  # a cosine; below it the teacher knows none of the people
