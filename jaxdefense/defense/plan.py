@@ -57,7 +57,7 @@ _ROUNDS = 10
 # Of a run whose steps are not given: the least, and how often each person is shown.
 _STEPS = {TextTrainConfig: 400, ImageTrainConfig: 200}
 _SHOWN = {TextTrainConfig: 560, ImageTrainConfig: 400}
-# Of captions, in a text run of more people; chosen on 128 of 1,024 people (docs/scale.md).
+# Of captions, in a text run of more people; chosen on 128 and on 256 of 1,024 (docs/scale.md).
 _W_UTILITY = 4.0
 
 Config = DefendTextConfig | DefendImageConfig
